@@ -1,0 +1,46 @@
+# make demo    install, then pre-train and fine-tune a tiny BERT on text that ships with Python
+# make test    install, then run the tests
+# make help    all targets
+
+PYTHON ?= python3
+VENV   ?= .venv
+# A torch that is already there or satisfies pyproject.toml may be named here: make TORCH=torch==2.9.1 demo
+TORCH  ?= torch==2.13.0
+BIN    := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all check format clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed ## install zerobert with its test tools into .venv
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[test,dev]"
+	@touch $@
+
+demo: install ## raw text -> pre-training on 2 ranks -> fine-tuning -> report, under runs/demo
+	$(BIN)/zerobert demo
+
+test: install check ## lint, type check and the fast tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: install check ## every test, the slow ones too
+	$(BIN)/python -m pytest
+
+check: install ## ruff, mypy and clang-format, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@git ls-files '*.c' '*.cc' '*.cpp' '*.cu' '*.cuh' '*.h' | xargs -r $(BIN)/clang-format --dry-run --Werror
+
+format: install ## apply ruff's and clang-format's layout
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	@git ls-files '*.c' '*.cc' '*.cpp' '*.cu' '*.cuh' '*.h' | xargs -r $(BIN)/clang-format -i
+
+clean: ## remove the virtual environment and what the demo made
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,131 @@
+"""Ranks, devices, seeds, and the only calls of collectives.
+
+Every function works in one process with no process group, where it is the identity.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as torch_dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the processes of the run."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that writes files and speaks to the user."""
+        return self.rank == 0
+
+
+def _active() -> bool:
+    return torch_dist.is_available() and torch_dist.is_initialized() and torch_dist.get_world_size() > 1
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum of `value` over all ranks, in a new tensor; collective."""
+    total = value.clone()
+    if _active():
+        torch_dist.all_reduce(total)
+    return total
+
+
+def any_rank(flag: bool, device: torch.device | None = None) -> bool:
+    """True everywhere if `flag` is true on any rank; collective."""
+    value = torch.tensor(int(flag), device=device)
+    if _active():
+        torch_dist.all_reduce(value, op=torch_dist.ReduceOp.MAX)
+    return bool(value.item())
+
+
+def gather_arrays(array: NDArray[np.generic]) -> list[NDArray[np.generic]]:
+    """Every rank's array, in rank order, on every rank; shapes may differ; collective."""
+    return gather_objects(array)
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every rank's picklable value, in rank order, on every rank; collective."""
+    if not _active():
+        return [value]
+    gathered: list[T | None] = [None] * torch_dist.get_world_size()
+    torch_dist.all_gather_object(gathered, value)
+    return gathered  # type: ignore[return-value]
+
+
+def broadcast_object(value: T) -> T:
+    """Rank 0's picklable value on every rank; collective."""
+    if not _active():
+        return value
+    box: list[T] = [value]
+    torch_dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    """Wait for all ranks; collective."""
+    if _active():
+        torch_dist.barrier()
+
+
+def seed_everything(seed: int, rank: int) -> None:
+    """Seed Python, NumPy and torch on every device, differently on every rank (dropout must differ)."""
+    mixed = int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
+    random.seed(mixed)
+    np.random.seed(mixed)
+    torch.manual_seed(mixed)
+
+
+def rng_state() -> dict[str, object]:
+    """The state of every random generator of this process, for a checkpoint."""
+    state: dict[str, object] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, object]) -> None:
+    """Put back what `rng_state` returned."""
+    random.setstate(state["python"])  # type: ignore[arg-type]
+    np.random.set_state(state["numpy"])  # type: ignore[arg-type]
+    torch.set_rng_state(state["torch"])  # type: ignore[arg-type]
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])  # type: ignore[arg-type]
+
+
+def set_threads(local_size: int, threads: int | None) -> int:
+    """Give this rank its share of the cores: more threads than cores slow every rank down many times.
+
+    A launcher's OMP_NUM_THREADS wins unless `threads` is given.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    count = threads or (int(given) if given.isdigit() else max(1, cores // local_size))
+    torch.set_num_threads(count)
+    return count
+
+
+def split_evenly(items: Sequence[T], rank: int, size: int) -> list[T]:
+    """Rank's items, every `size`-th: counts differ by at most one between ranks."""
+    return list(items[rank::size])
