@@ -1,0 +1,37 @@
+"""Weight decay reaches matrices and embeddings only."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from engine.config import OptimConfig
+from engine.optim.build import build_optimizer, parameter_groups
+
+
+def model() -> nn.Module:
+    return nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.LayerNorm(4))
+
+
+def test_biases_and_layer_norm_have_no_weight_decay() -> None:
+    decayed, others = parameter_groups(model().named_parameters(), 0.1)
+    assert decayed["weight_decay"] == 0.1
+    assert others["weight_decay"] == 0.0
+    assert [tuple(p.shape) for p in decayed["params"]] == [(5, 4), (4, 4)]  # type: ignore[attr-defined]
+    assert [tuple(p.shape) for p in others["params"]] == [(4,), (4,), (4,)]  # type: ignore[attr-defined]
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    net = model()
+    net[0].weight.requires_grad_(False)  # type: ignore[index,union-attr]
+    decayed, _ = parameter_groups(net.named_parameters(), 0.1)
+    assert len(decayed["params"]) == 1  # type: ignore[arg-type]
+
+
+def test_a_step_before_the_loop_sets_the_rate_changes_nothing() -> None:
+    net = model()
+    before = [p.detach().clone() for p in net.parameters()]
+    optimizer = build_optimizer(net, OptimConfig(weight_decay=0.1))
+    net(torch.tensor([1, 2])).sum().backward()
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
