@@ -1,0 +1,1 @@
+"""BERT on transformers' configuration and parameter names."""

@@ -1,0 +1,1 @@
+"""What a model is trained to do; the loop knows only the protocol in `task`."""

@@ -1,0 +1,158 @@
+"""Pre-training: masked language model and next-sentence prediction (Devlin et al. 2019)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine import dist
+from engine.config import RunConfig
+from engine.data.pretraining import PretrainingOptions, PretrainingSource, TokenFacts
+from engine.data.source import MicroBatch
+from engine.data.store import open_store
+from engine.data.tokenizer import load_tokenizer
+from engine.errors import UserError
+from engine.model.bert import BertForPreTraining
+from engine.model.build import build_config, initialise
+from engine.model.pretrained import load_pretrained
+from engine.tasks.task import Evaluation, StepOutput
+
+SHOWN_SENTENCES = 4
+LOSSES = ("mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy")
+
+
+class Pretraining:
+    """MLM + NSP on a prepared store."""
+
+    best_metric: str | None = None
+    higher_is_better = False
+
+    def __init__(self, config: RunConfig) -> None:
+        """Open the store and check that it fits the model.
+
+        Raises:
+            UserError: no store, or a sequence length or vocabulary that the model can't take.
+        """
+        assert config.data.path is not None
+        self.config = config
+        self.store = open_store(config.data.path)
+        self.vocabulary = self.store.tokenizer
+        self.tokenizer = self.store.path / "tokenizer"
+        self.evaluation_samples = config.train.eval_samples
+        self.bert_config = build_config(config.model, self.vocabulary.vocab_size, self.vocabulary.pad_id)
+        self._check_positions()
+        self._check_tokenizer()
+
+    def _check_positions(self) -> None:
+        length, limit = self.config.data.sequence_length, self.bert_config.max_position_embeddings
+        if length > limit:
+            raise UserError(f"data.sequence_length: {length} exceeds the {limit} positions of the model; lower it")
+
+    def _check_tokenizer(self) -> None:
+        """Weights know token ids, not tokens: another vocabulary of the same size would train on noise."""
+        folder = self.config.model.init_from
+        if folder and (Path(folder) / "tokenizer.json").exists():
+            other = load_tokenizer(folder)
+            if other.fingerprint != self.vocabulary.fingerprint:
+                raise UserError(
+                    f"model.init_from: the vocabulary of {folder!r} is not the one that {self.store.path} was "
+                    f"prepared with; prepare the data with --tokenizer {folder}"
+                )
+
+    def build_model(self) -> nn.Module:
+        """BERT with both heads: seeded weights, or those of model.init_from."""
+        model = BertForPreTraining(self.bert_config, self.config.model.activation_checkpointing)
+        initialise(model, self.config.seed)
+        if self.config.model.init_from:
+            load_pretrained(model, Path(self.config.model.init_from))
+        return model
+
+    def train_source(self) -> PretrainingSource:
+        return self._source("train", fixed=False)
+
+    def evaluation_source(self, split: str) -> PretrainingSource | None:
+        """The held-out split with fixed pairs and masks, so that evaluations compare."""
+        return self._source("validation", fixed=True) if split == "validation" else None
+
+    def _source(self, split: str, *, fixed: bool) -> PretrainingSource:
+        data, words = self.config.data, self.vocabulary
+        facts = TokenFacts(
+            words.cls_id, words.sep_id, words.mask_id, words.regular_ids, words.continues_word
+        )
+        options = PretrainingOptions(
+            sequence_length=data.sequence_length,
+            short_sequence_probability=data.short_sequence_probability,
+            mask_probability=data.mask_probability,
+            whole_word=data.whole_word_masking,
+            seed=self.config.seed,
+        )
+        return PretrainingSource(self.store.split(split), facts, options, fixed)
+
+    def step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:
+        """Shares of the global batch's mean MLM loss (over masked tokens) and mean NSP loss (over sequences)."""
+        shares = loss_shares(model(**batch.inputs, max_length=batch.max_length), batch.totals)
+        metrics = {name: share.detach() for name, share in shares.items()}
+        return StepOutput(shares["mlm_loss"] + shares["nsp_loss"], metrics)
+
+    def evaluate(self, model: nn.Module, batches: Iterable[MicroBatch]) -> Evaluation:
+        """MLM loss, perplexity, MLM and NSP accuracy on held-out text, and a few masked sentences with guesses."""
+        sums: Tensor | None = None
+        texts: dict[str, str] = {}
+        for batch in batches:
+            outputs = model(**batch.inputs, max_length=batch.max_length)
+            shares = loss_shares(outputs, batch.totals)
+            row = torch.stack([shares[name].double() for name in LOSSES])
+            row = torch.zeros_like(row) if batch.dummy else row
+            sums = row if sums is None else sums + row
+            if not texts:
+                texts["masked_sentences"] = self.show_guesses(batch.inputs, outputs["predictions"])
+        assert sums is not None
+        scalars = dict(zip(LOSSES, dist.sum_over_ranks(sums).tolist(), strict=True))
+        scalars["loss"] = scalars["mlm_loss"] + scalars["nsp_loss"]
+        scalars["perplexity"] = math.exp(min(scalars["mlm_loss"], 700.0))
+        return Evaluation(scalars, texts)
+
+    def show_guesses(self, inputs: dict[str, Tensor], predictions: Tensor) -> str:
+        """A Markdown list of masked sentences: right guesses bold, wrong ones beside the truth."""
+        ids = inputs["input_ids"].tolist()
+        starts = [0, *inputs["lengths"].cumsum(0).tolist()]
+        masked = zip(
+            inputs["mlm_positions"].tolist(), inputs["mlm_labels"].tolist(), predictions.tolist(), strict=True
+        )
+        guesses = {position: (label, guess) for position, label, guess in masked}
+        lines = []
+        for first, last in list(zip(starts, starts[1:], strict=False))[:SHOWN_SENTENCES]:
+            words = [self._word(ids[index], guesses.get(index)) for index in range(first, last)]
+            lines.append("- " + " ".join(words).replace(" ##", ""))
+        return "\n".join(lines)
+
+    def _word(self, token: int, guess: tuple[int, int] | None) -> str:
+        tokens = self.vocabulary.tokens
+        if guess is None:
+            return tokens[token].replace("[", "\\[")
+        truth, guessed = guess
+        return f"**{tokens[truth]}**" if truth == guessed else f"~~{tokens[guessed]}~~ *{tokens[truth]}*"
+
+    def report(self, evaluation: Evaluation, folder: Path) -> str:
+        """The held-out losses as a line; the curves hold the rest."""
+        values = evaluation.scalars
+        return (
+            f"held-out MLM loss {values['mlm_loss']:.4f} (perplexity {values['perplexity']:.1f}), MLM accuracy "
+            f"{values['mlm_accuracy']:.4f}, NSP accuracy {values['nsp_accuracy']:.4f}"
+        )
+
+
+def loss_shares(outputs: dict[str, Any], totals: dict[str, float]) -> dict[str, Tensor]:
+    """Sums over a micro-batch divided by the totals of the global batch."""
+    masked, sequences = totals["mlm"], totals["sequences"]
+    return {
+        "mlm_loss": outputs["mlm_loss_sum"] / masked,
+        "nsp_loss": outputs["nsp_loss_sum"] / sequences,
+        "mlm_accuracy": outputs["mlm_correct"] / masked,
+        "nsp_accuracy": outputs["nsp_correct"] / sequences,
+    }

@@ -1,0 +1,170 @@
+"""The final report of a classifier: scikit-learn's tables, the majority baseline, a confusion matrix as a picture.
+
+Shapes: N examples, C classes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sklearn.metrics import classification_report, confusion_matrix
+
+from engine.tasks.task import Evaluation
+
+CONFIDENCE = 0.95
+# above this many classes the counts and names of the picture would overlap
+READABLE_CLASSES = 25
+NAME_LENGTH = 18
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a classifier said of N examples, in the order of their file."""
+
+    names: tuple[str, ...]
+    """class names in the order of their ids"""
+    majority: int
+    """the most frequent class of the training examples"""
+    truth: NDArray[np.int64]
+    """class ids [N]"""
+    probabilities: NDArray[np.float64]
+    """[N, C]"""
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """The most probable class of each example, [N]."""
+        return np.asarray(self.probabilities.argmax(axis=1), dtype=np.int64)
+
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """Counts [C, C]: a row a true class, a column a predicted one."""
+        counts = confusion_matrix(self.truth, self.predicted, labels=range(len(self.names)))
+        return np.asarray(counts, dtype=np.int64)
+
+
+def report(evaluation: Evaluation, folder: Path) -> str:
+    """Write report.txt, report.json, confusion_matrix.png and predictions.tsv into `folder`.
+
+    Args:
+        evaluation: of `SequenceClassification.evaluate`; its record "predictions" is what the report is made of.
+        folder: made where it is missing.
+
+    Returns:
+        The text of report.txt.
+    """
+    predictions: Predictions = evaluation.records["predictions"]
+    summary = summarise(predictions) | {"scores": evaluation.scalars}
+    text = render(predictions, summary)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "predictions.tsv", _prediction_rows(predictions).encode())
+    _write(folder / "confusion_matrix.png", _png(confusion_picture(predictions.confusion, predictions.names)))
+    _write(folder / "report.json", (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
+    _write(folder / "report.txt", text.encode())
+    return text
+
+
+def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
+    """The 95 % score interval of an accuracy of `correct` out of `total` (Wilson 1927)."""
+    z = NormalDist().inv_cdf((1.0 + CONFIDENCE) / 2.0)
+    share, weight = correct / total, z * z / total
+    centre = (share + weight / 2.0) / (1.0 + weight)
+    radius = z / (1.0 + weight) * math.sqrt(share * (1.0 - share) / total + weight / (4.0 * total))
+    return centre - radius, centre + radius
+
+
+def summarise(predictions: Predictions) -> dict[str, Any]:
+    """The report as plain values, ready for JSON."""
+    truth, total = predictions.truth, len(predictions.truth)
+    correct = int((truth == predictions.predicted).sum())
+    return {
+        "examples": total,
+        "accuracy": correct / total,
+        "accuracy_interval_95": list(accuracy_interval(correct, total)),
+        "majority_baseline": {
+            "label": predictions.names[predictions.majority],
+            "accuracy": float((truth == predictions.majority).mean()),
+        },
+        "labels": list(predictions.names),
+        "confusion_matrix": predictions.confusion.tolist(),
+        "classification_report": _table(predictions, output_dict=True),
+    }
+
+
+def render(predictions: Predictions, summary: dict[str, Any]) -> str:
+    """The report as text; it starts with the accuracy against the majority baseline."""
+    low, high = summary["accuracy_interval_95"]
+    baseline = summary["majority_baseline"]
+    return (
+        f"accuracy {summary['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}) "
+        f"on {summary['examples']} examples\n"
+        f"majority baseline {baseline['accuracy']:.4f} (always {baseline['label']!r})\n\n"
+        f"{_table(predictions, output_dict=False)}"
+    )
+
+
+def _table(predictions: Predictions, output_dict: bool) -> Any:
+    """scikit-learn's classification report over the classes that occur among labels or predictions."""
+    truth, predicted = predictions.truth, predictions.predicted
+    present = np.union1d(truth, predicted)
+    names = [predictions.names[index] for index in present]
+    return classification_report(
+        truth, predicted, labels=present, target_names=names, digits=4, zero_division=0, output_dict=output_dict
+    )
+
+
+def _prediction_rows(predictions: Predictions) -> str:
+    table = io.StringIO()
+    writer = csv.writer(table, delimiter="\t", lineterminator="\n")
+    writer.writerow(["index", "true", "predicted", "confidence"])
+    confidence = predictions.probabilities.max(axis=1)
+    for index, (true, guess) in enumerate(zip(predictions.truth, predictions.predicted, strict=True)):
+        writer.writerow([index, predictions.names[true], predictions.names[guess], f"{confidence[index]:.6f}"])
+    return table.getvalue()
+
+
+def confusion_picture(counts: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.uint8]:
+    """A confusion matrix [C, C] as a picture [height, width, 3]: colours are shares of the true class."""
+    classes = len(names)
+    side = min(4.0 + 0.35 * classes, 12.0)
+    figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+    axes.set(xlabel="predicted", ylabel="true")
+    if classes <= READABLE_CLASSES:
+        # a dollar sign would start matplotlib's formula mode
+        shown = [name[:NAME_LENGTH].replace("$", r"\$") for name in names]
+        axes.set_xticks(range(classes), shown, rotation=45, ha="right")
+        axes.set_yticks(range(classes), shown)
+        for (row, column), count in np.ndenumerate(counts):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=colour)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    matplotlib.image.imsave(buffer, pixels, format="png")
+    return buffer.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write aside, then rename: a crash leaves the old file or the new one."""
+    aside = path.with_name(path.name + ".partial")
+    aside.write_bytes(content)
+    aside.replace(path)

@@ -1,0 +1,174 @@
+"""Sequence classification: fine-tune a pre-trained encoder on labelled texts or pairs of texts.
+
+Shapes: B examples of a micro-batch, N of an evaluation, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from torch import Tensor, nn
+
+from engine import dist
+from engine.config import LabelledConfig, RunConfig, require
+from engine.data.labelled import LabelledSource, class_ids, class_names, encode, split_validation
+from engine.data.labelled_files import Examples, read_examples
+from engine.data.source import MicroBatch
+from engine.data.tokenizer import load_tokenizer
+from engine.model.build import build_config, initialise
+from engine.model.heads import BertForSequenceClassification
+from engine.model.pretrained import load_pretrained
+from engine.tasks import report
+from engine.tasks.task import Evaluation, StepOutput
+
+
+class SequenceClassification:
+    """The task of a run that fine-tunes a classifier; implements `engine.tasks.task.Task`.
+
+    Reads and tokenises all its data at once, so that a mistake in it shows before anything is trained.
+
+    Raises:
+        UserError: labelled data, a model folder or a length that cannot be used.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        assert config.model.init_from is not None
+        self.config = config
+        self.tokenizer = Path(config.model.init_from)
+        self.best_metric: str | None = config.labelled.metric
+        self.higher_is_better = config.labelled.metric != "loss"
+        self.evaluation_samples = 0
+        self.vocabulary = load_tokenizer(self.tokenizer)
+        self._check_length()
+        splits = read_splits(config.labelled, config.seed)
+        self.names = class_names(splits["train"])
+        labels = {split: class_ids(examples, self.names) for split, examples in splits.items()}
+        self.majority = int(np.bincount(labels["train"]).argmax())
+        self.sources = {
+            split: self._source(examples, labels[split], fixed=split != "train") for split, examples in splits.items()
+        }
+
+    def _check_length(self) -> None:
+        limit = build_config(self.config.model, self.vocabulary.vocab_size).max_position_embeddings
+        length = self.config.labelled.max_length
+        remedy = f"{self.config.model.init_from} has {limit} positions: give at most {limit}"
+        require(length <= limit, "labelled.max_length", length, remedy)
+
+    def _source(self, examples: Examples, labels: NDArray[np.int64], fixed: bool) -> LabelledSource:
+        encoded = encode(self.vocabulary, examples.texts, examples.pairs, self.config.labelled.max_length)
+        return LabelledSource(encoded, labels, self.config.seed, fixed)
+
+    def build_model(self) -> BertForSequenceClassification:
+        """The pre-trained encoder under a fresh classifier."""
+        vocabulary, settings = self.vocabulary, self.config.model
+        config = build_config(settings, vocabulary.vocab_size, vocabulary.pad_id, labels=self.names)
+        model = BertForSequenceClassification(config, settings.activation_checkpointing)
+        initialise(model, self.config.seed)
+        # a classifier in the folder was trained for classes that need not be these, even when there are as many
+        fresh = {name: value.clone() for name, value in model.classifier.state_dict().items()}
+        load_pretrained(model, self.tokenizer)
+        model.classifier.load_state_dict(fresh)
+        return model
+
+    def train_source(self) -> LabelledSource:
+        return self.sources["train"]
+
+    def evaluation_source(self, split: str) -> LabelledSource | None:
+        """The examples of "validation" or "test" in the order of their file; None without labelled.test."""
+        return self.sources.get(split)
+
+    def step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:
+        """Shares of the mean cross-entropy (nats) and of the accuracy of the global batch."""
+        output = model(**model_inputs(batch))
+        total = batch.totals["sequences"]
+        correct = (output["logits"].detach().argmax(dim=-1) == batch.inputs["labels"]).sum()
+        return StepOutput(output["loss_sum"] / total, {"accuracy": correct / total})
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, batches: Iterable[MicroBatch]) -> Evaluation:
+        """Classify this rank's batches, and score the examples of all ranks; collective.
+
+        Dropout is off meanwhile. Scores don't depend on how the examples were spread over ranks and batches.
+        """
+        training = model.training
+        model.eval()
+        index, truth, logits = [], [], [np.zeros((0, len(self.names)), dtype=np.float32)]
+        for batch in batches:
+            output = model(**model_inputs(batch))
+            # ranks must run equally many forward passes (ZeRO-3 gathers parameters in each); dummies only fill up
+            if not batch.dummy:
+                index.append(_array(batch.inputs["index"]))
+                truth.append(_array(batch.inputs["labels"]))
+                logits.append(_array(output["logits"].float()))
+        model.train(training)
+        return self._score(*(_gather(parts) for parts in (index, truth, logits)))
+
+    def _score(self, index: NDArray[Any], truth: NDArray[Any], logits: NDArray[Any]) -> Evaluation:
+        order = np.argsort(index)
+        log_probabilities = torch.from_numpy(logits[order]).double().log_softmax(dim=1).numpy()
+        predictions = report.Predictions(self.names, self.majority, truth[order], np.exp(log_probabilities))
+        picture = report.confusion_picture(predictions.confusion, self.names)
+        return Evaluation(
+            scalars=scores(predictions.truth, log_probabilities),
+            images={"confusion_matrix": picture},
+            records={"predictions": predictions},
+        )
+
+    def report(self, evaluation: Evaluation, folder: Path) -> str:
+        """See `engine.tasks.report.report`."""
+        return report.report(evaluation, folder)
+
+
+def read_splits(labelled: LabelledConfig, seed: int) -> dict[str, Examples]:
+    """The examples of "train", "validation" (a tenth of the training examples unless given) and, if given, "test"."""
+
+    def read(path: str) -> Examples:
+        return read_examples(path, labelled.text, labelled.text_pair, labelled.label)
+
+    assert labelled.train is not None
+    training = read(labelled.train)
+    if labelled.validation is None:
+        training, validation = split_validation(training, seed)
+    else:
+        validation = read(labelled.validation)
+    splits = {"train": training, "validation": validation}
+    return splits if labelled.test is None else splits | {"test": read(labelled.test)}
+
+
+def scores(truth: NDArray[np.int64], log_probabilities: NDArray[np.float64]) -> dict[str, float]:
+    """Mean cross-entropy (nats), accuracy, macro F1 and Matthews correlation of predictions.
+
+    Args:
+        truth: class ids [N].
+        log_probabilities: [N, C].
+    """
+    predicted = log_probabilities.argmax(axis=1)
+    return {
+        "loss": float(-log_probabilities[np.arange(len(truth)), truth].mean()),
+        "accuracy": float(accuracy_score(truth, predicted)),
+        "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0)),
+        "matthews": float(matthews_corrcoef(truth, predicted)),
+    }
+
+
+def model_inputs(batch: MicroBatch) -> dict[str, Any]:
+    """The model's arguments: the batch without `index`, which is for the evaluation."""
+    tensors = {name: tensor for name, tensor in batch.inputs.items() if name != "index"}
+    return tensors | {"max_length": batch.max_length or None}
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = tensor.cpu().numpy()
+    return array
+
+
+def _gather(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """The parts of all ranks, one after the other; a rank may have none."""
+    own = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+    return np.concatenate(dist.gather_arrays(own))

@@ -1,0 +1,78 @@
+"""The protocol between the training loop and what is trained.
+
+The loop knows `Task` and never a task's name: a new task is a new class here and a line in the launcher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from engine.data.source import MicroBatch, SampleSource
+
+
+@dataclass
+class StepOutput:
+    """What one micro-batch of one rank adds to the global batch.
+
+    Every value is a *share*: added over micro-batches and ranks, shares give the value of the global batch
+    (a sum of losses over the batch's masked tokens is divided by the global number of masked tokens).
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    """shares of further curves, detached; the loop writes each as train/<name>"""
+
+
+@dataclass
+class Evaluation:
+    """The result of an evaluation, the same on every rank."""
+
+    scalars: dict[str, float]
+    """curves; the loop writes each as eval/<name>"""
+    texts: dict[str, str] = field(default_factory=dict)
+    """Markdown for TensorBoard"""
+    images: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    """pictures [height, width, 3] for TensorBoard"""
+    records: dict[str, Any] = field(default_factory=dict)
+    """what the final report is made of"""
+
+
+class Task(Protocol):
+    """A data set, a model, a loss and its metrics."""
+
+    tokenizer: Path
+    """folder of the tokenizer that the data was made with; exported beside the weights"""
+    best_metric: str | None
+    """the scalar of `evaluate` that chooses the best checkpoint; None keeps the last"""
+    higher_is_better: bool
+    evaluation_samples: int
+    """samples of a held-out evaluation; 0 takes all"""
+
+    def build_model(self) -> nn.Module:
+        """The model with its initial weights, in fp32 on the CPU; equal on every rank."""
+        ...
+
+    def train_source(self) -> SampleSource: ...
+
+    def evaluation_source(self, split: str) -> SampleSource | None:
+        """The source of split "validation" or "test"; None where the task has none."""
+        ...
+
+    def step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:
+        """Forward pass and loss shares of one micro-batch (tensors already on the model's device)."""
+        ...
+
+    def evaluate(self, model: nn.Module, batches: Iterable[MicroBatch]) -> Evaluation:
+        """Run the model over this rank's batches and combine the results of all ranks."""
+        ...
+
+    def report(self, evaluation: Evaluation, folder: Path) -> str:
+        """Write the final report's files into `folder` (rank 0 only) and return its text."""
+        ...
