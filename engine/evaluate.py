@@ -1,0 +1,49 @@
+"""The end of a run: evaluate what was exported, and write the report."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from engine import dist
+from engine.config import RunConfig
+from engine.data.loader import BatchLayout, evaluation_batches
+from engine.model.pretrained import load_pretrained
+from engine.tasks.task import Evaluation, Task
+from engine.train.loop import RunResult, to_device
+
+
+@torch.no_grad()
+def evaluate_export(task: Task, exported: Path, split: str, micro_batch: int, world: dist.World) -> Evaluation | None:
+    """Evaluate an exported model on a split, its examples dealt among the ranks; collective.
+
+    The weights are read back from the folder, so the figures are those of what a user would deploy.
+    """
+    source = task.evaluation_source(split)
+    if source is None:
+        return None
+    model = task.build_model()
+    load_pretrained(model, exported)
+    model.to(world.device).eval()
+    batches = evaluation_batches(source, world.rank, world.size, micro_batch, 0)
+    return task.evaluate(model, (to_device(batch, world.device) for batch in batches))
+
+
+def final_report(task: Task, config: RunConfig, result: RunResult, layout: BatchLayout, world: dist.World) -> None:
+    """Evaluate the best checkpoint on the test examples (or the validation ones) and print the report; collective."""
+    evaluation = result.evaluation
+    if task.best_metric is not None:
+        dist.barrier()
+        for split in ("test", "validation"):
+            evaluation = evaluate_export(task, result.exported, split, layout.micro_batch, world)
+            if evaluation is not None:
+                break
+    if world.is_main and evaluation is not None:
+        folder = Path(config.output) / "report"
+        print(task.report(evaluation, folder))
+        print(f"model     {result.exported}")
+        if config.monitor.tensorboard:
+            print(f"curves    tensorboard --logdir {Path(config.output) / 'tensorboard'}")
+        sys.stdout.flush()

@@ -1,0 +1,186 @@
+"""Checkpoints: everything that an exact resume needs, complete or absent.
+
+A checkpoint is written into a hidden folder, which gets its name `step-NNNNNN` by one rename after every rank
+has written its part; the file `latest` moves after that. A crash at any moment leaves the older ones intact.
+
+    <output>/checkpoints/
+        latest                  name of the newest checkpoint
+        step-000100/
+            state.json          step, cursor, layout, the run's configuration, versions
+            rng-rank-N.pt       random generators of rank N
+            zero_pp_rank_...    DeepSpeed's model and optimizer partitions
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import engine
+from engine import dist
+from engine.data.source import Cursor
+from engine.errors import UserError
+from engine.train.zero import ZeroEngine
+
+STATE_FILE = "state.json"
+#: configuration that a resume can't change, because states or data order depend on it
+FIXED_FIELDS = (
+    "task",
+    "seed",
+    "model",
+    "data.sequence_length",
+    "data.short_sequence_probability",
+    "data.mask_probability",
+    "data.whole_word_masking",
+    "labelled.train",
+    "optim.name",
+    "train.zero_stage",
+    "train.precision",
+)
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run stands after an optimizer step."""
+
+    step: int
+    cursor: Cursor
+    world_size: int
+    config: dict[str, Any]
+    best: float | None = None
+    """best value so far of the task's metric"""
+    micro_batch: int = 0
+    version: str = engine.__version__
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The finished checkpoints of a run, oldest first."""
+    found = [path for path in folder.glob("step-*") if (path / STATE_FILE).is_file()]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def save(zero: ZeroEngine, folder: Path, state: RunState, keep: int) -> Path:
+    """Write a checkpoint, then drop the oldest beyond `keep`; collective.
+
+    Args:
+        zero: the engine whose states are saved.
+        folder: the run's `checkpoints` folder.
+        state: where the run stands.
+        keep: checkpoints to keep, the new one included.
+    """
+    final = folder / checkpoint_name(state.step)
+    partial = folder / f".partial-{final.name}"
+    rank = torch.distributed.get_rank()
+    if rank == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    dist.barrier()
+    zero.model.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
+    torch.save(dist.rng_state(), partial / f"rng-rank-{rank}.pt")
+    dist.barrier()
+    if rank == 0:
+        (partial / STATE_FILE).write_text(json.dumps(asdict(state), indent=1))
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        move_latest(folder, final.name)
+        for old in complete_checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+    dist.barrier()
+    return final
+
+
+def move_latest(folder: Path, name: str) -> None:
+    """Point `latest` at a checkpoint, in one rename."""
+    pointer = folder / ".latest"
+    pointer.write_text(name)
+    pointer.rename(folder / "latest")
+
+
+def find(resume: str, folder: Path) -> Path | None:
+    """The checkpoint that `resume` asks for: never, auto or a path.
+
+    Raises:
+        UserError: the path is no checkpoint, or `never` would mix a new run with an older one's checkpoints.
+    """
+    present = complete_checkpoints(folder)
+    if resume == "never":
+        if present:
+            raise UserError(
+                f"output: {str(folder.parent)!r} holds {present[-1].name} of an earlier run; "
+                "pass --resume auto to go on, or another --output"
+            )
+        return None
+    if resume == "auto":
+        return present[-1] if present else None
+    path = Path(resume)
+    if not (path / STATE_FILE).is_file():
+        raise UserError(f"resume: {resume!r} is no checkpoint (no {STATE_FILE}); give auto or a step-NNNNNN folder")
+    return path
+
+
+def read_state(path: Path) -> RunState:
+    """The state of a checkpoint.
+
+    Raises:
+        UserError: state.json can't be read.
+    """
+    try:
+        values = json.loads((path / STATE_FILE).read_text())
+        return RunState(**{**values, "cursor": Cursor(**values["cursor"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"resume: {path / STATE_FILE} is damaged ({error}); resume from another checkpoint") from error
+
+
+def lookup(config: dict[str, Any], name: str) -> Any:
+    """The value of a dotted field."""
+    value: Any = config
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def check_resumable(state: RunState, path: Path, config: dict[str, Any], world_size: int) -> None:
+    """Refuse a resume under another layout or a configuration that contradicts the checkpoint.
+
+    Raises:
+        UserError: names the field and both values.
+    """
+    if state.world_size != world_size:
+        raise UserError(
+            f"resume: {path} was saved by {state.world_size} ranks and this run has {world_size}; "
+            f"start it with {state.world_size} ranks"
+        )
+    for name in FIXED_FIELDS:
+        saved, given = lookup(json.loads(json.dumps(state.config)), name), lookup(json.loads(json.dumps(config)), name)
+        if saved != given:
+            raise UserError(f"{name}: {given!r} differs from {saved!r} in {path}; set it back, or use another --output")
+
+
+def load(zero: ZeroEngine, path: Path) -> None:
+    """Put model, optimizer and random generators back as they were; collective.
+
+    Raises:
+        UserError: a file of the checkpoint is missing or damaged.
+    """
+    try:
+        loaded, _ = zero.model.load_checkpoint(str(path.parent), tag=path.name)
+        rng = torch.load(path / f"rng-rank-{torch.distributed.get_rank()}.pt", weights_only=False)
+    except (OSError, RuntimeError, EOFError, AssertionError) as error:
+        raise UserError(f"resume: {path} is damaged ({first_line(error)}); resume from another checkpoint") from error
+    if loaded is None:
+        raise UserError(f"resume: {path} holds no DeepSpeed states; resume from another checkpoint")
+    dist.set_rng_state(rng)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,223 @@
+"""The training loop: fetch, forward and backward, step, observe. It knows `Task`, never a task's name."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine import dist
+from engine.config import RunConfig, TrainConfig
+from engine.data.loader import BatchLayout, evaluation_batches, training_batches
+from engine.data.source import Cursor, MicroBatch
+from engine.export import export_huggingface
+from engine.optim.build import build_optimizer
+from engine.optim.schedule import check_phases, learning_rate
+from engine.tasks.task import Evaluation, Task
+from engine.train import checkpoint
+from engine.train.meter import Meter
+from engine.train.monitor import Monitor, Progress, memory_bytes
+from engine.train.zero import ZeroEngine
+
+DEFAULT_STEPS = 1000
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer a number."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended, the same on every rank."""
+
+    steps: int
+    loss: float
+    """training loss at the last point of the curve"""
+    evaluation: Evaluation | None
+    exported: Path
+
+
+def total_steps(train: TrainConfig, epoch_size: int) -> int:
+    """Optimizer steps of the run, from train.steps or train.epochs."""
+    if train.steps is not None:
+        return train.steps
+    if train.epochs is not None:
+        return max(1, math.ceil(train.epochs * epoch_size / train.global_batch))
+    return DEFAULT_STEPS
+
+
+def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
+    """The micro-batch with its tensors on `device` and its longest length on the host."""
+    inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.inputs.items()}
+    return replace(batch, inputs=inputs, max_length=int(batch.inputs["lengths"].max()))
+
+
+class Trainer:
+    """One run of one task on this rank."""
+
+    def __init__(
+        self, task: Task, config: RunConfig, deepspeed: dict[str, Any], layout: BatchLayout, world: dist.World
+    ) -> None:
+        self.task, self.config, self.layout, self.world = task, config, layout, world
+        self.output = Path(config.output)
+        self.source = task.train_source()
+        self.total = total_steps(config.train, self.source.epoch_size(0))
+        check_phases(config.optim, self.total)
+        start = self._find_checkpoint()
+        torch.use_deterministic_algorithms(config.train.deterministic)
+        torch.autograd.set_detect_anomaly(config.train.detect_anomaly)
+        model = task.build_model()
+        self.zero = ZeroEngine(model, build_optimizer(model, config.optim), deepspeed)
+        dist.seed_everything(config.seed, world.rank)
+        self.step, self.cursor, self.best = 0, Cursor(), None
+        if start is not None:
+            self._resume(start)
+        self.monitor = Monitor(config, self.step)
+        self.monitor.config(config.to_dict(), deepspeed, self.step)
+        self.progress = Progress(self.step, self.total, world.is_main)
+        self.meter = Meter(self.zero.device)
+        self.grad_norm: float | None = None
+        self.loss = math.nan
+        self.evaluation: Evaluation | None = None
+
+    def _find_checkpoint(self) -> Path | None:
+        """The checkpoint to resume, checked against this run before anything is built."""
+        path = checkpoint.find(self.config.resume, self.output / "checkpoints")
+        if path is not None:
+            checkpoint.check_resumable(checkpoint.read_state(path), path, self.config.to_dict(), self.world.size)
+        return path
+
+    def _resume(self, path: Path) -> None:
+        state = checkpoint.read_state(path)
+        checkpoint.load(self.zero, path)
+        self.step, self.cursor, self.best = state.step, state.cursor, state.best
+        if self.world.is_main:
+            print(f"resumed {path} at step {self.step}", flush=True)
+
+    def run(self) -> RunResult:
+        """Train to the last step, then evaluate, save and export."""
+        batches = training_batches(self.source, self.layout, self.cursor, self.config.data.workers)
+        train = self.config.train
+        while self.step < self.total:
+            self.train_step(batches)
+            if self.step % train.log_interval == 0 or self.step == self.total:
+                self.observe()
+            if self._due(train.eval_interval):
+                self.evaluate()
+            if self._due(train.save_interval):
+                self.save()
+        if self.evaluation is None:
+            self.evaluate()
+        self.export_if_last()
+        self.progress.close()
+        self.monitor.close()
+        return RunResult(self.step, self.loss, self.evaluation, self.output / "export")
+
+    def _due(self, interval: int | None) -> bool:
+        if interval is None:
+            return False
+        return self.step == self.total or (interval > 0 and self.step % interval == 0)
+
+    def train_step(self, batches: Iterator[MicroBatch]) -> None:
+        """One optimizer step over a global batch."""
+        rate = learning_rate(self.step, self.total, self.config.optim)
+        for index in range(self.layout.accumulation):
+            batch = to_device(next(batches), self.zero.device)
+            output = self.task.step(self.zero.model, batch)
+            self.zero.backward(output.loss)
+            last = index + 1 == self.layout.accumulation
+            self.grad_norm = self.zero.step(rate, last_micro_batch=last)
+            self.meter.add({"loss": output.loss, **output.metrics}, batch.inputs["input_ids"].numel())
+        self.cursor = batch.cursor
+        self.step += 1
+        self.meter.end_step()
+        self.progress.advance()
+
+    def observe(self) -> None:
+        """Write a point of the training curves; collective."""
+        values = {f"train/{name}": value for name, value in self.meter.point().items()}
+        self.loss = values["train/loss"]
+        values["train/learning_rate"] = learning_rate(self.step - 1, self.total, self.config.optim)
+        values["train/memory_bytes"] = float(memory_bytes(self.zero.device))
+        if self.grad_norm is not None:
+            values["train/grad_norm"] = self.grad_norm
+        if self.zero.loss_scale is not None:
+            values["train/loss_scale"] = self.zero.loss_scale
+            values["train/skipped_steps"] = float(self.zero.skipped_steps)
+        self.monitor.scalars(values, self.step)
+        self.progress.point(self.step, values)
+        if not math.isfinite(self.loss):
+            raise DivergedError(
+                f"the loss became {self.loss} by step {self.step}; resume from a checkpoint with a lower "
+                "optim.learning_rate or a longer optim.warmup (train.detect_anomaly true finds the operation)"
+            )
+
+    def evaluate(self) -> None:
+        """Evaluate on held-out data, write its curves, and export the model if it is the best so far; collective."""
+        source = self.task.evaluation_source("validation")
+        if source is None:
+            return
+        start = time.perf_counter()
+        micro_batch = self.layout.micro_batch
+        batches = evaluation_batches(
+            source, self.world.rank, self.world.size, micro_batch, self.task.evaluation_samples
+        )
+        with self.zero.evaluating() as model:
+            self.evaluation = self.task.evaluate(model, (to_device(batch, self.zero.device) for batch in batches))
+        self._write_evaluation(self.evaluation)
+        self._keep_best(self.evaluation)
+        self.meter.exclude(time.perf_counter() - start)
+
+    def _write_evaluation(self, evaluation: Evaluation) -> None:
+        if not self.world.is_main:
+            return
+        self.monitor.scalars({f"eval/{name}": value for name, value in evaluation.scalars.items()}, self.step)
+        for name, markdown in evaluation.texts.items():
+            self.monitor.text(f"eval/{name}", markdown, self.step)
+        for name, pixels in evaluation.images.items():
+            self.monitor.image(f"eval/{name}", pixels, self.step)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in evaluation.scalars.items())
+        self.progress.say(f"evaluation at step {self.step}: {shown}")
+
+    def _keep_best(self, evaluation: Evaluation) -> None:
+        name = self.task.best_metric
+        if name is None:
+            return
+        value = evaluation.scalars[name]
+        sign = 1.0 if self.task.higher_is_better else -1.0
+        if self.best is None or sign * value > sign * self.best:
+            self.best = value
+            self.export()
+
+    def save(self) -> None:
+        """Write a checkpoint; collective."""
+        start = time.perf_counter()
+        state = checkpoint.RunState(
+            step=self.step,
+            cursor=self.cursor,
+            world_size=self.world.size,
+            config=json.loads(json.dumps(self.config.to_dict())),
+            best=self.best,
+            micro_batch=self.layout.micro_batch,
+        )
+        checkpoint.save(self.zero, self.output / "checkpoints", state, self.config.train.keep)
+        self.meter.exclude(time.perf_counter() - start)
+
+    def export_if_last(self) -> None:
+        """Export the final weights, unless the best ones are what is kept."""
+        if self.task.best_metric is None or self.best is None:
+            self.export()
+
+    def export(self) -> None:
+        """Write the current weights as a Hugging Face folder; collective."""
+        weights = self.zero.full_state_dict()
+        if self.world.is_main:
+            model_config = self.zero.model.module.config
+            export_huggingface(weights, model_config, self.task.tokenizer, self.output / "export")
+        dist.barrier()

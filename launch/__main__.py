@@ -1,0 +1,47 @@
+"""`zerobert COMMAND`: prepare, train, export, curves, demo."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from engine.errors import UserError
+from launch.cli import run_command
+
+COMMANDS = {
+    "prepare": "raw text -> vocabulary and memory-mapped shards",
+    "train": "pre-train or fine-tune (the same as launch/train.py)",
+    "export": "checkpoint -> Hugging Face folder",
+    "curves": "print or plot a run's curves from its TensorBoard files",
+    "demo": "the whole way on text that ships with Python",
+}
+
+
+def usage() -> str:
+    """The text of `zerobert --help`."""
+    lines = [f"  {name:10} {what}" for name, what in COMMANDS.items()]
+    return "usage: zerobert COMMAND [options]\n\n" + "\n".join(lines) + "\n\nzerobert COMMAND --help tells the options."
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Run the named command."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        import engine
+
+        print(f"zerobert {engine.__version__}")
+        return 0
+    if arguments[0] not in COMMANDS:
+        raise UserError(f"command: {arguments[0]!r} is unknown; choose one of {', '.join(COMMANDS)}")
+    return int(importlib.import_module(f"launch.{arguments[0]}").main(arguments[1:]))
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    run_command(dispatch, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()

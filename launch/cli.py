@@ -1,0 +1,88 @@
+"""What every command shares: a parser with one-line errors, and exit codes.
+
+Exit codes: 0 done, 1 a failure of ours or of the machine, 2 a mistake in what the user gave, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from engine.errors import UserError
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class CommandParser(ArgumentParser):
+    """jsonargparse's parser whose errors are one line that names the field, the value and the remedy."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(explain(message, known_options(self)))
+
+
+def known_options(parser: ArgumentParser) -> list[str]:
+    """Every dotted option of a parser, without the dashes."""
+    return [name.lstrip("-") for action in parser._actions for name in action.option_strings if name.startswith("--")]
+
+
+def explain(message: str, options: list[str]) -> str:
+    """One plain line from a parser's message, with the nearest option where a name is unknown."""
+    unknown = re.search(r"unrecognized arguments: (\S+)", message)
+    if unknown:
+        return unknown_option(unknown[1].split("=")[0].lstrip("-"), options)
+    group = re.search(r"Group '([^']+)' does not accept option '([^']+)'", message)
+    if group:
+        return unknown_option(f"{group[1]}.{group[2]}", options)
+    broken = re.search(r"Problems parsing config: (.+)", message, re.DOTALL)
+    if broken:
+        return f"config: the recipe is not YAML ({' '.join(broken[1].split())}); correct it"
+    top = re.search(r"Option '([^']+)' is not accepted", message)
+    if top:
+        return unknown_option(top[1], options)
+    field = re.search(r'(?:Parser key|key) "([^"]+)":', message)
+    if not field:
+        return message
+    value = re.findall(r"(?:Got value|Given value|value): (.+)", message)
+    expected = re.findall(r"Expected an? (<class '\w+'>|typing\.Literal\[[^\]]+\]|\S+?)(?:[.\n]|$)", message)
+    if not value or not expected:
+        return f"{field[1]}: {message.split(':', 1)[1].strip()}"
+    return f"{field[1]}: {value[-1].strip()!r} is not allowed; give {' or '.join(map(plain_type, expected))}"
+
+
+def plain_type(annotation: str) -> str:
+    """A type annotation in words."""
+    names = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "NoneType": "null"}
+    inner = re.sub(r"^<class '(\w+)'>$", r"\1", annotation)
+    if inner.startswith("typing.Literal"):
+        return "one of " + inner[len("typing.Literal[") : -1].replace("'", "")
+    return names.get(inner, {"tuple": "a list such as [0.9, 0.999]"}.get(inner, inner))
+
+
+def unknown_option(name: str, options: list[str]) -> str:
+    """The message for an unknown field, with the nearest known one."""
+    near = difflib.get_close_matches(name, options, n=1)
+    remedy = f"did you mean {near[0]}?" if near else "see --help for the fields"
+    return f"{name}: no such field; {remedy}"
+
+
+def run_command(main: Callable[[list[str]], int], arguments: list[str] | None = None) -> NoReturn:
+    """Run a command's `main` and end the process with its exit code; a user's mistake prints one line."""
+    try:
+        code = main(sys.argv[1:] if arguments is None else arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        code = 130
+    sys.exit(code)
+
+
+def instantiate(parser: ArgumentParser, arguments: list[str]) -> Any:
+    """Parse and build the dataclasses of a parser."""
+    return parser.instantiate(parser.parse_args(arguments))

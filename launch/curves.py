@@ -1,0 +1,87 @@
+"""`zerobert curves`: a run's curves, read back from its TensorBoard event files."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from engine.errors import UserError
+from launch.cli import CommandParser
+
+Curve = list[tuple[int, float]]
+
+
+def main(arguments: list[str]) -> int:
+    """Print curves as a table or JSON, or draw them."""
+    parser = CommandParser(prog="zerobert curves", description=__doc__)
+    parser.add_argument("run", type=str, help="output folder of a run")
+    parser.add_argument("--tags", type=list[str], default=["train/loss"], help="curves, e.g. [train/loss,eval/mlm_loss]")
+    parser.add_argument("--rows", type=int, default=20, help="points of a table, evenly spaced; 0 prints all")
+    parser.add_argument("--json", action="store_true", help="print {tag: [[step, value], ...]}")
+    parser.add_argument("--plot", type=str | None, default=None, help="write a picture (png, svg, pdf) instead")
+    values = parser.parse_args(arguments)
+    curves = read_curves(Path(values.run), values.tags)
+    if values.plot:
+        draw(curves, Path(values.plot))
+        print(f"wrote {values.plot}")
+    elif values.json:
+        print(json.dumps(curves))
+    else:
+        print(table(curves, values.rows))
+    return 0
+
+
+def read_curves(run: Path, tags: list[str]) -> dict[str, Curve]:
+    """Points (global step, value) of each tag; points that a restart made obsolete are left out.
+
+    Raises:
+        UserError: no event files, or a tag that the run doesn't have.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of every restart
+    folder = run / "tensorboard" if (run / "tensorboard").is_dir() else run
+    if not any(folder.glob("events.out.tfevents.*")):
+        raise UserError(f"run: {str(run)!r} holds no TensorBoard files; give the output folder of a run")
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    known = events.Tags()["scalars"]
+    for tag in tags:
+        if tag not in known:
+            raise UserError(f"tags: the run has no curve {tag!r}; choose from {', '.join(known)}")
+    return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in tags}
+
+
+def table(curves: dict[str, Curve], rows: int) -> str:
+    """Curves side by side, a row a step."""
+    steps = sorted({step for curve in curves.values() for step, _ in curve})
+    if rows and len(steps) > rows:
+        steps = [steps[round(i * (len(steps) - 1) / max(1, rows - 1))] for i in range(rows)]
+    columns = {tag: dict(curve) for tag, curve in curves.items()}
+    lines = ["step".rjust(8) + "".join(tag.rjust(max(14, len(tag) + 2)) for tag in columns)]
+    for step in steps:
+        cells = [f"{points[step]:.6g}" if step in points else "" for points in columns.values()]
+        widths = [max(14, len(tag) + 2) for tag in columns]
+        lines.append(str(step).rjust(8) + "".join(c.rjust(w) for c, w in zip(cells, widths, strict=True)))
+    return "\n".join(lines)
+
+
+def draw(curves: dict[str, Curve], path: Path) -> None:
+    """Draw curves over the global step, a panel a tag."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(len(curves), 1, figsize=(8, 3 * len(curves)), sharex=True, squeeze=False)
+    for axis, (tag, curve) in zip(axes[:, 0], curves.items(), strict=True):
+        axis.plot([step for step, _ in curve], [value for _, value in curve])
+        axis.set_ylabel(tag)
+        axis.grid(alpha=0.3)
+    axes[-1, 0].set_xlabel("global step")
+    figure.tight_layout()
+    try:
+        figure.savefig(path, dpi=120)
+    except ValueError as error:
+        raise UserError(f"plot: {str(path)!r}: {error}; end it in .png, .svg or .pdf") from error

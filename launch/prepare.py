@@ -1,0 +1,82 @@
+"""`zerobert prepare`: raw text -> vocabulary and token store."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from engine.data.executor import mpi_rank, open_executor
+from engine.data.prepare import PrepareConfig, prepare
+from engine.errors import UserError
+from launch.cli import CommandParser
+
+DESCRIPTION = """Turn raw text into a token store for pre-training.
+
+  zerobert prepare --output data/python
+  zerobert prepare --source wiki.jsonl.xz --text_field text --output data/wiki
+  zerobert prepare --source a.txt books/ --documents file --tokenizer path/to/bert --output data/books
+  mpirun -n 16 zerobert prepare --source crawl/ --output data/crawl
+
+The store has the same bytes for every number of workers. A run that was killed goes on where it stopped when
+the command is given again. Under mpirun the output folder must be on a file system that all nodes share."""
+
+#: fields that read better as plain options than as YAML lists and booleans
+PLAIN = {"source", "special_tokens", "overwrite"}
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of the examples."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the fields of `PrepareConfig` to a parser."""
+    parser.add_argument(
+        "--source",
+        nargs="+",
+        metavar="PATH",
+        default=["embedded"],
+        help="files, folders of files (recursive), saved `datasets` folders, datasets:NAME[:CONFIG], or embedded: the "
+        "documentation that comes with Python, which needs no network. Files: .txt, .md or no suffix, .jsonl (each "
+        "also .gz, .xz), .parquet",
+    )
+    parser.add_class_arguments(PrepareConfig, skip=PLAIN)
+    parser.add_argument(
+        "--special_tokens",
+        nargs="+",
+        metavar="TOKEN",
+        default=[],
+        help="further special tokens of a learned vocabulary, after [PAD] [UNK] [CLS] [SEP] [MASK]",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a store that was made with other settings")
+
+
+def parse(arguments: list[str]) -> PrepareConfig:
+    """The command line as a configuration.
+
+    Raises:
+        UserError: an unknown option or a value of the wrong type.
+    """
+    parser = CommandParser(prog="zerobert prepare", description=DESCRIPTION, formatter_class=HelpFormatter)
+    add_arguments(parser)
+    return PrepareConfig(**parser.parse_args(arguments).as_dict())
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; the exit status.
+
+    Raises:
+        UserError: what is wrong with the options or the text.
+    """
+    try:
+        config = parse(arguments)
+    except UserError:
+        if mpi_rank() > 0:
+            return 2  # rank 0 says it
+        raise
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with open_executor(config.workers) as opened:
+        if opened is not None:
+            prepare(config, *opened)
+    return 0

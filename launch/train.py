@@ -1,0 +1,176 @@
+"""Train: `deepspeed launch/train.py --config RECIPE`, or torchrun, mpirun, srun, or plain python for one process.
+
+Everything is one configuration tree: defaults, then a YAML recipe, then dotted options on the command line.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+if __name__ == "__main__":  # run as a file: import the packages of this checkout and not this folder's modules
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from jsonargparse import SUPPRESS, ActionConfigFile
+
+from engine.config import RunConfig
+from engine.errors import UserError
+from engine.train.quiet import silence_libraries
+from launch.cli import CommandParser, run_command
+from launch.launcher import Launcher, detect_launcher
+
+T = TypeVar("T")
+
+DESCRIPTION = """Pre-train BERT (MLM + NSP) or fine-tune it, sharded by DeepSpeed ZeRO.
+
+  python launch/train.py --debug                                     one process, tiny model, few steps
+  deepspeed launch/train.py --config launch/recipes/pretrain_base.yaml --data.path data/wiki
+  deepspeed --num_accelerators 2 launch/train.py --config ...        2 ranks (CPU ranks with DS_ACCELERATOR=cpu)
+"""
+
+
+def build_parser() -> CommandParser:
+    """The parser of the training command."""
+    parser = CommandParser(prog="train.py", description=DESCRIPTION)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML recipe; launch/recipes holds ours")
+    parser.add_argument("--debug", action="store_true", help="tiny model, few steps, deterministic, no workers")
+    parser.add_argument("--local_rank", type=int, default=0, help=SUPPRESS)
+    parser.add_class_arguments(RunConfig)
+    return parser
+
+
+def parse(arguments: list[str]) -> RunConfig:
+    """The validated configuration of a command line.
+
+    Raises:
+        UserError: the first wrong field, value or combination.
+    """
+    parser = build_parser()
+    values = parser.instantiate(parser.parse_args(arguments))
+    config = RunConfig(**{name: values[name] for name in RunConfig.__dataclass_fields__})
+    if values.debug:
+        config = debug_config(config)
+    config.validate()
+    return config
+
+
+def debug_config(config: RunConfig) -> RunConfig:
+    """The same run, small and strict: to step through with a debugger."""
+    train = replace(
+        config.train,
+        steps=min(config.train.steps or 10, 10),
+        epochs=None,
+        global_batch=min(config.train.global_batch, 8),
+        micro_batch=None,
+        log_interval=1,
+        eval_samples=32,
+        save_interval=None,
+        deterministic=True,
+        detect_anomaly=True,
+    )
+    model = config.model
+    if not model.init_from:
+        model = replace(model, size="tiny", hidden_size=64, layers=2, heads=2, intermediate_size=128)
+    return replace(config, train=train, model=model, data=replace(config.data, workers=0))
+
+
+def agreed(work: Callable[[], T]) -> T:
+    """Do `work` on every rank; a user's mistake that any rank meets is raised on all, so that none waits; collective."""
+    from engine import dist
+
+    result: T | None = None
+    message: str | None = None
+    try:
+        result = work()
+    except UserError as error:
+        message = str(error)
+    messages = [m for m in dist.gather_objects(message) if m]
+    if messages:
+        raise UserError(messages[0])
+    return result  # type: ignore[return-value]
+
+
+def prepare_embedded(config: RunConfig, is_main: bool) -> RunConfig:
+    """Prepare the text of the Python installation where a pre-training run names no data; rank 0 does the work."""
+    if config.task != "pretrain" or config.data.path:
+        return config
+    folder = Path(config.output) / "data"
+    if is_main and not (folder / "manifest.json").exists():
+        from launch.prepare import main as prepare
+
+        prepare(["--source", "embedded", "--output", str(folder)])
+    return replace(config, data=replace(config.data, path=str(folder)))
+
+
+def build_task(config: RunConfig) -> Any:
+    """The task that the configuration names."""
+    if config.task == "pretrain":
+        from engine.tasks.pretrain import Pretraining
+
+        return Pretraining(config)
+    from engine.tasks.sequence import SequenceClassification
+
+    return SequenceClassification(config)
+
+
+def train(config: RunConfig, launcher: Launcher) -> int:
+    """Run a validated configuration on this rank; collective."""
+    from engine import dist
+    from engine.data.loader import resolve_layout
+    from engine.evaluate import final_report
+    from engine.train.loop import Trainer
+    from engine.train.monitor import check_monitor
+    from engine.train.zero import end_ranks, start_ranks
+    from launch.zero_config import check_hardware, deepspeed_config
+
+    world = start_ranks(config.train.threads)
+    accelerator = world.device.type
+    agreed(lambda: check_hardware(config.train, accelerator))
+    agreed(lambda: check_monitor(config.monitor))
+    batch = config.train
+    layout = agreed(lambda: resolve_layout(batch.global_batch, batch.micro_batch, world.size, world.rank))
+    config = agreed(lambda: prepare_embedded(config, world.is_main))
+    task = agreed(lambda: build_task(config))
+    deepspeed = deepspeed_config(config, layout, accelerator)
+    trainer = agreed(lambda: Trainer(task, config, deepspeed, layout, world))
+    if world.is_main:
+        print(f"{launcher.name}: {world.size} rank(s) on {accelerator}, ZeRO-{batch.zero_stage}, {batch.precision}; "
+              f"global batch {layout.global_batch} = {world.size} x {layout.micro_batch} x {layout.accumulation}, "
+              f"{trainer.total} steps", flush=True)
+    result = trainer.run()
+    final_report(task, config, result, layout, world)
+    dist.barrier()
+    end_ranks(world)
+    return 0
+
+
+def free_port() -> int:
+    """A TCP port that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def main(arguments: list[str]) -> int:
+    """The command: parse, recognise the launcher, train. Only rank 0 reports a user's mistake."""
+    silence_libraries()
+    launcher = Launcher("none")
+    try:
+        config = parse(arguments)
+        launcher = detect_launcher(os.environ, free_port())
+        os.environ.update(launcher.variables)
+        return train(config, launcher)
+    except UserError:
+        rank = os.environ.get("RANK") or os.environ.get("OMPI_COMM_WORLD_RANK") or "0"
+        if rank != "0":
+            return 2
+        raise
+
+
+if __name__ == "__main__":
+    run_command(main)
