@@ -1,0 +1,175 @@
+"""BERT (Devlin et al. 2019) with its pre-training heads, on transformers' configuration and parameter names.
+
+A state dict is interchangeable with transformers' `BertForPreTraining`; the forward pass is our own. Batches are
+packed (see `engine.model.packing`), so padding never reaches a linear layer, and the MLM head sees masked rows only.
+
+Shape legend: B sequences, T tokens in all of them, M masked tokens, H hidden size, V vocabulary size.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import BertConfig
+
+from engine.model.layers import BertActivatedDense, BertEmbeddings, BertLayer, BertPooler, layer_norm
+from engine.model.packing import Packing
+
+
+class BertEncoder(nn.Module):
+    """The stack of Transformer layers."""
+
+    def __init__(self, config: BertConfig, activation_checkpointing: bool) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList([BertLayer(config) for _ in range(config.num_hidden_layers)])
+        self.activation_checkpointing = activation_checkpointing
+
+    def forward(self, hidden: Tensor, packing: Packing) -> Tensor:
+        """[T, H] to [T, H]."""
+        recompute = self.activation_checkpointing and self.training
+        for layer in self.layer:
+            hidden = checkpoint(layer, hidden, packing, use_reentrant=False) if recompute else layer(hidden, packing)
+        return hidden
+
+
+class BertModel(nn.Module):
+    """Embeddings, encoder and pooler."""
+
+    def __init__(self, config: BertConfig, activation_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = BertEmbeddings(config)
+        self.encoder = BertEncoder(config, activation_checkpointing)
+        self.pooler = BertPooler(config)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        position_ids: Tensor,
+        lengths: Tensor,
+        max_length: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Encode a packed batch.
+
+        Args:
+            input_ids, token_type_ids, position_ids: [T] int64.
+            lengths: [B] int64, tokens of each sequence, at least 1.
+            max_length: the largest of them, if the caller knows it: saves a wait for the device on a GPU.
+
+        Returns:
+            Hidden states [T, H] and pooled vectors [B, H].
+        """
+        packing = Packing.from_lengths(lengths, input_ids.numel(), max_length)
+        hidden = self.encoder(self.embeddings(input_ids, token_type_ids, position_ids), packing)
+        return hidden, self.pooler(hidden.index_select(0, packing.starts))
+
+
+class MlmDecoder(nn.Linear):
+    """Projection to the vocabulary and its loss in one module, so that a fused kernel can replace its inside."""
+
+    def forward(self, rows: Tensor, labels: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        """Decode and score masked rows.
+
+        Args:
+            rows: [M, H] transformed hidden states.
+            labels: [M] token ids that were masked.
+
+        Returns:
+            loss_sum: fp32 scalar, the summed cross-entropies in nats; correct: int64 scalar, how many of the rows
+            have their label as the most probable token; predictions: [M] int64, those tokens.
+        """
+        logits = nn.functional.linear(rows, self.weight, self.bias).float()
+        predictions = logits.detach().argmax(-1)
+        return {
+            "loss_sum": nn.functional.cross_entropy(logits, labels, reduction="sum"),
+            "correct": (predictions == labels).sum(),
+            "predictions": predictions,
+        }
+
+
+class BertPredictionTransform(BertActivatedDense):
+    """What a masked token's state passes through before the decoder."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config, config.hidden_size)
+        self.LayerNorm = layer_norm(config)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[M, H] to [M, H]."""
+        output: Tensor = self.LayerNorm(super().forward(hidden))
+        return output
+
+
+class BertLMPredictionHead(nn.Module):
+    """The MLM head; its decoder's bias is registered here too, as in transformers."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.transform = BertPredictionTransform(config)
+        self.decoder = MlmDecoder(config.hidden_size, config.vocab_size)
+        self.bias = self.decoder.bias
+
+    def forward(self, rows: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """See `MlmDecoder.forward`."""
+        output: dict[str, Tensor] = self.decoder(self.transform(rows), labels)
+        return output
+
+
+class BertPreTrainingHeads(nn.Module):
+    """The MLM and NSP heads."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.predictions = BertLMPredictionHead(config)
+        self.seq_relationship = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, rows: Tensor, pooled: Tensor, mlm_labels: Tensor, nsp_labels: Tensor) -> dict[str, Tensor]:
+        """Masked rows [M, H] and pooled vectors [B, H] to the outputs of `BertForPreTraining.forward`."""
+        mlm = self.predictions(rows, mlm_labels)
+        nsp_logits = self.seq_relationship(pooled).float()
+        return {
+            "mlm_loss_sum": mlm["loss_sum"],
+            "nsp_loss_sum": nn.functional.cross_entropy(nsp_logits, nsp_labels, reduction="sum"),
+            "mlm_correct": mlm["correct"],
+            "nsp_correct": (nsp_logits.detach().argmax(-1) == nsp_labels).sum(),
+            "predictions": mlm["predictions"],
+        }
+
+
+class BertForPreTraining(nn.Module):
+    """BERT with MLM and NSP; the decoder's weight is the word embeddings'."""
+
+    def __init__(self, config: BertConfig, activation_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.bert = BertModel(config, activation_checkpointing)
+        self.cls = BertPreTrainingHeads(config)
+        self.cls.predictions.decoder.weight = self.bert.embeddings.word_embeddings.weight
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        position_ids: Tensor,
+        lengths: Tensor,
+        mlm_positions: Tensor,
+        mlm_labels: Tensor,
+        nsp_labels: Tensor,
+        max_length: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Summed losses of a packed batch, to be divided by the totals of the global batch.
+
+        Args:
+            input_ids, token_type_ids, position_ids, lengths, max_length: see `BertModel.forward`.
+            mlm_positions: [M] int64, indices of the masked tokens among the T packed ones.
+            mlm_labels: [M] int64, their original ids.
+            nsp_labels: [B] int64, 0 where the second segment follows the first, 1 where it is random.
+
+        Returns:
+            mlm_loss_sum, nsp_loss_sum: fp32 scalars in nats; mlm_correct, nsp_correct: int64 scalars;
+            predictions: [M] int64, the most probable token of each masked row.
+        """
+        hidden, pooled = self.bert(input_ids, token_type_ids, position_ids, lengths, max_length)
+        output: dict[str, Tensor] = self.cls(hidden.index_select(0, mlm_positions), pooled, mlm_labels, nsp_labels)
+        return output

@@ -1,0 +1,92 @@
+"""A run's model: its `BertConfig` and its initial weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import BertConfig
+
+from engine.config import ModelConfig
+from engine.errors import UserError
+from engine.model.pretrained import load_config
+
+#: Published checkpoints round their vocabulary up to one of these, so that the decoder's matrix tiles evenly.
+VOCABULARY_MULTIPLES = (1, 8, 64, 128)
+
+
+def build_config(
+    model: ModelConfig, vocab_size: int, pad_token_id: int = 0, labels: Sequence[str] | None = None
+) -> BertConfig:
+    """The architecture of a run: the dimensions of `model`, or of the folder `model.init_from` where that is given.
+
+    Dropout always comes from `model`. The vocabulary is not rounded.
+
+    Args:
+        vocab_size: number of token ids that the data uses.
+        labels: names of a classifier's classes in the order of their ids.
+
+    Raises:
+        UserError: `init_from` is no BERT of ours, or has another vocabulary than the data.
+    """
+    if model.init_from is None:
+        config = _fresh_config(model, vocab_size, pad_token_id)
+    else:
+        config = load_config(Path(model.init_from))
+        _check_vocabulary(config, vocab_size, model.init_from)
+    config.hidden_dropout_prob = model.hidden_dropout
+    config.attention_probs_dropout_prob = model.attention_dropout
+    config.classifier_dropout = model.classifier_dropout
+    if labels is not None:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+    return config
+
+
+def _fresh_config(model: ModelConfig, vocab_size: int, pad_token_id: int) -> BertConfig:
+    hidden, layers, heads, intermediate = model.dimensions()
+    return BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=intermediate,
+        max_position_embeddings=model.max_positions,
+        type_vocab_size=2,
+        pad_token_id=pad_token_id,
+    )
+
+
+def _check_vocabulary(config: BertConfig, vocab_size: int, folder: str) -> None:
+    rounded = {-(-vocab_size // multiple) * multiple for multiple in VOCABULARY_MULTIPLES}
+    if config.vocab_size not in rounded:
+        raise UserError(
+            f"model.init_from: {folder!r} has a vocabulary of {config.vocab_size} tokens and the data one of "
+            f"{vocab_size}; prepare the data with that model's tokenizer"
+        )
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, seed: int) -> None:
+    """Draw BERT's initial weights in place: N(0, initializer_range) for matrices and embeddings, zero biases and
+    padding row, LayerNorm at identity (Devlin et al. 2019; transformers' `BertPreTrainedModel`).
+
+    A pure function of the architecture and the seed; torch's global generator is neither read nor moved.
+    """
+    config = model.config
+    assert isinstance(config, BertConfig)
+    generator = torch.Generator().manual_seed(seed)
+    drawn: set[torch.Tensor] = set()
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+        # A tied weight is drawn once, as an embedding: a second draw would refill the padding row.
+        elif isinstance(module, (nn.Linear, nn.Embedding)) and module.weight not in drawn:
+            module.weight.normal_(0.0, config.initializer_range, generator=generator)
+            drawn.add(module.weight)
+        if isinstance(module, nn.Linear):
+            module.bias.zero_()
+        elif isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            module.weight[module.padding_idx].zero_()

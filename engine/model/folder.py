@@ -1,0 +1,120 @@
+"""Write a trained model as a Hugging Face folder that transformers opens offline."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import BertConfig
+
+from engine.errors import UserError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+)
+
+#: tied tensors and what they are tied to: only the second is written, and transformers ties the first to it again
+TIED = {
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+
+
+def export_huggingface(state_dict: Mapping[str, Tensor], config: BertConfig, tokenizer_folder: Path, out: Path) -> None:
+    """Write config.json, model.safetensors and the tokenizer's files to `out`, in the weights' own precision.
+
+    The folder appears whole or not at all; an earlier export at `out` is replaced.
+
+    Args:
+        state_dict: every parameter of the model under transformers' names, whole (not a ZeRO partition).
+        tokenizer_folder: holds tokenizer.json or vocab.txt.
+
+    Raises:
+        UserError: no tokenizer there, or `out` exists and is no export.
+    """
+    tokenizer = _tokenizer_files(tokenizer_folder)
+    _check_replaceable(out)
+    weights = untied(state_dict)
+    architecture = architecture_of(weights)
+    described = _describe(config, architecture, weights)
+    _check_complete(weights, described, architecture)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
+        described.to_json_file(partial / "config.json")
+        for path in tokenizer:
+            shutil.copyfile(path, partial / path.name)
+        _replace(out, partial)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def architecture_of(names: Mapping[str, Tensor]) -> str:
+    """The transformers class that has parameters of these names."""
+    if "classifier.weight" in names:
+        return "BertForSequenceClassification"
+    if "cls.seq_relationship.weight" in names:
+        return "BertForPreTraining"
+    return "BertForMaskedLM" if "cls.predictions.bias" in names else "BertModel"
+
+
+def untied(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict on the CPU with each tied tensor once, under the name that transformers reads it from."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    for alias, source in TIED.items():
+        tensor = weights.pop(alias, None)
+        if tensor is not None:
+            kept = weights.setdefault(source, tensor)
+            assert torch.equal(kept, tensor), f"{alias} and {source} are tied but differ"
+    return weights
+
+
+def _describe(config: BertConfig, architecture: str, weights: Mapping[str, Tensor]) -> BertConfig:
+    described = BertConfig.from_dict(config.to_dict())
+    described.architectures = [architecture]
+    described.dtype = next(iter(weights.values())).dtype
+    return described
+
+
+def _check_complete(weights: Mapping[str, Tensor], config: BertConfig, architecture: str) -> None:
+    """A wrong or partial state dict must not reach the disk, where it would load with random parts."""
+    with torch.device("meta"):
+        expected = getattr(transformers, architecture)(config).state_dict()
+    shapes = {name: tensor.shape for name, tensor in expected.items() if name not in TIED}
+    given = {name: tensor.shape for name, tensor in weights.items()}
+    wrong = sorted(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name))
+    assert not wrong, f"the state dict is not that of a {architecture} of this configuration: {', '.join(wrong)}"
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if not any(path.name in ("tokenizer.json", "vocab.txt") for path in files):
+        raise UserError(f"{folder}: it holds no tokenizer; give a folder with tokenizer.json or vocab.txt")
+    return files
+
+
+def _check_replaceable(out: Path) -> None:
+    is_export = (out / "config.json").is_file() and (out / "model.safetensors").is_file()
+    empty = out.is_dir() and not any(out.iterdir())
+    if out.exists() and not is_export and not empty:
+        raise UserError(f"{out}: it exists and is not an exported model; give another path or remove it")
+
+
+def _replace(out: Path, partial: Path) -> None:
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    partial.rename(out)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,138 @@
+"""The parts of a BERT encoder (Devlin et al. 2019) on packed tokens, under transformers' parameter names.
+
+Shape legend: T tokens of the packed batch, H hidden size, B sequences, S tokens in the longest, A heads, D = H / A.
+
+Under ZeRO-3 a module's weights are there only while that module's own `forward` runs, so no module reads the
+parameters of another one, and what modules exchange are plain tensors.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig
+from transformers.activations import ACT2FN
+
+from engine.model.packing import Packing
+
+
+def layer_norm(config: BertConfig) -> nn.LayerNorm:
+    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+
+class BertEmbeddings(nn.Module):
+    """Sum of word, segment and position embeddings, normalised."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = layer_norm(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor) -> Tensor:
+        """Three [T] index tensors to [T, H]."""
+        words = self.word_embeddings(input_ids)
+        hidden = words + self.token_type_embeddings(token_type_ids) + self.position_embeddings(position_ids)
+        normalised: Tensor = self.dropout(self.LayerNorm(hidden))
+        return normalised
+
+
+class BertSelfAttention(nn.Module):
+    """Scaled dot-product attention (Vaswani et al. 2017) of each token over its own sequence."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout_probability = config.attention_probs_dropout_prob
+
+    def forward(self, hidden: Tensor, packing: Packing) -> Tensor:
+        """[T, H] to [T, H]."""
+        context = nn.functional.scaled_dot_product_attention(
+            self._split(self.query(hidden), packing),
+            self._split(self.key(hidden), packing),
+            self._split(self.value(hidden), packing),
+            attn_mask=packing.key_mask,
+            dropout_p=self.dropout_probability if self.training else 0.0,
+        )
+        return packing.from_grid(context.transpose(1, 2).flatten(2))
+
+    def _split(self, projected: Tensor, packing: Packing) -> Tensor:
+        """[T, H] to [B, A, S, D]."""
+        grid = packing.to_grid(projected)
+        return grid.view(*grid.shape[:2], self.heads, -1).transpose(1, 2)
+
+
+class BertResidualOutput(nn.Module):
+    """The end of a sub-layer: project to the hidden size, drop out, add the sub-layer's input, normalise."""
+
+    def __init__(self, config: BertConfig, input_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(input_size, config.hidden_size)
+        self.LayerNorm = layer_norm(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, states: Tensor, residual: Tensor) -> Tensor:
+        """[T, input_size] and [T, H] to [T, H]."""
+        output: Tensor = self.LayerNorm(self.dropout(self.dense(states)) + residual)
+        return output
+
+
+class BertAttention(nn.Module):
+    """The self-attention sub-layer."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.self = BertSelfAttention(config)
+        self.output = BertResidualOutput(config, config.hidden_size)
+
+    def forward(self, hidden: Tensor, packing: Packing) -> Tensor:
+        """[T, H] to [T, H]."""
+        output: Tensor = self.output(self.self(hidden, packing), hidden)
+        return output
+
+
+class BertActivatedDense(nn.Module):
+    """A linear layer and the configured activation."""
+
+    def __init__(self, config: BertConfig, output_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, output_size)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[T, H] to [T, output_size]."""
+        output: Tensor = self.activation(self.dense(hidden))
+        return output
+
+
+class BertLayer(nn.Module):
+    """One Transformer layer, normalised after each sub-layer."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.attention = BertAttention(config)
+        self.intermediate = BertActivatedDense(config, config.intermediate_size)
+        self.output = BertResidualOutput(config, config.intermediate_size)
+
+    def forward(self, hidden: Tensor, packing: Packing) -> Tensor:
+        """[T, H] to [T, H]."""
+        attended = self.attention(hidden, packing)
+        output: Tensor = self.output(self.intermediate(attended), attended)
+        return output
+
+
+class BertPooler(nn.Module):
+    """A sequence's vector: its first token's state through a linear layer and tanh."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, first: Tensor) -> Tensor:
+        """[B, H] to [B, H]."""
+        return torch.tanh(self.dense(first))

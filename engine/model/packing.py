@@ -1,0 +1,83 @@
+"""Packed batches: sequences lie one after the other, so padding costs nothing outside attention.
+
+Shape legend: B sequences, T tokens in all of them, S tokens in the longest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where each packed token lies in the padded grid [B, S] that attention works on.
+
+    Neither a tensor nor a container of tensors on purpose: DeepSpeed's ZeRO-3 hooks look into tuples, lists and
+    dicts that modules exchange, and leave other objects alone.
+    """
+
+    batch: int
+    max_length: int
+    starts: Tensor
+    """[B] index of each sequence's first token among the packed tokens"""
+    cells: Tensor | None
+    """[T] index of each token in the flattened grid; None when the sequences fill the grid"""
+    key_mask: Tensor | None
+    """[B, 1, 1, S] true where the grid holds a token; None when the sequences fill the grid"""
+
+    @classmethod
+    def from_lengths(cls, lengths: Tensor, tokens: int, max_length: int | None = None) -> Packing:
+        """The packing of `tokens` tokens in sequences of `lengths` [B], each at least 1.
+
+        Without `max_length` it is read from `lengths`, which waits for the device when they lie on a GPU.
+        """
+        batch = lengths.numel()
+        width = int(lengths.max()) if max_length is None else max_length
+        starts = lengths.cumsum(0) - lengths
+        # The number of tokens is known on the host, so this needs no look at the lengths.
+        if tokens == batch * width:
+            return cls(batch, width, starts, None, None)
+        device = lengths.device
+        shift = torch.arange(batch, device=device) * width - starts
+        cells = torch.arange(tokens, device=device) + torch.repeat_interleave(shift, lengths, output_size=tokens)
+        key_mask = torch.arange(width, device=device) < lengths[:, None]
+        return cls(batch, width, starts, cells, key_mask[:, None, None, :])
+
+    def to_grid(self, packed: Tensor) -> Tensor:
+        """[T, ...] to [B, S, ...]; cells without a token hold zeros."""
+        grid = packed
+        if self.cells is not None:
+            grid = packed.new_zeros(self.batch * self.max_length, *packed.shape[1:]).index_copy_(0, self.cells, packed)
+        return grid.view(self.batch, self.max_length, *packed.shape[1:])
+
+    def from_grid(self, grid: Tensor) -> Tensor:
+        """[B, S, ...] to [T, ...]."""
+        flat = grid.flatten(0, 1)
+        return flat if self.cells is None else flat.index_select(0, self.cells)
+
+
+def pack(input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> dict[str, Tensor]:
+    """A padded batch as packed keyword arguments of the models.
+
+    Args:
+        input_ids: [B, S] token ids.
+        attention_mask: [B, S], non-zero where there is a token; each sequence needs one.
+        token_type_ids: [B, S] segment ids; zeros when absent.
+
+    Returns:
+        input_ids, token_type_ids, position_ids (a token's column) [T] and lengths [B], all int64.
+    """
+    kept = attention_mask.bool()
+    lengths = kept.sum(1)
+    assert bool((lengths > 0).all()), "a sequence without tokens cannot be packed"
+    segments = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+    columns = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+    return {
+        "input_ids": input_ids[kept],
+        "token_type_ids": segments[kept],
+        "position_ids": columns[kept],
+        "lengths": lengths,
+    }

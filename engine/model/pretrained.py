@@ -1,0 +1,184 @@
+"""Start from a Hugging Face folder: its configuration and its weights, checked before they are used."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import BertConfig
+from transformers.activations import ACT2FN
+
+from engine.errors import UserError
+
+#: what an encoder is useless without; a missing pooler or head is common and starts fresh
+ESSENTIAL = ("embeddings.", "encoder.")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a folder of weights gave to a model."""
+
+    initialised: tuple[str, ...]
+    """the model's parameters that the folder lacks, which keep their initial values"""
+    unused: tuple[str, ...]
+    """tensors of the folder that the model has no place for"""
+
+    def __str__(self) -> str:
+        parts = (("newly initialised", self.initialised), ("unused", self.unused))
+        return "; ".join(f"{title}: {', '.join(names) or 'none'}" for title, names in parts)
+
+
+def load_config(folder: Path) -> BertConfig:
+    """Read the `config.json` of a Hugging Face BERT.
+
+    Raises:
+        UserError: no folder or file, not JSON, not a BERT, or a BERT variant that this model does not compute.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the folder of a Hugging Face BERT")
+    values = _read_json(folder / "config.json", "give the folder of a Hugging Face BERT")
+    kind = values.get("model_type")
+    if kind != "bert":
+        raise UserError(f"{folder}: its model_type is {kind!r}; give a model of type 'bert'")
+    try:
+        config = BertConfig.from_dict(values)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'}: {error}; correct that field") from error
+    _check_variant(folder / "config.json", config)
+    return config
+
+
+def _check_variant(path: Path, config: BertConfig) -> None:
+    heads = config.num_attention_heads
+    positions = getattr(config, "position_embedding_type", "absolute")
+    checks = (
+        (config.hidden_act in ACT2FN, "hidden_act", config.hidden_act, "an activation that transformers names"),
+        (config.hidden_size % heads == 0, "num_attention_heads", heads, f"a divisor of {config.hidden_size}"),
+        (positions == "absolute", "position_embedding_type", positions, "'absolute'"),
+        (not config.is_decoder, "is_decoder", config.is_decoder, "false"),
+        (not config.add_cross_attention, "add_cross_attention", config.add_cross_attention, "false"),
+        (config.tie_word_embeddings, "tie_word_embeddings", config.tie_word_embeddings, "true"),
+    )
+    for supported, name, value, wanted in checks:
+        if not supported:
+            raise UserError(f"{path}: {name} {value!r} is not supported; give a model where it is {wanted}")
+
+
+def load_pretrained(model: nn.Module, folder: Path) -> LoadReport:
+    """Copy the weights of a Hugging Face folder into `model`, whose other parameters keep their values.
+
+    Reads safetensors or, in their absence, pickled weights (tensors only), whole or in shards; names with or without
+    the prefix `bert.`, and LayerNorm's old gamma and beta. A classifier of another shape counts as unused.
+
+    Raises:
+        UserError: no folder, weights that are missing, damaged, of another shape, or not those of a BERT.
+    """
+    load_config(folder)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    tensors = _read_weights(folder)
+    found = {_parameter_name(name, parameters): name for name in tensors}
+    fitting = {
+        target: tensors[source]
+        for target, source in found.items()
+        if target is not None and _fits(folder, target, tensors[source], parameters[target])
+    }
+    _copy(fitting, parameters)
+    loaded = {parameters[name] for name in fitting}
+    initialised = tuple(name for name, parameter in model.named_parameters() if parameter not in loaded)
+    _check_essential(folder, initialised)
+    taken = {found[target] for target in fitting}
+    unused = tuple(sorted(name for name in tensors if name not in taken and not name.endswith("_ids")))
+    return LoadReport(initialised, unused)
+
+
+@torch.no_grad()
+def _copy(tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+    # A checkpoint may hold both names of a tied tensor: the first in the model's order is the one that counts.
+    copied: set[nn.Parameter] = set()
+    for name, parameter in parameters.items():
+        if name in tensors and parameter not in copied:
+            parameter.copy_(tensors[name])
+            copied.add(parameter)
+
+
+def _parameter_name(name: str, parameters: Mapping[str, nn.Parameter]) -> str | None:
+    """The model's parameter that a checkpoint's tensor is meant for."""
+    name = name.replace(".gamma", ".weight").replace(".beta", ".bias")
+    candidates = (name, f"bert.{name}", name.removeprefix("bert."))
+    return next((candidate for candidate in candidates if candidate in parameters), None)
+
+
+def _fits(folder: Path, name: str, tensor: Tensor, parameter: nn.Parameter) -> bool:
+    if tensor.shape == parameter.shape:
+        return True
+    if name.startswith("classifier."):
+        return False
+    given, needed = tuple(tensor.shape), tuple(parameter.shape)
+    remedy = "give weights that match their config.json"
+    if name.endswith("word_embeddings.weight"):
+        remedy = f"a vocabulary of {given[0]} tokens is not the data's {needed[0]}: use the tokenizer of that model"
+    raise UserError(f"{folder}: {name} has shape {given} and the model needs {needed}; {remedy}")
+
+
+def _check_essential(folder: Path, missing: tuple[str, ...]) -> None:
+    essential = [name for name in missing if name.removeprefix("bert.").startswith(ESSENTIAL)]
+    if essential:
+        raise UserError(
+            f"{folder}: its weights lack {len(essential)} parameters of the encoder, {essential[0]} the first; "
+            "give the folder of a complete BERT"
+        )
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    readers: tuple[tuple[str, Callable[[Path], dict[str, Tensor]]], ...] = (
+        ("model.safetensors", _read_safetensors),
+        ("pytorch_model.bin", _read_pickled),
+    )
+    for name, read in readers:
+        if (folder / name).is_file():
+            return read(folder / name)
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            shards = sorted(set(_read_json(index, "restore the file").get("weight_map", {}).values()))
+            return {key: tensor for shard in shards for key, tensor in read(folder / shard).items()}
+    raise UserError(f"{folder}: it holds no weights; add model.safetensors or pytorch_model.bin")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); copy the file again") from error
+    return tensors
+
+
+def _read_pickled(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path}: cannot be read as plain tensors ({reason}); copy the file again") from error
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path}: it holds more than named tensors; save the model's state_dict alone")
+    return content
+
+
+def _read_json(path: Path, remedy: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {remedy}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); {remedy}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not a JSON object; {remedy}")
+    return values

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers import BertConfig
+
+from engine.model.build import initialise
+from engine.model.heads import BertForSequenceClassification
+from engine.model.packing import pack
+
+LABELS = torch.tensor([0, 2, 1, 1, 2])
+
+
+@pytest.fixture
+def model(config: BertConfig) -> BertForSequenceClassification:
+    config.num_labels = 3
+    model = BertForSequenceClassification(config).eval()
+    initialise(model, seed=2)
+    return model
+
+
+def test_logits_loss_and_gradients_equal_transformers(
+    config: BertConfig, model: BertForSequenceClassification, padded: dict[str, Tensor]
+) -> None:
+    peer = transformers.BertForSequenceClassification(config).eval()
+    peer.load_state_dict(model.state_dict())
+    output = model(**pack(**padded), labels=LABELS)
+    (output["loss_sum"] / 5).backward()
+    expected = peer(**padded, labels=LABELS)
+    expected.loss.backward()
+    torch.testing.assert_close(output["logits"], expected.logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output["loss_sum"] / 5, expected.loss, rtol=1e-5, atol=1e-5)
+    theirs = dict(peer.named_parameters())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_lies_where_transformers_has_it(config: BertConfig, model: BertForSequenceClassification) -> None:
+    ids = torch.randint(1, 97, (3, 16), generator=torch.Generator().manual_seed(0))
+    peer = transformers.BertForSequenceClassification(config).train()
+    peer.load_state_dict(model.state_dict())
+    torch.manual_seed(8)
+    logits = model.train()(**pack(ids, torch.ones_like(ids)))["logits"]
+    torch.manual_seed(8)
+    torch.testing.assert_close(logits, peer(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_without_labels_there_are_logits_alone(model: BertForSequenceClassification, padded: dict[str, Tensor]) -> None:
+    output = model(**pack(**padded))
+    assert output.keys() == {"logits"}
+    assert output["logits"].shape == (5, 3)
+
+
+def test_classifier_dropout_overrides_hidden_dropout(config: BertConfig) -> None:
+    config.hidden_dropout_prob = 0.3
+    assert BertForSequenceClassification(config).dropout.p == 0.3
+    config.classifier_dropout = 0.0
+    assert BertForSequenceClassification(config).dropout.p == 0.0
+
+
+def test_logits_are_fp32_in_bf16_models(model: BertForSequenceClassification, padded: dict[str, Tensor]) -> None:
+    output = model.to(torch.bfloat16)(**pack(**padded), labels=LABELS)
+    assert output["logits"].dtype == output["loss_sum"].dtype == torch.float32

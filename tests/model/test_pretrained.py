@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import BertConfig
+
+from engine.errors import UserError
+from engine.model.bert import BertForPreTraining, BertModel
+from engine.model.build import initialise
+from engine.model.heads import BertForSequenceClassification
+from engine.model.pretrained import load_config, load_pretrained
+
+
+@pytest.fixture
+def peer(config: BertConfig) -> transformers.BertForPreTraining:
+    torch.manual_seed(9)
+    return transformers.BertForPreTraining(config)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, peer: transformers.BertForPreTraining) -> Path:
+    peer.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def fresh(config: BertConfig) -> BertForPreTraining:
+    model = BertForPreTraining(config)
+    initialise(model, 1)
+    return model
+
+
+def rewrite(folder: Path, tensors: dict[str, Tensor]) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+
+
+def edit_config(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def assert_equal_weights(model: torch.nn.Module, expected: dict[str, Tensor]) -> None:
+    state = model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_folder_of_transformers_loads_whole(
+    config: BertConfig, folder: Path, peer: transformers.BertForPreTraining
+) -> None:
+    model = fresh(config)
+    report = load_pretrained(model, folder)
+    assert_equal_weights(model, peer.state_dict())
+    assert report.initialised == report.unused == ()
+    assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
+
+
+def test_pickled_weights_with_old_names_load(
+    config: BertConfig, folder: Path, peer: transformers.BertForPreTraining
+) -> None:
+    def old(name: str) -> str:
+        return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+
+    state = {old(name): tensor for name, tensor in peer.state_dict().items()}
+    torch.save({**state, "bert.embeddings.position_ids": torch.arange(16)[None]}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    model = fresh(config)
+    report = load_pretrained(model, folder)
+    assert_equal_weights(model, peer.state_dict())
+    assert report.unused == ()
+
+
+def test_of_two_tied_tensors_the_embeddings_count(
+    config: BertConfig, folder: Path, peer: transformers.BertForPreTraining
+) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    rewrite(folder, {**tensors, "cls.predictions.decoder.weight": torch.zeros(97, 32)})
+    model = fresh(config)
+    load_pretrained(model, folder)
+    assert_equal_weights(model, peer.state_dict())
+
+
+def test_shards_load(config: BertConfig, folder: Path, peer: transformers.BertForPreTraining) -> None:
+    (folder / "model.safetensors").unlink()
+    peer.save_pretrained(folder, max_shard_size="20KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    model = fresh(config)
+    load_pretrained(model, folder)
+    assert_equal_weights(model, peer.state_dict())
+
+
+def test_encoder_without_prefix_loads_and_heads_are_reported(
+    config: BertConfig, folder: Path, peer: transformers.BertForPreTraining
+) -> None:
+    rewrite(folder, dict(peer.bert.state_dict()))
+    model = fresh(config)
+    before = model.cls.predictions.transform.dense.weight.clone()
+    report = load_pretrained(model, folder)
+    assert_equal_weights(model.bert, peer.bert.state_dict())
+    assert torch.equal(model.cls.predictions.transform.dense.weight, before)
+    assert "cls.seq_relationship.weight" in report.initialised
+    assert not any(name.startswith("bert.") or name.endswith("decoder.weight") for name in report.initialised)
+
+
+def test_prefixed_weights_load_into_a_bare_encoder(
+    config: BertConfig, folder: Path, peer: transformers.BertForPreTraining
+) -> None:
+    model = BertModel(config)
+    report = load_pretrained(model, folder)
+    assert_equal_weights(model, peer.bert.state_dict())
+    assert report.initialised == ()
+    assert "cls.predictions.transform.dense.weight" in report.unused
+    assert str(report).startswith("newly initialised: none; unused: cls.predictions.bias, ")
+
+
+def test_a_classifier_of_another_shape_starts_fresh(config: BertConfig, folder: Path) -> None:
+    config.num_labels = 5
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    config.num_labels = 2
+    model = BertForSequenceClassification(config)
+    report = load_pretrained(model, folder)
+    assert report.initialised == ("classifier.weight", "classifier.bias")
+    assert report.unused == ("classifier.bias", "classifier.weight")
+
+
+def test_half_precision_weights_load_into_fp32(
+    config: BertConfig, folder: Path, peer: transformers.BertForPreTraining
+) -> None:
+    rewrite(folder, {name: t.half() for name, t in load_file(folder / "model.safetensors").items()})
+    model = fresh(config)
+    load_pretrained(model, folder)
+    assert model.bert.pooler.dense.weight.dtype == torch.float32
+    torch.testing.assert_close(model.bert.pooler.dense.weight, peer.bert.pooler.dense.weight, rtol=1e-3, atol=1e-4)
+
+
+def assert_refused(config: BertConfig, folder: Path, pattern: str) -> None:
+    with pytest.raises(UserError, match=pattern) as error:
+        load_pretrained(fresh(config), folder)
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith(str(folder))
+
+
+def test_a_missing_folder_is_refused(config: BertConfig, tmp_path: Path) -> None:
+    assert_refused(config, tmp_path / "nowhere", "no such folder")
+
+
+def test_a_missing_config_is_refused(config: BertConfig, folder: Path) -> None:
+    (folder / "config.json").unlink()
+    assert_refused(config, folder, re.escape("config.json: no such file"))
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "\x00"])
+def test_a_damaged_config_is_refused(config: BertConfig, folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text)
+    assert_refused(config, folder, "config.json: not (valid|a) JSON")
+
+
+def test_missing_weights_are_refused(config: BertConfig, folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    assert_refused(config, folder, "it holds no weights")
+
+
+def test_truncated_safetensors_are_refused(config: BertConfig, folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    assert_refused(config, folder, "model.safetensors: cannot be read")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04"])
+def test_damaged_pickles_are_refused(config: BertConfig, folder: Path, content: bytes) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(content)
+    assert_refused(config, folder, "pytorch_model.bin: cannot be read as plain tensors")
+
+
+def test_pickles_with_code_are_not_run(config: BertConfig, folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"weights": Path("code")}, folder / "pytorch_model.bin")
+    assert_refused(config, folder, "pytorch_model.bin: cannot be read as plain tensors")
+
+
+def test_a_training_checkpoint_is_not_a_state_dict(config: BertConfig, folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"model": {}, "step": 3}, folder / "pytorch_model.bin")
+    assert_refused(config, folder, "more than named tensors")
+
+
+def test_a_missing_shard_is_refused(config: BertConfig, folder: Path, peer: transformers.BertForPreTraining) -> None:
+    (folder / "model.safetensors").unlink()
+    peer.save_pretrained(folder, max_shard_size="20KB")
+    min(folder.glob("model-*.safetensors")).unlink()
+    assert_refused(config, folder, "safetensors: cannot be read")
+
+
+def test_another_vocabulary_names_both_sizes(config: BertConfig, folder: Path) -> None:
+    config.vocab_size = 50
+    assert_refused(config, folder, r"a vocabulary of 97 tokens is not the data's 50")
+
+
+def test_another_width_names_the_tensor(config: BertConfig, folder: Path) -> None:
+    config.intermediate_size = 64
+    assert_refused(config, folder, r"intermediate.dense.bias has shape \(48,\) and the model needs \(64,\)")
+
+
+def test_an_incomplete_encoder_is_refused(config: BertConfig, folder: Path) -> None:
+    config.num_hidden_layers = 4
+    assert_refused(config, folder, r"lack 16 parameters of the encoder, bert.encoder.layer.3.attention")
+
+
+def test_weights_of_another_family_are_refused(config: BertConfig, folder: Path) -> None:
+    rewrite(folder, {f"roberta.{name}": tensor for name, tensor in load_file(folder / "model.safetensors").items()})
+    assert_refused(config, folder, "parameters of the encoder, bert.embeddings.word_embeddings.weight the first")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model_type", "roberta"),
+        ("hidden_act", "step"),
+        ("num_attention_heads", 5),
+        ("position_embedding_type", "relative_key"),
+        ("is_decoder", True),
+        ("add_cross_attention", True),
+        ("tie_word_embeddings", False),
+        ("hidden_size", "wide"),
+    ],
+)
+def test_a_config_that_is_no_plain_bert_names_the_field(folder: Path, field: str, value: Any) -> None:
+    edit_config(folder, **{field: value})
+    with pytest.raises(UserError, match=field):
+        load_config(folder)
