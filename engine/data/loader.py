@@ -1,0 +1,236 @@
+"""Micro-batches of a rank from any `SampleSource`: exact, resumable, and the same samples at every world size.
+
+Global batch k is the next `global_batch` samples of the endless stream of epochs. Rank r takes its r-th
+contiguous part and cuts it into micro-batches. So neither the number of ranks nor the accumulation changes
+which samples an optimizer step sees, and nothing is dropped or repeated at the end of an epoch.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import signal
+import weakref
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from engine.data.source import Cursor, MicroBatch, SampleSource
+from engine.errors import UserError
+
+LARGEST_DEFAULT_MICRO_BATCH = 32
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """How a global batch is cut over ranks and forward passes.
+
+    Raises:
+        UserError: the global batch is no multiple of micro_batch x world_size.
+    """
+
+    global_batch: int
+    micro_batch: int
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.rank < self.world_size
+        _require_multiple(
+            self.global_batch,
+            self.micro_batch * self.world_size,
+            f"train.micro_batch {self.micro_batch} x {self.world_size} rank(s)",
+        )
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of a rank in an optimizer step."""
+        return self.global_batch // (self.micro_batch * self.world_size)
+
+
+def resolve_layout(global_batch: int, micro_batch: int | None, world_size: int, rank: int = 0) -> BatchLayout:
+    """The layout of a rank; no micro-batch means the largest up to 32 that divides the rank's share.
+
+    Raises:
+        UserError: the global batch doesn't divide.
+    """
+    if micro_batch is None:
+        _require_multiple(global_batch, world_size, f"{world_size} rank(s)")
+        share = global_batch // world_size
+        limit = min(LARGEST_DEFAULT_MICRO_BATCH, share)
+        micro_batch = max(size for size in range(1, limit + 1) if share % size == 0)
+    return BatchLayout(global_batch, micro_batch, rank, world_size)
+
+
+def _require_multiple(global_batch: int, unit: int, meaning: str) -> None:
+    if global_batch % unit:
+        below = global_batch // unit * unit
+        nearest = f"{below} or {below + unit}" if below else f"{unit}"
+        raise UserError(f"train.global_batch: {global_batch} is not a multiple of {meaning}; give {nearest}")
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Samples `start` to `stop` of an epoch."""
+
+    epoch: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A micro-batch before it is collated; small, for it travels to a loader process."""
+
+    description: Any
+    totals: dict[str, float]
+    cursor: Cursor
+
+
+def training_batches(
+    source: SampleSource, layout: BatchLayout, cursor: Cursor, workers: int
+) -> Generator[MicroBatch, None, None]:
+    """This rank's micro-batches from `cursor` on, without end; `layout.accumulation` of them make a global batch.
+
+    With `workers` processes only `collate` runs there, so the result is the same for any number of them. Close
+    the iterator to end the processes.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        _Collation(source),
+        batch_size=None,
+        sampler=_requests(source, layout, cursor),
+        num_workers=workers,
+        collate_fn=_unchanged,
+        worker_init_fn=_prepare_worker,
+        multiprocessing_context="fork" if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        # Without its own generator a DataLoader takes a number from the global one, which a resume must not.
+        generator=torch.Generator(),
+    )
+    iterator = iter(loader)
+    end_workers = partial(_end_workers, weakref.ref(iterator))
+    atexit.register(end_workers)
+    try:
+        for item in iterator:
+            if isinstance(item, UserError):
+                raise item
+            inputs, totals, after = item
+            yield MicroBatch(inputs, totals, after)
+    finally:
+        end_workers()
+        atexit.unregister(end_workers)
+
+
+def evaluation_batches(
+    source: SampleSource, rank: int, world_size: int, micro_batch: int, limit: int
+) -> Iterator[MicroBatch]:
+    """This rank's share of the first `limit` samples of epoch 0 (0: all), in chunks dealt in turn to the ranks.
+
+    Ranks take equally many micro-batches; one with too few chunks repeats the first chunk as a dummy. Totals are
+    those of the whole evaluated set.
+    """
+    size = source.epoch_size(0)
+    count = min(limit, size) if limit else size
+    assert count > 0, "an evaluation needs samples"
+    chunks = [_Span(0, start, min(start + micro_batch, count)) for start in range(0, count, micro_batch)]
+    totals = _totals(source, [_Span(0, 0, count)])
+    after = Cursor(0, count, count)
+    for index in range(rank, -(-len(chunks) // world_size) * world_size, world_size):
+        dummy = index >= len(chunks)
+        inputs = source.collate(_describe(source, [chunks[0 if dummy else index]]))
+        yield MicroBatch(inputs, totals, after, dummy)
+
+
+def _requests(source: SampleSource, layout: BatchLayout, cursor: Cursor) -> Iterator[_Request]:
+    """Descriptions of this rank's micro-batches, one global batch after the other, without end."""
+    while True:
+        spans, cursor = _advance(source, cursor, layout.global_batch)
+        totals = _totals(source, spans)
+        for step in range(layout.accumulation):
+            first = (layout.rank * layout.accumulation + step) * layout.micro_batch
+            part = _cut(spans, first, first + layout.micro_batch)
+            yield _Request(_describe(source, part), totals, cursor)
+
+
+def _advance(source: SampleSource, cursor: Cursor, count: int) -> tuple[list[_Span], Cursor]:
+    """The next `count` samples of the endless stream of epochs, and the position after them."""
+    spans, epoch, start, left = [], cursor.epoch, cursor.offset, count
+    while left:
+        size = source.epoch_size(epoch)
+        assert start < size, f"offset {start} lies beyond the {size} samples of epoch {epoch}"
+        spans.append(_Span(epoch, start, min(size, start + left)))
+        left -= len(spans[-1])
+        epoch, start = (epoch + 1, 0) if spans[-1].stop == size else (epoch, spans[-1].stop)
+    return spans, Cursor(epoch, start, cursor.consumed + count)
+
+
+def _cut(spans: list[_Span], first: int, last: int) -> list[_Span]:
+    """Samples `first` to `last` of consecutive spans."""
+    parts, before = [], 0
+    for span in spans:
+        start, stop = max(first - before, 0), min(last - before, len(span))
+        if start < stop:
+            parts.append(_Span(span.epoch, span.start + start, span.start + stop))
+        before += len(span)
+    return parts
+
+
+def _describe(source: SampleSource, spans: list[_Span]) -> Any:
+    descriptions = [source.describe(span.epoch, np.arange(span.start, span.stop)) for span in spans]
+    return descriptions[0] if len(descriptions) == 1 else source.join(descriptions)
+
+
+def _totals(source: SampleSource, spans: list[_Span]) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for span in spans:
+        for name, value in source.totals(span.epoch, np.arange(span.start, span.stop)).items():
+            totals[name] = totals.get(name, 0.0) + value
+    return totals
+
+
+class _Collation(Dataset[Any]):
+    """What a loader process runs: a request in, a micro-batch's parts out."""
+
+    def __init__(self, source: SampleSource) -> None:
+        self._source = source
+
+    def __getitem__(self, request: _Request) -> tuple[dict[str, Tensor], dict[str, float], Cursor] | UserError:
+        try:
+            return self._source.collate(request.description), request.totals, request.cursor
+        except UserError as error:
+            # Raised in a loader process it would come back with that process's traceback in its message.
+            return error
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def _prepare_worker(_worker: int) -> None:
+    """Set up a fresh loader process.
+
+    A signal to the whole process group asks the trainer to save and stop; it must not end its loaders first. And
+    garbage that the fork copied, another loader perhaps, belongs to the trainer: collected here, it would hang.
+    """
+    gc.freeze()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers(iterator: weakref.ref[Any]) -> None:
+    """Ask the workers through their queues to end, now and not when the iterator happens to be collected.
+
+    A crash's traceback may keep it until the interpreter exits, which sends SIGTERM, which they ignore, and waits.
+    """
+    alive = iterator()
+    if alive is not None and hasattr(alive, "_shutdown_workers"):  # one without workers has no such method
+        alive._shutdown_workers()

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from engine.data.loader import BatchLayout, training_batches
+from engine.data.pairs import plan_epoch
+from engine.data.pretraining import PretrainingOptions, PretrainingSource, TokenFacts
+from engine.data.source import Cursor
+from engine.errors import UserError
+
+CLS, SEP, MASK, FIRST_REGULAR, VOCABULARY = 2, 3, 4, 5, 500
+KEYS = {"input_ids", "token_type_ids", "position_ids", "lengths", "mlm_positions", "mlm_labels", "nsp_labels"}
+OPTIONS = PretrainingOptions(
+    sequence_length=64, short_sequence_probability=0.1, mask_probability=0.15, whole_word=False, seed=3
+)
+FACTS = TokenFacts(CLS, SEP, MASK, np.arange(FIRST_REGULAR, VOCABULARY), np.arange(VOCABULARY) % 4 == 0)
+
+
+class Text:
+    """A split in memory whose sentences lie one after the other."""
+
+    def __init__(self, documents: list[list[int]]) -> None:
+        self.sentence_lengths = np.array([length for document in documents for length in document], np.int32)
+        self.document_starts = np.cumsum([0, *map(len, documents)], dtype=np.int64)
+        total = int(self.sentence_lengths.sum())
+        self.ids = np.random.default_rng(0).integers(FIRST_REGULAR, VOCABULARY, total).astype(np.uint16)
+        self.document_ends = np.cumsum([sum(document) for document in documents])
+
+    def tokens(self, start: int, length: int) -> np.ndarray:
+        document = np.searchsorted(self.document_ends, start, side="right")
+        assert start >= 0
+        assert length >= 1
+        assert start + length <= self.document_ends[document]
+        return self.ids[start : start + length]
+
+
+@pytest.fixture(scope="module")
+def text() -> Text:
+    rng = np.random.default_rng(5)
+    return Text([rng.integers(2, 40, rng.integers(1, 20)).tolist() for _ in range(60)])
+
+
+@pytest.fixture(scope="module")
+def source(text: Text) -> PretrainingSource:
+    return PretrainingSource(text, FACTS, OPTIONS)
+
+
+def collate(source: PretrainingSource, epoch: int, *indices: int) -> dict[str, Tensor]:
+    return source.collate(source.describe(epoch, np.array(indices)))
+
+
+def unmasked(batch: dict[str, Tensor]) -> np.ndarray:
+    ids = batch["input_ids"].clone()
+    ids[batch["mlm_positions"]] = batch["mlm_labels"]
+    return ids.numpy()
+
+
+def test_samples_are_cls_a_sep_b_sep_of_the_plans_pairs(source: PretrainingSource, text: Text) -> None:
+    plan = plan_epoch(
+        text.sentence_lengths,
+        text.document_starts,
+        sequence_length=64,
+        short_sequence_probability=0.1,
+        seed=3,
+        epoch=1,
+    )
+    indices = np.arange(20, 29)
+    batch = collate(source, 1, *indices)
+    assert set(batch) == KEYS
+    assert all(value.dtype == torch.int64 for value in batch.values())
+    assert batch["nsp_labels"].tolist() == plan.is_random[indices].astype(int).tolist()
+    ends = batch["lengths"].cumsum(0).tolist()
+    ids = unmasked(batch)
+    for i, end, length in zip(indices, ends, batch["lengths"].tolist(), strict=True):
+        a = text.ids[plan.a_start[i] :][: plan.a_length[i]].tolist()
+        b = text.ids[plan.b_start[i] :][: plan.b_length[i]].tolist()
+        own = slice(end - length, end)
+        assert ids[own].tolist() == [CLS, *a, SEP, *b, SEP]
+        assert batch["token_type_ids"][own].tolist() == [0] * (len(a) + 2) + [1] * (len(b) + 1)
+        assert batch["position_ids"][own].tolist() == list(range(length))
+
+
+def test_a_pair_of_known_text_makes_a_known_sample() -> None:
+    text = Text([[2], [3]])
+    text.ids = np.array([11, 12, 21, 22, 23], np.uint16)
+    source = PretrainingSource(text, FACTS, OPTIONS)
+    batch = collate(source, 0, 0, 1)
+    expected = [[CLS, 11, 12, SEP, 21, 22, 23, SEP], [CLS, 21, 22, 23, SEP, 11, 12, SEP]]
+    types = [[0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1, 1, 1]]
+    first = int(source.describe(0, np.array([0])).a_start[0] > 0)
+    assert unmasked(batch).tolist() == expected[first] + expected[1 - first]
+    assert batch["token_type_ids"].tolist() == types[first] + types[1 - first]
+    assert batch["position_ids"].tolist() == [*range(8), *range(8)]
+    assert batch["lengths"].tolist() == [8, 8]
+    assert batch["nsp_labels"].tolist() == [1, 1]
+    assert len(batch["mlm_positions"]) == 2
+    assert source.totals(0, np.array([0, 1])) == {"mlm": 2.0, "sequences": 2.0}
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_totals_foretell_what_collate_masks(text: Text, whole_word: bool) -> None:
+    source = PretrainingSource(text, FACTS, replace(OPTIONS, whole_word=whole_word))
+    indices = np.arange(source.epoch_size(0))
+    batch = source.collate(source.describe(0, indices))
+    assert source.totals(0, indices) == {"mlm": len(batch["mlm_positions"]), "sequences": len(indices)}
+    assert batch["mlm_labels"].min() >= FIRST_REGULAR, "special tokens are never predicted"
+    assert batch["lengths"].max() <= 64
+    masked = (batch["input_ids"][batch["mlm_positions"]] == MASK).float().mean()
+    assert 0.75 < masked < 0.85
+
+
+def test_a_sample_is_the_same_in_every_batch(source: PretrainingSource) -> None:
+    together, alone = collate(source, 0, 4, 9, 2), collate(source, 0, 9)
+    start = together["lengths"][0]
+    assert torch.equal(together["input_ids"][start : start + alone["lengths"][0]], alone["input_ids"])
+
+
+def test_epochs_mask_and_pair_anew(source: PretrainingSource) -> None:
+    first, second = source.describe(0, np.arange(50)), source.describe(1, np.arange(50))
+    assert not np.array_equal(first.a_start, second.a_start)
+    moved = first._replace(epoch=second.epoch)
+    assert not torch.equal(source.collate(first)["mlm_positions"], source.collate(moved)["mlm_positions"])
+
+
+def test_a_joined_description_makes_the_samples_of_its_parts(source: PretrainingSource) -> None:
+    parts = [source.describe(0, np.array([5, 6])), source.describe(1, np.array([0]))]
+    joined = source.collate(source.join(parts))
+    assert torch.equal(joined["input_ids"], torch.cat([source.collate(part)["input_ids"] for part in parts]))
+
+
+def test_a_fixed_source_repeats_epoch_zero(text: Text, source: PretrainingSource) -> None:
+    fixed = PretrainingSource(text, FACTS, OPTIONS, fixed=True)
+    indices = np.arange(30)
+    assert fixed.epoch_size(4) == source.epoch_size(0)
+    assert torch.equal(collate(fixed, 4, *indices)["input_ids"], collate(source, 0, *indices)["input_ids"])
+    assert fixed.totals(4, indices) == source.totals(0, indices)
+
+
+def test_batches_that_cross_epochs_are_the_same_at_every_layout(source: PretrainingSource) -> None:
+    near_end = Cursor(0, source.epoch_size(0) - 5, source.epoch_size(0) - 5)
+    whole = next(training_batches(source, BatchLayout(12, 12), near_end, 0))
+    parts = []
+    for rank in range(2):
+        batches = training_batches(source, BatchLayout(12, 3, rank, 2), near_end, 2)
+        parts += list(islice(batches, 2))
+        batches.close()
+    assert torch.equal(torch.cat([part.inputs["input_ids"] for part in parts]), whole.inputs["input_ids"])
+    assert {part.totals["mlm"] for part in parts} == {float(len(whole.inputs["mlm_positions"]))}
+    assert {part.cursor for part in parts} == {whole.cursor}
+    assert whole.cursor.epoch == 1
+
+
+def test_one_document_is_an_error_of_the_user() -> None:
+    with pytest.raises(UserError, match=r"1 document\(s\) with text"):
+        PretrainingSource(Text([[5, 6, 7]]), FACTS, OPTIONS).epoch_size(0)
