@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import DefaultHelpFormatter
 
 from engine.data.executor import mpi_rank, open_executor
 from engine.data.prepare import PrepareConfig, prepare
@@ -30,7 +30,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Keeps the lines of the examples."""
 
 
-def add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: CommandParser) -> None:
     """Add the fields of `PrepareConfig` to a parser."""
     parser.add_argument(
         "--source",

@@ -1,0 +1,214 @@
+"""Raw text -> token store: read, learn the vocabulary, split, tokenize in parallel, write shards.
+
+The reader cuts the documents into blocks of text and hands them to an executor; a block becomes one shard a
+split. Blocks depend on the text alone, so the store has the same bytes for every number of workers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor, Executor
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from engine.data.blocks import MEGABYTE, Progress, Tokenization, read_blocks, run_blocks
+from engine.data.corpus import CorpusConfig, Position, Source, list_sources, read_documents, record_source
+from engine.data.executor import InlineExecutor
+from engine.data.manifest import FORMAT_VERSION, Manifest, Shard, count
+from engine.data.tokenizer import MIN_VOCAB_SIZE, Vocabulary, load_tokenizer, train_wordpiece
+from engine.data.workspace import Workspace, find_complete, identity, remove
+from engine.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class PrepareConfig(CorpusConfig):
+    """Turn raw text into a token store for pre-training."""
+
+    output: str
+    """folder of the store"""
+    tokenizer: str | None = None
+    """vocab.txt, tokenizer.json or Hugging Face folder to use; null learns a WordPiece vocabulary from the text"""
+    vocab_size: int = 30522
+    """pieces of a learned vocabulary, special tokens included"""
+    lowercase: bool = True
+    """lowercase the text and strip accents (learned vocabulary or bare vocab.txt)"""
+    special_tokens: list[str] = field(default_factory=list)
+    """further special tokens of a learned vocabulary, after [PAD] [UNK] [CLS] [SEP] [MASK]"""
+    sample_mb: int = 200
+    """megabytes of text, from the start of the corpus, that a vocabulary is learned from"""
+    language: str = "en"
+    """ISO 639-1 code for the sentence splitter"""
+    validation_fraction: float = 0.01
+    """share of documents held out for evaluation, at least two; 0 holds out none"""
+    seed: int = 1
+    """seed of the choice of held-out documents"""
+    shard_mb: int = 16
+    """megabytes of text in a shard; a worker needs 100 MB and some fifteen times as much memory"""
+    workers: int | None = None
+    """worker processes; null takes one a core, 0 none; under mpirun the other ranks are the workers"""
+    overwrite: bool = False
+    """replace a store that was made with other settings"""
+
+    def validate(self) -> None:
+        """Check every field that needs no data.
+
+        Raises:
+            UserError: names the first field that is wrong.
+        """
+        fraction, documents = self.validation_fraction, self.documents
+        _require(bool(self.output), "output", self.output, "give a folder")
+        _require(documents in ("blank_line", "file"), "documents", documents, "choose blank_line or file")
+        _require(0.0 <= fraction < 1.0, "validation_fraction", fraction, "give a share in [0, 1)")
+        _require(self.vocab_size >= MIN_VOCAB_SIZE, "vocab_size", self.vocab_size, f"give at least {MIN_VOCAB_SIZE}")
+        _require(self.sample_mb >= 1, "sample_mb", self.sample_mb, "give at least 1")
+        # an Arrow list counts its values in 31 bits
+        _require(1 <= self.shard_mb <= 1000, "shard_mb", self.shard_mb, "give 1 to 1000")
+        _require(self.workers is None or self.workers >= 0, "workers", self.workers, "give 0 or more")
+
+
+def _require(condition: bool, name: str, value: object, remedy: str) -> None:
+    if not condition:
+        raise UserError(f"{name}: {value!r} is not allowed; {remedy}")
+
+
+def prepare(config: PrepareConfig, executor: Executor | None = None, workers: int = 1) -> Manifest:
+    """Make the store of `config`, go on with an unfinished one, or return the one that is already there.
+
+    Args:
+        executor: runs the blocks (`engine.data.executor.open_executor`); this process when None.
+        workers: tasks that the executor runs at a time, which bounds the blocks in memory.
+
+    Raises:
+        UserError: a wrong field, unreadable text, too little text, an output folder with another store.
+    """
+    config.validate()
+    sources = list_sources(config)
+    records = [record_source(source, config) for source in sources]
+    given = load_tokenizer(config.tokenizer, config.lowercase) if config.tokenizer else None
+    settings = _settings(config, given)
+    wanted = identity(settings, records)
+    output = Path(config.output).absolute()
+    if done := find_complete(output, wanted, config.overwrite):
+        log.info("%s is already prepared: %s", output, summary(done))
+        return done
+    try:
+        with Workspace(output, wanted, config.overwrite) as work:
+            if work.resumed:
+                log.info("going on with what an earlier run left in %s", work.folder)
+            vocabulary = _vocabulary(config, sources, work, given)
+            splits = _tokenize(config, sources, work, vocabulary, executor or InlineExecutor(), workers)
+            made = (vocabulary.fingerprint, vocabulary.vocab_size, _versions())
+            manifest = Manifest(FORMAT_VERSION, splits, records, settings, *made)
+            work.publish(manifest)
+    except BrokenExecutor as error:
+        raise UserError(
+            "workers: a worker process died, perhaps out of memory; lower workers or shard_mb and run again"
+        ) from error
+    log.info("%s: %s", output, summary(manifest))
+    return manifest
+
+
+def summary(manifest: Manifest) -> str:
+    """One line about a store."""
+    parts = []
+    for split in manifest.splits:
+        counts = manifest.counts(split)
+        parts.append(
+            f"{split} {counts.documents:,} documents, {counts.sentences:,} sentences, {counts.tokens:,} tokens"
+        )
+    return f"{'; '.join(parts)}; vocabulary {manifest.vocab_size:,}; fingerprint {manifest.fingerprint[:16]}"
+
+
+def _settings(config: PrepareConfig, given: Vocabulary | None) -> dict[str, Any]:
+    """The options that decide the store's content; those of a learned vocabulary only where one is learned."""
+    names = ["text_field", "documents", "split", "language", "validation_fraction", "seed", "shard_mb"]
+    if given is None:
+        names += ["vocab_size", "lowercase", "special_tokens", "sample_mb"]
+    fingerprint = None if given is None else given.fingerprint
+    return {"tokenizer": fingerprint, **{name: getattr(config, name) for name in names}}
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("datasets", "sentencex", "tokenizers")}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The first megabytes of a corpus; each iteration reads anew."""
+
+    config: PrepareConfig
+    sources: list[Source]
+
+    def __iter__(self) -> Iterator[str]:
+        left = self.config.sample_mb * MEGABYTE
+        for text in read_documents(self.config, self.sources):
+            yield text
+            left -= len(text)
+            if left <= 0:
+                return
+
+
+def _vocabulary(config: PrepareConfig, sources: list[Source], work: Workspace, given: Vocabulary | None) -> Vocabulary:
+    if work.tokenizer.is_dir():
+        return load_tokenizer(work.tokenizer)
+    aside = work.folder / "tokenizer.tmp"
+    remove(aside)
+    if given is not None:
+        vocabulary = given
+        vocabulary.save(aside)
+    else:
+        log.info("learning a vocabulary of %d pieces", config.vocab_size)
+        sample = Sample(config, sources)
+        vocabulary = train_wordpiece(sample, aside, config.vocab_size, config.lowercase, config.special_tokens)
+        if vocabulary.vocab_size < config.vocab_size:
+            log.warning("the text has only %d pieces, not %d", vocabulary.vocab_size, config.vocab_size)
+    aside.rename(work.tokenizer)
+    return vocabulary
+
+
+def _tokenize(
+    config: PrepareConfig,
+    sources: list[Source],
+    work: Workspace,
+    vocabulary: Vocabulary,
+    executor: Executor,
+    workers: int,
+) -> dict[str, list[Shard]]:
+    position = Position()
+    progress = Progress(sum(source.path.stat().st_size for source in sources if source.path.is_file()))
+
+    def documents() -> Iterator[str]:
+        for text in read_documents(config, sources, position):
+            progress.update(position.bytes)
+            yield text
+
+    blocks = read_blocks(documents(), config.shard_mb, config.validation_fraction, config.seed)
+    how = Tokenization(work.folder, work.tokenizer, vocabulary.fingerprint, config.language)
+    try:
+        splits = run_blocks(blocks, work, how, executor, workers)
+    finally:
+        progress.close()
+    _check_enough(splits, config)
+    return splits
+
+
+def _check_enough(splits: dict[str, list[Shard]], config: PrepareConfig) -> None:
+    """NSP needs two documents, for false pairs, and a document with two sentences, for true ones."""
+    names = ", ".join(config.source)
+    train, validation = count(splits["train"]), count(splits["validation"])
+    documents = train.documents + validation.documents
+    remedy = "give more text or check where documents end (documents, text_field)"
+    if documents < 2:
+        raise UserError(f"source: {names} has {documents} documents, next-sentence pairs need at least 2; {remedy}")
+    if train.sentences + validation.sentences == documents:
+        raise UserError(f"source: no document of {names} has two sentences, next-sentence pairs need them; {remedy}")
+    if config.validation_fraction and min(train.documents, validation.documents) < 2:
+        raise UserError(
+            f"source: {names} has {documents} documents, a training and a held-out split need at least 4; "
+            "give more text or pass --validation_fraction 0"
+        )

@@ -1,0 +1,28 @@
+"""Documents -> sentences, by `sentencex`.
+
+Chosen because it is maintained (Wikimedia), knows the abbreviations of some 300 languages with fallbacks for the
+others, needs neither a model nor a download, and splits about 100 MB/s on a core, so that it costs little
+beside the tokenizer. Learned splitters are slower by orders of magnitude; NSP segments join neighbouring
+sentences again, so their gain would not be seen.
+"""
+
+from __future__ import annotations
+
+import re
+
+_BLANK_LINE = re.compile(r"\n\s*\n")
+
+
+def split_sentences(document: str, language: str = "en") -> list[str]:
+    """The sentences of a document, stripped, without empty ones.
+
+    A blank line always ends a sentence. A single line break is white space, as in wrapped text, except before
+    a list item; so a line without a final stop, such as a heading, needs a blank line after it.
+
+    Args:
+        language: ISO 639-1 code, which selects the abbreviations; an unknown one falls back to English's.
+    """
+    from sentencex import segment
+
+    paragraphs = _BLANK_LINE.sub("\n\n", document.replace("\r\n", "\n"))
+    return [sentence for part in segment(language, paragraphs) if (sentence := part.strip())]

@@ -1,0 +1,304 @@
+"""Preparation: the same bytes from any workers, safe to kill, clear about what is wrong."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.data.blocks import split_of
+from engine.data.embedded import embedded_documents
+from engine.data.executor import InlineExecutor, open_executor
+from engine.data.manifest import MANIFEST_NAME
+from engine.data.prepare import PrepareConfig, prepare
+from engine.data.sentences import split_sentences
+from engine.data.store import open_store
+from engine.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TEXTS = list(embedded_documents()[:60])
+
+
+def write_corpus(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_corpus(tmp_path / "corpus.jsonl", TEXTS)
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut blocks after 40 kB, so that a small corpus has several."""
+    monkeypatch.setattr("engine.data.blocks.MEGABYTE", 40_000)
+
+
+def config(source: Path, output: Path, **options: Any) -> PrepareConfig:
+    return PrepareConfig(
+        **{"vocab_size": 600, "shard_mb": 1, "source": [str(source)], "output": str(output), **options}
+    )
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class KilledExecutor(Executor):
+    """Runs `alive` blocks and then behaves as if the process were interrupted."""
+
+    def __init__(self, alive: int) -> None:
+        self.alive, self.inner = alive, InlineExecutor()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        if self.alive == 0:
+            raise KeyboardInterrupt
+        self.alive -= 1
+        return self.inner.submit(fn, *args, **kwargs)
+
+
+def test_the_store_holds_every_sentence_of_the_corpus(corpus: Path, tmp_path: Path) -> None:
+    manifest = prepare(config(corpus, tmp_path / "store"))
+    store = open_store(tmp_path / "store", verify=True)
+    words = store.tokenizer
+    expected = {"train": [], "validation": []}  # type: dict[str, list[list[int]]]
+    for ordinal, text in enumerate(TEXTS):
+        expected[split_of(ordinal, 0.01, 1)] += words.encode_batch(split_sentences(text))
+    for name, sentences in expected.items():
+        split = store.split(name)
+        assert split.sentence_lengths.tolist() == [len(ids) for ids in sentences]
+        starts = [0]
+        for ids in sentences:
+            assert split.tokens(starts[-1], len(ids)).tolist() == ids
+            starts.append(starts[-1] + len(ids))
+    assert manifest.counts("validation").documents >= 2
+    assert manifest.sources[0].bytes == corpus.stat().st_size
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_the_bytes_do_not_depend_on_the_workers(corpus: Path, tmp_path: Path) -> None:
+    prepare(config(corpus, tmp_path / "inline"))
+    with open_executor(2) as opened:
+        assert opened is not None
+        prepare(config(corpus, tmp_path / "pool"), *opened)
+    assert len(list((tmp_path / "inline").glob("train-*.arrow"))) > 3
+    assert content(tmp_path / "inline") == content(tmp_path / "pool")
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "launch", "prepare", *map(str, arguments)]
+
+
+def test_mpi_ranks_make_the_same_store(corpus: Path, tmp_path: Path) -> None:
+    beside = Path(sys.executable).with_name("mpirun")
+    mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
+    if mpirun is None:
+        pytest.skip("mpirun is not installed")
+    options = ("--source", corpus, "--vocab_size", 600, "--output")
+    launcher = [mpirun, "--allow-run-as-root", "--oversubscribe", "-n", "3"]
+    subprocess.run([*launcher, *command(*options, tmp_path / "mpi")], cwd=ROOT, check=True, capture_output=True)
+    prepare(config(corpus, tmp_path / "inline", shard_mb=16))
+    assert content(tmp_path / "mpi") == content(tmp_path / "inline")
+    failed = subprocess.run(
+        [*launcher, *command(*options, tmp_path / "other", "--shard_mb", 0)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert failed.returncode == 2
+    assert failed.stderr.count("error: shard_mb: 0 is not allowed") == 1
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_killed_run_leaves_no_store_and_the_next_goes_on(corpus: Path, tmp_path: Path) -> None:
+    output = tmp_path / "store"
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config(corpus, output), KilledExecutor(3))
+    with pytest.raises(UserError, match="is no complete store"):
+        open_store(output)
+    finished = {path.name: path.stat().st_mtime_ns for path in (output / ".partial").glob("train-*.arrow")}
+    assert len(finished) == 3
+
+    prepare(config(corpus, output))
+    assert {name: (output / name).stat().st_mtime_ns for name in finished} == finished
+    prepare(config(corpus, tmp_path / "fresh"))
+    assert content(output) == content(tmp_path / "fresh")
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_damaged_shard_of_a_killed_run_is_made_again(corpus: Path, tmp_path: Path) -> None:
+    output = tmp_path / "store"
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config(corpus, output), KilledExecutor(2))
+    (output / ".partial" / "train-00000.arrow").write_bytes(b"cut")
+    (output / ".partial" / "train-00001.arrow").unlink()
+    prepare(config(corpus, output))
+    open_store(output, verify=True)
+
+
+def test_a_killed_run_with_other_settings_is_refused_or_overwritten(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config(corpus, tmp_path / "store"), KilledExecutor(0))
+    with pytest.raises(UserError, match=r"seed: .* was prepared with 1, not 2; pass --overwrite"):
+        prepare(config(corpus, tmp_path / "store", seed=2))
+    prepare(config(corpus, tmp_path / "store", seed=2, overwrite=True))
+    assert open_store(tmp_path / "store").manifest.settings["seed"] == 2
+
+
+def test_a_finished_store_is_not_made_again(corpus: Path, tmp_path: Path) -> None:
+    manifest = prepare(config(corpus, tmp_path / "store"))
+    before = content(tmp_path / "store")
+    moved = corpus.rename(tmp_path / "moved.jsonl")
+    assert prepare(config(moved, tmp_path / "store"), KilledExecutor(0)) == manifest
+    assert content(tmp_path / "store") == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vocab_size": 500}, r"vocab_size: .* was prepared with 600, not 500; pass --overwrite"),
+        ({"lowercase": False}, r"lowercase: .* was prepared with True, not False"),
+        ({"shard_mb": 2}, r"shard_mb: .* was prepared with 1, not 2"),
+    ],
+)
+def test_another_setting_is_refused_by_name(
+    corpus: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    prepare(config(corpus, tmp_path / "store"))
+    before = content(tmp_path / "store")
+    with pytest.raises(UserError, match=message):
+        prepare(config(corpus, tmp_path / "store", **options))
+    assert content(tmp_path / "store") == before
+
+
+def test_other_text_is_refused_and_overwrite_replaces_it(corpus: Path, tmp_path: Path) -> None:
+    prepare(config(corpus, tmp_path / "store"))
+    other = write_corpus(tmp_path / "other.jsonl", TEXTS[:30])
+    with pytest.raises(UserError, match=r"source: .* was prepared with other content; pass --overwrite"):
+        prepare(config(other, tmp_path / "store"))
+    prepare(config(other, tmp_path / "store", overwrite=True))
+    prepare(config(other, tmp_path / "fresh"))
+    assert content(tmp_path / "store") == content(tmp_path / "fresh")
+
+
+def test_a_failed_overwrite_keeps_the_old_store(corpus: Path, tmp_path: Path) -> None:
+    prepare(config(corpus, tmp_path / "store"))
+    before = content(tmp_path / "store")
+    bad = tmp_path / "bad.jsonl"
+    bad.write_bytes(corpus.read_bytes() + b"{\n")
+    with pytest.raises(UserError, match=r"bad\.jsonl:61: not JSON"):
+        prepare(config(bad, tmp_path / "store", overwrite=True))
+    assert content(tmp_path / "store") == before
+
+
+def test_a_given_tokenizer_is_used_and_pinned(corpus: Path, tmp_path: Path) -> None:
+    first = prepare(config(corpus, tmp_path / "first"))
+    given = {"tokenizer": str(tmp_path / "first" / "tokenizer")}
+    second = prepare(config(corpus, tmp_path / "second", vocab_size=999, **given))
+    assert second.fingerprint == first.fingerprint
+    assert second.settings["tokenizer"] == first.tokenizer_fingerprint
+    with pytest.raises(UserError, match=r"tokenizer: .* was prepared with"):
+        prepare(config(corpus, tmp_path / "first", **given))
+
+
+def test_a_folder_of_other_files_is_left_alone(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"output: .* holds other files, e\.g\. thesis\.txt"):
+            prepare(config(corpus, tmp_path / "mine", overwrite=overwrite))
+    assert content(tmp_path / "mine") == {"thesis.txt": b"precious"}
+
+
+def test_two_preparations_of_one_folder_exclude_each_other(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "store" / ".partial").mkdir(parents=True)
+    with (tmp_path / "store" / ".partial" / "lock").open("w") as lock:
+        lock.write("process 17 on node3")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="is being prepared by process 17 on node3; wait for it"):
+            prepare(config(corpus, tmp_path / "store"))
+    prepare(config(corpus, tmp_path / "store"))
+
+
+def test_a_dead_worker_is_explained_and_the_next_run_goes_on(corpus: Path, tmp_path: Path) -> None:
+    with open_executor(2) as opened:
+        assert opened is not None
+        opened[0].submit(os._exit, 1)
+        with pytest.raises(UserError, match="workers: a worker process died"):
+            prepare(config(corpus, tmp_path / "store"), *opened)
+    prepare(config(corpus, tmp_path / "store"))
+
+
+ONE = "This is the first sentence of the text. This is the second one of it."
+TOO_LITTLE: dict[str, tuple[list[str], dict[str, Any], str]] = {
+    "empty corpus": ([], {}, "no text to learn a vocabulary"),
+    "one sentence": (["Only one sentence is here."], {}, "has 1 documents, next-sentence pairs need at least 2"),
+    "one document": ([ONE], {}, "has 1 documents, next-sentence pairs need at least 2"),
+    "one-sentence documents": (["One here."] * 9, {}, "no document of .* has two sentences"),
+    "three documents": ([ONE] * 3, {}, "need at least 4; give more text or pass --validation_fraction 0"),
+    "negative fraction": ([ONE] * 9, {"validation_fraction": -0.5}, r"validation_fraction: -0\.5 is not allowed"),
+    "no cores": ([ONE] * 9, {"workers": -1}, "workers: -1 is not allowed"),
+    "no field": ([ONE] * 9, {"text_field": "body"}, "text_field: .* has no field 'body'; it has text"),
+    "no tokenizer": ([ONE] * 9, {"tokenizer": "nowhere"}, "tokenizer: nowhere does not exist"),
+}
+
+
+@pytest.mark.parametrize("case", TOO_LITTLE)
+def test_a_user_error_leaves_nothing_behind(tmp_path: Path, case: str) -> None:
+    texts, options, message = TOO_LITTLE[case]
+    corpus = write_corpus(tmp_path / "corpus.jsonl", texts)
+    with pytest.raises(UserError, match=message):
+        prepare(config(corpus, tmp_path / "new" / "store", **options))
+    assert list(tmp_path.iterdir()) == [corpus]
+
+
+def test_few_documents_suffice_without_a_held_out_split(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus.jsonl", [ONE, ONE])
+    manifest = prepare(config(corpus, tmp_path / "store", validation_fraction=0.0))
+    assert manifest.counts("train").documents == 2
+    assert manifest.splits["validation"] == []
+
+
+def test_four_documents_are_halved() -> None:
+    for seed in range(20):
+        assert sorted(split_of(i, 0.01, seed) for i in range(4)) == ["train"] * 2 + ["validation"] * 2
+
+
+def test_the_held_out_share_is_the_fraction_asked() -> None:
+    held_out = sum(split_of(i, 0.05, seed=3) == "validation" for i in range(20_000))
+    assert abs(held_out - 1000) < 4 * (20_000 * 0.05 * 0.95) ** 0.5
+
+
+def test_the_command_prepares_several_sources(corpus: Path, tmp_path: Path) -> None:
+    more = write_corpus(tmp_path / "more.jsonl", TEXTS[:5])
+    options = ("--source", corpus, more, "--vocab_size", 600, "--workers", 0, "--output", tmp_path / "store")
+    done = subprocess.run(command(*options), cwd=ROOT, check=True, capture_output=True, text=True)
+    assert "train " in done.stderr
+    manifest = open_store(tmp_path / "store").manifest
+    assert sum(manifest.counts(split).documents for split in manifest.splits) == len(TEXTS) + 5
+    again = subprocess.run(command(*options), cwd=ROOT, check=True, capture_output=True, text=True)
+    assert "is already prepared" in again.stderr
+
+
+def test_preparing_does_not_import_torch() -> None:
+    code = "import sys, launch.prepare, engine.data.store; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_store_is_complete_only_with_its_manifest(corpus: Path, tmp_path: Path) -> None:
+    """Killed while files are moved into place: the next run makes a whole store."""
+    output = tmp_path / "store"
+    manifest = prepare(config(corpus, output))
+    before = content(output)
+    (output / ".partial").mkdir()
+    (output / MANIFEST_NAME).unlink()
+    assert prepare(config(corpus, output)) == manifest
+    assert content(output) == before
