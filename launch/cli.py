@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a failure of ours or of the machine, 2 a mistake in what t
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -14,12 +15,16 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from engine.errors import UserError
+from launch.launcher import is_first_rank
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 class CommandParser(ArgumentParser):
     """jsonargparse's parser whose errors are one line that names the field, the value and the remedy."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UserError(explain(message, known_options(self)))
@@ -71,18 +76,18 @@ def unknown_option(name: str, options: list[str]) -> str:
 
 
 def run_command(main: Callable[[list[str]], int], arguments: list[str] | None = None) -> NoReturn:
-    """Run a command's `main` and end the process with its exit code; a user's mistake prints one line."""
+    """Run a command's `main` and end the process with its exit code.
+
+    A user's mistake prints one line; among the ranks of a run, which all meet it, only rank 0 does.
+    """
     try:
         code = main(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if is_first_rank(os.environ):
+            print(f"error: {error}", file=sys.stderr, flush=True)
         code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         code = 130
     sys.exit(code)
 
-
-def instantiate(parser: ArgumentParser, arguments: list[str]) -> Any:
-    """Parse and build the dataclasses of a parser."""
-    return parser.instantiate(parser.parse_args(arguments))

@@ -54,6 +54,12 @@ def detect_launcher(env: Mapping[str, str], free_port: int) -> Launcher:
     return Launcher("none", single_process_variables(free_port))
 
 
+def is_first_rank(env: Mapping[str, str]) -> bool:
+    """Whether this process is rank 0 of its launcher, or has none."""
+    names = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+    return next((env[name] for name in names if name in env), "0") == "0"
+
+
 def slurm_variables(env: Mapping[str, str], tasks: int) -> dict[str, str]:
     """torch's rendezvous variables for this task of an srun step of `tasks` tasks."""
     hosts = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or "127.0.0.1"

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if __name__ == "__main__":  # run as a file: import the packages of this checkout and not this folder's modules
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -23,6 +23,9 @@ from engine.errors import UserError
 from engine.train.quiet import silence_libraries
 from launch.cli import CommandParser, run_command
 from launch.launcher import Launcher, detect_launcher
+
+if TYPE_CHECKING:
+    from engine.dist import World
 
 T = TypeVar("T")
 
@@ -120,15 +123,26 @@ def build_task(config: RunConfig) -> Any:
 
 def train(config: RunConfig, launcher: Launcher) -> int:
     """Run a validated configuration on this rank; collective."""
-    from engine import dist
+    from engine.train.zero import end_ranks, start_ranks
+
+    world = start_ranks(config.train.threads)
+    try:
+        run(config, launcher, world)
+    except UserError:
+        end_ranks(world, together=False)
+        raise
+    end_ranks(world)
+    return 0
+
+
+def run(config: RunConfig, launcher: Launcher, world: World) -> None:
+    """Check what needs the ranks or the data, then train and report; collective."""
     from engine.data.loader import resolve_layout
     from engine.evaluate import final_report
     from engine.train.loop import Trainer
     from engine.train.monitor import check_monitor
-    from engine.train.zero import end_ranks, start_ranks
     from launch.zero_config import check_hardware, deepspeed_config
 
-    world = start_ranks(config.train.threads)
     accelerator = world.device.type
     agreed(lambda: check_hardware(config.train, accelerator))
     agreed(lambda: check_monitor(config.monitor))
@@ -139,14 +153,14 @@ def train(config: RunConfig, launcher: Launcher) -> int:
     deepspeed = deepspeed_config(config, layout, accelerator)
     trainer = agreed(lambda: Trainer(task, config, deepspeed, layout, world))
     if world.is_main:
-        print(f"{launcher.name}: {world.size} rank(s) on {accelerator}, ZeRO-{batch.zero_stage}, {batch.precision}; "
-              f"global batch {layout.global_batch} = {world.size} x {layout.micro_batch} x {layout.accumulation}, "
-              f"{trainer.total} steps", flush=True)
+        print(
+            f"{launcher.name}: {world.size} rank(s) on {accelerator}, ZeRO-{batch.zero_stage}, {batch.precision}; "
+            f"global batch {layout.global_batch} = {world.size} x {layout.micro_batch} x {layout.accumulation}, "
+            f"{trainer.total} steps",
+            flush=True,
+        )
     result = trainer.run()
     final_report(task, config, result, layout, world)
-    dist.barrier()
-    end_ranks(world)
-    return 0
 
 
 def free_port() -> int:
@@ -157,19 +171,12 @@ def free_port() -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """The command: parse, recognise the launcher, train. Only rank 0 reports a user's mistake."""
+    """The command: parse, recognise the launcher, train."""
     silence_libraries()
-    launcher = Launcher("none")
-    try:
-        config = parse(arguments)
-        launcher = detect_launcher(os.environ, free_port())
-        os.environ.update(launcher.variables)
-        return train(config, launcher)
-    except UserError:
-        rank = os.environ.get("RANK") or os.environ.get("OMPI_COMM_WORLD_RANK") or "0"
-        if rank != "0":
-            return 2
-        raise
+    config = parse(arguments)
+    launcher = detect_launcher(os.environ, free_port())
+    os.environ.update(launcher.variables)
+    return train(config, launcher)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,8 @@ class RunState:
     """best value so far of the task's metric"""
     micro_batch: int = 0
     version: str = engine.__version__
+    files: dict[str, int] = field(default_factory=dict)
+    """bytes of every other file of the checkpoint"""
 
 
 def checkpoint_name(step: int) -> str:
@@ -88,7 +90,8 @@ def save(zero: ZeroEngine, folder: Path, state: RunState, keep: int) -> Path:
     torch.save(dist.rng_state(), partial / f"rng-rank-{rank}.pt")
     dist.barrier()
     if rank == 0:
-        (partial / STATE_FILE).write_text(json.dumps(asdict(state), indent=1))
+        sizes = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
+        (partial / STATE_FILE).write_text(json.dumps(asdict(replace(state, files=sizes)), indent=1))
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         move_latest(folder, final.name)
@@ -152,8 +155,14 @@ def check_resumable(state: RunState, path: Path, config: dict[str, Any], world_s
     """Refuse a resume under another layout or a configuration that contradicts the checkpoint.
 
     Raises:
-        UserError: names the field and both values.
+        UserError: names the field and both values, or the file that is missing or cut off.
     """
+    for file, size in state.files.items():
+        found = (path / file).stat().st_size if (path / file).is_file() else 0
+        if found != size:
+            raise UserError(
+                f"resume: {path} is damaged ({file} has {found} bytes of {size}); resume from another checkpoint"
+            )
     if state.world_size != world_size:
         raise UserError(
             f"resume: {path} was saved by {state.world_size} ranks and this run has {world_size}; "

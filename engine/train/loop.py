@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from engine import dist
 from engine.config import RunConfig, TrainConfig
 from engine.data.loader import BatchLayout, evaluation_batches, training_batches
 from engine.data.source import Cursor, MicroBatch
-from engine.export import export_huggingface
+from engine.model.folder import export_huggingface
 from engine.optim.build import build_optimizer
 from engine.optim.schedule import check_phases, learning_rate
 from engine.tasks.task import Evaluation, Task
@@ -78,8 +79,10 @@ class Trainer:
         self.step, self.cursor, self.best = 0, Cursor(), None
         if start is not None:
             self._resume(start)
+        self.output.mkdir(parents=True, exist_ok=True)
         self.monitor = Monitor(config, self.step)
-        self.monitor.config(config.to_dict(), deepspeed, self.step)
+        if world.is_main:
+            self._record_config(deepspeed)
         self.progress = Progress(self.step, self.total, world.is_main)
         self.meter = Meter(self.zero.device)
         self.grad_norm: float | None = None
@@ -99,6 +102,14 @@ class Trainer:
         self.step, self.cursor, self.best = state.step, state.cursor, state.best
         if self.world.is_main:
             print(f"resumed {path} at step {self.step}", flush=True)
+
+    def _record_config(self, deepspeed: dict[str, Any]) -> None:
+        """Keep the run's configuration beside its results: a recipe to run it again, and the DeepSpeed dict."""
+        values = self.config.to_dict()
+        values["optim"]["betas"] = list(values["optim"]["betas"])
+        (self.output / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+        (self.output / "deepspeed.json").write_text(json.dumps(deepspeed, indent=2) + "\n")
+        self.monitor.config(values, deepspeed, self.step)
 
     def run(self) -> RunResult:
         """Train to the last step, then evaluate, save and export."""
