@@ -1,0 +1,74 @@
+"""What machines enforce of ARCHITECTURE.md: one-way imports, one module of collectives, readable sizes."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+#: rooms from the ground up; a room imports from its own and lower floors only
+FLOORS = [
+    {"errors", "config", "dist"},
+    {"kernels"},
+    {"data", "model", "optim"},
+    {"tasks"},
+    {"train"},
+    {"evaluate", "export", "compress", "scaling"},
+    {"launch"},
+]
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+SOURCES = sorted(path for package in ("engine", "launch") for path in (ROOT / package).rglob("*.py"))
+
+
+def room(module: str) -> str | None:
+    """The room of a dotted module of ours; None for others and for the package `engine` itself."""
+    parts = module.split(".")
+    if parts[0] == "launch":
+        return "launch"
+    return parts[1] if parts[0] == "engine" and len(parts) > 1 else None
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from ([f"engine.{alias.name}" for alias in node.names] if node.module == "engine" else [node.module])
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    own = room(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    for module in imports(path):
+        imported = room(module)
+        if own and own != "__init__" and imported:
+            assert FLOOR[imported] <= FLOOR[own], f"{own} imports {module}"
+
+
+def test_only_one_module_calls_collectives() -> None:
+    calls = ("all_reduce(", "all_gather", "broadcast_object_list(", "torch_dist.barrier(", "reduce_scatter(")
+    users = {str(path.relative_to(ROOT)) for path in SOURCES if any(call in path.read_text() for call in calls)}
+    assert users == {"engine/dist.py"}
+
+
+def test_only_one_module_starts_deepspeed() -> None:
+    users = {str(path.relative_to(ROOT)) for path in SOURCES if "deepspeed.initialize(" in path.read_text()}
+    assert users == {"engine/train/zero.py"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_stay_readable(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_a_command_line_is_checked_without_importing_torch() -> None:
+    """A typo is answered at once, and preparation never loads a training library."""
+    code = "import sys, launch.prepare, launch.train; print({'torch', 'deepspeed', 'transformers'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

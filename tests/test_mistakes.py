@@ -1,0 +1,166 @@
+"""Mistakes of a user, each given to the real command in a process of its own.
+
+Each prints one line that names the field, the value and the remedy, exits with code 2 and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from transformers import BertConfig
+
+from engine.data.prepare import PrepareConfig, prepare
+from engine.model.folder import export_huggingface
+from engine.model.bert import BertForPreTraining
+from engine.model.build import initialise
+from tests.train.runs import ROOT, environment
+from tests.train.runs import run as launch
+
+#: from the folder of the inputs and of the output to the arguments after `zerobert`
+Arguments = Callable[[Path, Path], list[str]]
+
+
+def pretrain(*options: str) -> Arguments:
+    return lambda inputs, output: ["train", f"--output={output}", f"--data.path={inputs / 'store'}", *fill(options, inputs)]
+
+
+def finetune(*options: str) -> Arguments:
+    start = ["--task=sequence_classification", "--model.init_from=IN/model", "--labelled.train=IN/train.jsonl"]
+    start.append("--labelled.max_length=16")
+    return lambda inputs, output: ["train", f"--output={output}", *fill((*start, *options), inputs)]
+
+
+def preparing(source: str, *options: str) -> Arguments:
+    return lambda inputs, output: ["prepare", f"--output={output}", *fill((f"--source={source}", "--workers=0", *options), inputs)]
+
+
+def fill(options: tuple[str, ...], inputs: Path) -> list[str]:
+    return [option.replace("IN", str(inputs)) for option in options]
+
+
+MISTAKES: dict[str, tuple[Arguments, str]] = {
+    "missing recipe": (pretrain("--config=IN/none.yaml"), "config: "),
+    "recipe with a typo": (pretrain("--config=IN/typo.yaml"), "train.step: no such field; did you mean train.steps?"),
+    "recipe that is not YAML": (pretrain("--config=IN/broken.yaml"), "config: the recipe is not YAML"),
+    "unknown option": (pretrain("--optim.lr=1"), "optim.lr: no such field"),
+    "number that is none": (pretrain("--train.steps=ten"), "train.steps: 'ten' is not allowed; give a whole number"),
+    "steps and epochs": (pretrain("--train.steps=1", "--train.epochs=1"), "train.epochs: 1.0 is not allowed"),
+    "fp16 on a CPU": (pretrain("--train.precision=fp16"), "train.precision: 'fp16' needs a GPU"),
+    "no store": (pretrain("--data.path=IN/nowhere"), "nowhere"),
+    "folder that is no store": (pretrain("--data.path=IN/empty"), "empty"),
+    "truncated shard": (pretrain("--data.path=IN/truncated"), "train-00000.arrow"),
+    "sequence longer than the positions": (
+        pretrain("--data.sequence_length=1024"),
+        "data.sequence_length: 1024 is not allowed; it exceeds model.max_positions (512)",
+    ),
+    "global batch that doesn't divide": (
+        pretrain("--train.global_batch=64", "--train.micro_batch=5"),
+        "train.global_batch: 64 is not a multiple of train.micro_batch 5 x 1 rank(s); give 60 or 65",
+    ),
+    "warm-up longer than the run": (pretrain("--train.steps=5", "--optim.warmup=9"), "optim.warmup: 9 steps"),
+    "model with another vocabulary": (pretrain("--model.init_from=IN/model"), "model.init_from: "),
+    "model that is not there": (pretrain("--model.init_from=IN/nowhere"), "nowhere"),
+    "model of another family": (pretrain("--model.init_from=IN/roberta"), "its model_type is 'roberta'"),
+    "resume from nothing": (pretrain("--resume=IN/empty"), "resume: "),
+    "missing labelled file": (finetune("--labelled.train=IN/none.csv"), "none.csv"),
+    "labelled file of an unknown kind": (finetune("--labelled.train=IN/typo.yaml"), "typo.yaml"),
+    "column that is not there": (finetune("--labelled.text=sentense"), "sentense"),
+    "label unseen in training": (finetune("--labelled.test=IN/unseen.jsonl"), "mauve"),
+    "one class only": (finetune("--labelled.train=IN/oneclass.jsonl"), "class"),
+    "broken row": (finetune("--labelled.train=IN/brokenrow.jsonl"), "brokenrow.jsonl"),
+    "examples longer than the positions": (finetune("--labelled.max_length=64"), "labelled.max_length: 64"),
+    "unknown metric": (finetune("--labelled.metric=f1"), "labelled.metric: 'f1' is not allowed"),
+    "missing source": (preparing("IN/none.txt"), "none.txt"),
+    "empty corpus": (preparing("IN/empty.txt"), "empty.txt"),
+    "one-sentence corpus": (preparing("IN/one.txt"), "one.txt has 1 documents"),
+    "line that is not JSON": (preparing("IN/brokenrow.jsonl", "--text_field=text"), "brokenrow.jsonl"),
+    "field that is not there": (preparing("IN/train.jsonl", "--text_field=body"), "body"),
+    "text that is not UTF-8": (preparing("IN/latin.txt"), "latin.txt"),
+    "damaged compression": (preparing("IN/cut.jsonl.gz"), "cut.jsonl.gz"),
+    "vocabulary too small": (preparing("embedded", "--vocab_size=10"), "vocab_size: 10"),
+    "unknown prepare option": (preparing("embedded", "--vocab=10"), "vocab: no such field; did you mean vocab_size?"),
+    "run that is not there": (lambda inputs, _: ["curves", str(inputs / "nowhere")], "run: "),
+    "export of nothing": (lambda inputs, output: ["export", str(inputs), f"--output={output}"], "run: "),
+    "unknown command": (lambda *_: ["tarin"], "command: 'tarin' is unknown"),
+}
+
+
+def rows(count: int, label: Callable[[int], str]) -> str:
+    return "".join(json.dumps({"sentence": f"word number {i}", "label": label(i)}) + "\n" for i in range(count))
+
+
+def write_inputs(folder: Path) -> None:
+    """Everything that the mistakes refer to."""
+    prepare(PrepareConfig(source=["embedded"], output=str(folder / "store"), vocab_size=300, workers=0))
+    shutil.copytree(folder / "store", folder / "truncated")
+    shard = folder / "truncated" / "train-00000.arrow"
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    prepare(PrepareConfig(source=["embedded"], output=str(folder / "other"), vocab_size=400, workers=0))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = BertConfig(vocab_size=400, max_position_embeddings=32, **sizes)
+    model = BertForPreTraining(config)
+    initialise(model, 1)
+    export_huggingface(model.state_dict(), config, folder / "other" / "tokenizer", folder / "model")
+    (folder / "roberta").mkdir()
+    (folder / "roberta" / "config.json").write_text('{"model_type": "roberta"}')
+    (folder / "empty").mkdir()
+    texts = {
+        "typo.yaml": "train: {step: 5}\n",
+        "broken.yaml": "train: [1, {",
+        "train.jsonl": rows(40, lambda i: ("red", "blue")[i % 2]),
+        "unseen.jsonl": rows(4, lambda i: "mauve"),
+        "oneclass.jsonl": rows(40, lambda i: "red"),
+        "brokenrow.jsonl": rows(2, lambda i: "red") + '{"sentence": \n',
+        "empty.txt": "",
+        "one.txt": "There is only this sentence.\n",
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    (folder / "latin.txt").write_bytes("caf\xe9 au lait".encode("latin-1"))
+    (folder / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 1000)[:-30])
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[subprocess.CompletedProcess[str], Path]]:
+    """Every command's end, two at a time."""
+    base = tmp_path_factory.mktemp("mistakes")
+    write_inputs(base)
+
+    def run(name: str) -> tuple[subprocess.CompletedProcess[str], Path]:
+        output = base / "output" / name.replace(" ", "-")
+        command = [sys.executable, "-m", "launch", *MISTAKES[name][0](base, output)]
+        done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+        return done, output
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(MISTAKES, pool.map(run, MISTAKES), strict=True))
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_with_exit_code_2_and_leaves_nothing(
+    name: str, outcomes: dict[str, tuple[subprocess.CompletedProcess[str], Path]]
+) -> None:
+    done, output = outcomes[name]
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert MISTAKES[name][1] in lines[0]
+    assert not output.exists()
+
+
+def test_two_ranks_report_a_mistake_once(tmp_path: Path) -> None:
+    """The launcher adds its own line about the exit code; ours appears once."""
+    options = [f"--data.path={tmp_path}", "--train.micro_batch=5"]
+    printed = launch(tmp_path / "out", *options, launcher="deepspeed", ranks=2, code=2)
+    assert sum(line.startswith("error: ") for line in printed.splitlines()) == 1
+    assert "Traceback" not in printed
+    assert not (tmp_path / "out").exists()

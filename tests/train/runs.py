@@ -1,0 +1,81 @@
+"""Start real training runs under real launchers and read their curves back."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from launch.curves import Curve, read_curves
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = str(ROOT / "launch" / "train.py")
+BIN = Path(sys.executable).parent
+#: a model of 2 layers, 32 wide, and a point of the curves at every step
+SMALL = [
+    "--model.hidden_size=32",
+    "--model.heads=2",
+    "--model.layers=2",
+    "--model.max_positions=64",
+    "--data.sequence_length=64",
+    "--data.workers=0",
+    "--optim.learning_rate=1e-3",
+    "--train.log_interval=1",
+    "--train.global_batch=16",
+    "--train.eval_samples=16",
+]
+NO_DROPOUT = ["--model.hidden_dropout=0", "--model.attention_dropout=0"]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def environment() -> dict[str, str]:
+    """This environment without a launcher's variables, on CPU ranks of one thread."""
+    hidden = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_", "OMPI_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    return kept | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+
+
+def command(launcher: str, ranks: int) -> list[str]:
+    """The command line of a launcher, up to the script."""
+    python, port = sys.executable, str(free_port())
+    return {
+        "python": [python],
+        "deepspeed": [
+            python, str(BIN / "deepspeed"), "--quiet", "--num_accelerators", str(ranks), "--master_port", port,
+        ],
+        "torchrun": [python, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={port}"],
+        "mpirun": [str(BIN / "mpirun"), "--allow-run-as-root", "--oversubscribe", "-n", str(ranks), python],
+    }[launcher]  # fmt: skip
+
+
+def start(output: Path, *options: str, launcher: str = "python", ranks: int = 1) -> subprocess.Popen[str]:
+    """Start a run in a session of its own, so that a test can kill all of its ranks."""
+    arguments = [*command(launcher, ranks), SCRIPT, f"--output={output}", *SMALL, *options]
+    return subprocess.Popen(
+        arguments,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(output: Path, *options: str, launcher: str = "python", ranks: int = 1, code: int = 0) -> str:
+    """Run to the end, check the exit code, and return what was printed."""
+    process = start(output, *options, launcher=launcher, ranks=ranks)
+    printed, _ = process.communicate(timeout=240)
+    assert process.returncode == code, printed
+    return printed
+
+
+def losses(output: Path, tag: str = "train/loss") -> Curve:
+    """The curve of a run, from its TensorBoard files."""
+    return read_curves(output, [tag])[tag]

@@ -1,0 +1,145 @@
+"""Checkpoints are complete or absent, and contradictions are refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from engine.config import RunConfig
+from engine.data.source import Cursor
+from engine.errors import UserError
+from engine.train.checkpoint import (
+    STATE_FILE,
+    RunState,
+    check_resumable,
+    complete_checkpoints,
+    find,
+    move_latest,
+    read_state,
+)
+from launch.export import main as export
+from tests.train.runs import run
+
+STATE = RunState(step=4, cursor=Cursor(1, 8, 64), world_size=2, config=RunConfig().to_dict(), best=0.5)
+
+
+def write(folder: Path, step: int) -> Path:
+    path = folder / f"step-{step:06d}"
+    path.mkdir(parents=True)
+    (path / STATE_FILE).write_text(json.dumps(asdict(STATE)))
+    return path
+
+
+def test_a_state_comes_back_equal(tmp_path: Path) -> None:
+    saved = read_state(write(tmp_path, 4))
+    assert saved.cursor == STATE.cursor
+    assert (saved.step, saved.world_size, saved.best) == (4, 2, 0.5)
+
+
+def test_unfinished_checkpoints_do_not_count(tmp_path: Path) -> None:
+    write(tmp_path, 10)
+    write(tmp_path, 9)
+    (tmp_path / "step-000011").mkdir()
+    (tmp_path / ".partial-step-000012").mkdir()
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-000009", "step-000010"]
+    assert find("auto", tmp_path) == tmp_path / "step-000010"
+
+
+def test_steps_sort_as_numbers_beyond_six_digits(tmp_path: Path) -> None:
+    write(tmp_path, 1_000_000)
+    write(tmp_path, 999_999)
+    assert find("auto", tmp_path) == tmp_path / "step-1000000"
+
+
+def test_a_new_run_never_mixes_with_an_older_ones_checkpoints(tmp_path: Path) -> None:
+    write(tmp_path / "checkpoints", 5)
+    with pytest.raises(UserError, match=r"output: .* holds step-000005 .* --resume auto"):
+        find("never", tmp_path / "checkpoints")
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="resume: .* is no checkpoint"):
+        find(str(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"step": 1}'])
+def test_a_damaged_state_is_named(tmp_path: Path, content: str) -> None:
+    path = write(tmp_path, 4)
+    (path / STATE_FILE).write_text(content)
+    with pytest.raises(UserError, match=r"resume: .*state\.json is damaged"):
+        read_state(path)
+
+
+def test_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="saved by 2 ranks and this run has 4"):
+        check_resumable(STATE, tmp_path, STATE.config, 4)
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [("train", "zero_stage", 3), ("train", "precision", "bf16"), ("data", "sequence_length", 256), ("model", "layers", 9)],
+)
+def test_a_configuration_that_contradicts_the_checkpoint_is_refused(
+    tmp_path: Path, part: str, field: str, value: object
+) -> None:
+    config = RunConfig()
+    setattr(config, part, replace(getattr(config, part), **{field: value}))
+    with pytest.raises(UserError, match=f"^{part}.* differs from"):
+        check_resumable(STATE, tmp_path, config.to_dict(), 2)
+
+
+def test_a_longer_run_is_no_contradiction(tmp_path: Path) -> None:
+    config = RunConfig()
+    config.train = replace(config.train, steps=123456, log_interval=1)
+    check_resumable(STATE, tmp_path, config.to_dict(), 2)
+
+
+def test_latest_moves_in_one_rename(tmp_path: Path) -> None:
+    move_latest(tmp_path, "step-000001")
+    move_latest(tmp_path, "step-000002")
+    assert [path.name for path in tmp_path.iterdir()] == ["latest"]
+    assert (tmp_path / "latest").read_text() == "step-000002"
+
+
+@pytest.fixture(scope="module")
+def finished(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 2 ranks with ZeRO-3 and a checkpoint at every step."""
+    output = tmp_path_factory.mktemp("finished")
+    options = ["--train.steps=4", "--train.save_interval=1", "--train.keep=2", "--train.zero_stage=3"]
+    run(output, f"--data.path={store}", *options, launcher="deepspeed", ranks=2)
+    return output
+
+
+def test_retention_keeps_the_newest(finished: Path) -> None:
+    folder = finished / "checkpoints"
+    assert [path.name for path in complete_checkpoints(folder)] == ["step-000003", "step-000004"]
+    assert (folder / "latest").read_text() == "step-000004"
+    assert not list(folder.glob(".partial*"))
+    assert {"rng-rank-0.pt", "rng-rank-1.pt"} <= {path.name for path in (folder / "step-000004").iterdir()}
+
+
+def test_an_export_of_the_last_checkpoint_equals_the_runs_own(finished: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    assert export([str(finished), f"--output={tmp_path / 'model'}"]) == 0
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (finished / "export", tmp_path / "model"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_run_changes_nothing(finished: Path, store: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    damaged = next((copy / "checkpoints" / "step-000004").glob("*rank_0*optim_states.pt"))
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    options = ["--train.steps=6", "--train.zero_stage=3", "--resume=auto"]
+    printed = run(copy, f"--data.path={store}", *options, launcher="deepspeed", ranks=2, code=2)
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "step-000004 is damaged" in errors[0]
+    assert len(complete_checkpoints(copy / "checkpoints")) == 2

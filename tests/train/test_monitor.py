@@ -1,0 +1,122 @@
+"""What a run writes: curves, texts and files, read back."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from engine.config import RunConfig
+from engine.train.monitor import Monitor, duration, monitor_section
+from engine.train.zero import start_ranks
+from launch.launcher import single_process_variables
+from tests.train.runs import free_port, losses, run
+
+TAGS = [
+    "train/loss",
+    "train/mlm_loss",
+    "train/nsp_loss",
+    "train/mlm_accuracy",
+    "train/nsp_accuracy",
+    "train/learning_rate",
+    "train/grad_norm",
+    "train/tokens_per_second",
+    "train/step_time",
+    "train/memory_bytes",
+    "eval/loss",
+    "eval/mlm_loss",
+    "eval/perplexity",
+    "eval/mlm_accuracy",
+    "eval/nsp_accuracy",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of 6 steps that logs every second one, and what it printed."""
+    output = tmp_path_factory.mktemp("monitored")
+    options = ["--train.steps=6", "--train.log_interval=2", "--train.eval_interval=3", "--monitor.csv=true"]
+    return output, run(output, f"--data.path={store}", *options, launcher="deepspeed", ranks=2)
+
+
+def events(output: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(output / "tensorboard"))
+    accumulator.Reload()
+    return accumulator
+
+
+def test_every_curve_is_there_with_the_global_step_as_x(finished: tuple[Path, str]) -> None:
+    output, _ = finished
+    assert set(TAGS) <= set(events(output).Tags()["scalars"])
+    assert [step for step, _ in losses(output)] == [2, 4, 6]
+    assert [step for step, _ in losses(output, "eval/mlm_loss")] == [3, 6]
+
+
+def test_a_point_is_the_mean_of_its_steps(store: Path, finished: tuple[Path, str], tmp_path: Path) -> None:
+    run(tmp_path, f"--data.path={store}", "--train.steps=6", launcher="deepspeed", ranks=2)
+    single = [value for _, value in losses(tmp_path)]
+    means = [value for _, value in losses(finished[0])]
+    assert means == pytest.approx([(a + b) / 2 for a, b in zip(single[::2], single[1::2], strict=True)], rel=1e-6)
+
+
+def test_the_total_loss_is_the_sum_of_its_parts(finished: tuple[Path, str]) -> None:
+    total, mlm, nsp = (losses(finished[0], f"train/{name}") for name in ("loss", "mlm_loss", "nsp_loss"))
+    for (_, whole), (_, a), (_, b) in zip(total, mlm, nsp, strict=True):
+        assert whole == pytest.approx(a + b, rel=1e-5)
+
+
+def test_the_configuration_and_guesses_are_there_as_text(finished: tuple[Path, str]) -> None:
+    accumulator = events(finished[0])
+    texts = {tag: accumulator.Tensors(tag)[-1].tensor_proto.string_val[0].decode() for tag in accumulator.Tags()["tensors"]}
+    assert '"global_batch": 16' in texts["config/run/text_summary"]
+    assert '"train_batch_size": 16' in texts["config/deepspeed/text_summary"]
+    guesses = texts["eval/masked_sentences/text_summary"]
+    assert guesses.count("\n") == 3
+    assert "\\[CLS]" in guesses
+    assert "~~" in guesses
+
+
+def test_csv_files_hold_the_same_points(finished: tuple[Path, str]) -> None:
+    output, _ = finished
+    with (output / "csv" / "train_loss.csv").open() as file:
+        rows = list(csv.reader(file))[1:]
+    assert [(int(step), pytest.approx(float(value))) for step, value in rows] == losses(output)
+
+
+def test_output_that_is_no_terminal_gets_quiet_lines_and_no_noise(finished: tuple[Path, str]) -> None:
+    lines = [line for line in finished[1].splitlines() if line.strip()]
+    allowed = ("deepspeed or torchrun: ", "step ", "evaluation at step ", "held-out ", "model ", "curves ")
+    assert [line for line in lines if not line.startswith(allowed)] == []
+
+
+def test_wandb_needs_its_package(store: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    try:
+        import wandb  # noqa: F401
+    except ImportError:
+        printed = run(tmp_path / "x", f"--data.path={store}", "--monitor.wandb=true", code=2)
+        assert "error: monitor.wandb: true needs the package wandb" in printed
+    else:
+        assert monitor_section(RunConfig().monitor, tmp_path)["tensorboard"]["enabled"]
+
+
+def test_points_after_the_resumed_step_no_longer_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in single_process_variables(free_port()).items():
+        monkeypatch.setenv(name, value)
+    start_ranks()
+    config = RunConfig(output=str(tmp_path))
+    died = Monitor(config, 0)
+    for step in (1, 2, 3, 4):
+        died.scalars({"train/loss": 10.0 + step}, step)
+    died.close()
+    resumed = Monitor(config, 2)
+    resumed.scalars({"train/loss": 20.0}, 3)
+    resumed.close()
+    assert losses(tmp_path) == [(1, 11.0), (2, 12.0), (3, 20.0)]
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (7325, "2:02:05")])
+def test_durations_read_like_a_clock(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown

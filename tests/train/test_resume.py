@@ -1,0 +1,85 @@
+"""A run that is killed and resumed gives the losses of one that was never disturbed, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.train.runs import losses, run, start
+
+STEPS = 12
+
+
+def options(store: Path, stage: int, precision: str) -> list[str]:
+    return [
+        f"--data.path={store}",
+        f"--train.steps={STEPS}",
+        f"--train.zero_stage={stage}",
+        f"--train.precision={precision}",
+        "--train.save_interval=3",
+        "--train.micro_batch=4",
+    ]
+
+
+def kill_in_mid_run(output: Path, *arguments: str) -> None:
+    """Kill -9 every rank and the launcher once two checkpoints are there."""
+    process = start(output, *arguments, launcher="deepspeed", ranks=2)
+    deadline = time.monotonic() + 120
+    while not (output / "checkpoints" / "step-000006").is_dir():
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision"),
+    [
+        (2, "fp32"),
+        (3, "bf16"),
+        pytest.param(0, "fp32", marks=pytest.mark.slow),
+        pytest.param(0, "bf16", marks=pytest.mark.slow),
+        pytest.param(1, "fp32", marks=pytest.mark.slow),
+        pytest.param(1, "bf16", marks=pytest.mark.slow),
+        pytest.param(2, "bf16", marks=pytest.mark.slow),
+        pytest.param(3, "fp32", marks=pytest.mark.slow),
+    ],
+)
+def test_losses_after_a_kill_and_resume_are_bit_equal_with_dropout_on(
+    store: Path, tmp_path: Path, stage: int, precision: str
+) -> None:
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    arguments = options(store, stage, precision)
+    run(undisturbed, *arguments, launcher="deepspeed", ranks=2)
+    kill_in_mid_run(killed, *arguments)
+    printed = run(killed, *arguments, "--resume=auto", launcher="deepspeed", ranks=2)
+    assert "resumed" in printed
+    truth = losses(undisturbed)
+    assert [step for step, _ in truth] == list(range(1, STEPS + 1))
+    assert losses(killed) == truth
+    for tag in ("train/mlm_loss", "train/nsp_loss", "train/grad_norm", "train/learning_rate", "eval/mlm_loss"):
+        assert losses(killed, tag) == losses(undisturbed, tag), tag
+
+
+def test_a_finished_run_resumes_to_nothing_more_to_do(store: Path, tmp_path: Path) -> None:
+    arguments = [f"--data.path={store}", "--train.steps=2"]
+    run(tmp_path, *arguments)
+    before = losses(tmp_path)
+    assert "at step 2" in run(tmp_path, *arguments, "--resume=auto")
+    assert losses(tmp_path) == before
+
+
+def test_a_longer_run_goes_on_from_a_shorter_ones_checkpoint(store: Path, tmp_path: Path) -> None:
+    run(tmp_path, f"--data.path={store}", "--train.steps=2")
+    run(tmp_path, f"--data.path={store}", "--train.steps=4", "--resume=auto")
+    assert [step for step, _ in losses(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_auto_without_a_checkpoint_starts_from_the_beginning(store: Path, tmp_path: Path) -> None:
+    run(tmp_path, f"--data.path={store}", "--train.steps=2", "--resume=auto")
+    assert [step for step, _ in losses(tmp_path)] == [1, 2]
