@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -114,21 +115,25 @@ class Trainer:
     def run(self) -> RunResult:
         """Train to the last step, then evaluate, save and export."""
         batches = training_batches(self.source, self.layout, self.cursor, self.config.data.workers)
-        train = self.config.train
-        while self.step < self.total:
-            self.train_step(batches)
-            if self.step % train.log_interval == 0 or self.step == self.total:
-                self.observe()
-            if self._due(train.eval_interval):
-                self.evaluate()
-            if self._due(train.save_interval):
-                self.save()
+        with contextlib.closing(batches):
+            self._train(batches)
         if self.evaluation is None:
             self.evaluate()
         self.export_if_last()
         self.progress.close()
         self.monitor.close()
         return RunResult(self.step, self.loss, self.evaluation, self.output / "export")
+
+    def _train(self, batches: Iterator[MicroBatch]) -> None:
+        train = self.config.train
+        while self.step < self.total:
+            self.train_step(batches)
+            if self._due(train.log_interval):
+                self.observe()
+            if self._due(train.eval_interval):
+                self.evaluate()
+            if self._due(train.save_interval):
+                self.save()
 
     def _due(self, interval: int | None) -> bool:
         if interval is None:
