@@ -274,13 +274,17 @@ class RunConfig:
         if self.task == "pretrain":
             self._validate_pretraining()
         else:
-            require(bool(self.labelled.train), "labelled.train", self.labelled.train, "give a file of labelled examples")
+            require(
+                bool(self.labelled.train), "labelled.train", self.labelled.train, "give a file of labelled examples"
+            )
             require(bool(self.model.init_from), "model.init_from", self.model.init_from, "give the folder of a model")
 
     def _validate_pretraining(self) -> None:
         length, limit = self.data.sequence_length, self.model.max_positions
         fits = bool(self.model.init_from) or length <= limit
-        require(fits, "data.sequence_length", length, f"it exceeds model.max_positions ({limit}); lower it or raise that")
+        require(
+            fits, "data.sequence_length", length, f"it exceeds model.max_positions ({limit}); lower it or raise that"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The tree as plain values, ready for JSON and YAML."""

@@ -90,4 +90,3 @@ def run_command(main: Callable[[list[str]], int], arguments: list[str] | None = 
         print("interrupted", file=sys.stderr, flush=True)
         code = 130
     sys.exit(code)
-

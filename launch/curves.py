@@ -16,7 +16,9 @@ def main(arguments: list[str]) -> int:
     """Print curves as a table or JSON, or draw them."""
     parser = CommandParser(prog="zerobert curves", description=__doc__)
     parser.add_argument("run", type=str, help="output folder of a run")
-    parser.add_argument("--tags", type=list[str], default=["train/loss"], help="curves, e.g. [train/loss,eval/mlm_loss]")
+    parser.add_argument(
+        "--tags", type=list[str], default=["train/loss"], help="curves, e.g. [train/loss,eval/mlm_loss]"
+    )
     parser.add_argument("--rows", type=int, default=20, help="points of a table, evenly spaced; 0 prints all")
     parser.add_argument("--json", action="store_true", help="print {tag: [[step, value], ...]}")
     parser.add_argument("--plot", type=str | None, default=None, help="write a picture (png, svg, pdf) instead")

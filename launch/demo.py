@@ -47,7 +47,9 @@ def run(folder: Path, steps: int | None) -> int:
     prepare(["--source", "embedded", "--output", str(folder / "data"), "--vocab_size", "4096"])
     say(2, f"pre-train a tiny BERT (MLM + NSP) with ZeRO-2 on {ranks()} ranks")
     override = [] if steps is None else [f"--train.steps={steps}"]
-    code = deepspeed("demo_pretrain.yaml", f"--output={folder / 'pretrain'}", f"--data.path={folder / 'data'}", *override)
+    code = deepspeed(
+        "demo_pretrain.yaml", f"--output={folder / 'pretrain'}", f"--data.path={folder / 'data'}", *override
+    )
     if code:
         return code
     print(loss_line(folder / "pretrain"))
@@ -82,7 +84,9 @@ def deepspeed(recipe: str, *options: str) -> int:
     if not cuda_available():
         environment.setdefault("DS_ACCELERATOR", "cpu")
     command = [sys.executable, str(launcher), "--quiet", "--num_accelerators", str(ranks()), str(script)]
-    return subprocess.run([*command, "--config", str(RECIPES / recipe), *options], env=environment, check=False).returncode
+    return subprocess.run(
+        [*command, "--config", str(RECIPES / recipe), *options], env=environment, check=False
+    ).returncode
 
 
 def cuda_available() -> bool:

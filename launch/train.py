@@ -83,7 +83,7 @@ def debug_config(config: RunConfig) -> RunConfig:
 
 
 def agreed(work: Callable[[], T]) -> T:
-    """Do `work` on every rank; a user's mistake that any rank meets is raised on all, so that none waits; collective."""
+    """Do `work` on every rank; a user's mistake that any of them meets is raised on all; collective."""
     from engine import dist
 
     result: T | None = None

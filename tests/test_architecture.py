@@ -69,6 +69,8 @@ def test_files_stay_readable(path: Path) -> None:
 
 def test_a_command_line_is_checked_without_importing_torch() -> None:
     """A typo is answered at once, and preparation never loads a training library."""
-    code = "import sys, launch.prepare, launch.train; print({'torch', 'deepspeed', 'transformers'} & sys.modules.keys())"
+    code = (
+        "import sys, launch.prepare, launch.train; print({'torch', 'deepspeed', 'transformers'} & sys.modules.keys())"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -18,9 +18,9 @@ import pytest
 from transformers import BertConfig
 
 from engine.data.prepare import PrepareConfig, prepare
-from engine.model.folder import export_huggingface
 from engine.model.bert import BertForPreTraining
 from engine.model.build import initialise
+from engine.model.folder import export_huggingface
 from tests.train.runs import ROOT, environment
 from tests.train.runs import run as launch
 
@@ -29,7 +29,12 @@ Arguments = Callable[[Path, Path], list[str]]
 
 
 def pretrain(*options: str) -> Arguments:
-    return lambda inputs, output: ["train", f"--output={output}", f"--data.path={inputs / 'store'}", *fill(options, inputs)]
+    return lambda inputs, output: [
+        "train",
+        f"--output={output}",
+        f"--data.path={inputs / 'store'}",
+        *fill(options, inputs),
+    ]
 
 
 def finetune(*options: str) -> Arguments:
@@ -39,7 +44,11 @@ def finetune(*options: str) -> Arguments:
 
 
 def preparing(source: str, *options: str) -> Arguments:
-    return lambda inputs, output: ["prepare", f"--output={output}", *fill((f"--source={source}", "--workers=0", *options), inputs)]
+    return lambda inputs, output: [
+        "prepare",
+        f"--output={output}",
+        *fill((f"--source={source}", "--workers=0", *options), inputs),
+    ]
 
 
 def fill(options: tuple[str, ...], inputs: Path) -> list[str]:
@@ -137,7 +146,9 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[subpro
     def run(name: str) -> tuple[subprocess.CompletedProcess[str], Path]:
         output = base / "output" / name.replace(" ", "-")
         command = [sys.executable, "-m", "launch", *MISTAKES[name][0](base, output)]
-        done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+        done = subprocess.run(
+            command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+        )
         return done, output
 
     with ThreadPoolExecutor(2) as pool:

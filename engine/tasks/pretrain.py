@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,7 @@ class Pretraining:
 
     def _source(self, split: str, *, fixed: bool) -> PretrainingSource:
         data, words = self.config.data, self.vocabulary
-        facts = TokenFacts(
-            words.cls_id, words.sep_id, words.mask_id, words.regular_ids, words.continues_word
-        )
+        facts = TokenFacts(words.cls_id, words.sep_id, words.mask_id, words.regular_ids, words.continues_word)
         options = PretrainingOptions(
             sequence_length=data.sequence_length,
             short_sequence_probability=data.short_sequence_probability,
@@ -121,12 +120,10 @@ class Pretraining:
         """A Markdown list of masked sentences: right guesses bold, wrong ones beside the truth."""
         ids = inputs["input_ids"].tolist()
         starts = [0, *inputs["lengths"].cumsum(0).tolist()]
-        masked = zip(
-            inputs["mlm_positions"].tolist(), inputs["mlm_labels"].tolist(), predictions.tolist(), strict=True
-        )
+        masked = zip(inputs["mlm_positions"].tolist(), inputs["mlm_labels"].tolist(), predictions.tolist(), strict=True)
         guesses = {position: (label, guess) for position, label, guess in masked}
         lines = []
-        for first, last in list(zip(starts, starts[1:], strict=False))[:SHOWN_SENTENCES]:
+        for first, last in islice(pairwise(starts), SHOWN_SENTENCES):
             words = [self._word(ids[index], guesses.get(index)) for index in range(first, last)]
             lines.append("- " + " ".join(words).replace(" ##", ""))
         return "\n".join(lines)

@@ -77,7 +77,8 @@ class Trainer:
         model = task.build_model()
         self.zero = ZeroEngine(model, build_optimizer(model, config.optim), deepspeed)
         dist.seed_everything(config.seed, world.rank)
-        self.step, self.cursor, self.best = 0, Cursor(), None
+        self.step, self.cursor = 0, Cursor()
+        self.best: float | None = None
         if start is not None:
             self._resume(start)
         self.output.mkdir(parents=True, exist_ok=True)

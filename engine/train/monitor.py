@@ -53,14 +53,7 @@ class Monitor:
         tensorboard = self._master.tb_monitor
         self._writer = tensorboard.summary_writer if tensorboard is not None else None
         if self._writer is not None and first_step > 0:
-            self._drop_from(first_step + 1)
-
-    def _drop_from(self, step: int) -> None:
-        """Tell TensorBoard that this run starts again at `step`: later points of the run that died don't count."""
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-
-        event = Event(wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.START))
-        self._writer.file_writer.add_event(event, step)
+            self._writer.file_writer.add_event(restart_event(first_step + 1))
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write points of curves at a global step."""
@@ -85,6 +78,13 @@ class Monitor:
         """Flush what is pending."""
         if self._writer is not None:
             self._writer.close()
+
+
+def restart_event(step: int) -> Any:
+    """What tells TensorBoard that a run starts again at `step`: later points of the run that died don't count."""
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+    return Event(wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.START))
 
 
 def memory_bytes(device: torch.device) -> int:

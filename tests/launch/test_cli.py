@@ -83,7 +83,9 @@ def test_print_config_prints_what_a_recipe_can_say(capsys: pytest.CaptureFixture
     assert parse(["--config", str(recipe)]) == parse(["--train.steps", "3"])
 
 
-@pytest.mark.parametrize("recipe", sorted(Path(__file__).parents[2].glob("launch/recipes/*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "recipe", sorted(Path(__file__).parents[2].glob("launch/recipes/*.yaml")), ids=lambda p: p.name
+)
 def test_every_recipe_parses(recipe: Path) -> None:
     needed = ["--model.init_from=x", "--labelled.train=x"] if "finetune" in recipe.name else []
     assert parse(["--config", str(recipe), *needed]).output.startswith("runs/")

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from engine.config import ModelConfig
 from engine.errors import UserError
-from engine.model.folder import export_huggingface, untied
 from engine.model.bert import BertForPreTraining, BertModel
 from engine.model.build import build_config, initialise
+from engine.model.folder import export_huggingface, untied
 from engine.model.heads import BertForSequenceClassification
 from engine.model.packing import pack
 from engine.model.pretrained import load_pretrained

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -65,7 +66,7 @@ def test_every_schedule_stays_between_its_floor_and_the_peak_after_warmup(
 @given(name=st.sampled_from(["linear", "polynomial", "cosine", "wsd", "constant"]), warmup=st.floats(0, 0.5))
 def test_no_schedule_rises_after_warmup(name: str, warmup: float) -> None:
     rates = [rate(step, schedule=name, warmup=warmup) for step in range(round(warmup * TOTAL), TOTAL)]
-    assert all(later <= earlier + 1e-12 for earlier, later in zip(rates, rates[1:], strict=False))
+    assert all(later <= earlier + 1e-12 for earlier, later in pairwise(rates))
 
 
 def test_a_warmup_longer_than_the_run_is_refused() -> None:

@@ -62,7 +62,7 @@ def test_a_new_run_never_mixes_with_an_older_ones_checkpoints(tmp_path: Path) ->
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="resume: .* is no checkpoint"):
+    with pytest.raises(UserError, match=r"resume: .* is no checkpoint"):
         find(str(tmp_path), tmp_path)
 
 
@@ -81,7 +81,12 @@ def test_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("part", "field", "value"),
-    [("train", "zero_stage", 3), ("train", "precision", "bf16"), ("data", "sequence_length", 256), ("model", "layers", 9)],
+    [
+        ("train", "zero_stage", 3),
+        ("train", "precision", "bf16"),
+        ("data", "sequence_length", 256),
+        ("model", "layers", 9),
+    ],
 )
 def test_a_configuration_that_contradicts_the_checkpoint_is_refused(
     tmp_path: Path, part: str, field: str, value: object

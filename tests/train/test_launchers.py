@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch.curves import Curve
-from tests.train.runs import BIN, SCRIPT, SMALL, environment, losses, run
+from tests.train.runs import BIN, ROOT, SCRIPT, SMALL, environment, losses, run
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,9 @@ def test_debug_trains_on_the_embedded_text_with_no_other_option(tmp_path: Path) 
 
 def test_the_debugger_steps_into_a_training_step(store: Path, tmp_path: Path) -> None:
     """pdb drives a --debug run: a breakpoint in the task is hit and the loss can be looked at."""
-    script = "b engine.tasks.pretrain.Pretraining.step\nc\nn\nn\np shares['mlm_loss'].requires_grad\nq\n"
+    source = ROOT / "engine" / "tasks" / "pretrain.py"
+    line = 1 + next(i for i, text in enumerate(source.read_text().splitlines()) if "return StepOutput(" in text)
+    script = f"b {source}:{line}\nc\np shares['mlm_loss'].requires_grad\nq\n"
     done = subprocess.run(
         [sys.executable, "-m", "pdb", SCRIPT, "--debug", f"--data.path={store}", f"--output={tmp_path}"],
         env=environment(),

@@ -11,7 +11,11 @@ from tests.train.runs import NO_DROPOUT, losses, run
 
 STEPS = 30
 BOUND = 1e-4
-EVERY = [(ranks, stage, accumulation) for ranks, stage in [(1, 0), (2, 0), (2, 1), (2, 2), (2, 3)] for accumulation in (1, 2, 4)]
+EVERY = [
+    (ranks, stage, accumulation)
+    for ranks, stage in [(1, 0), (2, 0), (2, 1), (2, 2), (2, 3)]
+    for accumulation in (1, 2, 4)
+]
 FAST = {(2, 0, 1), (2, 1, 2), (2, 2, 4), (2, 3, 2)}
 
 
@@ -35,7 +39,11 @@ def train(store: Path, output: Path, ranks: int, stage: int, accumulation: int) 
 
 @pytest.mark.parametrize(
     ("ranks", "stage", "accumulation"),
-    [pytest.param(*layout, marks=() if layout in FAST else pytest.mark.slow) for layout in EVERY if layout != (1, 0, 1)],
+    [
+        pytest.param(*layout, marks=() if layout in FAST else pytest.mark.slow)
+        for layout in EVERY
+        if layout != (1, 0, 1)
+    ],
 )
 def test_losses_do_not_depend_on_the_layout(
     store: Path, tmp_path: Path, reference: Curve, ranks: int, stage: int, accumulation: int

@@ -69,7 +69,9 @@ def test_the_total_loss_is_the_sum_of_its_parts(finished: tuple[Path, str]) -> N
 
 def test_the_configuration_and_guesses_are_there_as_text(finished: tuple[Path, str]) -> None:
     accumulator = events(finished[0])
-    texts = {tag: accumulator.Tensors(tag)[-1].tensor_proto.string_val[0].decode() for tag in accumulator.Tags()["tensors"]}
+    texts = {
+        tag: accumulator.Tensors(tag)[-1].tensor_proto.string_val[0].decode() for tag in accumulator.Tags()["tensors"]
+    }
     assert '"global_batch": 16' in texts["config/run/text_summary"]
     assert '"train_batch_size": 16' in texts["config/deepspeed/text_summary"]
     guesses = texts["eval/masked_sentences/text_summary"]
