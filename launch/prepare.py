@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 
 from jsonargparse import DefaultHelpFormatter
 
-from engine.data.executor import mpi_rank, open_executor
+from engine.data.executor import open_executor
 from engine.data.prepare import PrepareConfig, prepare
-from engine.errors import UserError
 from launch.cli import CommandParser
 
 DESCRIPTION = """Turn raw text into a token store for pre-training.
@@ -69,13 +69,8 @@ def main(arguments: list[str]) -> int:
     Raises:
         UserError: what is wrong with the options or the text.
     """
-    try:
-        config = parse(arguments)
-    except UserError:
-        if mpi_rank() > 0:
-            return 2  # rank 0 says it
-        raise
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    config = parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     with open_executor(config.workers) as opened:
         if opened is not None:
             prepare(config, *opened)

@@ -104,9 +104,9 @@ def prepare_embedded(config: RunConfig, is_main: bool) -> RunConfig:
         return config
     folder = Path(config.output) / "data"
     if is_main and not (folder / "manifest.json").exists():
-        from launch.prepare import main as prepare
+        from engine.data.prepare import PrepareConfig, prepare
 
-        prepare(["--source", "embedded", "--output", str(folder)])
+        prepare(PrepareConfig(output=str(folder), vocab_size=4096))
     return replace(config, data=replace(config.data, path=str(folder)))
 
 

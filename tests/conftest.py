@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.data.prepare import PrepareConfig, prepare
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -15,4 +17,12 @@ def shared_data() -> Path:
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"real data sets are not at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded corpus with a vocabulary of 1,000 pieces, prepared once for every test of training."""
+    folder = tmp_path_factory.mktemp("stores") / "embedded"
+    prepare(PrepareConfig(source=["embedded"], output=str(folder), vocab_size=1000, workers=0))
     return folder

@@ -88,7 +88,7 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     "examples longer than the positions": (finetune("--labelled.max_length=64"), "labelled.max_length: 64"),
     "unknown metric": (finetune("--labelled.metric=f1"), "labelled.metric: 'f1' is not allowed"),
     "missing source": (preparing("IN/none.txt"), "none.txt"),
-    "empty corpus": (preparing("IN/empty.txt"), "empty.txt"),
+    "empty corpus": (preparing("IN/empty.txt"), "empty.txt holds no text"),
     "one-sentence corpus": (preparing("IN/one.txt"), "one.txt has 1 documents"),
     "line that is not JSON": (preparing("IN/brokenrow.jsonl", "--text_field=text"), "brokenrow.jsonl"),
     "field that is not there": (preparing("IN/train.jsonl", "--text_field=body"), "body"),

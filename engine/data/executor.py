@@ -17,9 +17,8 @@ from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
-#: variables that tell a rank the size of its job and its number: Open MPI; MPICH and Intel MPI
+#: variables that tell a rank the size of its job: Open MPI; MPICH and Intel MPI
 MPI_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-MPI_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 
 class InlineExecutor(Executor):
@@ -41,17 +40,8 @@ def available_cores() -> int:
 
 def mpi_size() -> int:
     """Number of ranks that `mpirun` started; 1 without it."""
-    return _first_number(MPI_SIZE_VARIABLES, default=1)
-
-
-def mpi_rank() -> int:
-    """This process's number among the ranks that `mpirun` started; 0 without it."""
-    return _first_number(MPI_RANK_VARIABLES, default=0)
-
-
-def _first_number(variables: tuple[str, ...], default: int) -> int:
-    values = (os.environ.get(name, "") for name in variables)
-    return next((int(value) for value in values if value.isdigit()), default)
+    values = (os.environ.get(name, "") for name in MPI_SIZE_VARIABLES)
+    return next((int(value) for value in values if value.isdigit()), 1)
 
 
 @contextmanager

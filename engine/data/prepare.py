@@ -145,12 +145,15 @@ class Sample:
     sources: list[Source]
 
     def __iter__(self) -> Iterator[str]:
-        left = self.config.sample_mb * MEGABYTE
+        limit = self.config.sample_mb * MEGABYTE
+        seen = 0
         for text in read_documents(self.config, self.sources):
             yield text
-            left -= len(text)
-            if left <= 0:
+            seen += len(text)
+            if seen >= limit:
                 return
+        if not seen:
+            raise UserError(f"source: {', '.join(self.config.source)} holds no text; give a file or folder of text")
 
 
 def _vocabulary(config: PrepareConfig, sources: list[Source], work: Workspace, given: Vocabulary | None) -> Vocabulary:

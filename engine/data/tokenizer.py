@@ -26,6 +26,8 @@ CONTINUES = "##"
 MAX_ALPHABET = 1000
 MIN_VOCAB_SIZE = 64
 MIN_FREQUENCY = 2
+#: text that quotes a special token; taken for one, it would be masked or end a segment
+_LITERAL = re.compile(r"\[(PAD|UNK|CLS|SEP|MASK)\]")
 _UNUSED = re.compile(r"\[unused\d+\]")
 
 
@@ -111,7 +113,8 @@ class Vocabulary:
         return whole and components == ["BertNormalizer", "BertPreTokenizer"]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, without special tokens around them."""
+        """Ids of each text, without special tokens around them; a literal [MASK] in the text is three plain pieces."""
+        texts = [_LITERAL.sub(r"[ \1 ]", text) for text in texts]
         return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:

@@ -7,6 +7,7 @@ stays whole until the new one is.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -158,7 +159,8 @@ class Workspace:
         if isinstance(error, UserError) and not self.resumed:
             shutil.rmtree(self.folder)
             for path in self._created:
-                path.rmdir()
+                with contextlib.suppress(OSError):  # another run may use it by now
+                    path.rmdir()
 
 
 def record_block(folder: Path, block: int, text_sha256: str, shards: dict[str, Shard]) -> None:

@@ -239,7 +239,7 @@ def test_a_dead_worker_is_explained_and_the_next_run_goes_on(corpus: Path, tmp_p
 
 ONE = "This is the first sentence of the text. This is the second one of it."
 TOO_LITTLE: dict[str, tuple[list[str], dict[str, Any], str]] = {
-    "empty corpus": ([], {}, "no text to learn a vocabulary"),
+    "empty corpus": ([], {}, "holds no text"),
     "one sentence": (["Only one sentence is here."], {}, "has 1 documents, next-sentence pairs need at least 2"),
     "one document": ([ONE], {}, "has 1 documents, next-sentence pairs need at least 2"),
     "one-sentence documents": (["One here."] * 9, {}, "no document of .* has two sentences"),
@@ -281,7 +281,7 @@ def test_the_command_prepares_several_sources(corpus: Path, tmp_path: Path) -> N
     more = write_corpus(tmp_path / "more.jsonl", TEXTS[:5])
     options = ("--source", corpus, more, "--vocab_size", 600, "--workers", 0, "--output", tmp_path / "store")
     done = subprocess.run(command(*options), cwd=ROOT, check=True, capture_output=True, text=True)
-    assert "train " in done.stderr
+    assert "train " in done.stdout
     manifest = open_store(tmp_path / "store").manifest
     assert sum(manifest.counts(split).documents for split in manifest.splits) == len(TEXTS) + 5
     again = subprocess.run(command(*options), cwd=ROOT, check=True, capture_output=True, text=True)

@@ -53,4 +53,4 @@ def test_losses_do_not_depend_on_the_layout(
     worst = max(abs(ours - truth) / truth for (_, ours), (_, truth) in zip(curve, reference, strict=True))
     print(f"{ranks} rank(s), ZeRO-{stage}, accumulation {accumulation}: largest relative difference {worst:.1e}")
     assert worst < BOUND
-    assert curve[-1][1] < curve[0][1] - 0.3, "the run learns"
+    assert curve[-1][1] < curve[0][1] - 0.2, "the run learns"
