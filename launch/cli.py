@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from engine.errors import UserError
+from engine.errors import RunError, UserError
 from launch.launcher import is_first_rank
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -82,10 +82,10 @@ def run_command(main: Callable[[list[str]], int], arguments: list[str] | None = 
     """
     try:
         code = main(sys.argv[1:] if arguments is None else arguments)
-    except UserError as error:
+    except (UserError, RunError) as error:
         if is_first_rank(os.environ):
             print(f"error: {error}", file=sys.stderr, flush=True)
-        code = 2
+        code = 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         code = 130

@@ -19,7 +19,7 @@ if __name__ == "__main__":  # run as a file: import the packages of this checkou
 from jsonargparse import SUPPRESS, ActionConfigFile
 
 from engine.config import RunConfig
-from engine.errors import UserError
+from engine.errors import RunError, UserError
 from engine.train.quiet import silence_libraries
 from launch.cli import CommandParser, run_command
 from launch.launcher import Launcher, detect_launcher
@@ -121,6 +121,20 @@ def build_task(config: RunConfig) -> Any:
     return SequenceClassification(config)
 
 
+def checked_task(config: RunConfig) -> Any:
+    """The task of the run, and its data checked against the length of the run.
+
+    Raises:
+        UserError: data or model that don't fit, or too little text for pairs.
+    """
+    from engine.optim.schedule import check_phases
+    from engine.train.loop import total_steps
+
+    task = build_task(config)
+    check_phases(config.optim, total_steps(config.train, task.train_source().epoch_size(0)))
+    return task
+
+
 def train(config: RunConfig, launcher: Launcher) -> int:
     """Run a validated configuration on this rank; collective."""
     from engine.train.zero import end_ranks, start_ranks
@@ -128,7 +142,7 @@ def train(config: RunConfig, launcher: Launcher) -> int:
     world = start_ranks(config.train.threads)
     try:
         run(config, launcher, world)
-    except UserError:
+    except (UserError, RunError):
         end_ranks(world, together=False)
         raise
     end_ranks(world)
@@ -139,7 +153,7 @@ def run(config: RunConfig, launcher: Launcher, world: World) -> None:
     """Check what needs the ranks or the data, then train and report; collective."""
     from engine.data.loader import resolve_layout
     from engine.evaluate import final_report
-    from engine.train.loop import Trainer
+    from engine.train.loop import Trainer, find_start
     from engine.train.monitor import check_monitor
     from launch.zero_config import check_hardware, deepspeed_config
 
@@ -149,9 +163,10 @@ def run(config: RunConfig, launcher: Launcher, world: World) -> None:
     batch = config.train
     layout = agreed(lambda: resolve_layout(batch.global_batch, batch.micro_batch, world.size, world.rank))
     config = agreed(lambda: prepare_embedded(config, world.is_main))
-    task = agreed(lambda: build_task(config))
+    start = agreed(lambda: find_start(config, world.size))
+    task = agreed(lambda: checked_task(config))
     deepspeed = deepspeed_config(config, layout, accelerator)
-    trainer = agreed(lambda: Trainer(task, config, deepspeed, layout, world))
+    trainer = agreed(lambda: Trainer(task, config, deepspeed, layout, world, start))
     if world.is_main:
         print(
             f"{launcher.name}: {world.size} rank(s) on {accelerator}, ZeRO-{batch.zero_stage}, {batch.precision}; "

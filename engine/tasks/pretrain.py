@@ -77,8 +77,9 @@ class Pretraining:
         return self._source("train", fixed=False)
 
     def evaluation_source(self, split: str) -> PretrainingSource | None:
-        """The held-out split with fixed pairs and masks, so that evaluations compare."""
-        return self._source("validation", fixed=True) if split == "validation" else None
+        """The held-out split with fixed pairs and masks, so that evaluations compare; None where none was held out."""
+        held_out = split == "validation" and bool(self.store.manifest.splits["validation"])
+        return self._source("validation", fixed=True) if held_out else None
 
     def _source(self, split: str, *, fixed: bool) -> PretrainingSource:
         data, words = self.config.data, self.vocabulary

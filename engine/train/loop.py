@@ -18,9 +18,10 @@ from engine import dist
 from engine.config import RunConfig, TrainConfig
 from engine.data.loader import BatchLayout, evaluation_batches, training_batches
 from engine.data.source import Cursor, MicroBatch
+from engine.errors import RunError
 from engine.model.folder import export_huggingface
 from engine.optim.build import build_optimizer
-from engine.optim.schedule import check_phases, learning_rate
+from engine.optim.schedule import learning_rate
 from engine.tasks.task import Evaluation, Task
 from engine.train import checkpoint
 from engine.train.meter import Meter
@@ -28,10 +29,6 @@ from engine.train.monitor import Monitor, Progress, memory_bytes
 from engine.train.zero import ZeroEngine
 
 DEFAULT_STEPS = 1000
-
-
-class DivergedError(RuntimeError):
-    """The loss is no longer a number."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +57,34 @@ def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
     return replace(batch, inputs=inputs, max_length=int(batch.inputs["lengths"].max()))
 
 
+def find_start(config: RunConfig, world_size: int) -> Path | None:
+    """The checkpoint that the run resumes, checked against it before anything is built.
+
+    Raises:
+        UserError: `resume` asks for what isn't there, or for a checkpoint that is damaged or contradicts the run.
+    """
+    path = checkpoint.find(config.resume, Path(config.output) / "checkpoints")
+    if path is not None:
+        checkpoint.check_resumable(checkpoint.read_state(path), path, config.to_dict(), world_size)
+    return path
+
+
 class Trainer:
     """One run of one task on this rank."""
 
     def __init__(
-        self, task: Task, config: RunConfig, deepspeed: dict[str, Any], layout: BatchLayout, world: dist.World
+        self,
+        task: Task,
+        config: RunConfig,
+        deepspeed: dict[str, Any],
+        layout: BatchLayout,
+        world: dist.World,
+        start: Path | None,
     ) -> None:
         self.task, self.config, self.layout, self.world = task, config, layout, world
         self.output = Path(config.output)
         self.source = task.train_source()
         self.total = total_steps(config.train, self.source.epoch_size(0))
-        check_phases(config.optim, self.total)
-        start = self._find_checkpoint()
         torch.use_deterministic_algorithms(config.train.deterministic)
         torch.autograd.set_detect_anomaly(config.train.detect_anomaly)
         model = task.build_model()
@@ -90,13 +103,6 @@ class Trainer:
         self.grad_norm: float | None = None
         self.loss = math.nan
         self.evaluation: Evaluation | None = None
-
-    def _find_checkpoint(self) -> Path | None:
-        """The checkpoint to resume, checked against this run before anything is built."""
-        path = checkpoint.find(self.config.resume, self.output / "checkpoints")
-        if path is not None:
-            checkpoint.check_resumable(checkpoint.read_state(path), path, self.config.to_dict(), self.world.size)
-        return path
 
     def _resume(self, path: Path) -> None:
         state = checkpoint.read_state(path)
@@ -170,7 +176,7 @@ class Trainer:
         self.monitor.scalars(values, self.step)
         self.progress.point(self.step, values)
         if not math.isfinite(self.loss):
-            raise DivergedError(
+            raise RunError(
                 f"the loss became {self.loss} by step {self.step}; resume from a checkpoint with a lower "
                 "optim.learning_rate or a longer optim.warmup (train.detect_anomaly true finds the operation)"
             )

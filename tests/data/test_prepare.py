@@ -285,7 +285,7 @@ def test_the_command_prepares_several_sources(corpus: Path, tmp_path: Path) -> N
     manifest = open_store(tmp_path / "store").manifest
     assert sum(manifest.counts(split).documents for split in manifest.splits) == len(TEXTS) + 5
     again = subprocess.run(command(*options), cwd=ROOT, check=True, capture_output=True, text=True)
-    assert "is already prepared" in again.stderr
+    assert "is already prepared" in again.stdout
 
 
 def test_preparing_does_not_import_torch() -> None:
