@@ -68,5 +68,5 @@ class MicroBatch:
     """position after that global batch"""
     dummy: bool = False
     """evaluation only: repeats another batch so that all ranks take equally many; its results don't count"""
-    max_length: int = 0
-    """tokens of the longest sequence, known to the host: a GPU need not be asked"""
+    max_length: int | None = None
+    """tokens of the longest sequence where the host knows it: a GPU need not be asked"""

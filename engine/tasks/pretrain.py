@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from itertools import islice, pairwise
 from pathlib import Path
@@ -126,15 +127,16 @@ class Pretraining:
         lines = []
         for first, last in islice(pairwise(starts), SHOWN_SENTENCES):
             words = [self._word(ids[index], guesses.get(index)) for index in range(first, last)]
-            lines.append("- " + " ".join(words).replace(" ##", ""))
+            lines.append("-" + "".join(words))
         return "\n".join(lines)
 
     def _word(self, token: int, guess: tuple[int, int] | None) -> str:
-        tokens = self.vocabulary.tokens
+        """A token in Markdown, after a space unless it continues a word."""
         if guess is None:
-            return tokens[token].replace("[", "\\[")
-        truth, guessed = guess
-        return f"**{tokens[truth]}**" if truth == guessed else f"~~{tokens[guessed]}~~ *{tokens[truth]}*"
+            space = "" if self.vocabulary.continues_word[token] else " "
+            return space + escape(self.vocabulary.tokens[token].removeprefix("##"))
+        truth, guessed = (escape(self.vocabulary.tokens[index]) for index in guess)
+        return f" **{truth}**" if truth == guessed else f" ~~{guessed}~~ *{truth}*"
 
     def report(self, evaluation: Evaluation, folder: Path) -> str:
         """The held-out losses as a line; the curves hold the rest."""
@@ -143,6 +145,11 @@ class Pretraining:
             f"held-out MLM loss {values['mlm_loss']:.4f} (perplexity {values['perplexity']:.1f}), MLM accuracy "
             f"{values['mlm_accuracy']:.4f}, NSP accuracy {values['nsp_accuracy']:.4f}"
         )
+
+
+def escape(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_~#<>\[\]])", r"\\\1", text)
 
 
 def loss_shares(outputs: dict[str, Any], totals: dict[str, float]) -> dict[str, Tensor]:

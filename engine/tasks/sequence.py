@@ -160,7 +160,7 @@ def scores(truth: NDArray[np.int64], log_probabilities: NDArray[np.float64]) -> 
 def model_inputs(batch: MicroBatch) -> dict[str, Any]:
     """The model's arguments: the batch without `index`, which is for the evaluation."""
     tensors = {name: tensor for name, tensor in batch.inputs.items() if name != "index"}
-    return tensors | {"max_length": batch.max_length or None}
+    return tensors | {"max_length": batch.max_length}
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

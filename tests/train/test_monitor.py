@@ -76,7 +76,7 @@ def test_the_configuration_and_guesses_are_there_as_text(finished: tuple[Path, s
     assert '"train_batch_size": 16' in texts["config/deepspeed/text_summary"]
     guesses = texts["eval/masked_sentences/text_summary"]
     assert guesses.count("\n") == 3
-    assert "\\[CLS]" in guesses
+    assert "\\[CLS\\]" in guesses
     assert "~~" in guesses
 
 

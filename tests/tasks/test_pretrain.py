@@ -1,0 +1,115 @@
+"""Pre-training: shares add up to the global batch's means, and contradictions are refused."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.config import RunConfig
+from engine.data.loader import evaluation_batches, resolve_layout, training_batches
+from engine.data.source import Cursor
+from engine.errors import UserError
+from engine.model.folder import export_huggingface
+from engine.tasks.pretrain import Pretraining, escape, loss_shares
+
+
+def config(store: Path, **model: object) -> RunConfig:
+    run = RunConfig()
+    run.model = replace(run.model, hidden_size=32, heads=2, layers=1, max_positions=64, **model)  # type: ignore[arg-type]
+    run.data = replace(run.data, path=str(store), sequence_length=64)
+    return run
+
+
+@pytest.fixture(scope="module")
+def task(store: Path) -> Pretraining:
+    return Pretraining(config(store))
+
+
+def test_shares_of_any_split_add_up_to_the_mean_over_the_global_batch(task: Pretraining) -> None:
+    model = task.build_model().eval()
+    sums = []
+    for micro_batch in (8, 2):
+        layout = resolve_layout(8, micro_batch, 1)
+        batches = training_batches(task.train_source(), layout, Cursor(), 0)
+        outputs = [task.step(model, next(batches)) for _ in range(layout.accumulation)]
+        sums.append({name: sum(float(o.metrics[name]) for o in outputs) for name in outputs[0].metrics})
+        sums[-1]["loss"] = sum(float(output.loss) for output in outputs)
+    assert sums[0] == pytest.approx(sums[1], rel=1e-5)
+    assert sums[0]["loss"] == pytest.approx(sums[0]["mlm_loss"] + sums[0]["nsp_loss"])
+
+
+def test_an_untrained_model_knows_nothing(task: Pretraining) -> None:
+    batches = evaluation_batches(task.evaluation_source("validation"), 0, 1, 8, 32)  # type: ignore[arg-type]
+    with torch.no_grad():
+        result = task.evaluate(task.build_model().eval(), batches)
+    assert result.scalars["mlm_loss"] == pytest.approx(math.log(task.vocabulary.vocab_size), rel=0.02)
+    assert result.scalars["nsp_loss"] == pytest.approx(math.log(2), rel=0.05)
+    assert result.scalars["perplexity"] == pytest.approx(math.exp(result.scalars["mlm_loss"]))
+    assert "perplexity" in task.report(result, Path())
+
+
+def test_an_evaluation_is_the_same_twice_and_over_any_number_of_ranks(task: Pretraining) -> None:
+    source = task.evaluation_source("validation")
+    assert source is not None
+    model = task.build_model().eval()
+    with torch.no_grad():
+        whole = task.evaluate(model, evaluation_batches(source, 0, 1, 8, 20)).scalars
+        parts = [task.evaluate(model, evaluation_batches(source, rank, 2, 8, 20)).scalars for rank in range(2)]
+    for name in ("mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy"):
+        assert whole[name] == pytest.approx(parts[0][name] + parts[1][name], rel=1e-5)
+
+
+def test_guesses_show_right_ones_bold_and_wrong_ones_struck(task: Pretraining) -> None:
+    tokens = task.vocabulary.tokens
+    the, of = tokens.index("the"), tokens.index("of")
+    inputs = {
+        "input_ids": torch.tensor([task.vocabulary.cls_id, the, task.vocabulary.mask_id, task.vocabulary.mask_id]),
+        "lengths": torch.tensor([4]),
+        "mlm_positions": torch.tensor([2, 3]),
+        "mlm_labels": torch.tensor([of, the]),
+    }
+    assert task.show_guesses(inputs, torch.tensor([of, of])) == "- \\[CLS\\] the **of** ~~of~~ *the*"
+
+
+def test_markdown_signs_are_shown_as_they_are() -> None:
+    assert escape("a_b*c~[d]#") == r"a\_b\*c\~\[d\]\#"
+
+
+def test_losses_divide_by_the_totals_of_the_global_batch() -> None:
+    outputs = {"mlm_loss_sum": 6.0, "nsp_loss_sum": 4.0, "mlm_correct": 3, "nsp_correct": 2}
+    shares = loss_shares(outputs, {"mlm": 12.0, "sequences": 8.0})
+    assert shares == {"mlm_loss": 0.5, "nsp_loss": 0.5, "mlm_accuracy": 0.25, "nsp_accuracy": 0.25}
+
+
+def test_weights_of_another_vocabulary_of_the_same_size_are_refused(
+    task: Pretraining, store: Path, tmp_path: Path
+) -> None:
+    """The ids fit, the words don't: only the fingerprint can tell."""
+    import json
+    import shutil
+
+    shutil.copytree(store / "tokenizer", tmp_path / "tokenizer")
+    tokenizer = tmp_path / "tokenizer" / "tokenizer.json"
+    state = json.loads(tokenizer.read_text())
+    vocab = state["model"]["vocab"]
+    vocab["the"], vocab["of"] = vocab["of"], vocab["the"]
+    tokenizer.write_text(json.dumps(state))
+    model = task.build_model()
+    export_huggingface(model.state_dict(), model.config, tmp_path / "tokenizer", tmp_path / "model")
+    with pytest.raises(UserError, match=r"model\.init_from: the vocabulary of .* is not the one"):
+        Pretraining(config(store, init_from=str(tmp_path / "model")))
+
+
+def test_a_sequence_longer_than_the_loaded_models_positions_is_refused(
+    task: Pretraining, store: Path, tmp_path: Path
+) -> None:
+    model = task.build_model()
+    export_huggingface(model.state_dict(), model.config, store / "tokenizer", tmp_path / "model")
+    run = config(store, init_from=str(tmp_path / "model"))
+    run.data = replace(run.data, sequence_length=128)
+    with pytest.raises(UserError, match=r"data\.sequence_length: 128 exceeds the 64 positions"):
+        Pretraining(run)
