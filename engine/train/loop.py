@@ -98,9 +98,7 @@ class Trainer:
         self.monitor = Monitor(config, self.step)
         if world.is_main:
             self._record_config(deepspeed)
-        self.progress = Progress(self.step, self.total, world.is_main)
         self.meter = Meter(self.zero.device)
-        self.grad_norm: float | None = None
         self.loss = math.nan
         self.evaluation: Evaluation | None = None
 
@@ -121,6 +119,7 @@ class Trainer:
 
     def run(self) -> RunResult:
         """Train to the last step, then evaluate, save and export."""
+        self.progress = Progress(self.step, self.total, self.world.is_main)
         batches = training_batches(self.source, self.layout, self.cursor, self.config.data.workers)
         with contextlib.closing(batches):
             self._train(batches)
@@ -155,7 +154,7 @@ class Trainer:
             output = self.task.step(self.zero.model, batch)
             self.zero.backward(output.loss)
             last = index + 1 == self.layout.accumulation
-            self.grad_norm = self.zero.step(rate, last_micro_batch=last)
+            self.zero.step(rate, last_micro_batch=last)
             self.meter.add({"loss": output.loss, **output.metrics}, batch.inputs["input_ids"].numel())
         self.cursor = batch.cursor
         self.step += 1
@@ -168,8 +167,9 @@ class Trainer:
         self.loss = values["train/loss"]
         values["train/learning_rate"] = learning_rate(self.step - 1, self.total, self.config.optim)
         values["train/memory_bytes"] = float(memory_bytes(self.zero.device))
-        if self.grad_norm is not None:
-            values["train/grad_norm"] = self.grad_norm
+        norm = self.zero.grad_norm()
+        if norm is not None:
+            values["train/grad_norm"] = norm
         if self.zero.loss_scale is not None:
             values["train/loss_scale"] = self.zero.loss_scale
             values["train/skipped_steps"] = float(self.zero.skipped_steps)

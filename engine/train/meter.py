@@ -21,13 +21,15 @@ class Meter:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._sums: dict[str, Tensor] = {}
+        self._tokens = 0
         self._steps = 0
         self._start = time.perf_counter()
         self._outside = 0.0
 
     def add(self, shares: Mapping[str, Tensor], tokens: int) -> None:
         """Add one micro-batch: its shares and its number of tokens."""
-        for name, share in {**shares, "tokens": torch.tensor(tokens, device=self._device)}.items():
+        self._tokens += tokens
+        for name, share in shares.items():
             value = share.detach().double()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
@@ -46,11 +48,13 @@ class Meter:
             Each share's mean over steps, `tokens_per_second` over all ranks and `step_time` in seconds.
         """
         names = sorted(self._sums)
-        sums = dist.sum_over_ranks(torch.stack([self._sums[name] for name in names]))
-        values = dict(zip(names, sums.tolist(), strict=True))
-        tokens = values.pop("tokens")
+        local_tokens = torch.tensor([self._tokens], dtype=torch.float64, device=self._device)
+        local = torch.cat([torch.stack([self._sums[name] for name in names]), local_tokens])
+        *sums, tokens = dist.sum_over_ranks(local).tolist()
+        values = dict(zip(names, sums, strict=True))
         elapsed = time.perf_counter() - self._start - self._outside
         means = {name: value / self._steps for name, value in values.items()}
         means |= {"tokens_per_second": tokens / elapsed, "step_time": elapsed / self._steps}
-        self._sums, self._steps, self._outside, self._start = {}, 0, 0.0, time.perf_counter()
+        self._sums, self._tokens, self._steps = {}, 0, 0
+        self._outside, self._start = 0.0, time.perf_counter()
         return means

@@ -88,6 +88,7 @@ class ZeroEngine:
         self.stage: int = config["zero_optimization"]["stage"]
         with contextlib.redirect_stdout(io.StringIO()):  # its memory reports can't be turned off
             self.model, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        self._plain_norm: Tensor | None = None
         self._forget_initial_step(optimizer)
 
     def _forget_initial_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -111,28 +112,25 @@ class ZeroEngine:
         """
         self.model.backward(loss_share * (self.accumulation * self.world_size))
 
-    def step(self, learning_rate: float, *, last_micro_batch: bool) -> float | None:
-        """Step after a micro-batch; on the last one, update the weights.
-
-        Returns:
-            The global gradient norm before clipping, on the last micro-batch.
-        """
-        if not last_micro_batch:
-            self.model.step()
-            return None
-        for group in self.model.optimizer.param_groups:
-            group["lr"] = learning_rate
-        plain_norm = self._unwrapped_norm()
+    def step(self, learning_rate: float, *, last_micro_batch: bool) -> None:
+        """Step after a micro-batch; after the last one of the global batch, update the weights."""
+        if last_micro_batch:
+            for group in self.model.optimizer.param_groups:
+                group["lr"] = learning_rate
+            if self._reports_no_norm:
+                gradients = [p.grad for p in self.model.module.parameters() if p.grad is not None]
+                self._plain_norm = torch.nn.utils.get_total_norm(gradients)
         self.model.step()
-        norm = plain_norm if plain_norm is not None else self.model.get_global_grad_norm()
-        return None if norm is None else float(norm)
 
-    def _unwrapped_norm(self) -> float | None:
-        """The gradient norm where DeepSpeed wraps no optimizer (stage 0, fp32) and so reports none."""
-        if self.stage > 0 or hasattr(self.model.optimizer, "loss_scale"):
-            return None
-        gradients = [p.grad for p in self.model.module.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
+    @property
+    def _reports_no_norm(self) -> bool:
+        """DeepSpeed wraps no optimizer at stage 0 in fp32, and so reports no gradient norm."""
+        return self.stage == 0 and not hasattr(self.model.optimizer, "loss_scale")
+
+    def grad_norm(self) -> float | None:
+        """The global gradient norm of the last update, before clipping; waits for the device."""
+        norm = self._plain_norm if self._reports_no_norm else self.model.get_global_grad_norm()
+        return None if norm is None else float(norm)
 
     @property
     def skipped_steps(self) -> int:
