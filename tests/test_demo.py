@@ -21,7 +21,7 @@ def test_the_demo_makes_everything_under_its_folder(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 rank(s) on cpu, ZeRO-2" in done.stdout
     curve = losses(tmp_path / "demo" / "pretrain")
-    assert curve[-1][1] < curve[0][1] - 1.0
+    assert curve[-1][1] < curve[0][1] - 0.5
     report = json.loads((tmp_path / "demo" / "finetune" / "report" / "report.json").read_text())
     assert report["accuracy"] > 2 * report["majority_baseline"]["accuracy"]
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
