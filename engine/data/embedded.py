@@ -13,6 +13,7 @@ import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 from engine.errors import UserError
@@ -36,19 +37,30 @@ def embedded_documents() -> tuple[str, ...]:
     """
     root = Path(sysconfig.get_path("stdlib"))
     seen: set[str] = set()
-    documents = (_document(texts, seen) for texts in _raw_documents(root))
+    documents = (_document(texts, seen) for _, texts in _raw_documents(root))
     found = tuple(text for text in documents if len(text.split()) >= MIN_DOCUMENT_WORDS)
     if not found:
         raise UserError(f"source: embedded finds no Python source files in {root}; give a file or folder of text")
     return found
 
 
-def _raw_documents(root: Path) -> Iterator[list[str]]:
+def paragraphs_by_module() -> Iterator[tuple[str, str]]:
+    """Distinct (top-level module, paragraph) pairs: what each part of the library says of itself."""
+    seen: set[str] = set()
+    for module, texts in _raw_documents(Path(sysconfig.get_path("stdlib"))):
+        for paragraph in chain.from_iterable(map(prose, texts)):
+            if paragraph not in seen:
+                seen.add(paragraph)
+                yield module, paragraph
+
+
+def _raw_documents(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Top-level module and texts of each document."""
     topics = root / "pydoc_data" / "topics.py"
     for text in _topics(topics) if topics.is_file() else ():
-        yield [text]
+        yield "pydoc_data", [text]
     for path in _library_files(root):
-        yield _docstrings(path)
+        yield path.relative_to(root).parts[0].removesuffix(".py"), _docstrings(path)
 
 
 def _library_files(root: Path) -> Iterator[Path]:
@@ -121,19 +133,3 @@ def _is_prose(paragraph: str) -> bool:
         return False
     letters = sum(character.isalpha() or character == " " for character in paragraph)
     return letters >= MIN_LETTERS * len(paragraph)
-
-
-def paragraphs_by_module() -> Iterator[tuple[str, str]]:
-    """Distinct (top-level module, paragraph) pairs: what each part of the library says of itself."""
-    root = Path(sysconfig.get_path("stdlib"))
-    seen: set[str] = set()
-    topics = root / "pydoc_data" / "topics.py"
-    texts = [("pydoc_data", text) for text in (_topics(topics) if topics.is_file() else ())]
-    for path in _library_files(root):
-        module = path.relative_to(root).parts[0].removesuffix(".py")
-        texts += [(module, text) for text in _docstrings(path)]
-    for module, text in texts:
-        for paragraph in prose(text):
-            if paragraph not in seen:
-                seen.add(paragraph)
-                yield module, paragraph
