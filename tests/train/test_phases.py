@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForPreTraining
 
 from tests.train.runs import losses, run
@@ -82,6 +83,9 @@ def test_fine_tuning_ends_with_a_report_and_the_best_model(
     assert losses(tmp_path, "eval/accuracy")[-1][0] == losses(tmp_path)[-1][0]
     best = max(value for _, value in losses(tmp_path, "eval/accuracy"))
     assert best > 0.9
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert "eval/confusion_matrix" in events.Tags()["images"]
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "export").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "export")
     with torch.no_grad():

@@ -22,6 +22,7 @@ def options(store: Path, stage: int, precision: str) -> list[str]:
         f"--train.precision={precision}",
         "--train.save_interval=3",
         "--train.micro_batch=4",
+        "--data.workers=1",
     ]
 
 
