@@ -1,0 +1,272 @@
+"""The kernels as operators of torch (`torch.ops.zerobert`), each with a fake for tracing, and the choice of backend.
+
+Arguments and results are described in `engine.kernels.reference`. CUDA kernels never make the host wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from engine.kernels import cpu, reference
+from engine.kernels.segments import Segments
+
+Kernels = Literal["auto", "fused", "reference"]
+
+_selected: Kernels = "auto"
+
+
+def select(kernels: Kernels) -> None:
+    """Choose for this process.
+
+    Args:
+        kernels: "auto", our kernels on CPUs and plain torch on GPUs, where ours have been emulated but never run;
+            "fused", our kernels on both; "reference", plain torch everywhere.
+    """
+    global _selected
+    _selected = kernels
+
+
+def backend(device: torch.device) -> ModuleType:
+    """The module whose functions compute on `device`; plain torch where a back end can't be built."""
+    if device.type == "cpu" and _selected != "reference":
+        return cpu if cpu.available() else reference
+    if device.type == "cuda" and _selected == "fused":
+        from engine.kernels import cuda
+
+        return cuda if cuda.available() else reference
+    return reference
+
+
+def fused(device: torch.device) -> bool:
+    """Whether our own kernels compute on `device`."""
+    return backend(device) is not reference
+
+
+def tensor_lists(device: torch.device) -> ModuleType | None:
+    """The backend of `device` if its optimizer steps take lists of tensors as well as flat buffers, else None."""
+    return cpu if backend(device) is cpu else None
+
+
+def check_targets(target: Tensor, classes: int, ignore_index: int) -> None:
+    """Refuse targets that are neither classes nor `ignore_index`.
+
+    Raises:
+        IndexError: at once on a CPU; on a GPU an assertion fails there, without a wait here.
+    """
+    wrong = ((target < 0) | (target >= classes)) & (target != ignore_index)
+    if target.device.type != "cpu":
+        torch._assert_async(~wrong.any(), f"a target is out of range for {classes} classes")
+    elif wrong.any():
+        raise IndexError(f"target {int(target[wrong][0])} is out of range for {classes} classes")
+
+
+@custom_op("zerobert::softmax_cross_entropy_", mutates_args=("logits",))
+def _softmax_cross_entropy_(
+    logits: Tensor, target: Tensor, scale: Tensor, ignore_index: int, label_smoothing: float, gradient: bool
+) -> tuple[Tensor, Tensor]:
+    check_targets(target, logits.shape[1], ignore_index)
+    loss, hit = backend(logits.device).softmax_cross_entropy_(
+        logits, target, scale, ignore_index=ignore_index, label_smoothing=label_smoothing, gradient=gradient
+    )
+    return loss, hit
+
+
+@_softmax_cross_entropy_.register_fake
+def _(
+    logits: Tensor, target: Tensor, scale: Tensor, ignore_index: int, label_smoothing: float, gradient: bool
+) -> tuple[Tensor, Tensor]:
+    rows = logits.shape[:1]
+    return logits.new_empty(rows, dtype=torch.float32), logits.new_empty(rows, dtype=torch.bool)
+
+
+@custom_op("zerobert::global_norm", mutates_args=())
+def _global_norm(grad: Tensor, segments: Sequence[Tensor]) -> Tensor:
+    norm: Tensor = backend(grad.device).global_norm(grad, Segments.from_tensors(segments))
+    return norm
+
+
+@_global_norm.register_fake
+def _(grad: Tensor, segments: Sequence[Tensor]) -> Tensor:
+    return grad.new_empty((), dtype=torch.float32)
+
+
+@custom_op("zerobert::adamw_step_", mutates_args=("param", "exp_avg", "exp_avg_sq", "copy"))
+def _adamw_step_(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    copy: Tensor | None,
+    segments: Sequence[Tensor],
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    step: int,
+    bias_correction: bool,
+    grad_scale: Tensor,
+) -> Tensor:
+    nonfinite: Tensor = backend(param.device).adamw_step_(
+        param,
+        grad,
+        exp_avg,
+        exp_avg_sq,
+        copy,
+        Segments.from_tensors(segments),
+        lr=lr,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        step=step,
+        bias_correction=bias_correction,
+        grad_scale=grad_scale,
+    )
+    return nonfinite
+
+
+@_adamw_step_.register_fake
+def _(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    copy: Tensor | None,
+    segments: Sequence[Tensor],
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    step: int,
+    bias_correction: bool,
+    grad_scale: Tensor,
+) -> Tensor:
+    return param.new_empty((), dtype=torch.int32)
+
+
+@custom_op("zerobert::lamb_step_", mutates_args=("param", "exp_avg", "exp_avg_sq", "copy"))
+def _lamb_step_(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    copy: Tensor | None,
+    segments: Sequence[Tensor],
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    step: int,
+    bias_correction: bool,
+    grad_scale: Tensor,
+    trust_clamp: float | None,
+    nvlamb: bool,
+) -> tuple[Tensor, Tensor]:
+    nonfinite, ratio = backend(param.device).lamb_step_(
+        param,
+        grad,
+        exp_avg,
+        exp_avg_sq,
+        copy,
+        Segments.from_tensors(segments),
+        lr=lr,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        step=step,
+        bias_correction=bias_correction,
+        grad_scale=grad_scale,
+        trust_clamp=trust_clamp,
+        nvlamb=nvlamb,
+    )
+    return nonfinite, ratio
+
+
+@_lamb_step_.register_fake
+def _(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    copy: Tensor | None,
+    segments: Sequence[Tensor],
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    step: int,
+    bias_correction: bool,
+    grad_scale: Tensor,
+    trust_clamp: float | None,
+    nvlamb: bool,
+) -> tuple[Tensor, Tensor]:
+    return param.new_empty((), dtype=torch.int32), param.new_empty(segments[0].shape, dtype=torch.float32)
+
+
+def softmax_cross_entropy_(
+    logits: Tensor, target: Tensor, scale: Tensor, *, ignore_index: int, label_smoothing: float, gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """See `reference.softmax_cross_entropy_`.
+
+    Raises:
+        IndexError: a target is neither a class nor `ignore_index`.
+    """
+    loss, hit = _softmax_cross_entropy_(logits, target, scale, ignore_index, label_smoothing, gradient)
+    return loss, hit
+
+
+def global_norm(grad: Tensor, segments: Segments) -> Tensor:
+    """See `reference.global_norm`."""
+    norm: Tensor = _global_norm(grad, segments.tensors())
+    return norm
+
+
+def adamw_step_(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    copy: Tensor | None,
+    segments: Segments,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    step: int,
+    bias_correction: bool,
+    grad_scale: Tensor,
+) -> Tensor:
+    """See `reference.adamw_step_`."""
+    hyper = (lr, beta1, beta2, eps, step, bias_correction, grad_scale)
+    nonfinite: Tensor = _adamw_step_(param, grad, exp_avg, exp_avg_sq, copy, segments.tensors(), *hyper)
+    return nonfinite
+
+
+def lamb_step_(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    copy: Tensor | None,
+    segments: Segments,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    step: int,
+    bias_correction: bool,
+    grad_scale: Tensor,
+    trust_clamp: float | None,
+    nvlamb: bool,
+) -> tuple[Tensor, Tensor]:
+    """See `reference.lamb_step_`."""
+    hyper = (lr, beta1, beta2, eps, step, bias_correction, grad_scale, trust_clamp, nvlamb)
+    nonfinite, ratio = _lamb_step_(param, grad, exp_avg, exp_avg_sq, copy, segments.tensors(), *hyper)
+    return nonfinite, ratio
