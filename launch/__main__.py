@@ -1,4 +1,4 @@
-"""`zerobert COMMAND`: prepare, train, export, curves, demo."""
+"""`zerobert COMMAND`: prepare, train, export, curves, build-kernels, demo."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ COMMANDS = {
     "train": "pre-train or fine-tune (the same as launch/train.py)",
     "export": "checkpoint -> Hugging Face folder",
     "curves": "print or plot a run's curves from its TensorBoard files",
+    "build-kernels": "compile the CUDA kernels ahead of time",
     "demo": "the whole way on text that ships with Python",
 }
 
 
 def usage() -> str:
     """The text of `zerobert --help`."""
-    lines = [f"  {name:10} {what}" for name, what in COMMANDS.items()]
+    lines = [f"  {name:14} {what}" for name, what in COMMANDS.items()]
     return "usage: zerobert COMMAND [options]\n\n" + "\n".join(lines) + "\n\nzerobert COMMAND --help tells the options."
 
 
@@ -35,7 +36,7 @@ def dispatch(arguments: list[str]) -> int:
         return 0
     if arguments[0] not in COMMANDS:
         raise UserError(f"command: {arguments[0]!r} is unknown; choose one of {', '.join(COMMANDS)}")
-    return int(importlib.import_module(f"launch.{arguments[0]}").main(arguments[1:]))
+    return int(importlib.import_module(f"launch.{arguments[0].replace('-', '_')}").main(arguments[1:]))
 
 
 def main() -> None:

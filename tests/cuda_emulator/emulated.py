@@ -1,0 +1,91 @@
+"""Builds the emulated kernels and launches them on CPU tensors, in the place of `engine.kernels.nvrtc.launch`."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from engine.kernels.cuda import CudaKernels
+from engine.kernels.nvrtc import SOURCES
+
+if TYPE_CHECKING:
+    from engine.kernels.cuda import Argument
+
+HERE = Path(__file__).resolve().parent
+FLAGS = ("-std=c++17", "-g", "-fPIC", "-DCUDA_EMULATOR", "-Wall", "-Wno-unknown-pragmas")
+#: how a block's threads take turns: by number, backwards, shuffled at every barrier
+SCHEDULES = {"forward": 0, "reverse": 1, "random": 2}
+
+
+class EmulatorError(RuntimeError):
+    """What the emulator found wrong in a kernel, such as a divergent barrier."""
+
+
+def compiler() -> str:
+    """g++, or a visible skip."""
+    found = shutil.which("g++")
+    if found is None:
+        pytest.skip("g++ is not installed: the CUDA kernels' sources can't run in the emulator")
+    return found
+
+
+def compile_sources(output: Path, source: Path, flags: Sequence[str], kernels: Path) -> None:
+    """Build a C++ file that includes the kernels of the folder `kernels`."""
+    command = [compiler(), *FLAGS, *flags, f"-I{HERE}", f"-I{kernels}", str(source), "-o", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@functools.cache
+def build(kernels: Path) -> ctypes.CDLL:
+    """The library of emulated kernels, built once a process for each folder of sources."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernels.so"
+        compile_sources(path, HERE / "kernels.cpp", ["-O2", "-shared"], kernels)
+        library = ctypes.CDLL(str(path))
+    library.has_kernel.argtypes, library.has_kernel.restype = [ctypes.c_char_p], ctypes.c_bool
+    library.emulate.restype = ctypes.c_char_p
+    library.emulate.argtypes = [
+        ctypes.c_char_p,
+        ctypes.c_uint,
+        ctypes.c_uint,
+        ctypes.c_void_p,
+        ctypes.c_int,
+        ctypes.c_ulonglong,
+    ]
+    return library
+
+
+@dataclass(frozen=True)
+class Emulator:
+    """A launcher for `CudaKernels`."""
+
+    library: ctypes.CDLL
+    schedule: str = "random"
+    seed: int = 1
+
+    def __call__(
+        self, kernel: str, blocks: int, threads: int, arguments: Sequence[Argument], device: torch.device
+    ) -> None:
+        """Run every block; raises `EmulatorError`."""
+        assert device.type == "cpu"
+        pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
+        order = SCHEDULES[self.schedule]
+        error = self.library.emulate(kernel.encode(), blocks, threads, pointers, order, self.seed).decode()
+        if error:
+            raise EmulatorError(error)
+
+
+def emulated_kernels(schedule: str = "random", kernels: Path = SOURCES) -> CudaKernels:
+    """The host code of the CUDA kernels over the emulator."""
+    return CudaKernels(Emulator(build(kernels), schedule))

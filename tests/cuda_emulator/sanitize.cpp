@@ -1,0 +1,104 @@
+// Runs each kind of kernel once on heap buffers of exactly the right size, for builds with a sanitizer:
+// `sanitize SCHEDULE`. Fails on what the emulator finds and on a result that isn't finite.
+#include <cstdio>
+
+#include "kernels.cpp"
+
+namespace {
+
+int schedule = 0;
+bool failed = false;
+
+void fail(const char* kernel, const std::string& what) {
+    std::printf("%s: %s\n", kernel, what.c_str());
+    failed = true;
+}
+
+template <class... A>
+void run(const char* kernel, unsigned blocks, unsigned threads, A... arguments) {
+    void* pointers[] = {&arguments...};
+    const std::string error = emulate(kernel, blocks, threads, pointers, schedule, 1);
+    if (!error.empty()) fail(kernel, error);
+}
+
+// `count` numbers in -1 .. 1 that don't repeat soon.
+template <class T>
+std::vector<T> numbers(size_t count) {
+    std::vector<T> made(count);
+    for (size_t i = 0; i < count; i++) made[i] = from_f<T>(float(i * 2654435761u % 65536u) / 32768.f - 1.f);
+    return made;
+}
+
+template <class T>
+void check_finite(const char* kernel, const std::vector<T>& values) {
+    for (const T& value : values) {
+        if (!is_finite(to_f(value))) return fail(kernel, "a result isn't finite");
+    }
+}
+
+template <class T>
+void cross_entropy(const char* kernel, int classes, unsigned threads) {
+    const std::vector<long long> target{0, -100, classes - 1};  // the last row, at the buffer's end, is scored
+    const unsigned rows = unsigned(target.size());
+    std::vector<T> logits = numbers<T>(rows * size_t(classes));
+    std::vector<float> loss(rows, NAN);
+    const std::vector<float> scale{0.5f};
+    const std::unique_ptr<bool[]> hit(new bool[rows]);
+    run(kernel, rows, threads, logits.data(), (long long)classes, classes, target.data(), scale.data(), loss.data(),
+        hit.get(), -100ll, 0.1f, true);
+    check_finite(kernel, logits);
+    check_finite(kernel, loss);
+}
+
+// Two segments, the second unaligned and in two chunks, with a gap between.
+struct Optimizer {
+    static constexpr size_t elements = 3 + 2 + 1000;
+    std::vector<float> param = numbers<float>(elements), exp_avg = numbers<float>(elements);
+    std::vector<float> exp_avg_sq = std::vector<float>(elements, 1.f);
+    std::vector<bf16> grad = numbers<bf16>(elements), copy = numbers<bf16>(elements);
+    const std::vector<long long> begin{0, 5, 905};
+    const std::vector<int> size{3, 900, 100}, owner{0, 1, 1}, first{0, 1, 3};
+    const std::vector<float> decay{0.f, 0.01f}, scale{0.25f};
+    const std::unique_ptr<bool[]> trust{new bool[2]{true, true}};
+    std::vector<Sums> partial = std::vector<Sums>(3);
+    std::vector<float> ratio = std::vector<float>(2, NAN), norm = std::vector<float>(1, NAN);
+    std::vector<int> nonfinite{0};
+
+    void adamw() {
+        run("adamw<bf16, bf16, 256>", 3, 256, param.data(), grad.data(), exp_avg.data(), exp_avg_sq.data(), copy.data(),
+            begin.data(), size.data(), owner.data(), decay.data(), 1e-3f, scale.data(), 0.9f, 0.1f, 0.99f, 0.01f, 1e-6f,
+            1.f, 1.f, nonfinite.data());
+        check_finite("adamw", param);
+    }
+    void lamb() {
+        run("lamb_moments<bf16, 256>", 3, 256, param.data(), grad.data(), exp_avg.data(), exp_avg_sq.data(),
+            begin.data(), size.data(), owner.data(), decay.data(), scale.data(), 0.9f, 0.1f, 0.99f, 0.01f, 1e-6f, 1.f,
+            1.f, partial.data(), nonfinite.data());
+        run("lamb_ratios<256>", 2, 256, partial.data(), first.data(), decay.data(), trust.get(), 10.f, true,
+            ratio.data());
+        run("lamb_update<bf16, bf16, 256>", 3, 256, param.data(), grad.data(), exp_avg.data(), exp_avg_sq.data(),
+            copy.data(), begin.data(), size.data(), owner.data(), decay.data(), 1e-3f, scale.data(), 0.9f, 0.1f, 0.99f,
+            0.01f, 1e-6f, 1.f, 1.f, ratio.data(), nonfinite.data());
+        check_finite("lamb", ratio);
+        check_finite("lamb", param);
+    }
+    void global_norm() {
+        std::vector<float> squares(3, NAN);
+        run("squared_norms<bf16, 256>", 3, 256, grad.data(), begin.data(), size.data(), squares.data());
+        run("norm_of_chunks<1024>", 1, 1024, squares.data(), 3, norm.data());
+        check_finite("global_norm", norm);
+    }
+};
+
+}  // namespace
+
+int main(int, char** arguments) {
+    schedule = std::atoi(arguments[1]);
+    cross_entropy<bf16>("xent_streaming<bf16, 256>", 1003, 256);
+    cross_entropy<float>("xent_registers<float, 1024, 4>", 5001, 1024);
+    Optimizer optimizer;
+    optimizer.adamw();
+    optimizer.lamb();
+    optimizer.global_norm();
+    return failed;
+}

@@ -1,0 +1,149 @@
+"""Every CUDA kernel compiles for every GPU generation, without a GPU, and is kept and found again on disk."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.errors import UserError
+from engine.kernels import cuda, nvrtc
+from engine.kernels.cuda import all_kernels
+from engine.kernels.nvrtc import Compiled, Cubin, compile_kernels, cubin_of, file_name, find_cubin
+from launch.__main__ import dispatch
+from tests.kernels.resources import accesses, disassembler, machine_code, resources, table
+
+ROOT = Path(__file__).resolve().parents[2]
+ARCHITECTURES = [75, 80, 86, 90, 100, 120]
+SMALL = "norm_of_chunks<1024>"
+
+
+def why_no_compiler() -> str:
+    """What of NVRTC can't be loaded here, or ""."""
+    try:
+        nvrtc.supported_architectures()
+    except (UserError, RuntimeError) as error:
+        return f"the CUDA kernels can't be compiled here: {error}"
+    return ""
+
+
+needs_nvrtc = pytest.mark.skipif(bool(why_no_compiler()), reason=why_no_compiler())
+
+
+@functools.cache
+def all_compiled(arch: int) -> Compiled:
+    """Every kernel, compiled once for all tests."""
+    return compile_kernels(all_kernels(), arch)
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_kernel_compiles_and_spills_no_register(arch: int) -> None:
+    found = resources(all_compiled(arch))
+    assert [row.kernel for row in found] == all_kernels()
+    assert [row.kernel for row in found if row.spills or row.stack] == []
+    for row in found:
+        threads = int(row.kernel.rstrip(">").split(", ")[1]) if "xent" in row.kernel else 256
+        assert 0 < row.registers * threads <= 65536, row
+
+
+@needs_nvrtc
+def test_rows_and_chunks_move_in_128_bit_units() -> None:
+    nvdisasm = disassembler()
+    if nvdisasm is None:
+        pytest.skip("nvdisasm is not installed: the machine code can't be read (pip install nvidia-cuda-nvdisasm)")
+    moved = [name for name in all_kernels() if not name.startswith(("norm_of_chunks", "lamb_ratios"))]
+    code = machine_code(all_compiled(90), nvdisasm)
+    assert [name for name in moved if accesses(code[name], "LD") == 0] == []
+    stored = [name for name in moved if not name.startswith("squared_norms")]
+    assert [name for name in stored if accesses(code[name], "ST") == 0] == []
+
+
+@needs_nvrtc
+def test_the_table_has_a_line_for_every_kernel() -> None:
+    assert [line.split(">")[0] + ">" for line in table(all_compiled(80), 80).splitlines()[1:]] == all_kernels()
+
+
+@needs_nvrtc
+def test_a_mistake_in_a_kernel_is_told_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvrtc, "PROGRAM", "#include <xent.cuh>\nint wrong = undefined;\n")
+    with pytest.raises(Exception, match='identifier "undefined" is undefined'):
+        compile_kernels(["xent_streaming<float, 256>"], 90)
+
+
+def test_a_cache_file_holds_the_symbol_and_any_bytes() -> None:
+    cubin = Cubin("_Z3fooi", b"\x7fELF\n\0\n")
+    assert Cubin.from_bytes(cubin.to_bytes()) == cubin
+
+
+def test_a_kernel_another_architecture_and_other_sources_have_other_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {file_name("adamw<float, bf16, 256>", 80), file_name("adamw<float, fp16, 256>", 80)}
+    names.add(file_name("adamw<float, bf16, 256>", 90))
+    monkeypatch.setattr(nvrtc, "sources_digest", lambda: "other sources")
+    names.add(file_name("adamw<float, bf16, 256>", 90))
+    assert len(names) == 4
+
+
+@needs_nvrtc
+def test_a_kernel_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = cubin_of(SMALL, 90, tmp_path)
+    monkeypatch.setattr(nvrtc, "compile_kernels", None)
+    assert cubin_of(SMALL, 90, tmp_path) == first
+    assert [path.name for path in tmp_path.iterdir()] == [file_name(SMALL, 90)]
+
+
+@needs_nvrtc
+def test_ranks_that_start_together_share_one_cache(tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        found = pool.starmap(cubin_of, [(SMALL, 90, tmp_path)] * 4)
+    assert found == found[:1] * 4
+    assert [path.name for path in tmp_path.iterdir()] == [file_name(SMALL, 90)]
+
+
+def test_a_prebuilt_kernel_of_an_older_gpu_of_the_generation_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(nvrtc.PREBUILT, str(tmp_path))
+    monkeypatch.setattr(nvrtc, "cubin_of", lambda kernel, arch, folder: Cubin(f"compiled for {arch}", b""))
+    nvrtc.store(Cubin("for 80", b""), tmp_path / file_name(SMALL, 80))
+    assert find_cubin(SMALL, (8, 6)).symbol == "for 80"
+    assert find_cubin(SMALL, (9, 0)).symbol == "compiled for 90"
+    assert find_cubin(SMALL, (7, 5)).symbol == "compiled for 75"
+
+
+def test_without_cuda_core_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.core", None)
+    with pytest.raises(UserError, match=r"pip install 'zerobert\[cuda\]'"):
+        compile_kernels([SMALL], 90)
+
+
+@needs_nvrtc
+def test_build_kernels_fills_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = all_kernels()[:3]
+    monkeypatch.setattr(cuda, "all_kernels", lambda: few)
+    assert dispatch(["build-kernels", "--arch", "8.0", "--output", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {file_name(name, 80) for name in few}
+    assert "sm_80: 3 kernels" in capsys.readouterr().out
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("arch", ["x", "7", "sm_70", "333"])
+def test_build_kernels_names_an_architecture_that_does_not_exist(arch: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"arch: .* (give one|it knows)"):
+        dispatch(["build-kernels", "--arch", arch, "--output", str(tmp_path)])
+
+
+def test_importing_the_kernels_imports_nothing_of_cuda() -> None:
+    program = (
+        "import sys, torch; before = set(sys.modules);"  # torch looks for cuda's bindings itself
+        "import engine.kernels, engine.kernels.cuda, engine.kernels.nvrtc, engine.kernels.ops;"
+        "print([name for name in set(sys.modules) - before if name.split('.')[0] in ('cuda', 'nvidia')])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
