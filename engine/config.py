@@ -144,8 +144,8 @@ class LabelledConfig:
 class OptimConfig:
     """Optimizer and learning-rate schedule."""
 
-    name: Literal["adamw"] = "adamw"
-    """optimizer (Loshchilov & Hutter 2019 for adamw)"""
+    name: Literal["adamw", "lamb"] = "adamw"
+    """optimizer: adamw (Loshchilov & Hutter 2019) or lamb (You et al. 2020; at ZeRO stage 0 only)"""
     learning_rate: float = 1e-4
     """peak learning rate"""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -168,6 +168,7 @@ class OptimConfig:
     """final learning rate as a share of the peak"""
 
     def validate(self) -> None:
+        require(self.name in ("adamw", "lamb"), "optim.name", self.name, "choose adamw or lamb")
         require(self.learning_rate > 0, "optim.learning_rate", self.learning_rate, "give a positive number")
         require(all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "give two numbers in [0, 1)")
         require(self.eps > 0, "optim.eps", self.eps, "give a positive number")
@@ -207,10 +208,14 @@ class TrainConfig:
     """only deterministic algorithms"""
     detect_anomaly: bool = False
     """stop at the operation whose backward pass made the first NaN (slow)"""
+    kernels: Literal["auto", "fused", "reference"] = "auto"
+    """auto: our fused kernels on CPUs, plain torch on GPUs; fused: ours on GPUs too; reference: plain torch"""
     threads: int | None = None
     """CPU threads of a rank; null divides the machine's cores among its ranks"""
 
     def validate(self) -> None:
+        choices = ("auto", "fused", "reference")
+        require(self.kernels in choices, "train.kernels", self.kernels, f"choose one of {', '.join(choices)}")
         for name in ("global_batch", "log_interval", "keep"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "give a whole number of at least 1")
         for name in ("eval_interval", "eval_samples", "save_interval"):
@@ -271,6 +276,13 @@ class RunConfig:
         require(0 <= self.seed < 2**32, "seed", self.seed, "give a whole number in [0, 2^32)")
         for part in (self.model, self.data, self.labelled, self.optim, self.train):
             part.validate()
+        sharded_lamb = self.optim.name == "lamb" and self.train.zero_stage > 0
+        require(
+            not sharded_lamb,
+            "optim.name",
+            self.optim.name,
+            f"its norms need whole parameters, which train.zero_stage {self.train.zero_stage} cuts; set that to 0",
+        )
         if self.task == "pretrain":
             self._validate_pretraining()
         else:

@@ -41,6 +41,7 @@ def test_a_saved_tree_comes_back_equal() -> None:
         ("optim", "weight_decay", -0.1),
         ("optim", "min_ratio", 2.0),
         ("optim", "power", 0.0),
+        ("optim", "name", "sgd"),
         ("train", "global_batch", 0),
         ("train", "micro_batch", 0),
         ("train", "steps", 0),
@@ -49,6 +50,7 @@ def test_a_saved_tree_comes_back_equal() -> None:
         ("train", "log_interval", 0),
         ("train", "save_interval", -1),
         ("train", "keep", 0),
+        ("train", "kernels", "fast"),
     ],
 )
 def test_a_bad_value_names_its_field_and_value(part: str, field: str, value: object) -> None:
@@ -72,6 +74,17 @@ def test_a_bad_run_is_refused(config: RunConfig, message: str) -> None:
     with pytest.raises(UserError) as caught:
         config.validate()
     assert str(caught.value).startswith(message)
+
+
+def test_lamb_is_refused_where_zero_cuts_parameters() -> None:
+    config = RunConfig()
+    config.optim.name = "lamb"
+    for stage in (1, 2, 3):
+        config.train.zero_stage = stage
+        with pytest.raises(UserError, match=rf"^optim\.name: 'lamb' .* train\.zero_stage {stage}"):
+            config.validate()
+    config.train.zero_stage = 0
+    config.validate()
 
 
 def test_steps_and_epochs_exclude_each_other() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig
 
+from engine.kernels import linear_cross_entropy
 from engine.model.layers import BertActivatedDense, BertEmbeddings, BertLayer, BertPooler, layer_norm
 from engine.model.packing import Packing
 
@@ -66,7 +67,7 @@ class BertModel(nn.Module):
 
 
 class MlmDecoder(nn.Linear):
-    """Projection to the vocabulary and its loss in one module, so that a fused kernel can replace its inside."""
+    """Projection to the vocabulary and its loss in one module: one fused operator in training."""
 
     def forward(self, rows: Tensor, labels: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
         """Decode and score masked rows.
@@ -77,8 +78,11 @@ class MlmDecoder(nn.Linear):
 
         Returns:
             loss_sum: fp32 scalar, the summed cross-entropies in nats; correct: int64 scalar, how many of the rows
-            have their label as the most probable token; predictions: [M] int64, those tokens.
+            have their label as the most probable token; predictions, in evaluation mode only: [M] int64, those tokens.
         """
+        if self.training:
+            loss_sum, correct = linear_cross_entropy(rows, self.weight, self.bias, labels, return_hits=True)
+            return {"loss_sum": loss_sum, "correct": correct}
         logits = nn.functional.linear(rows, self.weight, self.bias).float()
         predictions = logits.detach().argmax(-1)
         return {
@@ -128,13 +132,13 @@ class BertPreTrainingHeads(nn.Module):
         """Masked rows [M, H] and pooled vectors [B, H] to the outputs of `BertForPreTraining.forward`."""
         mlm = self.predictions(rows, mlm_labels)
         nsp_logits = self.seq_relationship(pooled).float()
-        return {
+        output = {
             "mlm_loss_sum": mlm["loss_sum"],
             "nsp_loss_sum": nn.functional.cross_entropy(nsp_logits, nsp_labels, reduction="sum"),
             "mlm_correct": mlm["correct"],
             "nsp_correct": (nsp_logits.detach().argmax(-1) == nsp_labels).sum(),
-            "predictions": mlm["predictions"],
         }
+        return output if self.training else {**output, "predictions": mlm["predictions"]}
 
 
 class BertForPreTraining(nn.Module):
@@ -168,7 +172,7 @@ class BertForPreTraining(nn.Module):
 
         Returns:
             mlm_loss_sum, nsp_loss_sum: fp32 scalars in nats; mlm_correct, nsp_correct: int64 scalars;
-            predictions: [M] int64, the most probable token of each masked row.
+            predictions, in evaluation mode only: [M] int64, the most probable token of each masked row.
         """
         hidden, pooled = self.bert(input_ids, token_type_ids, position_ids, lengths, max_length)
         output: dict[str, Tensor] = self.cls(hidden.index_select(0, mlm_positions), pooled, mlm_labels, nsp_labels)

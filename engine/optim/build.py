@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from engine.config import OptimConfig
+from engine.kernels import fused
+from engine.optim.fused import FusedAdamW, FusedLamb
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, object]]:
@@ -22,11 +24,17 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: fl
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: OptimConfig, device: torch.device) -> torch.optim.Optimizer:
     """The optimizer over whole parameters; ZeRO replaces them by its partitions afterwards.
 
+    AdamW is torch's own where our kernels don't run on `device`, the device that the run trains on.
+
     The learning rate starts at 0: DeepSpeed steps some optimizers once while it initialises (stage 0 in half
-    precision), and a step at rate 0 changes nothing. The loop sets the rate before every step.
+    precision), and a step at rate 0 changes nothing. The loop sets the rate before every step. DeepSpeed clips.
     """
     groups = parameter_groups(model.named_parameters(), config.weight_decay)
+    if config.name == "lamb":
+        return FusedLamb(groups, lr=0.0, betas=config.betas, eps=config.eps, max_grad_norm=0.0)
+    if fused(device):
+        return FusedAdamW(groups, lr=0.0, betas=config.betas, eps=config.eps)
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)

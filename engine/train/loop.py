@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 
-from engine import dist
+from engine import dist, kernels
 from engine.config import RunConfig, TrainConfig
 from engine.data.loader import BatchLayout, evaluation_batches, training_batches
 from engine.data.source import Cursor, MicroBatch
@@ -85,10 +85,11 @@ class Trainer:
         self.output = Path(config.output)
         self.source = task.train_source()
         self.total = total_steps(config.train, self.source.epoch_size(0))
+        kernels.select(config.train.kernels)
         torch.use_deterministic_algorithms(config.train.deterministic)
         torch.autograd.set_detect_anomaly(config.train.detect_anomaly)
         model = task.build_model()
-        self.zero = ZeroEngine(model, build_optimizer(model, config.optim), deepspeed)
+        self.zero = ZeroEngine(model, build_optimizer(model, config.optim, world.device), deepspeed)
         dist.seed_everything(config.seed, world.rank)
         self.step, self.cursor = 0, Cursor()
         self.best: float | None = None

@@ -120,6 +120,24 @@ def test_loss_and_every_gradient_equal_transformers(
         )
 
 
+def test_training_gives_the_losses_and_gradients_of_evaluation(config: BertConfig, batch: dict[str, Tensor]) -> None:
+    """The fused loss of training against torch's of evaluation, without dropout."""
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+    model = BertForPreTraining(config)
+    results = []
+    for mode in (False, True):
+        model.train(mode).zero_grad()
+        output = model(**batch)
+        (output["mlm_loss_sum"] / 6).backward()
+        results.append((output, [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    (plain, plain_grads), (fused, fused_grads) = results
+    assert plain.keys() - fused.keys() == {"predictions"}
+    for name in fused:
+        torch.testing.assert_close(fused[name], plain[name], **TOLERANCE)
+    for ours, theirs in zip(fused_grads, plain_grads, strict=True):
+        torch.testing.assert_close(ours, theirs, **TOLERANCE)
+
+
 def test_counts_agree_with_the_predictions(model: BertForPreTraining, batch: dict[str, Tensor]) -> None:
     predictions = model(**batch)["predictions"]
     batch["mlm_labels"][:2] = predictions[:2]

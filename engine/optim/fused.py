@@ -1,0 +1,256 @@
+"""AdamW and LAMB whose step is one pass over memory: unscale, clip, moments, decay, update, low-precision copy.
+
+All parameters of a group are updated in one call, where they lie: on CPUs through a table of addresses, elsewhere
+through flat buffers (no copies are made of a parameter that is alone in its group, as ZeRO's partitions are).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.kernels import ops
+from engine.kernels.cpu import Buffer
+from engine.kernels.segments import Segments
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """Parameters of a group that one call updates: they agree in types, device and step."""
+
+    group: dict[str, Any]
+    step: int
+    params: list[Tensor]
+    segments: Segments
+
+    @property
+    def grads(self) -> list[Tensor]:
+        return [p.grad.contiguous() for p in self.params if p.grad is not None]
+
+
+class FusedOptimizer(torch.optim.Optimizer):
+    """What both optimizers share. State of a parameter: step, exp_avg, exp_avg_sq, as torch's AdamW has.
+
+    A bf16 or fp16 parameter also gets `master`, its fp32 weights; the parameter is then the copy of them that the
+    same pass refreshes. Moments are always fp32.
+
+    Attributes:
+        nonfinite: [] int32 tensor after a step, 1 if a gradient was infinite or NaN. Such elements are left as they
+            were; with clipping on (where the norm is then not finite either) all are.
+        grad_norm: [] fp32 tensor after a step with clipping on: the unscaled gradients' norm before it.
+    """
+
+    nonfinite: Tensor
+    grad_norm: Tensor
+
+    def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
+        beta1, beta2 = defaults["betas"]
+        if not (0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0):
+            raise ValueError(f"betas: {defaults['betas']} are not two numbers in [0, 1)")
+        for name in ("lr", "eps", "weight_decay", "max_grad_norm"):
+            if not defaults[name] >= 0.0:
+                raise ValueError(f"{name}: {defaults[name]} is not a number of at least 0")
+        super().__init__(params, defaults)
+        self._segments: dict[Any, Segments] = {}
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], float] | None = None, *, grad_scale: Tensor | float = 1.0
+    ) -> float | None:
+        """One step over every parameter with a gradient.
+
+        Args:
+            closure: computes the loss again, and its gradients.
+            grad_scale: multiplies the gradients first: 1 / loss scale.
+
+        Returns:
+            What the closure returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        buckets = [bucket for group in self.param_groups for bucket in self._buckets(group)]
+        if buckets:
+            device = buckets[0].params[0].device
+            scale = torch.as_tensor(grad_scale, dtype=torch.float32, device=device)
+            scale = self._clip(buckets, scale)
+            flags = [self._update(bucket, scale.to(bucket.params[0].device)) for bucket in buckets]
+            self.nonfinite = torch.stack([flag.to(device) for flag in flags]).amax()
+        return loss
+
+    def _clip(self, buckets: list[_Bucket], scale: Tensor) -> Tensor:
+        """The scale times the clipping factor; NaN, which stops every element, if the norm is not finite."""
+        limit = self.defaults["max_grad_norm"]
+        if not limit:
+            return scale
+        norms = [self._norm(bucket).to(scale.device) for bucket in buckets]
+        self.grad_norm = torch.stack(norms).norm() * scale
+        factor = (limit / (self.grad_norm + 1e-6)).clamp(max=1.0)
+        return torch.where(self.grad_norm.isfinite(), scale * factor, math.nan)
+
+    def _buckets(self, group: dict[str, Any]) -> list[_Bucket]:
+        found: dict[Any, list[Tensor]] = {}
+        next_steps: dict[float, Tensor] = {}
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            assert p.is_contiguous()
+            assert not p.grad.is_sparse
+            state = self._state_of(p)
+            step = state["step"].item() + 1.0
+            if step not in next_steps:
+                next_steps[step] = torch.tensor(step)
+            state["step"] = next_steps[step]  # never in place: DeepSpeed may have aliased it over parameters
+            found.setdefault((int(step), p.dtype, p.grad.dtype, p.device), []).append(p)
+        decay = group["weight_decay"]
+        return [_Bucket(group, key[0], params, self._table(params, decay)) for key, params in found.items()]
+
+    def _state_of(self, p: Tensor) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[p]
+        if "step" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = torch.zeros_like(p, dtype=torch.float32)
+        if p.dtype != torch.float32 and "master" not in state:
+            state["master"] = p.detach().float()
+        return state
+
+    def _table(self, params: list[Tensor], weight_decay: float) -> Segments:
+        sizes = tuple(p.numel() for p in params)
+        key = (sizes, weight_decay, params[0].device)
+        if key not in self._segments:
+            offsets = [sum(sizes[:index]) for index in range(len(sizes))]
+            decays = [weight_decay] * len(sizes)
+            self._segments[key] = Segments.build(offsets, sizes, decays, device=params[0].device)
+        return self._segments[key]
+
+    def _norm(self, bucket: _Bucket) -> Tensor:
+        tensors = ops.tensor_lists(bucket.params[0].device)
+        if tensors is not None:
+            norm: Tensor = tensors.global_norm(bucket.grads, bucket.segments)
+            return norm
+        return ops.global_norm(_flat(bucket.grads), bucket.segments)
+
+    def _update(self, bucket: _Bucket, scale: Tensor) -> Tensor:
+        low = bucket.params[0].dtype != torch.float32
+        states = [self.state[p] for p in bucket.params]
+        weights = [state["master"] for state in states] if low else bucket.params
+        lists = [weights, bucket.grads, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]]
+        copies = bucket.params if low else None
+        beta1, beta2 = bucket.group["betas"]
+        options = {
+            "lr": float(bucket.group["lr"]),
+            "beta1": beta1,
+            "beta2": beta2,
+            "eps": bucket.group["eps"],
+            "step": bucket.step,
+            "bias_correction": bucket.group["bias_correction"],
+            "grad_scale": scale,
+        }
+        tensors = ops.tensor_lists(scale.device)
+        if tensors is not None:
+            flag = self._kernel(tensors, [*lists, copies], bucket, options)
+            torch.autograd.graph.increment_version(bucket.params)
+            return flag
+        flats = [_flat(members) for members in lists]
+        flat_copy = None if copies is None else _flat(copies)
+        flag = self._kernel(ops, [*flats, flat_copy], bucket, options)
+        written = [(flats[0], weights), (flats[2], lists[2]), (flats[3], lists[3])]
+        for flat, originals in written if flat_copy is None else [*written, (flat_copy, bucket.params)]:
+            _unflatten(flat, originals)
+        return flag
+
+    def _kernel(self, kernels: Any, buffers: list[Buffer | None], bucket: _Bucket, options: dict[str, Any]) -> Tensor:
+        """Call the step of `kernels` and return its flag of non-finite gradients."""
+        raise NotImplementedError
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, which would cast the fp32 state to a parameter's own precision: that is undone."""
+        super().load_state_dict(state_dict)
+        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+        own = [p for group in self.param_groups for p in group["params"]]
+        for index, p in zip(saved, own, strict=True):
+            for name, value in state_dict["state"].get(index, {}).items():
+                if name in ("exp_avg", "exp_avg_sq", "master"):
+                    self.state[p][name] = value.detach().to(p.device, torch.float32, copy=True)
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    """The tensors one after the other; a single one as it lies in memory."""
+    return tensors[0].view(-1) if len(tensors) == 1 else torch.cat([tensor.view(-1) for tensor in tensors])
+
+
+def _unflatten(flat: Tensor, tensors: list[Tensor]) -> None:
+    """Copy back what `_flat` gathered."""
+    if len(tensors) > 1:
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
+
+
+class FusedAdamW(FusedOptimizer):
+    """AdamW (Loshchilov & Hutter 2019), with the terms of `torch.optim.AdamW`.
+
+    Args:
+        params: parameters or groups of them.
+        max_grad_norm: clip the norm of all gradients together to this; 0 for no clipping.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        bias_correction: bool = True,
+        max_grad_norm: float = 0.0,
+    ) -> None:
+        options = {"bias_correction": bias_correction, "max_grad_norm": max_grad_norm}
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, **options})
+
+    def _kernel(self, kernels: Any, buffers: list[Buffer | None], bucket: _Bucket, options: dict[str, Any]) -> Tensor:
+        flag: Tensor = kernels.adamw_step_(*buffers, bucket.segments, **options)
+        return flag
+
+
+class FusedLamb(FusedOptimizer):
+    """LAMB (You et al. 2020), with the terms of NVIDIA's FusedLAMB.
+
+    Args:
+        params: parameters or groups of them; each parameter has its own trust ratio.
+        max_grad_norm: clip the norm of all gradients together to this; 0 for no clipping.
+        use_nvlamb: scale parameters without weight decay by their trust ratio too.
+        max_trust_ratio: largest trust ratio; None for no bound.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        bias_correction: bool = True,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        max_grad_norm: float = 1.0,
+        use_nvlamb: bool = False,
+        max_trust_ratio: float | None = None,
+    ) -> None:
+        options = {"bias_correction": bias_correction, "max_grad_norm": max_grad_norm}
+        trust = {"use_nvlamb": use_nvlamb, "max_trust_ratio": max_trust_ratio}
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, **options, **trust})
+
+    def _kernel(self, kernels: Any, buffers: list[Buffer | None], bucket: _Bucket, options: dict[str, Any]) -> Tensor:
+        trust = {"trust_clamp": bucket.group["max_trust_ratio"], "nvlamb": bucket.group["use_nvlamb"]}
+        flag: Tensor = kernels.lamb_step_(*buffers, bucket.segments, **options, **trust)[0]
+        return flag
