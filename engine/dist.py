@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as torch_dist
-from numpy.typing import NDArray
 from torch import Tensor
 
 T = TypeVar("T")
@@ -48,19 +46,6 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return total
 
 
-def any_rank(flag: bool, device: torch.device | None = None) -> bool:
-    """True everywhere if `flag` is true on any rank; collective."""
-    value = torch.tensor(int(flag), device=device)
-    if _active():
-        torch_dist.all_reduce(value, op=torch_dist.ReduceOp.MAX)
-    return bool(value.item())
-
-
-def gather_arrays(array: NDArray[np.generic]) -> list[NDArray[np.generic]]:
-    """Every rank's array, in rank order, on every rank; shapes may differ; collective."""
-    return gather_objects(array)
-
-
 def gather_objects(value: T) -> list[T]:
     """Every rank's picklable value, in rank order, on every rank; collective."""
     if not _active():
@@ -68,15 +53,6 @@ def gather_objects(value: T) -> list[T]:
     gathered: list[T | None] = [None] * torch_dist.get_world_size()
     torch_dist.all_gather_object(gathered, value)
     return gathered  # type: ignore[return-value]
-
-
-def broadcast_object(value: T) -> T:
-    """Rank 0's picklable value on every rank; collective."""
-    if not _active():
-        return value
-    box: list[T] = [value]
-    torch_dist.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 def barrier() -> None:
@@ -124,8 +100,3 @@ def set_threads(local_size: int, threads: int | None) -> int:
     count = threads or (int(given) if given.isdigit() else max(1, cores // local_size))
     torch.set_num_threads(count)
     return count
-
-
-def split_evenly(items: Sequence[T], rank: int, size: int) -> list[T]:
-    """Rank's items, every `size`-th: counts differ by at most one between ranks."""
-    return list(items[rank::size])

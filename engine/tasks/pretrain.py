@@ -44,7 +44,8 @@ class Pretraining:
         self.config = config
         self.store = open_store(config.data.path)
         self.vocabulary = self.store.tokenizer
-        self.tokenizer = self.store.path / "tokenizer"
+        self.tokenizer = self.store.tokenizer_path
+        self._sources: dict[str, PretrainingSource] = {}
         self.evaluation_samples = config.train.eval_samples
         self.bert_config = build_config(config.model, self.vocabulary.vocab_size, self.vocabulary.pad_id)
         self._check_positions()
@@ -75,14 +76,20 @@ class Pretraining:
         return model
 
     def train_source(self) -> PretrainingSource:
-        return self._source("train", fixed=False)
+        return self._source("train")
 
     def evaluation_source(self, split: str) -> PretrainingSource | None:
         """The held-out split with fixed pairs and masks, so that evaluations compare; None where none was held out."""
         held_out = split == "validation" and bool(self.store.manifest.splits["validation"])
-        return self._source("validation", fixed=True) if held_out else None
+        return self._source("validation") if held_out else None
 
-    def _source(self, split: str, *, fixed: bool) -> PretrainingSource:
+    def _source(self, split: str) -> PretrainingSource:
+        """The one source of a split: it keeps the epoch's plan, which start and every evaluation would make again."""
+        if split not in self._sources:
+            self._sources[split] = self._make_source(split, fixed=split != "train")
+        return self._sources[split]
+
+    def _make_source(self, split: str, *, fixed: bool) -> PretrainingSource:
         data, words = self.config.data, self.vocabulary
         facts = TokenFacts(words.cls_id, words.sep_id, words.mask_id, words.regular_ids, words.continues_word)
         options = PretrainingOptions(

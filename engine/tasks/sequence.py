@@ -171,4 +171,4 @@ def _array(tensor: Tensor) -> NDArray[Any]:
 def _gather(parts: list[NDArray[Any]]) -> NDArray[Any]:
     """The parts of all ranks, one after the other; a rank may have none."""
     own = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
-    return np.concatenate(dist.gather_arrays(own))
+    return np.concatenate(dist.gather_objects(own))
