@@ -7,16 +7,15 @@ whole group are updated where they lie, in one call.
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from engine.kernels.cpu_library import library
-from engine.kernels.reference import bias_corrections
 from engine.kernels.segments import Segments
+from engine.kernels.terms import Adam, Trust
 
 #: a flat buffer that the segments cut, or a contiguous tensor for each segment
 Buffer: TypeAlias = Tensor | Sequence[Tensor]
@@ -49,6 +48,7 @@ class _Hyper(ctypes.Structure):
     _fields_ = (
         ("adam", _AdamStep),
         ("lr", ctypes.c_float),
+        ("grad_scale", ctypes.c_float),
         ("trust_clamp", ctypes.c_float),
         ("nvlamb", ctypes.c_bool),
     )
@@ -59,20 +59,33 @@ def available() -> bool:
     return library() is not None
 
 
+def _library() -> ctypes.CDLL:
+    lib = library()
+    assert lib is not None
+    return lib
+
+
 def softmax_cross_entropy_(
-    logits: Tensor, target: Tensor, scale: Tensor, *, ignore_index: int, label_smoothing: float, gradient: bool
-) -> tuple[Tensor, Tensor]:
+    logits: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    scale: Tensor,
+    *,
+    ignore_index: int,
+    label_smoothing: float,
+    gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     """See `reference.softmax_cross_entropy_`; targets must be in range. Rows may be strided, not their elements."""
     rows, classes = logits.shape
     assert logits.stride(1) == 1 or classes == 1
     loss = torch.empty(rows, dtype=torch.float32)
     hit = torch.empty(rows, dtype=torch.bool)
-    target = target.contiguous()
-    lib = library()
-    assert lib is not None
-    getattr(lib, f"softmax_cross_entropy_{NAMES[logits.dtype]}")(
+    grad_bias = torch.empty(0 if bias is None or not gradient else classes, dtype=torch.float32)
+    target, bias = target.contiguous(), None if bias is None else bias.contiguous()
+    getattr(_library(), f"softmax_cross_entropy_{NAMES[logits.dtype]}")(
         logits.data_ptr(),
         logits.stride(0),
+        None if bias is None else bias.data_ptr(),
         target.data_ptr(),
         scale.data_ptr(),
         rows,
@@ -82,18 +95,16 @@ def softmax_cross_entropy_(
         gradient,
         loss.data_ptr(),
         hit.data_ptr(),
+        grad_bias.data_ptr(),
         torch.get_num_threads(),
     )
-    return loss, hit
+    return loss, hit, grad_bias
 
 
 def global_norm(grad: Buffer, segments: Segments) -> Tensor:
     """See `reference.global_norm`."""
-    lib = library()
-    assert lib is not None
-    addresses = _addresses(grad, segments)
-    table = _table(segments, grad=addresses)
-    return torch.tensor(lib.global_norm(ctypes.byref(table), KINDS[_dtype(grad)], torch.get_num_threads()))
+    table = _Tables(segments, grad=grad)
+    return torch.tensor(_library().global_norm(table.pointer, table.kind("grad"), torch.get_num_threads()))
 
 
 def adamw_step_(
@@ -103,18 +114,14 @@ def adamw_step_(
     exp_avg_sq: Buffer,
     copy: Buffer | None,
     segments: Segments,
-    *,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    step: int,
-    bias_correction: bool,
+    adam: Adam,
     grad_scale: Tensor,
 ) -> Tensor:
     """See `reference.adamw_step_`."""
-    hyper = _hyper(lr, beta1, beta2, eps, step, bias_correction)
-    return _step((param, grad, exp_avg, exp_avg_sq, copy), segments, hyper, grad_scale, None)
+    table = _Tables(segments, param=param, grad=grad, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, copy=copy)
+    hyper = _hyper(adam, grad_scale)
+    nonfinite = _library().adamw_step(table.pointer, ctypes.byref(hyper), *table.kinds(), torch.get_num_threads())
+    return torch.tensor(nonfinite, dtype=torch.int32)
 
 
 def lamb_step_(
@@ -124,61 +131,86 @@ def lamb_step_(
     exp_avg_sq: Buffer,
     copy: Buffer | None,
     segments: Segments,
-    *,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    step: int,
-    bias_correction: bool,
+    adam: Adam,
     grad_scale: Tensor,
-    trust_clamp: float | None,
-    nvlamb: bool,
+    trust: Trust,
 ) -> tuple[Tensor, Tensor]:
     """See `reference.lamb_step_`."""
-    hyper = _hyper(lr, beta1, beta2, eps, step, bias_correction)
-    hyper.trust_clamp, hyper.nvlamb = math.inf if trust_clamp is None else trust_clamp, nvlamb
+    table = _Tables(segments, param=param, grad=grad, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, copy=copy)
+    hyper = _hyper(adam, grad_scale, trust)
     ratio = torch.empty(len(segments.length), dtype=torch.float32)
-    return _step((param, grad, exp_avg, exp_avg_sq, copy), segments, hyper, grad_scale, ratio), ratio
+    step = _library().lamb_step
+    nonfinite = step(table.pointer, ctypes.byref(hyper), *table.kinds(), ratio.data_ptr(), torch.get_num_threads())
+    return torch.tensor(nonfinite, dtype=torch.int32), ratio
 
 
-def _hyper(lr: float, beta1: float, beta2: float, eps: float, step: int, bias_correction: bool) -> _Hyper:
-    correction1, correction2 = bias_corrections(beta1, beta2, step, bias_correction)
-    adam = _AdamStep(beta1, 1.0 - beta1, beta2, 1.0 - beta2, eps, 1.0 / correction1, 1.0 / math.sqrt(correction2))
-    return _Hyper(adam, lr)
-
-
-def _step(
-    buffers: tuple[Buffer, Buffer, Buffer, Buffer, Buffer | None],
+def lamb_moments_(
+    param: Buffer,
+    grad: Buffer,
+    exp_avg: Buffer,
+    exp_avg_sq: Buffer,
     segments: Segments,
-    hyper: _Hyper,
+    adam: Adam,
     grad_scale: Tensor,
-    ratio: Tensor | None,
-) -> Tensor:
-    names = ("param", "grad", "exp_avg", "exp_avg_sq", "copy")
-    given = {name: buffer for name, buffer in zip(names, buffers, strict=True) if buffer is not None}
-    addresses = {name: _addresses(buffer, segments) for name, buffer in given.items()}
-    table = _table(segments, **addresses)
-    lib = library()
-    assert lib is not None
-    nonfinite = lib.optimizer_step(
-        ctypes.byref(table),
-        ctypes.byref(hyper),
-        grad_scale.data_ptr(),
-        KINDS[_dtype(given["grad"])],
-        KINDS[_dtype(given["copy"])] if "copy" in given else 0,
-        None if ratio is None else ratio.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return torch.tensor(nonfinite, dtype=torch.int32)
+) -> tuple[Tensor, Tensor]:
+    """See `reference.lamb_moments_`."""
+    table = _Tables(segments, param=param, grad=grad, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq)
+    hyper = _hyper(adam, grad_scale)
+    squares = torch.empty((len(segments.length), 2), dtype=torch.float64)
+    arguments = (table.kind("grad"), squares.data_ptr(), torch.get_num_threads())
+    nonfinite = _library().lamb_moments(table.pointer, ctypes.byref(hyper), *arguments)
+    return torch.tensor(nonfinite, dtype=torch.int32), squares
 
 
-def _table(segments: Segments, **addresses: Tensor) -> _Table:
-    """The C view of a table; `addresses` are [S] int64, kept alive by the caller."""
-    lists = {name: getattr(segments, name) for name in ("offset", "begin", "size", "owner", "first")}
-    lists |= {"weight_decay": segments.weight_decay, "trust": segments.trust, **addresses}
-    pointers = {name: tensor.data_ptr() for name, tensor in lists.items()}
-    return _Table(**pointers, segments=len(segments.length), chunks=len(segments.begin))
+def lamb_apply_(
+    param: Buffer,
+    grad: Buffer,
+    exp_avg: Buffer,
+    exp_avg_sq: Buffer,
+    copy: Buffer | None,
+    segments: Segments,
+    adam: Adam,
+    grad_scale: Tensor,
+    ratio: Tensor,
+    nonfinite: Tensor,
+) -> None:
+    """See `reference.lamb_apply_`."""
+    table = _Tables(segments, param=param, grad=grad, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, copy=copy)
+    hyper = _hyper(adam, grad_scale)
+    ratio = ratio.contiguous()
+    arguments = (*table.kinds(), ratio.data_ptr(), int(nonfinite), torch.get_num_threads())
+    _library().lamb_apply(table.pointer, ctypes.byref(hyper), *arguments)
+
+
+def _hyper(adam: Adam, grad_scale: Tensor, trust: Trust | None = None) -> _Hyper:
+    trust = Trust() if trust is None else trust
+    return _Hyper(_AdamStep(*adam.constants()), adam.lr, float(grad_scale), trust.bound, trust.nvlamb)
+
+
+class _Tables:
+    """The C view of a segment table and of the buffers that it cuts; keeps the addresses alive."""
+
+    def __init__(self, segments: Segments, **buffers: Buffer | None) -> None:
+        self.buffers = {name: buffer for name, buffer in buffers.items() if buffer is not None}
+        lists = {name: getattr(segments, name) for name in ("offset", "begin", "size", "owner", "first")}
+        lists |= {"weight_decay": segments.weight_decay, "trust": segments.trust}
+        self.addresses = {name: _addresses(buffer, segments) for name, buffer in self.buffers.items()}
+        pointers = {name: tensor.data_ptr() for name, tensor in (lists | self.addresses).items()}
+        self.table = _Table(**pointers, segments=len(segments.length), chunks=len(segments.begin))
+
+    @property
+    def pointer(self) -> Any:
+        return ctypes.byref(self.table)
+
+    def kind(self, name: str) -> int:
+        """The number type of a buffer; 0 for no buffer too."""
+        buffer = self.buffers.get(name)
+        if buffer is None or not len(buffer):
+            return 0
+        return KINDS[buffer.dtype if isinstance(buffer, Tensor) else buffer[0].dtype]
+
+    def kinds(self) -> tuple[int, int]:
+        return self.kind("grad"), self.kind("copy")
 
 
 def _addresses(buffer: Buffer, segments: Segments) -> Tensor:
@@ -188,7 +220,3 @@ def _addresses(buffer: Buffer, segments: Segments) -> Tensor:
         return buffer.data_ptr() + segments.offset * buffer.element_size()
     assert all(tensor.is_contiguous() for tensor in buffer)
     return torch.tensor([tensor.data_ptr() for tensor in buffer], dtype=torch.int64)
-
-
-def _dtype(buffer: Buffer) -> torch.dtype:
-    return buffer.dtype if isinstance(buffer, Tensor) else buffer[0].dtype

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -102,10 +103,14 @@ def load(path: Path) -> ctypes.CDLL:
     for name in ("fp32", "bf16", "fp16"):
         function = getattr(lib, f"softmax_cross_entropy_{name}")
         flags = [long, real, ctypes.c_bool]
-        function.argtypes = [pointer, long, pointer, pointer, long, number, *flags, pointer, pointer, number]
+        results = [pointer, pointer, pointer]
+        function.argtypes = [pointer, long, pointer, pointer, pointer, long, number, *flags, *results, number]
         function.restype = None
-    lib.optimizer_step.argtypes = [pointer, pointer, pointer, number, number, pointer, number]
-    lib.optimizer_step.restype = number
+    step: list[type[ctypes._SimpleCData[Any]]] = [pointer, pointer, number]
+    lib.adamw_step.argtypes, lib.adamw_step.restype = [*step, number, number], number
+    lib.lamb_step.argtypes, lib.lamb_step.restype = [*step, number, pointer, number], number
+    lib.lamb_moments.argtypes, lib.lamb_moments.restype = [*step, pointer, number], number
+    lib.lamb_apply.argtypes, lib.lamb_apply.restype = [*step, number, pointer, number, number], None
     lib.global_norm.argtypes = [pointer, number, number]
     lib.global_norm.restype = real
     return lib

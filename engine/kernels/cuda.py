@@ -12,7 +12,6 @@ import functools
 import importlib.util
 import itertools
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -21,8 +20,8 @@ import torch
 from torch import Tensor
 
 from engine.kernels import nvrtc
-from engine.kernels.reference import bias_corrections
 from engine.kernels.segments import Segments
+from engine.kernels.terms import Adam, Trust
 
 #: the kernels' names for the types
 TYPES = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -72,7 +71,7 @@ def xent_kernel(dtype: torch.dtype, classes: int) -> tuple[str, int]:
 
 def all_kernels() -> list[str]:
     """Every kernel that these functions may launch."""
-    names = [f"norm_of_chunks<{ROW_THREADS}>", f"lamb_ratios<{CHUNK_THREADS}>"]
+    names = [f"norm_of_chunks<{ROW_THREADS}>", f"lamb_ratios<{CHUNK_THREADS}>", f"lamb_squares<{CHUNK_THREADS}>"]
     for dtype, grad in TYPES.items():
         names += [f"xent_streaming<{grad}, {threads}>" for threads in (CHUNK_THREADS, ROW_THREADS)]
         names += [f"xent_registers<{grad}, {ROW_THREADS}, {packs}>" for packs in REGISTER_PACKS[dtype]]
@@ -91,14 +90,16 @@ class CudaKernels:
     def softmax_cross_entropy_(
         self,
         logits: Tensor,
+        bias: Tensor | None,
         target: Tensor,
         scale: Tensor,
         *,
         ignore_index: int,
         label_smoothing: float,
         gradient: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """See `reference.softmax_cross_entropy_`. Rows may be strided, not their elements."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `reference.softmax_cross_entropy_`; without a bias. Rows may be strided, not their elements."""
+        assert bias is None
         rows, classes = logits.shape
         assert logits.stride(1) == 1 or classes == 1
         loss = torch.empty(rows, dtype=torch.float32, device=logits.device)
@@ -119,7 +120,7 @@ class CudaKernels:
         ]
         if rows:
             self.launch(kernel, rows, threads, arguments, logits.device)
-        return loss, hit
+        return loss, hit, loss.new_empty(0)
 
     def global_norm(self, grad: Tensor, segments: Segments) -> Tensor:
         """See `reference.global_norm`; two launches."""
@@ -142,13 +143,7 @@ class CudaKernels:
         exp_avg_sq: Tensor,
         copy: Tensor | None,
         segments: Segments,
-        *,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        step: int,
-        bias_correction: bool,
+        adam: Adam,
         grad_scale: Tensor,
     ) -> Tensor:
         """See `reference.adamw_step_`; one launch, after four bytes are cleared."""
@@ -157,13 +152,11 @@ class CudaKernels:
             *(_flat(buffer) for buffer in (param, grad, exp_avg, exp_avg_sq)),
             _copy(copy),
             *_chunks(segments),
-            ctypes.c_float(lr),
-            *_adam(grad_scale, beta1, beta2, eps, step, bias_correction),
+            ctypes.c_float(adam.lr),
+            *_adam(adam, grad_scale),
             _pointer(nonfinite),
         ]
-        if len(segments.begin):
-            kernel = f"adamw<{_types(grad, copy)}, {CHUNK_THREADS}>"
-            self.launch(kernel, len(segments.begin), CHUNK_THREADS, arguments, param.device)
+        self._over_chunks(f"adamw<{_types(grad, copy)}, {CHUNK_THREADS}>", segments, arguments, param.device)
         return nonfinite
 
     def lamb_step_(
@@ -174,43 +167,99 @@ class CudaKernels:
         exp_avg_sq: Tensor,
         copy: Tensor | None,
         segments: Segments,
-        *,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        step: int,
-        bias_correction: bool,
+        adam: Adam,
         grad_scale: Tensor,
-        trust_clamp: float | None,
-        nvlamb: bool,
+        trust: Trust,
     ) -> tuple[Tensor, Tensor]:
         """See `reference.lamb_step_`; three launches, after four bytes are cleared."""
-        chunks, device = len(segments.begin), param.device
-        nonfinite = torch.zeros((), dtype=torch.int32, device=device)
-        partial = torch.empty((chunks, 2), dtype=torch.float32, device=device)
-        ratio = torch.empty(len(segments.length), dtype=torch.float32, device=device)
-        adam = _adam(grad_scale, beta1, beta2, eps, step, bias_correction)
-        flat = [_flat(buffer) for buffer in (param, grad, exp_avg, exp_avg_sq)]
-        moments: list[Argument] = [*flat, *_chunks(segments), *adam, _pointer(partial), _pointer(nonfinite)]
-        ratios: list[Argument] = [
+        nonfinite, partial = self._lamb_partial(param, grad, exp_avg, exp_avg_sq, segments, adam, grad_scale)
+        ratio = torch.empty(len(segments.length), dtype=torch.float32, device=param.device)
+        arguments: list[Argument] = [
             _pointer(partial),
             _pointer(segments.first),
             _pointer(segments.weight_decay),
             _pointer(segments.trust),
-            ctypes.c_float(math.inf if trust_clamp is None else trust_clamp),
-            ctypes.c_bool(nvlamb),
+            ctypes.c_float(trust.bound),
+            ctypes.c_bool(trust.nvlamb),
             _pointer(ratio),
         ]
-        update: list[Argument] = [*flat, _copy(copy), *_chunks(segments), ctypes.c_float(lr), *adam]
-        update += [_pointer(ratio), _pointer(nonfinite)]
-        if chunks:
-            self.launch(f"lamb_moments<{TYPES[grad.dtype]}, {CHUNK_THREADS}>", chunks, CHUNK_THREADS, moments, device)
         if len(ratio):
-            self.launch(f"lamb_ratios<{CHUNK_THREADS}>", len(ratio), CHUNK_THREADS, ratios, device)
-        if chunks:
-            self.launch(f"lamb_update<{_types(grad, copy)}, {CHUNK_THREADS}>", chunks, CHUNK_THREADS, update, device)
+            self.launch(f"lamb_ratios<{CHUNK_THREADS}>", len(ratio), CHUNK_THREADS, arguments, param.device)
+        self.lamb_apply_(param, grad, exp_avg, exp_avg_sq, copy, segments, adam, grad_scale, ratio, nonfinite)
         return nonfinite, ratio
+
+    def lamb_moments_(
+        self,
+        param: Tensor,
+        grad: Tensor,
+        exp_avg: Tensor,
+        exp_avg_sq: Tensor,
+        segments: Segments,
+        adam: Adam,
+        grad_scale: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """See `reference.lamb_moments_`; two launches, after four bytes are cleared."""
+        nonfinite, partial = self._lamb_partial(param, grad, exp_avg, exp_avg_sq, segments, adam, grad_scale)
+        squares = torch.empty((len(segments.length), 2), dtype=torch.float64, device=param.device)
+        arguments: list[Argument] = [_pointer(partial), _pointer(segments.first), _pointer(squares)]
+        if len(squares):
+            self.launch(f"lamb_squares<{CHUNK_THREADS}>", len(squares), CHUNK_THREADS, arguments, param.device)
+        return nonfinite, squares
+
+    def _lamb_partial(
+        self,
+        param: Tensor,
+        grad: Tensor,
+        exp_avg: Tensor,
+        exp_avg_sq: Tensor,
+        segments: Segments,
+        adam: Adam,
+        grad_scale: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Update the moments; nonfinite, and the squared norms of weights and update over each chunk, [C, 2] fp32."""
+        nonfinite = torch.zeros((), dtype=torch.int32, device=param.device)
+        partial = torch.empty((len(segments.begin), 2), dtype=torch.float32, device=param.device)
+        arguments: list[Argument] = [
+            *(_flat(buffer) for buffer in (param, grad, exp_avg, exp_avg_sq)),
+            *_chunks(segments),
+            *_adam(adam, grad_scale),
+            _pointer(partial),
+            _pointer(nonfinite),
+        ]
+        self._over_chunks(f"lamb_moments<{TYPES[grad.dtype]}, {CHUNK_THREADS}>", segments, arguments, param.device)
+        return nonfinite, partial
+
+    def lamb_apply_(
+        self,
+        param: Tensor,
+        grad: Tensor,
+        exp_avg: Tensor,
+        exp_avg_sq: Tensor,
+        copy: Tensor | None,
+        segments: Segments,
+        adam: Adam,
+        grad_scale: Tensor,
+        ratio: Tensor,
+        nonfinite: Tensor,
+    ) -> None:
+        """See `reference.lamb_apply_`; one launch."""
+        arguments: list[Argument] = [
+            *(_flat(buffer) for buffer in (param, grad, exp_avg, exp_avg_sq)),
+            _copy(copy),
+            *_chunks(segments),
+            ctypes.c_float(adam.lr),
+            *_adam(adam, grad_scale),
+            _pointer(ratio.contiguous(), torch.float32),
+            _pointer(nonfinite, torch.int32),
+        ]
+        self._over_chunks(f"lamb_update<{_types(grad, copy)}, {CHUNK_THREADS}>", segments, arguments, param.device)
+
+    def _over_chunks(
+        self, kernel: str, segments: Segments, arguments: Sequence[Argument], device: torch.device
+    ) -> None:
+        """Launch a block a chunk, if there is any."""
+        if len(segments.begin):
+            self.launch(kernel, len(segments.begin), CHUNK_THREADS, arguments, device)
 
 
 def _pointer(tensor: Tensor, dtype: torch.dtype | None = None) -> ctypes.c_size_t:
@@ -237,13 +286,9 @@ def _chunks(segments: Segments) -> list[ctypes.c_size_t]:
     return [_pointer(table) for table in (segments.begin, segments.size, segments.owner, segments.weight_decay)]
 
 
-def _adam(
-    grad_scale: Tensor, beta1: float, beta2: float, eps: float, step: int, bias_correction: bool
-) -> list[Argument]:
+def _adam(adam: Adam, grad_scale: Tensor) -> list[Argument]:
     """`ADAM_PARAMETERS` of csrc/optimizer.cuh."""
-    correction1, correction2 = bias_corrections(beta1, beta2, step, bias_correction)
-    constants = (beta1, 1.0 - beta1, beta2, 1.0 - beta2, eps, 1.0 / correction1, 1.0 / math.sqrt(correction2))
-    return [_pointer(grad_scale, torch.float32), *(ctypes.c_float(constant) for constant in constants)]
+    return [_pointer(grad_scale, torch.float32), *(ctypes.c_float(constant) for constant in adam.constants())]
 
 
 _kernels = CudaKernels(nvrtc.launch)
@@ -251,3 +296,5 @@ softmax_cross_entropy_ = _kernels.softmax_cross_entropy_
 global_norm = _kernels.global_norm
 adamw_step_ = _kernels.adamw_step_
 lamb_step_ = _kernels.lamb_step_
+lamb_moments_ = _kernels.lamb_moments_
+lamb_apply_ = _kernels.lamb_apply_

@@ -3,6 +3,7 @@
 The matrix products are torch's. The logits are written once: the row kernel turns them into the loss and, in place,
 into their gradient, from which the backward pass makes its two products. Neither fp32 logits nor probabilities of
 their own exist, and the gradient that arrives at the loss is applied to the hidden states, the smallest factor.
+On CPUs the row kernel also adds the bias and sums its gradient; on GPUs the matrix product's epilogue adds it for less.
 
 Shape legend: N rows, H hidden size, V vocabulary size.
 """
@@ -76,14 +77,19 @@ def _loss_and_slope(
     ignore_index: int,
     label_smoothing: float,
     gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Summed loss and hits of some rows, and their logits, turned into their scaled gradient if `gradient`."""
-    logits = F.linear(hidden, weight, bias)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Summed loss and hits of some rows; with `gradient`, what their logits turned into and the bias's gradient.
+
+    Both gradients are scaled; that of the bias is [V] fp32, or empty.
+    """
+    late = bias if hidden.device.type == "cpu" else None
+    logits = F.linear(hidden, weight, bias if late is None else None)
     scale = torch.full((), slope_scale(hidden), device=hidden.device)
-    loss, hit = softmax_cross_entropy_(
-        logits, target, scale, ignore_index=ignore_index, label_smoothing=label_smoothing, gradient=gradient
-    )
-    return loss.sum(), hit.sum(), logits
+    options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "gradient": gradient}
+    loss, hit, grad_bias = softmax_cross_entropy_(logits, late, target, scale, **options)  # type: ignore[arg-type]
+    if gradient and bias is not None and late is None:
+        grad_bias = logits.sum(0, dtype=torch.float32)
+    return loss.sum(), hit.sum(), logits, grad_bias
 
 
 @custom_op("zerobert::linear_cross_entropy", mutates_args=())
@@ -95,11 +101,11 @@ def _whole(
     ignore_index: int,
     label_smoothing: float,
     gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, hits and the scaled gradient of the logits [N, V] (empty without `gradient`)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss, hits, and scaled gradients of the logits [N, V] and of the bias [V] fp32 (empty without `gradient`)."""
     arguments = (hidden, weight, bias, target, ignore_index, label_smoothing, gradient)
-    loss, hits, slope = _loss_and_slope(*arguments)
-    return loss, hits, slope if gradient else slope.new_empty(0, slope.shape[1])
+    loss, hits, slope, grad_bias = _loss_and_slope(*arguments)
+    return loss, hits, slope if gradient else slope.new_empty(0, slope.shape[1]), grad_bias
 
 
 @_whole.register_fake
@@ -111,29 +117,37 @@ def _(
     ignore_index: int,
     label_smoothing: float,
     gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     loss = hidden.new_empty((), dtype=torch.float32)
-    rows = hidden.shape[0] if gradient else 0
-    return loss, hidden.new_empty((), dtype=torch.int64), hidden.new_empty(rows, weight.shape[0])
+    classes, rows = weight.shape[0], hidden.shape[0] if gradient else 0
+    grad_bias = hidden.new_empty(classes if gradient and bias is not None else 0, dtype=torch.float32)
+    return loss, hidden.new_empty((), dtype=torch.int64), hidden.new_empty(rows, classes), grad_bias
 
 
 def _save_whole(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden, weight = inputs[:2]
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(hidden, weight, output[2])
+    ctx.save_for_backward(hidden, weight, *output[2:])
 
 
 def _backward_whole(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
         return (None,) * 7
-    hidden, weight, slope = ctx.saved_tensors
+    hidden, weight, slope, grad_bias = ctx.saved_tensors
     factor = grad_loss / slope_scale(hidden)
     need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
     grad_hidden = (slope @ weight) * factor if need_hidden else None
     grad_weight = slope.t() @ (hidden * factor) if need_weight else None
-    grad_bias = slope.sum(0) * factor if need_bias else None
-    return grad_hidden, grad_weight, grad_bias, None, None, None, None
+    return (
+        grad_hidden,
+        grad_weight,
+        (grad_bias * factor).to(weight.dtype) if need_bias else None,
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 _whole.register_autograd(_backward_whole, setup_context=_save_whole)
@@ -153,28 +167,31 @@ def _chunked(
     """As `_whole`, in chunks of `rows`; the gradients, made here since no logits stay, are of the summed loss.
 
     Returns:
-        loss, hits, and scaled gradients of hidden [N, H], of weight [V, H] fp32 and of bias [V] fp32.
+        loss, hits, and scaled gradients of hidden [N, H], of weight [V, H] fp32 and of bias [V] fp32 (empty if None).
     """
-    grads = _empty_gradients(hidden, weight, gradient)
+    grads = _empty_gradients(hidden, weight, bias, gradient)
     grad_hidden, grad_weight, grad_bias = grads[0], grads[1].zero_(), grads[2].zero_()
     loss = hidden.new_zeros((), dtype=torch.float32)
     hits = torch.zeros((), dtype=torch.int64, device=hidden.device)
     for start in range(0, hidden.shape[0], rows):
         part = slice(start, start + rows)
         options = (ignore_index, label_smoothing, gradient)
-        chunk_loss, chunk_hits, slope = _loss_and_slope(hidden[part], weight, bias, target[part], *options)
+        found = _loss_and_slope(hidden[part], weight, bias, target[part], *options)
+        chunk_loss, chunk_hits, slope, slope_of_bias = found
         loss, hits = loss + chunk_loss, hits + chunk_hits
         if gradient:
             torch.mm(slope, weight, out=grad_hidden[part])
             grad_weight += slope.t() @ hidden[part]
-            grad_bias += slope.sum(0)
+            grad_bias += slope_of_bias
     return loss, hits, grad_hidden, grad_weight, grad_bias
 
 
-def _empty_gradients(hidden: Tensor, weight: Tensor, gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_gradients(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     some = int(gradient)
     grad_weight = weight.new_empty(some * weight.shape[0], weight.shape[1], dtype=torch.float32)
-    grad_bias = weight.new_empty(some * weight.shape[0], dtype=torch.float32)
+    grad_bias = weight.new_empty(0 if bias is None else some * weight.shape[0], dtype=torch.float32)
     return hidden.new_empty(some * hidden.shape[0], hidden.shape[1]), grad_weight, grad_bias
 
 
@@ -191,7 +208,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     loss = hidden.new_empty((), dtype=torch.float32)
     hits = hidden.new_empty((), dtype=torch.int64)
-    return loss, hits, *_empty_gradients(hidden, weight, gradient)
+    return loss, hits, *_empty_gradients(hidden, weight, bias, gradient)
 
 
 def _save_chunked(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -15,6 +15,7 @@ from torch.library import custom_op
 
 from engine.kernels import cpu, reference
 from engine.kernels.segments import Segments
+from engine.kernels.terms import Adam, Trust
 
 Kernels = Literal["auto", "fused", "reference"]
 
@@ -68,21 +69,34 @@ def check_targets(target: Tensor, classes: int, ignore_index: int) -> None:
 
 @custom_op("zerobert::softmax_cross_entropy_", mutates_args=("logits",))
 def _softmax_cross_entropy_(
-    logits: Tensor, target: Tensor, scale: Tensor, ignore_index: int, label_smoothing: float, gradient: bool
-) -> tuple[Tensor, Tensor]:
+    logits: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    scale: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     check_targets(target, logits.shape[1], ignore_index)
-    loss, hit = backend(logits.device).softmax_cross_entropy_(
-        logits, target, scale, ignore_index=ignore_index, label_smoothing=label_smoothing, gradient=gradient
-    )
-    return loss, hit
+    options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "gradient": gradient}
+    loss, hit, grad_bias = backend(logits.device).softmax_cross_entropy_(logits, bias, target, scale, **options)
+    return loss, hit, grad_bias
 
 
 @_softmax_cross_entropy_.register_fake
 def _(
-    logits: Tensor, target: Tensor, scale: Tensor, ignore_index: int, label_smoothing: float, gradient: bool
-) -> tuple[Tensor, Tensor]:
-    rows = logits.shape[:1]
-    return logits.new_empty(rows, dtype=torch.float32), logits.new_empty(rows, dtype=torch.bool)
+    logits: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    scale: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, classes = logits.shape
+    loss = logits.new_empty(rows, dtype=torch.float32)
+    summed = 0 if bias is None or not gradient else classes
+    return loss, logits.new_empty(rows, dtype=torch.bool), logits.new_empty(summed, dtype=torch.float32)
 
 
 @custom_op("zerobert::global_norm", mutates_args=())
@@ -104,29 +118,12 @@ def _adamw_step_(
     exp_avg_sq: Tensor,
     copy: Tensor | None,
     segments: Sequence[Tensor],
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    step: int,
-    bias_correction: bool,
+    adam: Sequence[float],
     grad_scale: Tensor,
 ) -> Tensor:
-    nonfinite: Tensor = backend(param.device).adamw_step_(
-        param,
-        grad,
-        exp_avg,
-        exp_avg_sq,
-        copy,
-        Segments.from_tensors(segments),
-        lr=lr,
-        beta1=beta1,
-        beta2=beta2,
-        eps=eps,
-        step=step,
-        bias_correction=bias_correction,
-        grad_scale=grad_scale,
-    )
+    table, terms = Segments.from_tensors(segments), Adam.unpack(adam)
+    step = backend(param.device).adamw_step_
+    nonfinite: Tensor = step(param, grad, exp_avg, exp_avg_sq, copy, table, terms, grad_scale)
     return nonfinite
 
 
@@ -138,12 +135,7 @@ def _(
     exp_avg_sq: Tensor,
     copy: Tensor | None,
     segments: Sequence[Tensor],
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    step: int,
-    bias_correction: bool,
+    adam: Sequence[float],
     grad_scale: Tensor,
 ) -> Tensor:
     return param.new_empty((), dtype=torch.int32)
@@ -157,33 +149,14 @@ def _lamb_step_(
     exp_avg_sq: Tensor,
     copy: Tensor | None,
     segments: Sequence[Tensor],
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    step: int,
-    bias_correction: bool,
+    adam: Sequence[float],
     grad_scale: Tensor,
     trust_clamp: float | None,
     nvlamb: bool,
 ) -> tuple[Tensor, Tensor]:
-    nonfinite, ratio = backend(param.device).lamb_step_(
-        param,
-        grad,
-        exp_avg,
-        exp_avg_sq,
-        copy,
-        Segments.from_tensors(segments),
-        lr=lr,
-        beta1=beta1,
-        beta2=beta2,
-        eps=eps,
-        step=step,
-        bias_correction=bias_correction,
-        grad_scale=grad_scale,
-        trust_clamp=trust_clamp,
-        nvlamb=nvlamb,
-    )
+    table, terms, trust = Segments.from_tensors(segments), Adam.unpack(adam), Trust(trust_clamp, nvlamb)
+    step = backend(param.device).lamb_step_
+    nonfinite, ratio = step(param, grad, exp_avg, exp_avg_sq, copy, table, terms, grad_scale, trust)
     return nonfinite, ratio
 
 
@@ -195,12 +168,7 @@ def _(
     exp_avg_sq: Tensor,
     copy: Tensor | None,
     segments: Sequence[Tensor],
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    step: int,
-    bias_correction: bool,
+    adam: Sequence[float],
     grad_scale: Tensor,
     trust_clamp: float | None,
     nvlamb: bool,
@@ -208,16 +176,88 @@ def _(
     return param.new_empty((), dtype=torch.int32), param.new_empty(segments[0].shape, dtype=torch.float32)
 
 
-def softmax_cross_entropy_(
-    logits: Tensor, target: Tensor, scale: Tensor, *, ignore_index: int, label_smoothing: float, gradient: bool
+@custom_op("zerobert::lamb_moments_", mutates_args=("exp_avg", "exp_avg_sq"))
+def _lamb_moments_(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    segments: Sequence[Tensor],
+    adam: Sequence[float],
+    grad_scale: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """See `reference.softmax_cross_entropy_`.
+    table, terms = Segments.from_tensors(segments), Adam.unpack(adam)
+    step = backend(param.device).lamb_moments_
+    nonfinite, squares = step(param, grad, exp_avg, exp_avg_sq, table, terms, grad_scale)
+    return nonfinite, squares
+
+
+@_lamb_moments_.register_fake
+def _(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    segments: Sequence[Tensor],
+    adam: Sequence[float],
+    grad_scale: Tensor,
+) -> tuple[Tensor, Tensor]:
+    squares = param.new_empty((segments[0].shape[0], 2), dtype=torch.float64)
+    return param.new_empty((), dtype=torch.int32), squares
+
+
+@custom_op("zerobert::lamb_apply_", mutates_args=("param", "copy"))
+def _lamb_apply_(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    copy: Tensor | None,
+    segments: Sequence[Tensor],
+    adam: Sequence[float],
+    grad_scale: Tensor,
+    ratio: Tensor,
+    nonfinite: Tensor,
+) -> None:
+    table, terms = Segments.from_tensors(segments), Adam.unpack(adam)
+    step = backend(param.device).lamb_apply_
+    step(param, grad, exp_avg, exp_avg_sq, copy, table, terms, grad_scale, ratio, nonfinite)
+
+
+@_lamb_apply_.register_fake
+def _(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    copy: Tensor | None,
+    segments: Sequence[Tensor],
+    adam: Sequence[float],
+    grad_scale: Tensor,
+    ratio: Tensor,
+    nonfinite: Tensor,
+) -> None:
+    return None
+
+
+def softmax_cross_entropy_(
+    logits: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    scale: Tensor,
+    *,
+    ignore_index: int,
+    label_smoothing: float,
+    gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `reference.softmax_cross_entropy_`; on GPUs without a bias.
 
     Raises:
         IndexError: a target is neither a class nor `ignore_index`.
     """
-    loss, hit = _softmax_cross_entropy_(logits, target, scale, ignore_index, label_smoothing, gradient)
-    return loss, hit
+    options = (ignore_index, label_smoothing, gradient)
+    loss, hit, grad_bias = _softmax_cross_entropy_(logits, bias, target, scale, *options)
+    return loss, hit, grad_bias
 
 
 def global_norm(grad: Tensor, segments: Segments) -> Tensor:
@@ -233,18 +273,12 @@ def adamw_step_(
     exp_avg_sq: Tensor,
     copy: Tensor | None,
     segments: Segments,
-    *,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    step: int,
-    bias_correction: bool,
+    adam: Adam,
     grad_scale: Tensor,
 ) -> Tensor:
     """See `reference.adamw_step_`."""
-    hyper = (lr, beta1, beta2, eps, step, bias_correction, grad_scale)
-    nonfinite: Tensor = _adamw_step_(param, grad, exp_avg, exp_avg_sq, copy, segments.tensors(), *hyper)
+    table = segments.tensors()
+    nonfinite: Tensor = _adamw_step_(param, grad, exp_avg, exp_avg_sq, copy, table, adam.pack(), grad_scale)
     return nonfinite
 
 
@@ -255,18 +289,43 @@ def lamb_step_(
     exp_avg_sq: Tensor,
     copy: Tensor | None,
     segments: Segments,
-    *,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    step: int,
-    bias_correction: bool,
+    adam: Adam,
     grad_scale: Tensor,
-    trust_clamp: float | None,
-    nvlamb: bool,
+    trust: Trust,
 ) -> tuple[Tensor, Tensor]:
     """See `reference.lamb_step_`."""
-    hyper = (lr, beta1, beta2, eps, step, bias_correction, grad_scale, trust_clamp, nvlamb)
-    nonfinite, ratio = _lamb_step_(param, grad, exp_avg, exp_avg_sq, copy, segments.tensors(), *hyper)
+    terms = (segments.tensors(), adam.pack(), grad_scale, trust.clamp, trust.nvlamb)
+    nonfinite, ratio = _lamb_step_(param, grad, exp_avg, exp_avg_sq, copy, *terms)
     return nonfinite, ratio
+
+
+def lamb_moments_(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    segments: Segments,
+    adam: Adam,
+    grad_scale: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """See `reference.lamb_moments_`."""
+    terms = (segments.tensors(), adam.pack(), grad_scale)
+    nonfinite, squares = _lamb_moments_(param, grad, exp_avg, exp_avg_sq, *terms)
+    return nonfinite, squares
+
+
+def lamb_apply_(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    copy: Tensor | None,
+    segments: Segments,
+    adam: Adam,
+    grad_scale: Tensor,
+    ratio: Tensor,
+    nonfinite: Tensor,
+) -> None:
+    """See `reference.lamb_apply_`."""
+    terms = (segments.tensors(), adam.pack(), grad_scale, ratio, nonfinite)
+    _lamb_apply_(param, grad, exp_avg, exp_avg_sq, copy, *terms)

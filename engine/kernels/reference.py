@@ -7,43 +7,55 @@ Shape legend: R rows, V classes, N elements, S segments.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from engine.kernels.segments import Segments
+from engine.kernels.terms import Adam, Trust
 
 
 def softmax_cross_entropy_(
-    logits: Tensor, target: Tensor, scale: Tensor, *, ignore_index: int, label_smoothing: float, gradient: bool
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of each row, and its gradient in place of the logits.
+    logits: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    scale: Tensor,
+    *,
+    ignore_index: int,
+    label_smoothing: float,
+    gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropy of each row of `logits + bias`, and its gradient in place of the logits.
 
     Args:
         logits: [R, V] fp32, bf16 or fp16; with `gradient`, overwritten by d(loss)/d(logits) * scale.
+        bias: [V] of the logits' type, added in fp32; None for none.
         target: [R] int64 classes, or `ignore_index` for rows of loss and gradient 0.
         scale: [] fp32.
         label_smoothing: share of the target distribution that is spread evenly over the classes.
 
     Returns:
-        loss [R] fp32, in nats; hit [R] bool, whether the target is the first maximum (never with a NaN in the row).
+        loss [R] fp32, in nats; hit [R] bool, whether the target is the first maximum (never with a NaN in the row);
+        the scaled gradient of the bias, [V] fp32 (empty without a bias or `gradient`).
     """
     classes = logits.shape[1]
     kept = target != ignore_index
     index = target.where(kept, 0)[:, None]
-    log_probability = logits.float().log_softmax(-1)
+    x = logits.float() if bias is None else logits.float() + bias.float()
+    log_probability = x.log_softmax(-1)
     picked = log_probability.gather(1, index).squeeze(1)
     loss = -(1.0 - label_smoothing) * picked
     if label_smoothing > 0.0:
         loss = loss - label_smoothing * log_probability.mean(-1)
-    best = (logits == logits.amax(-1, keepdim=True)).int().argmax(-1)
-    hit = kept & (best == target) & ~logits.isnan().any(-1)
+    best = (x == x.amax(-1, keepdim=True)).int().argmax(-1)
+    hit = kept & (best == target) & ~x.isnan().any(-1)
+    grad_bias = torch.empty(0, device=logits.device)
     if gradient:
         slope = log_probability.exp_() - label_smoothing / classes
         slope.scatter_add_(1, index, slope.new_full(index.shape, label_smoothing - 1.0))
-        logits.copy_((slope * scale).where(kept[:, None], 0.0))
-    return loss.where(kept, 0.0), hit
+        slope = (slope * scale).where(kept[:, None], 0.0)
+        logits.copy_(slope)
+        grad_bias = slope.sum(0) if bias is not None else grad_bias
+    return loss.where(kept, 0.0), hit, grad_bias
 
 
 def global_norm(grad: Tensor, segments: Segments) -> Tensor:
@@ -57,32 +69,28 @@ def adam_direction_(
     grad: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
-    *,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    step: int,
-    bias_correction: bool,
-    weight_decay: float,
+    adam: Adam,
     grad_scale: Tensor,
+    weight_decay: float,
 ) -> tuple[Tensor, Tensor]:
     """Update the moments of one segment where the scaled gradient is finite.
 
     Returns:
-        finite [n] bool and the update direction mhat / (sqrt(vhat) + eps) + weight_decay * param [n].
+        finite [n] bool and the update direction of `direction` [n].
     """
+    beta1, rest1, beta2, rest2, *_ = adam.constants()
     scaled = grad.float() * grad_scale
     finite = scaled.isfinite()
-    exp_avg.copy_(torch.where(finite, beta1 * exp_avg + (1.0 - beta1) * scaled, exp_avg))
-    exp_avg_sq.copy_(torch.where(finite, beta2 * exp_avg_sq + (1.0 - beta2) * scaled * scaled, exp_avg_sq))
-    correction1, correction2 = bias_corrections(beta1, beta2, step, bias_correction)
-    denominator = exp_avg_sq.sqrt() / math.sqrt(correction2) + eps
-    return finite, exp_avg / correction1 / denominator + weight_decay * param
+    exp_avg.copy_(torch.where(finite, beta1 * exp_avg + rest1 * scaled, exp_avg))
+    exp_avg_sq.copy_(torch.where(finite, beta2 * exp_avg_sq + rest2 * scaled * scaled, exp_avg_sq))
+    return finite, direction(param, exp_avg, exp_avg_sq, adam, weight_decay)
 
 
-def bias_corrections(beta1: float, beta2: float, step: int, bias_correction: bool) -> tuple[float, float]:
-    """1 - beta^step of both moments; 1 without correction."""
-    return (1.0 - beta1**step, 1.0 - beta2**step) if bias_correction else (1.0, 1.0)
+def direction(param: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, adam: Adam, weight_decay: float) -> Tensor:
+    """mhat / (sqrt(vhat) + eps) + weight_decay * param, [n], from moments that are updated already."""
+    *_, eps, inv_correction1, inv_sqrt_correction2 = adam.constants()
+    denominator = exp_avg_sq.sqrt() * inv_sqrt_correction2 + eps
+    return exp_avg * inv_correction1 / denominator + weight_decay * param
 
 
 def adamw_step_(
@@ -92,13 +100,7 @@ def adamw_step_(
     exp_avg_sq: Tensor,
     copy: Tensor | None,
     segments: Segments,
-    *,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    step: int,
-    bias_correction: bool,
+    adam: Adam,
     grad_scale: Tensor,
 ) -> Tensor:
     """One AdamW step over every segment.
@@ -107,7 +109,6 @@ def adamw_step_(
         param, exp_avg, exp_avg_sq: [N] fp32, updated in place.
         grad: [N] fp32, bf16 or fp16, left alone.
         copy: [N] bf16 or fp16, receives the new weights; None for no copy.
-        step: number of this step, from 1, for the bias correction.
         grad_scale: [] fp32, multiplies the gradients: loss unscaling times clipping.
 
     Returns:
@@ -115,20 +116,9 @@ def adamw_step_(
     """
     nonfinite = torch.zeros((), dtype=torch.int32, device=param.device)
     for part, decay in zip(segments.ranges(), segments.weight_decay.tolist(), strict=True):
-        finite, direction = adam_direction_(
-            param[part],
-            grad[part],
-            exp_avg[part],
-            exp_avg_sq[part],
-            beta1=beta1,
-            beta2=beta2,
-            eps=eps,
-            step=step,
-            bias_correction=bias_correction,
-            weight_decay=decay,
-            grad_scale=grad_scale,
-        )
-        _apply(param[part], None if copy is None else copy[part], direction * lr, finite)
+        buffers = (param[part], grad[part], exp_avg[part], exp_avg_sq[part])
+        finite, update = adam_direction_(*buffers, adam, grad_scale, decay)
+        _apply(param[part], None if copy is None else copy[part], update * adam.lr, finite)
         nonfinite |= (~finite).any()
     return nonfinite
 
@@ -140,55 +130,80 @@ def lamb_step_(
     exp_avg_sq: Tensor,
     copy: Tensor | None,
     segments: Segments,
-    *,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    step: int,
-    bias_correction: bool,
+    adam: Adam,
     grad_scale: Tensor,
-    trust_clamp: float | None,
-    nvlamb: bool,
+    trust: Trust,
 ) -> tuple[Tensor, Tensor]:
-    """One LAMB step over every segment; arguments as in `adamw_step_`, and
-
-    Args:
-        trust_clamp: largest trust ratio; None for no bound.
-        nvlamb: scale segments without weight decay by their trust ratio too (NVIDIA's `use_nvlamb`).
+    """One LAMB step over every segment, each a whole parameter; arguments as in `adamw_step_`.
 
     Returns:
         nonfinite as in `adamw_step_`; ratio [S] fp32, the trust ratio of each segment.
     """
+    nonfinite, squares = lamb_moments_(param, grad, exp_avg, exp_avg_sq, segments, adam, grad_scale)
+    ratio = trust_ratios(squares, segments.scaled(trust), trust)
+    lamb_apply_(param, grad, exp_avg, exp_avg_sq, copy, segments, adam, grad_scale, ratio, nonfinite)
+    return nonfinite, ratio
+
+
+def lamb_moments_(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    segments: Segments,
+    adam: Adam,
+    grad_scale: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The first half of a LAMB step: the moments. Segments may be parts of parameters.
+
+    Returns:
+        nonfinite as in `adamw_step_`; squares [S, 2] fp64, the squared norms of the weights and of the update
+        direction, to be summed over the parts of a parameter.
+    """
     nonfinite = torch.zeros((), dtype=torch.int32, device=param.device)
-    ratios = torch.ones_like(segments.weight_decay)
-    scaled = segments.trust & (segments.weight_decay != 0.0) if not nvlamb else segments.trust
-    rows = zip(segments.ranges(), segments.weight_decay.tolist(), scaled.tolist(), strict=True)
-    for index, (part, decay, by_trust) in enumerate(rows):
-        finite, direction = adam_direction_(
-            param[part],
-            grad[part],
-            exp_avg[part],
-            exp_avg_sq[part],
-            beta1=beta1,
-            beta2=beta2,
-            eps=eps,
-            step=step,
-            bias_correction=bias_correction,
-            weight_decay=decay,
-            grad_scale=grad_scale,
-        )
-        if by_trust:
-            ratios[index] = trust_ratio(param[part].norm(), direction.where(finite, 0.0).norm(), trust_clamp)
-        _apply(param[part], None if copy is None else copy[part], direction * (lr * ratios[index]), finite)
+    squares = torch.zeros((len(segments.length), 2), dtype=torch.float64, device=param.device)
+    for index, (part, decay) in enumerate(zip(segments.ranges(), segments.weight_decay.tolist(), strict=True)):
+        buffers = (param[part], grad[part], exp_avg[part], exp_avg_sq[part])
+        finite, update = adam_direction_(*buffers, adam, grad_scale, decay)
+        squares[index, 0] = param[part].double().square().sum()
+        squares[index, 1] = update.where(finite, 0.0).double().square().sum()
         nonfinite |= (~finite).any()
-    return nonfinite, ratios
+    return nonfinite, squares
 
 
-def trust_ratio(weight_norm: Tensor, update_norm: Tensor, clamp: float | None) -> Tensor:
-    """|weights| / |update|, at most `clamp`; 1 where either is 0."""
-    ratio = torch.where((weight_norm > 0) & (update_norm > 0), weight_norm / update_norm, 1.0)
-    return ratio if clamp is None else ratio.clamp(max=clamp)
+def lamb_apply_(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    copy: Tensor | None,
+    segments: Segments,
+    adam: Adam,
+    grad_scale: Tensor,
+    ratio: Tensor,
+    nonfinite: Tensor,
+) -> None:
+    """The second half of a LAMB step: the weights.
+
+    Args:
+        ratio: [S] fp32, the trust ratio of each segment's parameter.
+        nonfinite: what `lamb_moments_` returned.
+    """
+    for index, (part, decay) in enumerate(zip(segments.ranges(), segments.weight_decay.tolist(), strict=True)):
+        update = direction(param[part], exp_avg[part], exp_avg_sq[part], adam, decay)
+        finite = (grad[part].float() * grad_scale).isfinite()
+        _apply(param[part], None if copy is None else copy[part], update * (adam.lr * ratio[index]), finite)
+
+
+def trust_ratios(squares: Tensor, scaled: Tensor, trust: Trust) -> Tensor:
+    """|weights| / |update| of parameters, [P] fp32, at most the clamp; 1 where either is 0 or `scaled` [P] is false.
+
+    Args:
+        squares: [P, 2] fp64, squared norms of weights and update direction.
+    """
+    weights, updates = squares.sqrt().unbind(-1)
+    ratio = torch.where((weights > 0) & (updates > 0), weights / updates, 1.0).clamp(max=trust.bound)
+    return ratio.where(scaled, 1.0).float()
 
 
 def _apply(param: Tensor, copy: Tensor | None, change: Tensor, finite: Tensor) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from engine.kernels.terms import Trust
+
 #: most elements of a chunk: 512 KiB of weights, gradients and moments, which a core's second-level cache holds
 CHUNK = 32768
 
@@ -72,6 +74,10 @@ class Segments:
     def whole(cls, elements: int, weight_decay: float = 0.0, device: torch.device | str = "cpu") -> Segments:
         """One segment that covers a buffer of `elements`."""
         return cls.build([0], [elements], [weight_decay], device=device)
+
+    def scaled(self, trust: Trust) -> Tensor:
+        """[S] bool, whether LAMB scales the segment by its trust ratio."""
+        return self.trust if trust.nvlamb else self.trust & (self.weight_decay != 0.0)
 
     def tensors(self) -> list[Tensor]:
         """The table's tensors in the order of its fields, as an operator's argument."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from engine.kernels import ops
 from engine.kernels.cpu import Buffer
 from engine.kernels.segments import Segments
+from engine.kernels.terms import Adam, Trust
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class _Bucket:
     @property
     def grads(self) -> list[Tensor]:
         return [p.grad.contiguous() for p in self.params if p.grad is not None]
+
+    @property
+    def adam(self) -> Adam:
+        group, (beta1, beta2) = self.group, self.group["betas"]
+        return Adam(float(group["lr"]), beta1, beta2, group["eps"], self.step, group["bias_correction"])
 
 
 class FusedOptimizer(torch.optim.Optimizer):
@@ -96,18 +102,18 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _buckets(self, group: dict[str, Any]) -> list[_Bucket]:
         found: dict[Any, list[Tensor]] = {}
-        next_steps: dict[float, Tensor] = {}
+        stepped: dict[int, tuple[int, Tensor]] = {}
         for p in group["params"]:
             if p.grad is None:
                 continue
             assert p.is_contiguous()
             assert not p.grad.is_sparse
             state = self._state_of(p)
-            step = state["step"].item() + 1.0
-            if step not in next_steps:
-                next_steps[step] = torch.tensor(step)
-            state["step"] = next_steps[step]  # never in place: DeepSpeed may have aliased it over parameters
-            found.setdefault((int(step), p.dtype, p.grad.dtype, p.device), []).append(p)
+            old = state["step"]
+            if id(old) not in stepped:  # parameters that step together share their counter
+                stepped[id(old)] = (int(old) + 1, old + 1.0)
+            number, state["step"] = stepped[id(old)]  # never in place: DeepSpeed may have aliased it over parameters
+            found.setdefault((number, p.dtype, p.grad.dtype, p.device), []).append(p)
         decay = group["weight_decay"]
         return [_Bucket(group, key[0], params, self._table(params, decay)) for key, params in found.items()]
 
@@ -143,30 +149,20 @@ class FusedOptimizer(torch.optim.Optimizer):
         weights = [state["master"] for state in states] if low else bucket.params
         lists = [weights, bucket.grads, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]]
         copies = bucket.params if low else None
-        beta1, beta2 = bucket.group["betas"]
-        options = {
-            "lr": float(bucket.group["lr"]),
-            "beta1": beta1,
-            "beta2": beta2,
-            "eps": bucket.group["eps"],
-            "step": bucket.step,
-            "bias_correction": bucket.group["bias_correction"],
-            "grad_scale": scale,
-        }
         tensors = ops.tensor_lists(scale.device)
         if tensors is not None:
-            flag = self._kernel(tensors, [*lists, copies], bucket, options)
+            flag = self._kernel(tensors, [*lists, copies], bucket, scale)
             torch.autograd.graph.increment_version(bucket.params)
             return flag
         flats = [_flat(members) for members in lists]
         flat_copy = None if copies is None else _flat(copies)
-        flag = self._kernel(ops, [*flats, flat_copy], bucket, options)
+        flag = self._kernel(ops, [*flats, flat_copy], bucket, scale)
         written = [(flats[0], weights), (flats[2], lists[2]), (flats[3], lists[3])]
         for flat, originals in written if flat_copy is None else [*written, (flat_copy, bucket.params)]:
             _unflatten(flat, originals)
         return flag
 
-    def _kernel(self, kernels: Any, buffers: list[Buffer | None], bucket: _Bucket, options: dict[str, Any]) -> Tensor:
+    def _kernel(self, kernels: Any, buffers: list[Buffer | None], bucket: _Bucket, scale: Tensor) -> Tensor:
         """Call the step of `kernels` and return its flag of non-finite gradients."""
         raise NotImplementedError
 
@@ -218,8 +214,8 @@ class FusedAdamW(FusedOptimizer):
         options = {"bias_correction": bias_correction, "max_grad_norm": max_grad_norm}
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, **options})
 
-    def _kernel(self, kernels: Any, buffers: list[Buffer | None], bucket: _Bucket, options: dict[str, Any]) -> Tensor:
-        flag: Tensor = kernels.adamw_step_(*buffers, bucket.segments, **options)
+    def _kernel(self, kernels: Any, buffers: list[Buffer | None], bucket: _Bucket, scale: Tensor) -> Tensor:
+        flag: Tensor = kernels.adamw_step_(*buffers, bucket.segments, bucket.adam, scale)
         return flag
 
 
@@ -250,7 +246,7 @@ class FusedLamb(FusedOptimizer):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, **options, **trust})
 
-    def _kernel(self, kernels: Any, buffers: list[Buffer | None], bucket: _Bucket, options: dict[str, Any]) -> Tensor:
-        trust = {"trust_clamp": bucket.group["max_trust_ratio"], "nvlamb": bucket.group["use_nvlamb"]}
-        flag: Tensor = kernels.lamb_step_(*buffers, bucket.segments, **options, **trust)[0]
+    def _kernel(self, kernels: Any, buffers: list[Buffer | None], bucket: _Bucket, scale: Tensor) -> Tensor:
+        trust = Trust(bucket.group["max_trust_ratio"], bucket.group["use_nvlamb"])
+        flag: Tensor = kernels.lamb_step_(*buffers, bucket.segments, bucket.adam, scale, trust)[0]
         return flag

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from engine.kernels.segments import Segments
+from engine.kernels.terms import Adam, Trust
 
 
 def cross_entropy64(logits: Tensor, target: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
@@ -31,23 +31,24 @@ class State64:
     exp_avg_sq: Tensor
 
 
-def step64(state: State64, grad: Tensor, segments: Segments, hyper: dict[str, Any], lamb: bool) -> Tensor:
-    """One step of AdamW or LAMB in place; the trust ratios [S]. All gradients must be finite."""
-    scaled = grad.double() * hyper["grad_scale"].double()
-    beta1, beta2, corrected = hyper["beta1"], hyper["beta2"], hyper["bias_correction"]
-    correction1 = 1 - beta1 ** hyper["step"] if corrected else 1.0
-    correction2 = 1 - beta2 ** hyper["step"] if corrected else 1.0
+def step64(
+    state: State64, grad: Tensor, segments: Segments, adam: Adam, grad_scale: Tensor, trust: Trust | None
+) -> Tensor:
+    """One step of AdamW, or of LAMB with `trust`, in place; the trust ratios [S]. All gradients must be finite."""
+    scaled = grad.double() * grad_scale.double()
+    correction1 = 1 - adam.beta1**adam.step if adam.bias_correction else 1.0
+    correction2 = 1 - adam.beta2**adam.step if adam.bias_correction else 1.0
     ratios = torch.ones(len(segments.length), dtype=torch.float64)
     for index, part in enumerate(segments.ranges()):
         decay = float(segments.weight_decay[index])
         m, v, p = state.exp_avg[part], state.exp_avg_sq[part], state.param[part]
-        m.mul_(beta1).add_(scaled[part], alpha=1 - beta1)
-        v.mul_(beta2).add_(scaled[part] ** 2, alpha=1 - beta2)
-        update = m / correction1 / (v.sqrt() / math.sqrt(correction2) + hyper["eps"]) + decay * p
-        if lamb and bool(segments.trust[index]) and (hyper["nvlamb"] or decay):
+        m.mul_(adam.beta1).add_(scaled[part], alpha=1 - adam.beta1)
+        v.mul_(adam.beta2).add_(scaled[part] ** 2, alpha=1 - adam.beta2)
+        update = m / correction1 / (v.sqrt() / math.sqrt(correction2) + adam.eps) + decay * p
+        if trust and bool(segments.trust[index]) and (trust.nvlamb or decay):
             ratio = p.norm() / update.norm() if p.norm() > 0 and update.norm() > 0 else torch.tensor(1.0)
-            ratios[index] = min(float(ratio), hyper["trust_clamp"] or math.inf)
-        p.sub_(update * (hyper["lr"] * ratios[index]))
+            ratios[index] = min(float(ratio), trust.clamp or math.inf)
+        p.sub_(update * (adam.lr * ratios[index]))
     return ratios
 
 

@@ -50,6 +50,7 @@ const std::map<std::string, Kernel>& kernels() {
         GRADIENT(bf16),
         UPDATE(bf16, bf16),
         ENTRY(lamb_ratios<256>),
+        ENTRY(lamb_squares<256>),
         ENTRY(norm_of_chunks<1024>),
     };
     return table;

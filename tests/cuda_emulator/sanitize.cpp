@@ -62,6 +62,7 @@ struct Optimizer {
     const std::unique_ptr<bool[]> trust{new bool[2]{true, true}};
     std::vector<Sums> partial = std::vector<Sums>(3);
     std::vector<float> ratio = std::vector<float>(2, NAN), norm = std::vector<float>(1, NAN);
+    std::vector<double> squares = std::vector<double>(4, NAN);
     std::vector<int> nonfinite{0};
 
     void adamw() {
@@ -76,10 +77,12 @@ struct Optimizer {
             1.f, partial.data(), nonfinite.data());
         run("lamb_ratios<256>", 2, 256, partial.data(), first.data(), decay.data(), trust.get(), 10.f, true,
             ratio.data());
+        run("lamb_squares<256>", 2, 256, partial.data(), first.data(), squares.data());
         run("lamb_update<bf16, bf16, 256>", 3, 256, param.data(), grad.data(), exp_avg.data(), exp_avg_sq.data(),
             copy.data(), begin.data(), size.data(), owner.data(), decay.data(), 1e-3f, scale.data(), 0.9f, 0.1f, 0.99f,
             0.01f, 1e-6f, 1.f, 1.f, ratio.data(), nonfinite.data());
         check_finite("lamb", ratio);
+        check_finite("lamb", std::vector<float>(squares.begin(), squares.end()));
         check_finite("lamb", param);
     }
     void global_norm() {

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from engine.kernels.segments import Segments
+from engine.kernels.terms import Adam
 
 #: bound of a kernel's error: that of plain torch in the same precision, times and plus these
 FACTOR = 2.0
 FLOOR = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 1e-3}
-STEP: dict[str, Any] = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.999, "eps": 1e-6, "step": 3, "bias_correction": True}
+STEP = Adam(lr=1e-2, beta1=0.9, beta2=0.999, eps=1e-6, step=3)
 
 
 def logits(kind: str, rows: int, classes: int, dtype: torch.dtype) -> Tensor:

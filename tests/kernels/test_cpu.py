@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from engine.kernels import cpu, cpu_library, reference
+from engine.kernels.terms import Trust
 from tests.conftest import ROOT
 from tests.kernels.cases import (
     FACTOR,
@@ -49,33 +50,39 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def check_cross_entropy(
-    kernels: ModuleType, kind: str, rows: int, classes: int, dtype: torch.dtype, smoothing: float
+    kernels: ModuleType, kind: str, rows: int, classes: int, dtype: torch.dtype, smoothing: float, biased: bool
 ) -> None:
     x, target = logits(kind, rows, classes, dtype), targets(rows, classes)
-    loss_true, grad_true = cross_entropy_truth(x, target, smoothing, torch.float64)
-    loss_naive, grad_naive = cross_entropy_truth(x, target, smoothing, torch.float32)
-    best = x.double().argmax(-1)
-    loss, hit = kernels.softmax_cross_entropy_(
-        x, target, ONE * 2, ignore_index=-100, label_smoothing=smoothing, gradient=True
+    bias = torch.randn(classes, generator=torch.Generator().manual_seed(classes)).to(dtype) if biased else None
+    moved = x.float() if bias is None else x.float() + bias.float()
+    loss_true, grad_true = cross_entropy_truth(moved, target, smoothing, torch.float64)
+    loss_naive, grad_naive = cross_entropy_truth(moved, target, smoothing, torch.float32)
+    best = moved.argmax(-1)
+    loss, hit, grad_bias = kernels.softmax_cross_entropy_(
+        x, bias, target, ONE * 2, ignore_index=-100, label_smoothing=smoothing, gradient=True
     )
     assert error(loss, loss_true) <= FACTOR * error(loss_naive, loss_true) + FLOOR[torch.float32]
     bound = FACTOR * error((grad_naive * 2).to(dtype), grad_true * 2) + FLOOR[torch.float32]
     assert error(x, grad_true * 2) <= bound
     assert torch.equal(hit, (best == target) & (target != -100))
+    assert grad_bias.shape == (classes if biased else 0,)
+    if biased:
+        assert error(grad_bias, grad_true.sum(0) * 2) <= FLOOR[torch.float32] * max(1, rows)
 
 
+@pytest.mark.parametrize("biased", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["normal", "extreme", "equal", "steep"])
 def test_cross_entropy_is_as_exact_as_its_precision(
-    kernels: ModuleType, kind: str, dtype: torch.dtype, smoothing: float
+    kernels: ModuleType, kind: str, dtype: torch.dtype, smoothing: float, biased: bool
 ) -> None:
-    check_cross_entropy(kernels, kind, 7, 1003, dtype, smoothing)
+    check_cross_entropy(kernels, kind, 7, 1003, dtype, smoothing, biased)
 
 
 @pytest.mark.parametrize(("rows", "classes"), [(0, 5), (1, 1), (1, 30522), (7, 3), (1023, 36)])
 def test_cross_entropy_takes_odd_sizes(kernels: ModuleType, rows: int, classes: int) -> None:
-    check_cross_entropy(kernels, "normal", rows, classes, torch.bfloat16, 0.1)
+    check_cross_entropy(kernels, "normal", rows, classes, torch.bfloat16, 0.1, biased=True)
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
@@ -83,7 +90,7 @@ def test_a_row_that_is_not_finite_stays_alone(kernels: ModuleType, bad: float) -
     x, target = torch.zeros(3, 40), torch.tensor([0, 1, 0])
     x[1, 7] = bad
     options = {"ignore_index": -100, "label_smoothing": 0.0, "gradient": True}
-    loss, hit = kernels.softmax_cross_entropy_(x, target, ONE, **options)
+    loss, hit, _ = kernels.softmax_cross_entropy_(x, None, target, ONE, **options)
     assert loss.isnan().tolist() == [False, True, False]
     assert hit.tolist() == [True, False, True]
     assert x[[0, 2]].isfinite().all()
@@ -95,10 +102,10 @@ def test_rows_may_be_strided_and_logits_stay_without_a_gradient(kernels: ModuleT
     before, x, target = wide.clone(), wide[:, 3:44], targets(6, 41)
     truth, gradient = cross_entropy_truth(x, target, 0.0, torch.float64)
     options = {"ignore_index": -100, "label_smoothing": 0.0}
-    loss, _ = kernels.softmax_cross_entropy_(x, target, ONE, **options, gradient=False)
+    loss, *_ = kernels.softmax_cross_entropy_(x, None, target, ONE, **options, gradient=False)
     assert torch.equal(wide, before)
     assert error(loss, truth) < 1e-6
-    kernels.softmax_cross_entropy_(x, target, ONE, **options, gradient=True)
+    kernels.softmax_cross_entropy_(x, None, target, ONE, **options, gradient=True)
     assert error(x, gradient) < 1e-6
     assert torch.equal(wide[:, :3], before[:, :3])
     assert torch.equal(wide[:, 44:], before[:, 44:])
@@ -115,12 +122,12 @@ def test_a_step_is_as_exact_as_fp32(
     truth = adam_truth(buffers, table, 0.25, lamb=lamb)
     before = {name: tensor.clone() for name, tensor in buffers.items()}
     copy = None if copy_dtype is None else torch.zeros(size, dtype=copy_dtype)
-    options = {**STEP, "grad_scale": ONE * 0.25}
+    options = (STEP, ONE * 0.25)
     if lamb:
-        flag, ratio = kernels.lamb_step_(*buffers.values(), copy, table, **options, trust_clamp=None, nvlamb=True)
+        flag, ratio = kernels.lamb_step_(*buffers.values(), copy, table, *options, Trust(nvlamb=True))
         assert error(ratio, truth["ratio"]) < 1e-6
     else:
-        flag = kernels.adamw_step_(*buffers.values(), copy, table, **options)
+        flag = kernels.adamw_step_(*buffers.values(), copy, table, *options)
     assert int(flag) == 0
     for name in ("param", "exp_avg", "exp_avg_sq"):
         assert error(buffers[name], truth[name]) < 1e-6
@@ -133,17 +140,35 @@ def test_a_step_is_as_exact_as_fp32(
         assert torch.equal(copy, torch.where(inside, buffers["param"], 0.0).to(copy.dtype))
 
 
+@pytest.mark.parametrize("bad", [None, float("inf")])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_halves_of_a_lamb_step_are_the_whole(kernels: ModuleType, dtype: torch.dtype, bad: float | None) -> None:
+    table, size = segments([1, 3, 70_001, 36, 2048])
+    whole, halves = optimizer_buffers(size, dtype), optimizer_buffers(size, dtype)
+    for buffers in (whole, halves) if bad is not None else ():
+        buffers["grad"][table.ranges()[2].start + 40_000] = bad
+    options, trust = (table, STEP, ONE * 0.25), Trust(nvlamb=True)
+    copies = [torch.zeros(size, dtype=torch.bfloat16) for _ in range(2)]
+    flag, ratio = kernels.lamb_step_(*whole.values(), copies[0], *options, trust)
+    found, squares = kernels.lamb_moments_(*halves.values(), *options)
+    assert error(reference.trust_ratios(squares, table.scaled(trust), trust), ratio.double()) < 1e-6
+    assert int(found) == int(flag) == (bad is not None)
+    kernels.lamb_apply_(*halves.values(), copies[1], *options, ratio, found)
+    assert all(torch.equal(halves[name], whole[name]) for name in ("param", "exp_avg", "exp_avg_sq"))
+    assert torch.equal(*copies)
+
+
 def test_trust_ratios_follow_the_options(kernels: ModuleType) -> None:
     table, size = segments([300, 300])
     for clamp, nvlamb in ((0.01, True), (0.01, False), (None, False)):
         buffers = optimizer_buffers(size, torch.float32)
         truth = adam_truth(buffers, table, 1.0, lamb=True, clamp=clamp or float("inf"), nvlamb=nvlamb)
-        options = {**STEP, "grad_scale": ONE, "trust_clamp": clamp, "nvlamb": nvlamb}
-        _, ratio = kernels.lamb_step_(*buffers.values(), None, table, **options)
+        options = (STEP, ONE, Trust(clamp, nvlamb))
+        _, ratio = kernels.lamb_step_(*buffers.values(), None, table, *options)
         assert error(ratio, truth["ratio"]) < 1e-6
         assert error(buffers["param"], truth["param"]) < 1e-6
     zero = {name: torch.zeros(size) for name in buffers}
-    _, ratio = kernels.lamb_step_(*zero.values(), None, table, **options)
+    _, ratio = kernels.lamb_step_(*zero.values(), None, table, *options)
     assert ratio.tolist() == [1.0, 1.0]
 
 
@@ -154,11 +179,10 @@ def test_elements_with_gradients_that_are_not_finite_stay(kernels: ModuleType, l
     buffers = optimizer_buffers(size, torch.float32)
     buffers["grad"][[3, 4999]] = bad
     before = {name: tensor.clone() for name, tensor in buffers.items()}
-    options = {**STEP, "grad_scale": ONE}
     if lamb:
-        flag = kernels.lamb_step_(*buffers.values(), None, table, **options, trust_clamp=None, nvlamb=True)[0]
+        flag = kernels.lamb_step_(*buffers.values(), None, table, STEP, ONE, Trust(nvlamb=True))[0]
     else:
-        flag = kernels.adamw_step_(*buffers.values(), None, table, **options)
+        flag = kernels.adamw_step_(*buffers.values(), None, table, STEP, ONE)
     assert int(flag) == 1
     for name in ("param", "exp_avg", "exp_avg_sq"):
         changed = buffers[name] != before[name]
@@ -186,8 +210,7 @@ def test_results_do_not_depend_on_the_threads() -> None:
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         buffers = optimizer_buffers(size, torch.float32)
-        options = {**STEP, "grad_scale": ONE, "trust_clamp": None, "nvlamb": True}
-        ratio = cpu.lamb_step_(*buffers.values(), None, table, **options)[1]
+        ratio = cpu.lamb_step_(*buffers.values(), None, table, STEP, ONE, Trust(nvlamb=True))[1]
         results.append(torch.cat([buffers["param"], ratio, cpu.global_norm(buffers["grad"], table)[None]]))
     torch.set_num_threads(2)
     assert all(torch.equal(results[0], other) for other in results[1:])
@@ -198,8 +221,7 @@ def test_a_segment_of_40_million_elements_is_exact(kernels: ModuleType) -> None:
     table, size = segments([40_000_000, 3])
     buffers = optimizer_buffers(size, torch.bfloat16)
     truth = adam_truth(buffers, table, 1.0, lamb=True)
-    options = {**STEP, "grad_scale": ONE, "trust_clamp": None, "nvlamb": True}
-    _, ratio = kernels.lamb_step_(*buffers.values(), None, table, **options)
+    _, ratio = kernels.lamb_step_(*buffers.values(), None, table, STEP, ONE, Trust(nvlamb=True))
     assert error(ratio, truth["ratio"]) < 1e-5
     assert error(buffers["param"], truth["param"]) < 1e-5
 

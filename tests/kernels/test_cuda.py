@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.kernels import cuda, reference
 from tests.cuda_emulator.float64 import error
-from tests.kernels.test_emulator import HYPER, LAMB, TOLERANCE, Optimizer, rows
+from tests.kernels.test_emulator import TOLERANCE, Optimizer, rows
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="no GPU: the CUDA kernels are only compiled and emulated here"
@@ -29,8 +29,9 @@ def test_cross_entropy_agrees_with_float64(dtype: torch.dtype, classes: int) -> 
     target = torch.randint(0, classes, (64,), device="cuda")
     target[3] = -100
     exact = logits.double()
-    wanted, hits = reference.softmax_cross_entropy_(logits.clone(), target, torch.tensor(1.0).cuda(), **OPTIONS)
-    loss, hit = cuda.softmax_cross_entropy_(logits, target, torch.tensor(0.5).cuda(), **OPTIONS)
+    scale = torch.tensor([1.0, 0.5]).cuda()
+    wanted, hits, _ = reference.softmax_cross_entropy_(logits.clone(), None, target, scale[0], **OPTIONS)
+    loss, hit, _ = cuda.softmax_cross_entropy_(logits, None, target, scale[1], **OPTIONS)
     exact.requires_grad_()
     kept = torch.nn.functional.cross_entropy(exact, target, label_smoothing=0.1, reduction="none")
     (slope,) = torch.autograd.grad(kept.sum() * 0.5, exact)
@@ -45,7 +46,7 @@ def on_gpu(run: Optimizer) -> Optimizer:
         value = getattr(run, name)
         setattr(run, name, value if value is None else value.cuda())
     run.segments = type(run.segments).from_tensors([table.cuda() for table in run.segments.tensors()])
-    run.hyper["grad_scale"] = run.hyper["grad_scale"].cuda()
+    run.scale = run.scale.cuda()
     return run
 
 
@@ -54,9 +55,8 @@ def on_gpu(run: Optimizer) -> Optimizer:
 @pytest.mark.parametrize("lamb", [False, True], ids=["adamw", "lamb"])
 def test_a_step_agrees_with_the_reference(grad: torch.dtype, copy: torch.dtype | None, lamb: bool) -> None:
     run, want = on_gpu(Optimizer(grad, copy, start=3)), Optimizer(grad, copy, start=3)
-    name, extra = ("lamb_step_", LAMB) if lamb else ("adamw_step_", {})
-    getattr(cuda, name)(*run.buffers(), **run.hyper, **extra)
-    getattr(reference, name)(*want.buffers(), **want.hyper, **extra)
+    run.step(cuda, lamb)
+    want.step(reference, lamb)
     for field in ("param", "exp_avg", "exp_avg_sq"):
         measured: Tensor = getattr(run, field).cpu()[want.inside]
         assert error(measured, getattr(want, field)[want.inside].double()) <= TOLERANCE, field
@@ -70,7 +70,7 @@ def test_norms_and_steps_have_the_same_bits_every_time() -> None:
     for _ in range(3):
         run = on_gpu(Optimizer(torch.bfloat16, torch.bfloat16))
         norm = cuda.global_norm(run.grad, run.segments)
-        cuda.lamb_step_(*run.buffers(), **run.hyper, **LAMB)
+        run.step(cuda, lamb=True)
         found.add((float(norm), tuple(run.param[run.inside].tolist())))
     assert len(found) == 1
 
@@ -93,9 +93,9 @@ def test_the_host_never_waits() -> None:
     scale = torch.tensor(1.0).cuda()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        cuda.softmax_cross_entropy_(logits, target, scale, **OPTIONS)
-        cuda.lamb_step_(*run.buffers(), **{**run.hyper, **HYPER}, **LAMB)
-        cuda.adamw_step_(*run.buffers(), **run.hyper)
+        cuda.softmax_cross_entropy_(logits, None, target, scale, **OPTIONS)
+        run.step(cuda, lamb=True)
+        run.step(cuda, lamb=False)
         cuda.global_norm(run.grad, run.segments)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from engine.kernels import cuda, reference
 from engine.kernels.nvrtc import SOURCES
 from engine.kernels.segments import Segments
+from engine.kernels.terms import Adam, Trust
 from tests.cuda_emulator.emulated import SCHEDULES, Emulator, EmulatorError, build, emulated_kernels
 from tests.cuda_emulator.float64 import State64, cross_entropy64, error, step64
 
@@ -19,15 +21,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LOW = [torch.bfloat16, torch.float16]
 #: largest relative error of fp32 arithmetic that is allowed beyond that of the naive computation
 TOLERANCE = 1e-6
-HYPER: dict[str, Any] = {
-    "lr": 2e-3,
-    "beta1": 0.9,
-    "beta2": 0.999,
-    "eps": 1e-6,
-    "step": 3,
-    "bias_correction": True,
-}
-LAMB: dict[str, Any] = {"trust_clamp": None, "nvlamb": False}
+STEP = Adam(lr=2e-3, beta1=0.9, beta2=0.999, eps=1e-6, step=3)
 
 schedules = pytest.mark.parametrize("schedule", list(SCHEDULES))
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
@@ -55,7 +49,7 @@ def score(
     """The emulated loss and hit, with gradients times 0.5 in place of the logits."""
     kernels = emulated_kernels(schedule)
     options = {"ignore_index": -100, "label_smoothing": smoothing, "gradient": gradient}
-    return kernels.softmax_cross_entropy_(logits, target, torch.tensor(0.5), **options)
+    return kernels.softmax_cross_entropy_(logits, None, target, torch.tensor(0.5), **options)[:2]
 
 
 @schedules
@@ -70,7 +64,7 @@ def test_loss_and_gradient_are_as_near_to_float64_as_naive_torch(
     exact, slope = cross_entropy64(logits, target, smoothing)
     naive = logits.clone()
     options = {"ignore_index": -100, "label_smoothing": smoothing, "gradient": True}
-    naive_loss, hits = reference.softmax_cross_entropy_(naive, target, torch.tensor(0.5), **options)
+    naive_loss, hits, _ = reference.softmax_cross_entropy_(naive, None, target, torch.tensor(0.5), **options)
 
     loss, hit = score(schedule, logits, target, smoothing)
 
@@ -165,7 +159,7 @@ class Optimizer:
         self.param, self.exp_avg = self.filled(0.05), self.filled(1e-3)
         self.exp_avg_sq, self.grad = self.filled(1e-3).square(), self.filled(0.5).to(grad)
         self.copy = None if copy is None else torch.full(self.inside.shape, math.nan, dtype=copy)
-        self.hyper = {**HYPER, "grad_scale": torch.tensor(0.25)}
+        self.adam, self.scale, self.trust = STEP, torch.tensor(0.25), Trust()
 
     def filled(self, size: float) -> Tensor:
         """Random values of standard deviation `size` in the segments."""
@@ -177,9 +171,18 @@ class Optimizer:
         """The state in float64."""
         return State64(self.param.double(), self.exp_avg.double(), self.exp_avg_sq.double())
 
-    def buffers(self) -> tuple[Any, ...]:
-        """The arguments before the keywords."""
-        return (self.param, self.grad, self.exp_avg, self.exp_avg_sq, self.copy, self.segments)
+    def flats(self) -> tuple[Tensor, ...]:
+        """The buffers that every operator takes."""
+        return (self.param, self.grad, self.exp_avg, self.exp_avg_sq)
+
+    def step(self, kernels: Any, lamb: bool) -> tuple[Tensor, Tensor | None]:
+        """One step: nonfinite, and LAMB's ratios."""
+        arguments = (*self.flats(), self.copy, self.segments, self.adam, self.scale)
+        return kernels.lamb_step_(*arguments, self.trust) if lamb else (kernels.adamw_step_(*arguments), None)
+
+    def exact_step(self, exact: State64, lamb: bool) -> Tensor:
+        """The same in float64; the ratios."""
+        return step64(exact, self.grad, self.segments, self.adam, self.scale, self.trust if lamb else None)
 
     def check(self, exact: State64) -> None:
         """The state and the copy agree with float64, and the gaps are as they were."""
@@ -200,8 +203,8 @@ class Optimizer:
 def test_adamw_agrees_with_float64(schedule: str, dtype: torch.dtype, copy: torch.dtype | None, start: int) -> None:
     run = Optimizer(dtype, copy, start)
     exact, gradients = run.exact(), run.grad.clone()
-    step64(exact, run.grad, run.segments, run.hyper, lamb=False)
-    nonfinite = emulated_kernels(schedule).adamw_step_(*run.buffers(), **run.hyper)
+    run.exact_step(exact, lamb=False)
+    nonfinite, _ = run.step(emulated_kernels(schedule), lamb=False)
     run.check(exact)
     assert int(nonfinite) == 0
     assert run.grad.view(torch.uint8).equal(gradients.view(torch.uint8))
@@ -209,14 +212,15 @@ def test_adamw_agrees_with_float64(schedule: str, dtype: torch.dtype, copy: torc
 
 @schedules
 @dtypes
-@pytest.mark.parametrize("options", [{}, {"nvlamb": True}, {"trust_clamp": 0.5}], ids=["plain", "nvlamb", "clamp"])
-def test_lamb_agrees_with_float64(schedule: str, dtype: torch.dtype, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("trust", [Trust(), Trust(nvlamb=True), Trust(clamp=0.5)], ids=["plain", "nvlamb", "clamp"])
+def test_lamb_agrees_with_float64(schedule: str, dtype: torch.dtype, trust: Trust) -> None:
     run = Optimizer(dtype, torch.bfloat16, start=3)
-    run.hyper |= LAMB | options
+    run.trust = trust
     exact, gradients = run.exact(), run.grad.clone()
-    ratios = step64(exact, run.grad, run.segments, run.hyper, lamb=True)
-    nonfinite, ratio = emulated_kernels(schedule).lamb_step_(*run.buffers(), **run.hyper)
+    ratios = run.exact_step(exact, lamb=True)
+    nonfinite, ratio = run.step(emulated_kernels(schedule), lamb=True)
     run.check(exact)
+    assert ratio is not None
     assert error(ratio, ratios) <= TOLERANCE
     assert int(nonfinite) == 0
     assert run.grad.view(torch.uint8).equal(gradients.view(torch.uint8))
@@ -228,11 +232,25 @@ def test_buffers_that_no_common_boundary_aligns_are_right_too(misaligned: str, b
     run = Optimizer(torch.bfloat16, torch.float16)
     shifted = torch.empty(len(run.inside) + 1, dtype=getattr(run, misaligned).dtype)[1:]
     setattr(run, misaligned, shifted.copy_(getattr(run, misaligned)))
-    run.hyper |= LAMB | {"bias_correction": bias_correction}
+    run.adam = replace(STEP, bias_correction=bias_correction)
     exact = run.exact()
-    step64(exact, run.grad, run.segments, run.hyper, lamb=True)
-    emulated_kernels("reverse").lamb_step_(*run.buffers(), **run.hyper)
+    run.exact_step(exact, lamb=True)
+    run.step(emulated_kernels("reverse"), lamb=True)
     run.check(exact)
+
+
+@schedules
+@dtypes
+def test_the_halves_of_a_lamb_step_are_the_whole(schedule: str, dtype: torch.dtype) -> None:
+    whole, halves, kernels = Optimizer(dtype, None, 3), Optimizer(dtype, None, 3), emulated_kernels(schedule)
+    _, ratio = whole.step(kernels, lamb=True)
+    assert ratio is not None
+    options = (halves.segments, halves.adam, halves.scale)
+    nonfinite, squares = kernels.lamb_moments_(*halves.flats(), *options)
+    found = reference.trust_ratios(squares, halves.segments.scaled(halves.trust), halves.trust)
+    assert error(found, ratio.double()) <= TOLERANCE
+    kernels.lamb_apply_(*halves.flats(), None, *options, ratio, nonfinite)
+    assert halves.param[halves.inside].equal(whole.param[whole.inside])
 
 
 @schedules
@@ -246,11 +264,9 @@ def test_an_element_with_a_gradient_that_is_not_finite_stays_as_it_is(schedule: 
     before = run.exact()
     kernels, want = emulated_kernels(schedule), Optimizer(torch.bfloat16, torch.bfloat16)
     want.grad = run.grad.clone()
-    extra = LAMB if lamb else {}
-    name = "lamb_step_" if lamb else "adamw_step_"
-    result = getattr(kernels, name)(*run.buffers(), **run.hyper, **extra)
-    getattr(reference, name)(*want.buffers(), **want.hyper, **extra)
-    assert int(result[0] if lamb else result) == 1
+    nonfinite, _ = run.step(kernels, lamb)
+    want.step(reference, lamb)
+    assert int(nonfinite) == 1
     for field in ("param", "exp_avg", "exp_avg_sq"):
         assert getattr(run, field)[wrong].double().equal(getattr(before, field)[wrong])
         assert error(getattr(run, field)[kept], getattr(want, field)[kept].double()) <= TOLERANCE
@@ -277,18 +293,19 @@ def test_norms_and_ratios_have_the_same_bits_in_every_schedule() -> None:
     for schedule in SCHEDULES:
         run, kernels = Optimizer(torch.float32, None), emulated_kernels(schedule)
         norm = kernels.global_norm(run.grad, run.segments)
-        _, ratio = kernels.lamb_step_(*run.buffers(), **run.hyper, **LAMB)
+        _, ratio = run.step(kernels, lamb=True)
+        assert ratio is not None
         found.add((float(norm), tuple(ratio.tolist()), tuple(run.param[run.inside].tolist())))
     assert len(found) == 1
 
 
 def test_no_segments_are_no_step_and_norm_0() -> None:
     empty, none = torch.empty(0), Segments.build([], [], [])
-    hyper = {**HYPER, "grad_scale": torch.tensor(1.0)}
-    kernels = emulated_kernels()
+    terms, kernels = (none, STEP, torch.tensor(1.0)), emulated_kernels()
     assert float(kernels.global_norm(empty, none)) == 0.0
-    assert int(kernels.adamw_step_(empty, empty, empty, empty, None, none, **hyper)) == 0
-    assert kernels.lamb_step_(empty, empty, empty, empty, None, none, **hyper, **LAMB)[1].shape == (0,)
+    assert int(kernels.adamw_step_(empty, empty, empty, empty, None, *terms)) == 0
+    assert kernels.lamb_step_(empty, empty, empty, empty, None, *terms, Trust())[1].shape == (0,)
+    assert kernels.lamb_moments_(empty, empty, empty, empty, *terms)[1].shape == (0, 2)
 
 
 def test_a_step_takes_as_many_launches_for_seven_tensors_as_for_one() -> None:
@@ -299,10 +316,10 @@ def test_a_step_takes_as_many_launches_for_seven_tensors_as_for_one() -> None:
         emulator(kernel, *arguments)
 
     run, kernels = Optimizer(torch.float32, torch.bfloat16), cuda.CudaKernels(counting)
-    kernels.adamw_step_(*run.buffers(), **run.hyper)
+    run.step(kernels, lamb=False)
     assert launched == ["adamw"]
     launched.clear()
-    kernels.lamb_step_(*run.buffers(), **run.hyper, **LAMB)
+    run.step(kernels, lamb=True)
     assert launched == ["lamb_moments", "lamb_ratios", "lamb_update"]
 
 
@@ -326,8 +343,7 @@ class LargeOptimizer(Optimizer):
 @pytest.mark.parametrize("lamb", [False, True], ids=["adamw", "lamb"])
 def test_a_segment_of_forty_million_elements_agrees_with_float64(lamb: bool) -> None:
     run = LargeOptimizer(torch.bfloat16, torch.bfloat16)
-    run.hyper |= LAMB if lamb else {}
     exact = run.exact()
-    step64(exact, run.grad, run.segments, run.hyper, lamb)
-    getattr(emulated_kernels("forward"), "lamb_step_" if lamb else "adamw_step_")(*run.buffers(), **run.hyper)
+    run.exact_step(exact, lamb)
+    run.step(emulated_kernels("forward"), lamb)
     run.check(exact)

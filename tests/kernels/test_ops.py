@@ -125,8 +125,9 @@ CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_
 
 
 def test_the_row_operator_passes_opcheck() -> None:
-    arguments = (logits("normal", 5, 33, torch.float32), targets(5, 33), torch.ones(()), -100, 0.1, True)
-    opcheck(torch.ops.zerobert.softmax_cross_entropy_.default, arguments, test_utils=CHECKS)
+    for bias in (None, torch.ones(33)):
+        arguments = (logits("normal", 5, 33, torch.float32), bias, targets(5, 33), torch.ones(()), -100, 0.1, True)
+        opcheck(torch.ops.zerobert.softmax_cross_entropy_.default, arguments, test_utils=CHECKS)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -141,10 +142,13 @@ def test_the_loss_operators_pass_opcheck(bias: bool) -> None:
 def test_the_optimizer_operators_pass_opcheck(copy: torch.dtype | None) -> None:
     table = Segments.build([0, 4], [3, 90], [0.1, 0.0])
     low = None if copy is None else torch.zeros(100, dtype=copy)
-    arguments = (*optimizer_buffers(100, torch.float32).values(), low, table.tensors(), *STEP.values(), torch.ones(()))
-    opcheck(torch.ops.zerobert.adamw_step_.default, arguments, test_utils=CHECKS)
-    opcheck(torch.ops.zerobert.lamb_step_.default, (*arguments, 10.0, True), test_utils=CHECKS)
-    opcheck(torch.ops.zerobert.global_norm.default, (arguments[1], table.tensors()), test_utils=CHECKS)
+    buffers, terms = optimizer_buffers(100, torch.float32).values(), (table.tensors(), STEP.pack(), torch.ones(()))
+    found = (torch.ones(2), torch.zeros((), dtype=torch.int32))
+    opcheck(torch.ops.zerobert.adamw_step_.default, (*buffers, low, *terms), test_utils=CHECKS)
+    opcheck(torch.ops.zerobert.lamb_step_.default, (*buffers, low, *terms, 10.0, True), test_utils=CHECKS)
+    opcheck(torch.ops.zerobert.lamb_moments_.default, (*buffers, *terms), test_utils=CHECKS)
+    opcheck(torch.ops.zerobert.lamb_apply_.default, (*buffers, low, *terms, *found), test_utils=CHECKS)
+    opcheck(torch.ops.zerobert.global_norm.default, (list(buffers)[1], table.tensors()), test_utils=CHECKS)
 
 
 def test_the_choice_of_kernels_is_obeyed(request: pytest.FixtureRequest) -> None:

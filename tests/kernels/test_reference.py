@@ -36,12 +36,12 @@ def test_adamw_equals_torch() -> None:
     buffers = optimizer_buffers(1000, torch.float32)
     p = nn.Parameter(buffers["param"].clone())
     p.grad = buffers["grad"].clone()
-    peer = torch.optim.AdamW([p], lr=STEP["lr"], eps=STEP["eps"], weight_decay=0.1)
+    peer = torch.optim.AdamW([p], lr=STEP.lr, eps=STEP.eps, weight_decay=0.1)
     moments = {name: buffers[name].clone() for name in ("exp_avg", "exp_avg_sq")}
     peer.state[p] = {"step": torch.tensor(2.0), **moments}
     peer.step()
     table = Segments.whole(1000, 0.1)
-    reference.adamw_step_(*buffers.values(), None, table, **STEP, grad_scale=torch.ones(()))
+    reference.adamw_step_(*buffers.values(), None, table, STEP, torch.ones(()))
     torch.testing.assert_close(buffers["param"], p.detach(), rtol=1e-6, atol=1e-6)
 
 
@@ -49,6 +49,6 @@ def test_no_segments_change_nothing_and_have_no_norm() -> None:
     buffers = optimizer_buffers(10, torch.float32)
     before = buffers["param"].clone()
     table = Segments.build([], [], [])
-    reference.adamw_step_(*buffers.values(), None, table, **STEP, grad_scale=torch.ones(()))
+    reference.adamw_step_(*buffers.values(), None, table, STEP, torch.ones(()))
     assert torch.equal(buffers["param"], before)
     assert float(reference.global_norm(buffers["grad"], table)) == 0.0

@@ -142,21 +142,37 @@ __global__ void __launch_bounds__(THREADS)
     if (overflow) atomicOr(nonfinite, 1);
 }
 
-// Second launch, one block a segment: ratio [S] from the partial sums of its chunks first[s] .. first[s + 1].
+// The sum over a segment's chunks first[s] .. first[s + 1], in every thread; one block a segment.
+template <int THREADS>
+__device__ __forceinline__ Sums segment_sums(const Sums* __restrict__ partial, const int* __restrict__ first) {
+    Sums squares{0.f, 0.f};
+    for (int c = first[blockIdx.x] + threadIdx.x; c < first[blockIdx.x + 1]; c += THREADS) {
+        squares.a += partial[c].a;
+        squares.b += partial[c].b;
+    }
+    return block_sums<THREADS>(squares);
+}
+
+// Second launch: ratio [S].
 template <int THREADS>
 __global__ void __launch_bounds__(THREADS)
     lamb_ratios(const Sums* __restrict__ partial, const int* __restrict__ first, const float* __restrict__ weight_decay,
                 const bool* __restrict__ trust, float trust_clamp, bool nvlamb, float* __restrict__ ratio) {
     const int segment = blockIdx.x;
-    Sums squares{0.f, 0.f};
-    for (int c = first[segment] + threadIdx.x; c < first[segment + 1]; c += THREADS) {
-        squares.a += partial[c].a;
-        squares.b += partial[c].b;
-    }
-    squares = block_sums<THREADS>(squares);
+    const Sums squares = segment_sums<THREADS>(partial, first);
     if (threadIdx.x != 0) return;
     const bool scaled = trust[segment] && (nvlamb || weight_decay[segment] != 0.f);
     ratio[segment] = scaled ? trust_ratio(sqrtf(squares.a), sqrtf(squares.b), trust_clamp) : 1.f;
+}
+
+// Instead of it where segments are parts of split parameters: squares [S, 2], to be summed over the ranks.
+template <int THREADS>
+__global__ void __launch_bounds__(THREADS)
+    lamb_squares(const Sums* __restrict__ partial, const int* __restrict__ first, double* __restrict__ squares) {
+    const Sums sums = segment_sums<THREADS>(partial, first);
+    if (threadIdx.x != 0) return;
+    squares[2 * blockIdx.x] = sums.a;
+    squares[2 * blockIdx.x + 1] = sums.b;
 }
 
 // Third launch: the weights. Gradients are read again only where the first launch met one that isn't finite.
