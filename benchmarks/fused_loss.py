@@ -81,13 +81,13 @@ def train(loss: Loss, tensors: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
         tensor.grad = None
 
 
-def gemms(tensors: tuple[Tensor, Tensor, Tensor, Tensor]) -> Callable[[], object]:
+def gemms(tensors: tuple[Tensor, Tensor, Tensor, Tensor], with_bias: bool) -> Callable[[], object]:
     """The three products that no implementation can avoid: logits, and gradients of hidden states and weight."""
     hidden, weight, bias = (tensor.detach() for tensor in tensors[:3])
-    slope = F.linear(hidden, weight, bias)
+    slope = F.linear(hidden, weight)
 
     def run() -> tuple[Tensor, Tensor, Tensor]:
-        return F.linear(hidden, weight, bias), slope @ weight, slope.t() @ hidden
+        return F.linear(hidden, weight, bias if with_bias else None), slope @ weight, slope.t() @ hidden
 
     return run
 
@@ -97,7 +97,10 @@ def compare(rows: int, hidden: int, name: str, threads: int, repeats: int, memor
     torch.set_num_threads(threads)
     tensors = inputs(rows, hidden, DTYPES[name])
     losses = rivals(DTYPES[name])
-    runs: dict[str, Callable[[], object]] = {"GEMMs alone": gemms(tensors)}
+    runs: dict[str, Callable[[], object]] = {
+        "GEMMs alone": gemms(tensors, with_bias=False),
+        "GEMMs alone, torch adding the bias": gemms(tensors, with_bias=True),
+    }
     runs |= {rival: functools.partial(train, loss, tensors) for rival, loss in losses.items()}
     times = interleaved(runs, repeats)
     results: dict[str, dict[str, float]] = {}
