@@ -145,7 +145,7 @@ class OptimConfig:
     """Optimizer and learning-rate schedule."""
 
     name: Literal["adamw", "lamb"] = "adamw"
-    """optimizer: adamw (Loshchilov & Hutter 2019) or lamb (You et al. 2020; at ZeRO stage 0 only)"""
+    """optimizer: adamw (Loshchilov & Hutter 2019) or lamb (You et al. 2020), exact at every ZeRO stage"""
     learning_rate: float = 1e-4
     """peak learning rate"""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -156,6 +156,10 @@ class OptimConfig:
     """decoupled decay of weight matrices and embeddings; never of biases and LayerNorm"""
     max_grad_norm: float = 1.0
     """clip the global gradient norm to this; 0 turns clipping off"""
+    max_trust_ratio: float | None = None
+    """lamb only: largest trust ratio; null for no bound"""
+    nvlamb: bool = False
+    """lamb only: scale biases and LayerNorm by their trust ratios too, which are 1 by default"""
     schedule: ScheduleName = "linear"
     """learning rate after warm-up: linear, polynomial, cosine, wsd (warmup-stable-decay) or constant"""
     warmup: float = 0.1
@@ -175,6 +179,8 @@ class OptimConfig:
         for name in ("weight_decay", "max_grad_norm", "warmup", "decay"):
             require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "give 0 or more")
         require(self.power > 0, "optim.power", self.power, "give a positive number")
+        clamp = self.max_trust_ratio
+        require(clamp is None or clamp > 0, "optim.max_trust_ratio", clamp, "give a positive number, or null")
         require(0 <= self.min_ratio <= 1, "optim.min_ratio", self.min_ratio, "give a share in [0, 1]")
 
 
@@ -226,6 +232,12 @@ class TrainConfig:
             require(value is None or value >= 1, f"train.{name}", value, "give a whole number of at least 1")
         require(self.epochs is None or self.epochs > 0, "train.epochs", self.epochs, "give a positive number")
         require(self.zero_stage in (0, 1, 2, 3), "train.zero_stage", self.zero_stage, "choose 0, 1, 2 or 3")
+        require(
+            self.zero_stage > 0 or self.precision != "fp16",
+            "train.zero_stage",
+            self.zero_stage,
+            "DeepSpeed doesn't scale the loss there in train.precision fp16; choose 1, the same on one GPU",
+        )
         both = self.steps is not None and self.epochs is not None
         require(not both, "train.epochs", self.epochs, f"give either it or train.steps ({self.steps}), not both")
 
@@ -276,13 +288,6 @@ class RunConfig:
         require(0 <= self.seed < 2**32, "seed", self.seed, "give a whole number in [0, 2^32)")
         for part in (self.model, self.data, self.labelled, self.optim, self.train):
             part.validate()
-        sharded_lamb = self.optim.name == "lamb" and self.train.zero_stage > 0
-        require(
-            not sharded_lamb,
-            "optim.name",
-            self.optim.name,
-            f"its norms need whole parameters, which train.zero_stage {self.train.zero_stage} cuts; set that to 0",
-        )
         if self.task == "pretrain":
             self._validate_pretraining()
         else:

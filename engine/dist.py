@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import random
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,12 +38,17 @@ def _active() -> bool:
     return torch_dist.is_available() and torch_dist.is_initialized() and torch_dist.get_world_size() > 1
 
 
-def sum_over_ranks(value: Tensor) -> Tensor:
-    """The sum of `value` over all ranks, in a new tensor; collective."""
-    total = value.clone()
-    if _active():
-        torch_dist.all_reduce(total)
-    return total
+def sum_over_ranks(value: Tensor, group: Any = None) -> Tensor:
+    """The sum of `value` over the ranks of a process group, all by default, in a new tensor; collective.
+
+    A tensor of a CPU-offloaded optimizer travels through the GPU, where its ranks' group is.
+    """
+    if not _active():
+        return value.clone()
+    on_gpu = value.device.type == "cpu" and torch_dist.get_backend(group) == "nccl"
+    total = value.cuda() if on_gpu else value.clone()
+    torch_dist.all_reduce(total, group=group)
+    return total.to(value.device)
 
 
 def gather_objects(value: T) -> list[T]:

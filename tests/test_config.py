@@ -76,15 +76,19 @@ def test_a_bad_run_is_refused(config: RunConfig, message: str) -> None:
     assert str(caught.value).startswith(message)
 
 
-def test_lamb_is_refused_where_zero_cuts_parameters() -> None:
+def test_lamb_is_offered_at_every_stage() -> None:
     config = RunConfig()
     config.optim.name = "lamb"
-    for stage in (1, 2, 3):
+    for stage in (0, 1, 2, 3):
         config.train.zero_stage = stage
-        with pytest.raises(UserError, match=rf"^optim\.name: 'lamb' .* train\.zero_stage {stage}"):
-            config.validate()
-    config.train.zero_stage = 0
-    config.validate()
+        config.validate()
+
+
+def test_fp16_is_refused_where_deepspeed_does_not_scale_the_loss() -> None:
+    config = RunConfig()
+    config.train.precision, config.train.zero_stage = "fp16", 0
+    with pytest.raises(UserError, match=r"^train\.zero_stage: 0 .* choose 1"):
+        config.validate()
 
 
 def test_steps_and_epochs_exclude_each_other() -> None:

@@ -34,7 +34,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig, device: torch.device)
     """
     groups = parameter_groups(model.named_parameters(), config.weight_decay)
     if config.name == "lamb":
-        return FusedLamb(groups, lr=0.0, betas=config.betas, eps=config.eps, max_grad_norm=0.0)
+        terms = {"betas": config.betas, "eps": config.eps, "max_grad_norm": 0.0}
+        trust = {"use_nvlamb": config.nvlamb, "max_trust_ratio": config.max_trust_ratio}
+        return FusedLamb(groups, lr=0.0, **terms, **trust)  # type: ignore[arg-type]
     if fused(device):
         return FusedAdamW(groups, lr=0.0, betas=config.betas, eps=config.eps)
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)

@@ -1,33 +1,35 @@
 """AdamW and LAMB whose step is one pass over memory: unscale, clip, moments, decay, update, low-precision copy.
 
-All parameters of a group are updated in one call, where they lie: on CPUs through a table of addresses, elsewhere
-through flat buffers (no copies are made of a parameter that is alone in its group, as ZeRO's partitions are).
+Whole parameters of a group are updated in one call, where they lie: on CPUs through a table of addresses, elsewhere
+through flat buffers. ZeRO's flat tensors, once `engine.optim.attach` has said what they consist of, are updated piece
+by piece, each with the trust ratio of the parameter that it belongs to.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine.kernels import ops
+from engine.kernels import ops, reference
 from engine.kernels.cpu import Buffer
 from engine.kernels.segments import Segments
 from engine.kernels.terms import Adam, Trust
+from engine.optim.layout import FlatLayout, Norms
+from engine.optim.partition import Shard
 
 
 @dataclass(frozen=True)
 class _Bucket:
-    """Parameters of a group that one call updates: they agree in types, device and step."""
+    """Tensors of a group that one call updates: they agree in types, device and step."""
 
     group: dict[str, Any]
     step: int
     params: list[Tensor]
-    segments: Segments
 
     @property
     def grads(self) -> list[Tensor]:
@@ -49,6 +51,10 @@ class FusedOptimizer(torch.optim.Optimizer):
         nonfinite: [] int32 tensor after a step, 1 if a gradient was infinite or NaN. Such elements are left as they
             were; with clipping on (where the norm is then not finite either) all are.
         grad_norm: [] fp32 tensor after a step with clipping on: the unscaled gradients' norm before it.
+        scale: multiplies the gradients of the next steps, once each tensor: what DeepSpeed would have multiplied
+            them by in a pass of its own.
+        observing: while it is true, steps keep the norms of every parameter and of its update in `observed`.
+        observed: norms by the parameter's name. Under ZeRO every rank has those of its process group's parameters.
     """
 
     nonfinite: Tensor
@@ -63,16 +69,26 @@ class FusedOptimizer(torch.optim.Optimizer):
                 raise ValueError(f"{name}: {defaults[name]} is not a number of at least 0")
         super().__init__(params, defaults)
         self._segments: dict[Any, Segments] = {}
+        self._layouts: dict[int, FlatLayout] = {}
+        self._names: dict[int, str] = {}
+        self.scale: Callable[[], Tensor | float] = lambda: 1.0
+        self.observing = False
+        self.observed: dict[str, Norms] = {}
+
+    def lay_out(self, shards: Sequence[Shard]) -> None:
+        """Learn what each tensor consists of; tensors that are not mentioned are whole parameters."""
+        self._layouts = {id(shard.tensor): FlatLayout(shard) for shard in shards if not shard.is_whole}
+        self._names = {id(shard.tensor): shard.parameters[0].name for shard in shards if shard.is_whole}
 
     @torch.no_grad()
     def step(  # type: ignore[override]
-        self, closure: Callable[[], float] | None = None, *, grad_scale: Tensor | float = 1.0
+        self, closure: Callable[[], float] | None = None, *, grad_scale: Tensor | float | None = None
     ) -> float | None:
         """One step over every parameter with a gradient.
 
         Args:
             closure: computes the loss again, and its gradients.
-            grad_scale: multiplies the gradients first: 1 / loss scale.
+            grad_scale: multiplies the gradients first: 1 / loss scale; None takes `scale`.
 
         Returns:
             What the closure returned.
@@ -84,8 +100,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         buckets = [bucket for group in self.param_groups for bucket in self._buckets(group)]
         if buckets:
             device = buckets[0].params[0].device
-            scale = torch.as_tensor(grad_scale, dtype=torch.float32, device=device)
-            scale = self._clip(buckets, scale)
+            factor = self.scale() if grad_scale is None else grad_scale
+            scale = self._clip(buckets, torch.as_tensor(factor, dtype=torch.float32, device=device))
             flags = [self._update(bucket, scale.to(bucket.params[0].device)) for bucket in buckets]
             self.nonfinite = torch.stack([flag.to(device) for flag in flags]).amax()
         return loss
@@ -95,6 +111,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         limit = self.defaults["max_grad_norm"]
         if not limit:
             return scale
+        assert not self._layouts, "the norm of a rank's pieces is not that of the parameters"
         norms = [self._norm(bucket).to(scale.device) for bucket in buckets]
         self.grad_norm = torch.stack(norms).norm() * scale
         factor = (limit / (self.grad_norm + 1e-6)).clamp(max=1.0)
@@ -113,9 +130,9 @@ class FusedOptimizer(torch.optim.Optimizer):
             if id(old) not in stepped:  # parameters that step together share their counter
                 stepped[id(old)] = (int(old) + 1, old + 1.0)
             number, state["step"] = stepped[id(old)]  # never in place: DeepSpeed may have aliased it over parameters
-            found.setdefault((number, p.dtype, p.grad.dtype, p.device), []).append(p)
-        decay = group["weight_decay"]
-        return [_Bucket(group, key[0], params, self._table(params, decay)) for key, params in found.items()]
+            alone = id(p) if id(p) in self._layouts else None
+            found.setdefault((number, p.dtype, p.grad.dtype, p.device, alone), []).append(p)
+        return [_Bucket(group, key[0], params) for key, params in found.items()]
 
     def _state_of(self, p: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[p]
@@ -127,43 +144,85 @@ class FusedOptimizer(torch.optim.Optimizer):
             state["master"] = p.detach().float()
         return state
 
-    def _table(self, params: list[Tensor], weight_decay: float) -> Segments:
-        sizes = tuple(p.numel() for p in params)
-        key = (sizes, weight_decay, params[0].device)
+    def _table(self, bucket: _Bucket) -> Segments:
+        """The segments of whole parameters, one after the other."""
+        sizes, decay = tuple(p.numel() for p in bucket.params), bucket.group["weight_decay"]
+        key = (sizes, decay, bucket.params[0].device)
         if key not in self._segments:
             offsets = [sum(sizes[:index]) for index in range(len(sizes))]
-            decays = [weight_decay] * len(sizes)
-            self._segments[key] = Segments.build(offsets, sizes, decays, device=params[0].device)
+            self._segments[key] = Segments.build(offsets, sizes, [decay] * len(sizes), device=bucket.params[0].device)
         return self._segments[key]
 
     def _norm(self, bucket: _Bucket) -> Tensor:
-        tensors = ops.tensor_lists(bucket.params[0].device)
-        if tensors is not None:
-            norm: Tensor = tensors.global_norm(bucket.grads, bucket.segments)
+        kernels, table = ops.tensor_lists(bucket.params[0].device), self._table(bucket)
+        if kernels is not None:
+            norm: Tensor = kernels.global_norm(bucket.grads, table)
             return norm
-        return ops.global_norm(_flat(bucket.grads), bucket.segments)
+        return ops.global_norm(_flat(bucket.grads), table)
 
     def _update(self, bucket: _Bucket, scale: Tensor) -> Tensor:
+        """Update a bucket's tensors; the flag of gradients that are not finite."""
+        layout = self._layouts.get(id(bucket.params[0]))
+        if layout is not None:
+            (p,), state = bucket.params, self.state[bucket.params[0]]
+            buffers = [t.view(-1) for t in (p.detach(), *bucket.grads, state["exp_avg"], state["exp_avg_sq"])]
+            table = layout.segments(bucket.group["weight_decay"])
+            return self._step_pieces(ops, [*buffers, None], table, layout, bucket, scale)
+        return self._update_whole(bucket, scale)
+
+    def _update_whole(self, bucket: _Bucket, scale: Tensor) -> Tensor:
         low = bucket.params[0].dtype != torch.float32
         states = [self.state[p] for p in bucket.params]
         weights = [state["master"] for state in states] if low else bucket.params
         lists = [weights, bucket.grads, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]]
         copies = bucket.params if low else None
-        tensors = ops.tensor_lists(scale.device)
-        if tensors is not None:
-            flag = self._kernel(tensors, [*lists, copies], bucket, scale)
+        table = self._table(bucket)
+        kernels = ops.tensor_lists(scale.device)
+        if kernels is not None:
+            flag = self._step_pieces(kernels, [*lists, copies], table, None, bucket, scale)
             torch.autograd.graph.increment_version(bucket.params)
             return flag
         flats = [_flat(members) for members in lists]
         flat_copy = None if copies is None else _flat(copies)
-        flag = self._kernel(ops, [*flats, flat_copy], bucket, scale)
+        flag = self._step_pieces(ops, [*flats, flat_copy], table, None, bucket, scale)
         written = [(flats[0], weights), (flats[2], lists[2]), (flats[3], lists[3])]
         for flat, originals in written if flat_copy is None else [*written, (flat_copy, bucket.params)]:
             _unflatten(flat, originals)
         return flag
 
-    def _kernel(self, kernels: Any, buffers: list[Buffer | None], bucket: _Bucket, scale: Tensor) -> Tensor:
-        """Call the step of `kernels` and return its flag of non-finite gradients."""
+    def _step_pieces(
+        self,
+        kernels: Any,
+        buffers: list[Buffer | None],
+        table: Segments,
+        layout: FlatLayout | None,
+        bucket: _Bucket,
+        scale: Tensor,
+    ) -> Tensor:
+        """One step over the segments of `table`: whole parameters, or by `layout` pieces of them."""
+        arguments = (table, bucket.adam, scale)
+        trust = self._trust(bucket.group)
+        if not self.observing and trust is None:
+            flag: Tensor = kernels.adamw_step_(*buffers, *arguments)
+            return flag
+        if not self.observing and layout is None:
+            flag, _ = kernels.lamb_step_(*buffers, *arguments, trust)
+            return flag
+        *flats, copy = buffers
+        flag, squares = kernels.lamb_moments_(*flats, *arguments)
+        squares = squares if layout is None else layout.whole_squares(squares)
+        ratio = torch.ones(len(squares), device=squares.device)
+        if trust is not None:
+            ratio = reference.trust_ratios(squares, torch.ones_like(ratio, dtype=torch.bool), trust)
+        if self.observing:
+            names = [self._names.get(id(p), "") for p in bucket.params] if layout is None else layout.names
+            self.observed |= {name: Norms(*row) for name, row in zip(names, _rows(squares, ratio), strict=True)}
+        ratio = ratio if layout is None else ratio[layout.owner]
+        kernels.lamb_apply_(*flats, copy, *arguments, ratio, flag)
+        return flag
+
+    def _trust(self, group: dict[str, Any]) -> Trust | None:
+        """How the group's updates are scaled by trust ratios; None if they are not."""
         raise NotImplementedError
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -192,6 +251,12 @@ def _unflatten(flat: Tensor, tensors: list[Tensor]) -> None:
         torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
 
 
+def _rows(squares: Tensor, ratio: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Norm of the weights, norm of the update before the learning rate, and trust ratio of each parameter."""
+    weights, updates = squares.sqrt().unbind(-1)
+    return list(zip(weights.unbind(), (updates * ratio).unbind(), ratio.unbind(), strict=True))
+
+
 class FusedAdamW(FusedOptimizer):
     """AdamW (Loshchilov & Hutter 2019), with the terms of `torch.optim.AdamW`.
 
@@ -214,9 +279,8 @@ class FusedAdamW(FusedOptimizer):
         options = {"bias_correction": bias_correction, "max_grad_norm": max_grad_norm}
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, **options})
 
-    def _kernel(self, kernels: Any, buffers: list[Buffer | None], bucket: _Bucket, scale: Tensor) -> Tensor:
-        flag: Tensor = kernels.adamw_step_(*buffers, bucket.segments, bucket.adam, scale)
-        return flag
+    def _trust(self, group: dict[str, Any]) -> Trust | None:
+        return None
 
 
 class FusedLamb(FusedOptimizer):
@@ -246,7 +310,6 @@ class FusedLamb(FusedOptimizer):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, **options, **trust})
 
-    def _kernel(self, kernels: Any, buffers: list[Buffer | None], bucket: _Bucket, scale: Tensor) -> Tensor:
-        trust = Trust(bucket.group["max_trust_ratio"], bucket.group["use_nvlamb"])
-        flag: Tensor = kernels.lamb_step_(*buffers, bucket.segments, bucket.adam, scale, trust)[0]
-        return flag
+    def _trust(self, group: dict[str, Any]) -> Trust | None:
+        trusted = group["weight_decay"] != 0.0 or group["use_nvlamb"]
+        return Trust(group["max_trust_ratio"], group["use_nvlamb"]) if trusted else None

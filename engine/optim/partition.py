@@ -63,6 +63,12 @@ class Shard:
     process_group: Any | None
     """the ranks that have the parameters' other fragments; None where this rank has whole parameters"""
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the tensor is one whole parameter and nothing else."""
+        pieces = self.process_group is None and len(self.fragments) == 1
+        return pieces and self.fragments[0].length == self.tensor.numel()
+
 
 class _MismatchError(Exception):
     """A wrapper is not laid out as expected; the message says in what."""

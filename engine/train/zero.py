@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from engine import dist
+from engine.optim.attach import attach
+from engine.optim.fused import FusedOptimizer
 from engine.train.quiet import import_deepspeed
 
 
@@ -90,6 +92,9 @@ class ZeroEngine:
             self.model, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         self._plain_norm: Tensor | None = None
         self._forget_initial_step(optimizer)
+        self.fused = optimizer if isinstance(optimizer, FusedOptimizer) else None
+        if self.fused is not None:
+            attach(self.fused, self.model)
 
     def _forget_initial_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Undo the step that DeepSpeed takes while it initialises stage 0 in half precision (rate 0, but counted)."""
@@ -117,7 +122,7 @@ class ZeroEngine:
         if last_micro_batch:
             for group in self.model.optimizer.param_groups:
                 group["lr"] = learning_rate
-            if self._reports_no_norm:
+            if self._reports_no_norm and not self._clips_itself:
                 gradients = [p.grad for p in self.model.module.parameters() if p.grad is not None]
                 self._plain_norm = torch.nn.utils.get_total_norm(gradients)
         self.model.step()
@@ -129,8 +134,18 @@ class ZeroEngine:
 
     def grad_norm(self) -> float | None:
         """The global gradient norm of the last update, before clipping; waits for the device."""
-        norm = self._plain_norm if self._reports_no_norm else self.model.get_global_grad_norm()
+        if self._clips_itself:
+            norm = self.model.optimizer.grad_norm
+        else:
+            norm = self._plain_norm if self._reports_no_norm else self.model.get_global_grad_norm()
         return None if norm is None else float(norm)
+
+    @property
+    def _clips_itself(self) -> bool:
+        """The fused optimizers at stage 0 in fp32 know the norm that they clip by."""
+        return (
+            self.model.optimizer is self.fused and self.fused is not None and self.fused.defaults["max_grad_norm"] > 0
+        )
 
     @property
     def skipped_steps(self) -> int:

@@ -1,0 +1,75 @@
+"""Connects a fused optimizer to the DeepSpeed engine that hands it its tensors.
+
+The optimizer learns what the tensors consist of, and takes over unscaling and clipping: DeepSpeed computes the gradient
+norm, decides on overflow, and would then multiply all gradients by one factor in a pass of its own (8 bytes a
+parameter); it hands over the factor instead. The arithmetic is DeepSpeed's, so the bits of the update are the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.optim.fused import FusedOptimizer
+from engine.optim.partition import shards
+
+
+def attach(optimizer: FusedOptimizer, engine: Any) -> None:
+    """Tell the optimizer about the engine's layout, and fold unscaling and clipping into its step.
+
+    Args:
+        optimizer: the client optimizer that `deepspeed.initialize` was given.
+        engine: what that returned.
+
+    Raises:
+        UserError: the layout is unsupported or unknown.
+    """
+    optimizer.lay_out(shards(engine))
+    wrapper = engine.optimizer
+    if wrapper is optimizer:
+        _clip_itself(optimizer, engine)
+    elif hasattr(wrapper, "fp32_groups_gradient_flat_partition"):
+        _take_clipping(optimizer, wrapper)
+    else:
+        _take_unscaling(optimizer, wrapper)
+
+
+def _clip_itself(optimizer: FusedOptimizer, engine: Any) -> None:
+    """Stage 0 in fp32, where DeepSpeed would call torch's clip_grad_norm_: the optimizer's own clipping is fused."""
+    optimizer.defaults["max_grad_norm"] = engine.gradient_clipping()
+    engine._config.gradient_clipping = 0.0
+
+
+def _take_clipping(optimizer: FusedOptimizer, wrapper: Any) -> None:
+    """BF16_Optimizer: no loss scale; it clips if `clip_grad` is positive, after storing the norm."""
+    limit, wrapper.clip_grad = wrapper.clip_grad, 0.0
+
+    def scale() -> Tensor | float:
+        if not limit:
+            return 1.0
+        norm = torch.as_tensor(wrapper._global_grad_norm, dtype=torch.float32)
+        factor: Tensor = (limit / (norm + 1e-6)).clamp(max=1.0)
+        return factor
+
+    optimizer.scale = scale
+
+
+def _take_unscaling(optimizer: FusedOptimizer, wrapper: Any) -> None:
+    """ZeRO 1 to 3, and stage 0 in half precision: `unscale_and_clip_grads` is called before each step.
+
+    Its arguments differ over the wrappers; the norm, times the loss scale, is the last one of each.
+    """
+    handed: list[Tensor | float] = [1.0]
+
+    def hand_over(*arguments: Any, apply_scale: bool = True) -> Tensor | float:
+        combined: Tensor | float = wrapper.loss_scale
+        if wrapper.clip_grad > 0.0:
+            norm = torch.as_tensor(arguments[-1], dtype=torch.float32)
+            combined = (((norm / wrapper.loss_scale) + 1e-6) / wrapper.clip_grad).clamp(min=1.0) * wrapper.loss_scale
+        handed[0] = 1.0 / combined
+        return combined
+
+    wrapper.unscale_and_clip_grads = hand_over
+    optimizer.scale = lambda: handed[0]
