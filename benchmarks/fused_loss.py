@@ -164,8 +164,8 @@ def accuracy() -> list[dict[str, Any]]:
 def counts() -> list[dict[str, Any]]:
     """Traffic of bf16 logits between the GEMMs, forward and backward, by counting loads and stores in the sources.
 
-    Sources, as of November 2026: apex contrib/csrc/xentropy/xentropy_kernel.cu, Liger-Kernel ops/cross_entropy.py,
-    quack cross_entropy.py, DeepSpeed runtime/chunked_cross_entropy.py, ml-cross-entropy, torch's SoftMax.cu and Loss.cu.
+    Sources, as of November 2026: apex contrib/csrc/xentropy/xentropy_kernel.cu, Liger-Kernel cross_entropy.py, quack
+    cross_entropy.py, DeepSpeed runtime/chunked_cross_entropy.py, ml-cross-entropy, torch's SoftMax.cu and Loss.cu.
     """
     table = {
         "ours, CPU (row in second-level cache)": ("1 read, 1 write", 4, 2),

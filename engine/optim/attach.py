@@ -49,7 +49,7 @@ def _take_clipping(optimizer: FusedOptimizer, wrapper: Any) -> None:
     def scale() -> Tensor | float:
         if not limit:
             return 1.0
-        norm = torch.as_tensor(wrapper._global_grad_norm, dtype=torch.float32)
+        norm = _own_precision(wrapper._global_grad_norm)
         factor: Tensor = (limit / (norm + 1e-6)).clamp(max=1.0)
         return factor
 
@@ -66,10 +66,15 @@ def _take_unscaling(optimizer: FusedOptimizer, wrapper: Any) -> None:
     def hand_over(*arguments: Any, apply_scale: bool = True) -> Tensor | float:
         combined: Tensor | float = wrapper.loss_scale
         if wrapper.clip_grad > 0.0:
-            norm = torch.as_tensor(arguments[-1], dtype=torch.float32)
+            norm = _own_precision(arguments[-1])
             combined = (((norm / wrapper.loss_scale) + 1e-6) / wrapper.clip_grad).clamp(min=1.0) * wrapper.loss_scale
         handed[0] = 1.0 / combined
         return combined
 
     wrapper.unscale_and_clip_grads = hand_over
     optimizer.scale = lambda: handed[0]
+
+
+def _own_precision(norm: Tensor | float) -> Tensor:
+    """The norm as a tensor that isn't rounded yet: the factor is rounded once, as `mul_` would."""
+    return norm if isinstance(norm, Tensor) else torch.tensor(norm, dtype=torch.float64)

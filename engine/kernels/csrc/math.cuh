@@ -105,7 +105,8 @@ HD float adam_direction(float param, float exp_avg, float exp_avg_sq, float weig
 }
 
 // |weights| / |update| (You et al. 2020), at most `clamp`; 1 where either is 0.
-HD float trust_ratio(float weight_norm, float update_norm, float clamp) {
-    const float ratio = weight_norm > 0.f && update_norm > 0.f ? weight_norm / update_norm : 1.f;
+template <class R>
+HD R trust_ratio(R weight_norm, R update_norm, R clamp) {
+    const R ratio = weight_norm > R(0) && update_norm > R(0) ? weight_norm / update_norm : R(1);
     return ratio > clamp ? clamp : ratio;
 }

@@ -3,7 +3,9 @@
 // AdamW is bound by memory: every array is read once and written once. LAMB needs the norms of a whole segment before
 // it may move a weight, so it works in waves of segments that fit the last-level cache together: the second pass of
 // a wave finds its data there. Where segments are parts of split parameters, the two passes are calls of their own.
-// Sums are made a block at a time, in an order that doesn't depend on the threads.
+// Sums are made a block at a time, in an order that doesn't depend on the threads, and no multiplication is fused with
+// an addition: every build, whatever its instruction set, gives the same bits, and so do LAMB in one call and in two.
+#pragma GCC optimize("fp-contract=off")
 #include <omp.h>
 
 #include <memory>
@@ -233,7 +235,7 @@ Norms sum_of_segment(const Table& t, const Norms* norms, int segment) {
 float segment_ratio(const Table& t, const Norms* norms, int segment, const Hyper& h) {
     if (!t.trust[segment] || !(h.nvlamb || t.weight_decay[segment] != 0.f)) return 1.f;
     const Norms sum = sum_of_segment(t, norms, segment);
-    return trust_ratio(static_cast<float>(sqrt(sum.param)), static_cast<float>(sqrt(sum.update)), h.trust_clamp);
+    return static_cast<float>(trust_ratio(sqrt(sum.param), sqrt(sum.update), static_cast<double>(h.trust_clamp)));
 }
 
 // First segment after the wave that starts at `segment`: as many as keep 16 bytes an element within 8 MB.
