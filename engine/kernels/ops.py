@@ -5,6 +5,8 @@ Arguments and results are described in `engine.kernels.reference`. CUDA kernels 
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Literal
@@ -21,27 +23,44 @@ Kernels = Literal["auto", "fused", "reference"]
 
 _selected: Kernels = "auto"
 
+logger = logging.getLogger(__name__)
+
 
 def select(kernels: Kernels) -> None:
     """Choose for this process.
 
     Args:
-        kernels: "auto", our kernels on CPUs and plain torch on GPUs, where ours have been emulated but never run;
-            "fused", our kernels on both; "reference", plain torch everywhere.
+        kernels: "auto", our kernels, on a GPU once they have agreed there with plain torch; "fused", ours without that
+            check; "reference", plain torch everywhere.
     """
     global _selected
     _selected = kernels
 
 
 def backend(device: torch.device) -> ModuleType:
-    """The module whose functions compute on `device`; plain torch where a back end can't be built."""
-    if device.type == "cpu" and _selected != "reference":
+    """The module whose functions compute on `device`; plain torch where a back end can't be built or is wrong."""
+    if _selected == "reference" or device.type not in ("cpu", "cuda"):
+        return reference
+    if device.type == "cpu":
         return cpu if cpu.available() else reference
-    if device.type == "cuda" and _selected == "fused":
-        from engine.kernels import cuda
+    from engine.kernels import cuda
 
-        return cuda if cuda.available() else reference
-    return reference
+    usable = cuda.available() if _selected == "fused" else _agrees(device.index)
+    return cuda if usable else reference
+
+
+@functools.cache
+def _agrees(index: int | None) -> bool:
+    """Whether the CUDA kernels can be built and agree with plain torch on a GPU; if not, one line says why."""
+    from engine.kernels import cuda
+    from engine.kernels.selfcheck import disagreement
+
+    if not torch.cuda.is_available() or not cuda.available():
+        return False
+    found = disagreement(cuda, torch.device("cuda", torch.cuda.current_device() if index is None else index))
+    if found is not None:
+        logger.warning("CUDA kernels: %s; plain torch runs instead", found)
+    return found is None
 
 
 def fused(device: torch.device) -> bool:

@@ -68,7 +68,7 @@ class Segments:
             owner=owner.int(),
             first=first.int(),
         )
-        return cls.from_tensors([tensor.to(device) for tensor in table.tensors()])
+        return table.to(device)
 
     @classmethod
     def whole(cls, elements: int, weight_decay: float = 0.0, device: torch.device | str = "cpu") -> Segments:
@@ -78,6 +78,10 @@ class Segments:
     def scaled(self, trust: Trust) -> Tensor:
         """[S] bool, whether LAMB scales the segment by its trust ratio."""
         return self.trust if trust.nvlamb else self.trust & (self.weight_decay != 0.0)
+
+    def to(self, device: torch.device | str) -> Segments:
+        """The table on another device."""
+        return Segments.from_tensors([tensor.to(device) for tensor in self.tensors()])
 
     def tensors(self) -> list[Tensor]:
         """The table's tensors in the order of its fields, as an operator's argument."""

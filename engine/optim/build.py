@@ -24,10 +24,13 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: fl
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig, device: torch.device) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, device: torch.device, zero_stage: int = 0
+) -> torch.optim.Optimizer:
     """The optimizer over whole parameters; ZeRO replaces them by its partitions afterwards.
 
-    AdamW is torch's own where our kernels don't run on `device`, the device that the run trains on.
+    AdamW is torch's own where our kernels don't run on `device`, the device that the run trains on, and on GPUs at
+    stage 0: there ours would gather some 200 separate parameters into flat tensors at every step.
 
     The learning rate starts at 0: DeepSpeed steps some optimizers once while it initialises (stage 0 in half
     precision), and a step at rate 0 changes nothing. The loop sets the rate before every step. DeepSpeed clips.
@@ -37,6 +40,6 @@ def build_optimizer(model: nn.Module, config: OptimConfig, device: torch.device)
         terms = {"betas": config.betas, "eps": config.eps, "max_grad_norm": 0.0}
         trust = {"use_nvlamb": config.nvlamb, "max_trust_ratio": config.max_trust_ratio}
         return FusedLamb(groups, lr=0.0, **terms, **trust)  # type: ignore[arg-type]
-    if fused(device):
+    if fused(device) and (device.type == "cpu" or zero_stage > 0):
         return FusedAdamW(groups, lr=0.0, betas=config.betas, eps=config.eps)
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)

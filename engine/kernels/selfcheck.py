@@ -1,0 +1,90 @@
+"""Whether a GPU's kernels compute what plain torch does on that very GPU: asked once a process, before they are used.
+
+The CUDA sources are proven by emulation and compilation alone; what those can't show (machine code, loading, streams)
+is checked here in a fraction of a second, on small inputs of every kind that training sends. Speed is not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.kernels import reference
+from engine.kernels.segments import Segments
+from engine.kernels.terms import Adam, Trust
+
+ROWS, CLASSES = 3, 30522
+LENGTHS = (1, 1003, 40_000)
+GAP = 3
+#: largest difference that is allowed, relative to the largest value of the result: fp32 sums in another order
+TOLERANCE = 2e-5
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+Found = Iterator[tuple[str, Tensor, Tensor, float]]
+
+
+def disagreement(kernels: Any, device: torch.device) -> str | None:
+    """What `kernels` (functions of `engine.kernels.reference`) do wrong on `device`; None if nothing."""
+    try:
+        for check in (_cross_entropy, _optimizer_steps):
+            for what, result, expected, tolerance in check(kernels, device):
+                scale = expected.double().abs().max().clamp(min=1e-30)
+                apart = float((result.double() - expected.double()).abs().max() / scale)
+                if not apart <= tolerance:
+                    return f"{what} differs from plain torch by {apart:.1e}"
+    except Exception as error:  # whatever a driver, a compiler or a launch may raise: plain torch does the work then
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return None
+
+
+def _cross_entropy(kernels: Any, device: torch.device) -> Found:
+    """Losses, hits and gradients of rows that start unaligned, one of them ignored, in every precision."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.tensor([7, -100, CLASSES - 1], device=device)
+    options: dict[str, Any] = {"ignore_index": -100, "label_smoothing": 0.1, "gradient": True}
+    for dtype in DTYPES:
+        drawn = torch.randn(ROWS * (CLASSES + 1) + 1, generator=generator).to(device, dtype)
+        views = [copy[1:].view(ROWS, CLASSES + 1)[:, :CLASSES] for copy in (drawn.clone(), drawn.clone())]
+        scale = torch.full((), 64.0, device=device)
+        loss, hit, _ = kernels.softmax_cross_entropy_(views[0], None, target, scale, **options)
+        true_loss, true_hit, _ = reference.softmax_cross_entropy_(views[1], None, target, scale, **options)
+        yield f"the loss in {dtype}", loss, true_loss, TOLERANCE
+        yield f"the prediction in {dtype}", hit, true_hit, 0.0
+        yield f"the gradient in {dtype}", views[0], views[1], TOLERANCE + 2 * torch.finfo(dtype).eps
+
+
+def _buffers(device: torch.device) -> tuple[list[Tensor], Tensor, Segments]:
+    """Weights, gradients and moments of a run under way, a bf16 copy, and segments with gaps of NaN between them."""
+    generator = torch.Generator().manual_seed(0)
+    size = sum(LENGTHS) + GAP * len(LENGTHS)
+    offsets = [sum(LENGTHS[:index]) + GAP * index for index in range(len(LENGTHS))]
+    table = Segments.build(offsets, LENGTHS, [0.1, 0.0, 0.1])
+    flats = [torch.randn(size, generator=generator) * scale for scale in (0.05, 1.0, 0.1)]
+    flats.append(torch.rand(size, generator=generator) * 0.01)
+    return [flat.to(device) for flat in flats], torch.zeros(size, dtype=torch.bfloat16, device=device), table.to(device)
+
+
+def _optimizer_steps(kernels: Any, device: torch.device) -> Found:
+    """Weights, moments and copies after AdamW, and after LAMB in one call and in two; and the norm of gradients."""
+    adam, scale = Adam(lr=1e-2, beta1=0.9, beta2=0.999, eps=1e-6, step=3), torch.full((), 0.5, device=device)
+    for name in ("adamw", "lamb", "lamb in halves"):
+        results = []
+        for one in (kernels, reference):
+            flats, copy, table = _buffers(device)
+            if name == "adamw":
+                one.adamw_step_(*flats, copy, table, adam, scale)
+            elif name == "lamb":
+                one.lamb_step_(*flats, copy, table, adam, scale, Trust())
+            else:
+                nonfinite, squares = one.lamb_moments_(*flats, table, adam, scale)
+                ratio = reference.trust_ratios(squares, table.scaled(Trust()), Trust())
+                one.lamb_apply_(*flats, copy, table, adam, scale, ratio, nonfinite)
+            results.append([*flats, copy])
+        low = torch.finfo(torch.bfloat16).eps
+        for what, own, true in zip(("weights", "gradients", "moments", "moments", "copy"), *results, strict=True):
+            yield f"{name}: {what}", own, true, TOLERANCE + (low if what == "copy" else 0.0)
+    flats, _, table = _buffers(device)
+    yield "the gradient norm", kernels.global_norm(flats[1], table), reference.global_norm(flats[1], table), TOLERANCE
