@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.kernels import cuda, reference
+from engine.kernels.selfcheck import disagreement
 from tests.cuda_emulator.float64 import error
 from tests.kernels.test_emulator import TOLERANCE, Optimizer, rows
 
@@ -99,3 +100,7 @@ def test_the_host_never_waits() -> None:
         cuda.global_norm(run.grad, run.segments)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_check_at_the_start_of_a_run_passes() -> None:
+    assert disagreement(cuda, torch.device("cuda", torch.cuda.current_device())) is None
