@@ -59,15 +59,17 @@ def _take_clipping(optimizer: FusedOptimizer, wrapper: Any) -> None:
 def _take_unscaling(optimizer: FusedOptimizer, wrapper: Any) -> None:
     """ZeRO 1 to 3, and stage 0 in half precision: `unscale_and_clip_grads` is called before each step.
 
-    Its arguments differ over the wrappers; the norm, times the loss scale, is the last one of each.
+    Its arguments differ over the wrappers; the norm, times the loss scale, is the last one of each. By then DeepSpeed
+    may have raised the loss scale: gradients are divided by the one that the loss was multiplied by.
     """
     handed: list[Tensor | float] = [1.0]
 
     def hand_over(*arguments: Any, apply_scale: bool = True) -> Tensor | float:
-        combined: Tensor | float = wrapper.loss_scale
+        loss_scale = wrapper.loss_scale if optimizer.loss_scale is None else optimizer.loss_scale
+        combined: Tensor | float = loss_scale
         if wrapper.clip_grad > 0.0:
             norm = _own_precision(arguments[-1])
-            combined = (((norm / wrapper.loss_scale) + 1e-6) / wrapper.clip_grad).clamp(min=1.0) * wrapper.loss_scale
+            combined = (((norm / loss_scale) + 1e-6) / wrapper.clip_grad).clamp(min=1.0) * loss_scale
         handed[0] = 1.0 / combined
         return combined
 

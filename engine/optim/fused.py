@@ -53,6 +53,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         grad_norm: [] fp32 tensor after a step with clipping on: the unscaled gradients' norm before it.
         scale: multiplies the gradients of the next steps, once each tensor: what DeepSpeed would have multiplied
             them by in a pass of its own.
+        loss_scale: what the loss of the next step was multiplied by; None where only DeepSpeed knows.
         observing: while it is true, steps keep the norms of every parameter and of its update in `observed`.
         observed: norms by the parameter's name. Under ZeRO every rank has those of its process group's parameters.
     """
@@ -72,6 +73,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._layouts: dict[int, FlatLayout] = {}
         self._names: dict[int, str] = {}
         self.scale: Callable[[], Tensor | float] = lambda: 1.0
+        self.loss_scale: float | None = None
         self.observing = False
         self.observed: dict[str, Norms] = {}
 
