@@ -215,7 +215,10 @@ class TrainConfig:
     detect_anomaly: bool = False
     """stop at the operation whose backward pass made the first NaN (slow)"""
     kernels: Literal["auto", "fused", "reference"] = "auto"
-    """auto: our fused kernels on CPUs, plain torch on GPUs; fused: ours on GPUs too; reference: plain torch"""
+    """auto: our fused kernels, on a GPU if they agree there with plain torch at the start; fused: without that check;
+    reference: plain torch"""
+    verify_update: int = 1
+    """first updates, also after a resume, that are compared with the exact ones of whole parameters; 0 turns it off"""
     threads: int | None = None
     """CPU threads of a rank; null divides the machine's cores among its ranks"""
 
@@ -224,7 +227,7 @@ class TrainConfig:
         require(self.kernels in choices, "train.kernels", self.kernels, f"choose one of {', '.join(choices)}")
         for name in ("global_batch", "log_interval", "keep"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "give a whole number of at least 1")
-        for name in ("eval_interval", "eval_samples", "save_interval"):
+        for name in ("eval_interval", "eval_samples", "save_interval", "verify_update"):
             value = getattr(self, name)
             require(value is None or value >= 0, f"train.{name}", value, "give 0 or more")
         for name in ("micro_batch", "steps", "threads"):
@@ -248,6 +251,8 @@ class MonitorConfig:
 
     tensorboard: bool = True
     """write TensorBoard events under <output>/tensorboard"""
+    norm_interval: int = 100
+    """steps between norms of weights and updates and LAMB's trust ratios; 0 never; not for torch's own AdamW"""
     csv: bool = False
     """write a CSV file a curve under <output>/csv"""
     wandb: bool = False
@@ -256,6 +261,9 @@ class MonitorConfig:
     """project of the Weights & Biases run"""
     wandb_group: str | None = None
     """group of the Weights & Biases run"""
+
+    def validate(self) -> None:
+        require(self.norm_interval >= 0, "monitor.norm_interval", self.norm_interval, "give 0 or more")
 
 
 @dataclass
@@ -286,7 +294,7 @@ class RunConfig:
         require(self.task in get_args(TaskName), "task", self.task, f"choose one of {', '.join(get_args(TaskName))}")
         require(bool(self.output), "output", self.output, "give a folder")
         require(0 <= self.seed < 2**32, "seed", self.seed, "give a whole number in [0, 2^32)")
-        for part in (self.model, self.data, self.labelled, self.optim, self.train):
+        for part in (self.model, self.data, self.labelled, self.optim, self.train, self.monitor):
             part.validate()
         if self.task == "pretrain":
             self._validate_pretraining()

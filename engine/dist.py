@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -14,6 +15,8 @@ import numpy as np
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor
+
+from engine.errors import UserError
 
 T = TypeVar("T")
 
@@ -60,15 +63,46 @@ def gather_objects(value: T) -> list[T]:
     return gathered  # type: ignore[return-value]
 
 
+def agreed(work: Callable[[], T]) -> T:
+    """Do `work` on every rank; a user's mistake that any of them meets is raised on all; collective.
+
+    Work that may fail on one rank alone must hold no collective.
+    """
+    result: T | None = None
+    message: str | None = None
+    try:
+        result = work()
+    except UserError as error:
+        message = str(error)
+    messages = [m for m in gather_objects(message) if m]
+    if messages:
+        raise UserError(messages[0])
+    return result  # type: ignore[return-value]
+
+
+def exchange(outgoing: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+    """Send the flat tensor `outgoing[r]` to each rank r; what they sent to this one; collective.
+
+    Args:
+        outgoing: one a rank, of one type, on the device that the ranks' back end works on; may be empty.
+        sizes: how many elements each rank sends to this one.
+    """
+    if not _active():
+        return list(outgoing)
+    received = outgoing[0].new_empty(sum(sizes))
+    torch_dist.all_to_all_single(received, torch.cat(list(outgoing)), list(sizes), [part.numel() for part in outgoing])
+    return list(received.split(list(sizes)))
+
+
 def barrier() -> None:
     """Wait for all ranks; collective."""
     if _active():
         torch_dist.barrier()
 
 
-def seed_everything(seed: int, rank: int) -> None:
-    """Seed Python, NumPy and torch on every device, differently on every rank (dropout must differ)."""
-    mixed = int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
+def seed_everything(seed: int, rank: int, step: int = 0) -> None:
+    """Seed Python, NumPy and torch on every device, differently on every rank and step (dropout must differ)."""
+    mixed = int(np.random.SeedSequence([seed, rank, step]).generate_state(1)[0])
     random.seed(mixed)
     np.random.seed(mixed)
     torch.manual_seed(mixed)

@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":  # run as a file: import the packages of this checkout and not this folder's modules
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -26,8 +25,6 @@ from launch.launcher import Launcher, detect_launcher
 
 if TYPE_CHECKING:
     from engine.dist import World
-
-T = TypeVar("T")
 
 DESCRIPTION = """Pre-train BERT (MLM + NSP) or fine-tune it, sharded by DeepSpeed ZeRO.
 
@@ -80,22 +77,6 @@ def debug_config(config: RunConfig) -> RunConfig:
     if not model.init_from:
         model = replace(model, size="tiny", hidden_size=64, layers=2, heads=2, intermediate_size=128)
     return replace(config, train=train, model=model, data=replace(config.data, workers=0))
-
-
-def agreed(work: Callable[[], T]) -> T:
-    """Do `work` on every rank; a user's mistake that any of them meets is raised on all; collective."""
-    from engine import dist
-
-    result: T | None = None
-    message: str | None = None
-    try:
-        result = work()
-    except UserError as error:
-        message = str(error)
-    messages = [m for m in dist.gather_objects(message) if m]
-    if messages:
-        raise UserError(messages[0])
-    return result  # type: ignore[return-value]
 
 
 def prepare_embedded(config: RunConfig, is_main: bool) -> RunConfig:
@@ -152,6 +133,7 @@ def train(config: RunConfig, launcher: Launcher) -> int:
 def run(config: RunConfig, launcher: Launcher, world: World) -> None:
     """Check what needs the ranks or the data, then train and report; collective."""
     from engine.data.loader import resolve_layout
+    from engine.dist import agreed
     from engine.evaluate import final_report
     from engine.train.loop import Trainer, find_start
     from engine.train.monitor import check_monitor
@@ -163,7 +145,7 @@ def run(config: RunConfig, launcher: Launcher, world: World) -> None:
     batch = config.train
     layout = agreed(lambda: resolve_layout(batch.global_batch, batch.micro_batch, world.size, world.rank))
     config = agreed(lambda: prepare_embedded(config, world.is_main))
-    start = agreed(lambda: find_start(config, world.size))
+    start = agreed(lambda: find_start(config))
     task = agreed(lambda: checked_task(config))
     deepspeed = deepspeed_config(config, layout, accelerator)
     trainer = agreed(lambda: Trainer(task, config, deepspeed, layout, world, start))

@@ -79,6 +79,7 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     "model that is not there": (pretrain("--model.init_from=IN/nowhere"), "nowhere"),
     "model of another family": (pretrain("--model.init_from=IN/roberta"), "its model_type is 'roberta'"),
     "resume from nothing": (pretrain("--resume=IN/empty"), "resume: "),
+    "checkpoint of another format": (pretrain("--resume=IN/old"), "this version reads format 2; use the version that"),
     "missing labelled file": (finetune("--labelled.train=IN/none.csv"), "none.csv"),
     "labelled file of an unknown kind": (finetune("--labelled.train=IN/typo.yaml"), "typo.yaml"),
     "column that is not there": (finetune("--labelled.text=sentense"), "sentense"),
@@ -121,6 +122,8 @@ def write_inputs(folder: Path) -> None:
     (folder / "roberta").mkdir()
     (folder / "roberta" / "config.json").write_text('{"model_type": "roberta"}')
     (folder / "empty").mkdir()
+    (folder / "old").mkdir()
+    (folder / "old" / "state.json").write_text('{"step": 5, "version": "0.0.9"}')
     texts = {
         "typo.yaml": "train: {step: 5}\n",
         "broken.yaml": "train: [1, {",

@@ -1,14 +1,18 @@
-"""Checkpoints: everything that an exact resume needs, complete or absent.
+"""Checkpoints: everything that an exact resume needs, complete or absent, whatever the layout it is resumed in.
 
 A checkpoint is written into a hidden folder, which gets its name `step-NNNNNN` by one rename after every rank
 has written its part; the file `latest` moves after that. A crash at any moment leaves the older ones intact.
 
     <output>/checkpoints/
-        latest                  name of the newest checkpoint
+        latest                       name of the newest checkpoint
         step-000100/
-            state.json          step, cursor, layout, the run's configuration, versions
-            rng-rank-N.pt       random generators of rank N
-            zero_pp_rank_...    DeepSpeed's model and optimizer partitions
+            state.json               format, step, cursor, layout, the run's configuration, versions, sizes of the files
+            index.json               where the ranges of every parameter lie; see `engine.train.archive`
+            rank-NNNNN.safetensors   fp32 weights and optimizer states that rank N wrote
+            rng-rank-N.pt            random generators of rank N
+
+Any number of ranks resumes at any ZeRO stage: parameters are saved under their names and without ZeRO's padding, and
+the cursor counts samples. Only the random generators belong to a rank; another number of ranks seeds new ones.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -25,9 +30,12 @@ import engine
 from engine import dist
 from engine.data.source import Cursor
 from engine.errors import UserError
+from engine.train.archive import first_line
 from engine.train.zero import ZeroEngine
 
 STATE_FILE = "state.json"
+#: of the folder's files; 1 was DeepSpeed's own
+FORMAT = 2
 #: configuration that a resume can't change, because states or data order depend on it
 FIXED_FIELDS = (
     "task",
@@ -39,7 +47,6 @@ FIXED_FIELDS = (
     "data.whole_word_masking",
     "labelled.train",
     "optim.name",
-    "train.zero_stage",
     "train.precision",
 )
 
@@ -56,6 +63,7 @@ class RunState:
     """best value so far of the task's metric"""
     micro_batch: int = 0
     version: str = engine.__version__
+    format: int = FORMAT
     files: dict[str, int] = field(default_factory=dict)
     """bytes of every other file of the checkpoint"""
 
@@ -86,7 +94,7 @@ def save(zero: ZeroEngine, folder: Path, state: RunState, keep: int) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     dist.barrier()
-    zero.model.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
+    zero.save_states(partial)
     torch.save(dist.rng_state(), partial / f"rng-rank-{rank}.pt")
     dist.barrier()
     if rank == 0:
@@ -134,13 +142,19 @@ def read_state(path: Path) -> RunState:
     """The state of a checkpoint.
 
     Raises:
-        UserError: state.json can't be read.
+        UserError: state.json can't be read, or is of a format of another version.
     """
     try:
         values = json.loads((path / STATE_FILE).read_text())
-        return RunState(**{**values, "cursor": Cursor(**values["cursor"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        found = values.get("format", 1)
+        if found == FORMAT:
+            return RunState(**{**values, "cursor": Cursor(**values["cursor"])})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"resume: {path / STATE_FILE} is damaged ({error}); resume from another checkpoint") from error
+    raise UserError(
+        f"resume: {path} is of checkpoint format {found} and this version reads format {FORMAT}; "
+        f"use the version that wrote it ({values.get('version')})"
+    )
 
 
 def lookup(config: dict[str, Any], name: str) -> Any:
@@ -151,8 +165,8 @@ def lookup(config: dict[str, Any], name: str) -> Any:
     return value
 
 
-def check_resumable(state: RunState, path: Path, config: dict[str, Any], world_size: int) -> None:
-    """Refuse a resume under another layout or a configuration that contradicts the checkpoint.
+def check_resumable(state: RunState, path: Path, config: dict[str, Any]) -> None:
+    """Refuse a resume with a configuration that contradicts the checkpoint, or from a damaged one.
 
     Raises:
         UserError: names the field and both values, or the file that is missing or cut off.
@@ -163,33 +177,27 @@ def check_resumable(state: RunState, path: Path, config: dict[str, Any], world_s
             raise UserError(
                 f"resume: {path} is damaged ({file} has {found} bytes of {size}); resume from another checkpoint"
             )
-    if state.world_size != world_size:
-        raise UserError(
-            f"resume: {path} was saved by {state.world_size} ranks and this run has {world_size}; "
-            f"start it with {state.world_size} ranks"
-        )
     for name in FIXED_FIELDS:
         saved, given = lookup(json.loads(json.dumps(state.config)), name), lookup(json.loads(json.dumps(config)), name)
         if saved != given:
             raise UserError(f"{name}: {given!r} differs from {saved!r} in {path}; set it back, or use another --output")
 
 
-def load(zero: ZeroEngine, path: Path) -> None:
+def load(zero: ZeroEngine, path: Path, state: RunState) -> None:
     """Put model, optimizer and random generators back as they were; collective.
+
+    Another number of ranks than the saved one can't have their generators: it gets new ones, which depend on the step.
 
     Raises:
         UserError: a file of the checkpoint is missing or damaged.
     """
+    zero.load_states(path)
+    rank = torch.distributed.get_rank()
+    if zero.world_size != state.world_size:
+        dist.seed_everything(state.config["seed"], rank, state.step)
+        return
     try:
-        loaded, _ = zero.model.load_checkpoint(str(path.parent), tag=path.name)
-        rng = torch.load(path / f"rng-rank-{torch.distributed.get_rank()}.pt", weights_only=False)
-    except (OSError, RuntimeError, EOFError, AssertionError) as error:
+        rng = torch.load(path / f"rng-rank-{rank}.pt", weights_only=False)
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
         raise UserError(f"resume: {path} is damaged ({first_line(error)}); resume from another checkpoint") from error
-    if loaded is None:
-        raise UserError(f"resume: {path} holds no DeepSpeed states; resume from another checkpoint")
     dist.set_rng_state(rng)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's text."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

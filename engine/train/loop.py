@@ -26,6 +26,7 @@ from engine.tasks.task import Evaluation, Task
 from engine.train import checkpoint
 from engine.train.meter import Meter
 from engine.train.monitor import Monitor, Progress, memory_bytes
+from engine.train.verify import UpdateCertificate
 from engine.train.zero import ZeroEngine
 
 DEFAULT_STEPS = 1000
@@ -57,7 +58,7 @@ def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
     return replace(batch, inputs=inputs, max_length=int(batch.inputs["lengths"].max()))
 
 
-def find_start(config: RunConfig, world_size: int) -> Path | None:
+def find_start(config: RunConfig) -> Path | None:
     """The checkpoint that the run resumes, checked against it before anything is built.
 
     Raises:
@@ -65,8 +66,19 @@ def find_start(config: RunConfig, world_size: int) -> Path | None:
     """
     path = checkpoint.find(config.resume, Path(config.output) / "checkpoints")
     if path is not None:
-        checkpoint.check_resumable(checkpoint.read_state(path), path, config.to_dict(), world_size)
+        checkpoint.check_resumable(checkpoint.read_state(path), path, config.to_dict())
     return path
+
+
+def resumption(state: checkpoint.RunState, path: Path, world_size: int, stage: int) -> str:
+    """What to tell about a resume: where it goes on and, if its layout is another one, what follows from that."""
+    told = f"resumed {path} at step {state.step}"
+    saved = (state.world_size, int(state.config["train"]["zero_stage"]))
+    if saved != (world_size, stage):
+        told += f", saved by {saved[0]} rank(s) at ZeRO stage {saved[1]}, now {world_size} rank(s) at stage {stage}"
+    if saved[0] != world_size:
+        told += "\nfrom here on dropout differs from that of the undisturbed run, whose ranks are other ones"
+    return told
 
 
 class Trainer:
@@ -89,7 +101,9 @@ class Trainer:
         torch.use_deterministic_algorithms(config.train.deterministic)
         torch.autograd.set_detect_anomaly(config.train.detect_anomaly)
         model = task.build_model()
-        self.zero = ZeroEngine(model, build_optimizer(model, config.optim, world.device), deepspeed)
+        self.zero = ZeroEngine(
+            model, build_optimizer(model, config.optim, world.device, config.train.zero_stage), deepspeed
+        )
         dist.seed_everything(config.seed, world.rank)
         self.step, self.cursor = 0, Cursor()
         self.best: float | None = None
@@ -100,15 +114,17 @@ class Trainer:
         if world.is_main:
             self._record_config(deepspeed)
         self.meter = Meter(self.zero.device)
+        updates = config.train.verify_update
+        self.certificate = UpdateCertificate(self.zero, config.optim, updates, self.output, self._say)
         self.loss = math.nan
         self.evaluation: Evaluation | None = None
 
     def _resume(self, path: Path) -> None:
         state = checkpoint.read_state(path)
-        checkpoint.load(self.zero, path)
+        checkpoint.load(self.zero, path, state)
         self.step, self.cursor, self.best = state.step, state.cursor, state.best
         if self.world.is_main:
-            print(f"resumed {path} at step {self.step}", flush=True)
+            print(resumption(state, path, self.world.size, self.config.train.zero_stage), flush=True)
 
     def _record_config(self, deepspeed: dict[str, Any]) -> None:
         """Keep the run's configuration beside its results: a recipe to run it again, and the DeepSpeed dict."""
@@ -155,12 +171,25 @@ class Trainer:
             output = self.task.step(self.zero.model, batch)
             self.zero.backward(output.loss)
             last = index + 1 == self.layout.accumulation
-            self.zero.step(rate, last_micro_batch=last)
+            with self.certificate.watch(self.step + 1, rate, last_micro_batch=last):
+                self.zero.step(rate, last_micro_batch=last, observe=last and self._observes())
+            self.meter.exclude(self.certificate.seconds)
             self.meter.add({"loss": output.loss, **output.metrics}, batch.inputs["input_ids"].numel())
         self.cursor = batch.cursor
         self.step += 1
         self.meter.end_step()
+        if norms := self.zero.norms():
+            self.monitor.norms(norms, self.step)
         self.progress.advance()
+
+    def _observes(self) -> bool:
+        """Whether the step under way measures the norms of weights and update."""
+        interval = self.config.monitor.norm_interval
+        return interval > 0 and (self.step + 1) % interval == 0
+
+    def _say(self, line: str) -> None:
+        """Tell a person on rank 0, once the run is under way."""
+        self.progress.say(line)
 
     def observe(self) -> None:
         """Write a point of the training curves; collective."""

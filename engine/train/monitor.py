@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from engine.config import MonitorConfig, RunConfig
 from engine.errors import UserError
+from engine.train import norms
+from engine.train.norms import ParameterNorms
 
 
 def monitor_section(config: MonitorConfig, output: Path) -> dict[str, Any]:
@@ -58,6 +60,12 @@ class Monitor:
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write points of curves at a global step."""
         self._master.write_events([(tag, value, step) for tag, value in values.items()])
+
+    def norms(self, found: Mapping[str, ParameterNorms], step: int) -> None:
+        """Write curves a layer, and to TensorBoard histograms over parameters."""
+        self.scalars(norms.curves(found), step)
+        for tag, values in norms.histograms(found).items() if self._writer is not None else ():
+            self._writer.add_histogram(tag, np.asarray(values), step)  # type: ignore[union-attr]
 
     def text(self, tag: str, markdown: str, step: int) -> None:
         """Write Markdown to TensorBoard."""

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from engine import dist
 from engine.optim.attach import attach
 from engine.optim.fused import FusedOptimizer
+from engine.optim.partition import shards
+from engine.train import states
+from engine.train.norms import ParameterNorms
 from engine.train.quiet import import_deepspeed
 
 
@@ -117,8 +121,14 @@ class ZeroEngine:
         """
         self.model.backward(loss_share * (self.accumulation * self.world_size))
 
-    def step(self, learning_rate: float, *, last_micro_batch: bool) -> None:
-        """Step after a micro-batch; after the last one of the global batch, update the weights."""
+    def step(self, learning_rate: float, *, last_micro_batch: bool, observe: bool = False) -> None:
+        """Step after a micro-batch; after the last one of the global batch, update the weights.
+
+        With `observe` the update's norms are kept for `norms`, if the optimizer is one of ours.
+        """
+        if self.fused is not None:
+            self.fused.observing = observe
+            self.fused.loss_scale = self.loss_scale
         if last_micro_batch:
             for group in self.model.optimizer.param_groups:
                 group["lr"] = learning_rate
@@ -139,6 +149,14 @@ class ZeroEngine:
         else:
             norm = self._plain_norm if self._reports_no_norm else self.model.get_global_grad_norm()
         return None if norm is None else float(norm)
+
+    def norms(self) -> dict[str, ParameterNorms]:
+        """What the last observed update measured, by parameter; waits for the device."""
+        found = {} if self.fused is None else self.fused.observed
+        rate = float(self.model.optimizer.param_groups[0]["lr"])
+        read = {name: (float(one.weight), rate * float(one.update), float(one.ratio)) for name, one in found.items()}
+        found.clear()
+        return {name: ParameterNorms(*values) for name, values in read.items()}
 
     @property
     def _clips_itself(self) -> bool:
@@ -176,13 +194,26 @@ class ZeroEngine:
         from deepspeed.utils import safe_get_full_fp32_param
 
         keep = torch.distributed.get_rank() == 0
+        whole = {shard.parameters[0].name: shard.tensor for shard in shards(self.model)} if self.stage == 0 else {}
         gathered: dict[int, Tensor] = {}
         weights: dict[str, Tensor] = {}
         for name, parameter in self.model.module.named_parameters(remove_duplicate=False):
             if id(parameter) not in gathered:
-                master = safe_get_full_fp32_param(parameter) if self.stage > 0 else parameter
+                master = safe_get_full_fp32_param(parameter) if self.stage > 0 else whole.get(name)
                 full = parameter if master is None else master
                 gathered[id(parameter)] = full.detach().float().cpu().clone() if keep else torch.empty(0)
             if keep:
                 weights[name] = gathered[id(parameter)]
         return weights
+
+    def save_states(self, folder: Path) -> None:
+        """Write weights, optimizer state and counters into an empty folder; collective."""
+        states.save(self.model, folder)
+
+    def load_states(self, folder: Path) -> None:
+        """Put back what `save_states` wrote at any stage and number of ranks; collective.
+
+        Raises:
+            UserError: on every rank, if on any the files don't fit the model, are damaged or missing.
+        """
+        states.load(self.model, folder)

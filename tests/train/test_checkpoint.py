@@ -21,6 +21,7 @@ from engine.train.checkpoint import (
     move_latest,
     read_state,
 )
+from engine.train.loop import resumption
 from launch.export import main as export
 from tests.train.runs import run
 
@@ -66,7 +67,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         find(str(tmp_path), tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"step": 1}'])
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"format": 2, "step": 1}'])
 def test_a_damaged_state_is_named(tmp_path: Path, content: str) -> None:
     path = write(tmp_path, 4)
     (path / STATE_FILE).write_text(content)
@@ -74,15 +75,30 @@ def test_a_damaged_state_is_named(tmp_path: Path, content: str) -> None:
         read_state(path)
 
 
-def test_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="saved by 2 ranks and this run has 4"):
-        check_resumable(STATE, tmp_path, STATE.config, 4)
+@pytest.mark.parametrize("older", [{}, {"format": 1}, {"format": 3, "new": 0}])
+def test_another_format_is_refused_with_the_version_that_reads_it(tmp_path: Path, older: dict[str, object]) -> None:
+    path = write(tmp_path, 4)
+    values = {name: value for name, value in asdict(STATE).items() if name != "format"}
+    (path / STATE_FILE).write_text(json.dumps({**values, "version": "0.9.1", **older}))
+    reason = f"of checkpoint format {older.get('format', 1)} and this version reads format 2; .*wrote it \\(0.9.1\\)"
+    with pytest.raises(UserError, match=f"resume: .*{reason}"):
+        read_state(path)
+
+
+def test_a_resume_tells_what_changed() -> None:
+    path = Path("step-000004")
+    assert resumption(STATE, path, 2, 2) == "resumed step-000004 at step 4"
+    stage = resumption(STATE, path, 2, 3)
+    assert stage == "resumed step-000004 at step 4, saved by 2 rank(s) at ZeRO stage 2, now 2 rank(s) at stage 3"
+    first, second = resumption(STATE, path, 4, 2).splitlines()
+    assert first.endswith("saved by 2 rank(s) at ZeRO stage 2, now 4 rank(s) at stage 2")
+    assert "dropout differs" in second
 
 
 @pytest.mark.parametrize(
     ("part", "field", "value"),
     [
-        ("train", "zero_stage", 3),
+        ("optim", "name", "lamb"),
         ("train", "precision", "bf16"),
         ("data", "sequence_length", 256),
         ("model", "layers", 9),
@@ -94,13 +110,13 @@ def test_a_configuration_that_contradicts_the_checkpoint_is_refused(
     config = RunConfig()
     setattr(config, part, replace(getattr(config, part), **{field: value}))
     with pytest.raises(UserError, match=f"^{part}.* differs from"):
-        check_resumable(STATE, tmp_path, config.to_dict(), 2)
+        check_resumable(STATE, tmp_path, config.to_dict())
 
 
-def test_a_longer_run_is_no_contradiction(tmp_path: Path) -> None:
+def test_a_longer_run_in_another_layout_is_no_contradiction(tmp_path: Path) -> None:
     config = RunConfig()
-    config.train = replace(config.train, steps=123456, log_interval=1)
-    check_resumable(STATE, tmp_path, config.to_dict(), 2)
+    config.train = replace(config.train, steps=123456, log_interval=1, zero_stage=3, micro_batch=1)
+    check_resumable(STATE, tmp_path, config.to_dict())
 
 
 def test_latest_moves_in_one_rename(tmp_path: Path) -> None:
@@ -124,7 +140,8 @@ def test_retention_keeps_the_newest(finished: Path) -> None:
     assert [path.name for path in complete_checkpoints(folder)] == ["step-000003", "step-000004"]
     assert (folder / "latest").read_text() == "step-000004"
     assert not list(folder.glob(".partial*"))
-    assert {"rng-rank-0.pt", "rng-rank-1.pt"} <= {path.name for path in (folder / "step-000004").iterdir()}
+    of_rank = {f"rng-rank-{rank}.pt" for rank in range(2)} | {f"rank-0000{rank}.safetensors" for rank in range(2)}
+    assert {path.name for path in (folder / "step-000004").iterdir()} == {"state.json", "index.json", *of_rank}
 
 
 def test_an_export_of_the_last_checkpoint_equals_the_runs_own(finished: Path, tmp_path: Path) -> None:
@@ -137,14 +154,20 @@ def test_an_export_of_the_last_checkpoint_equals_the_runs_own(finished: Path, tm
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_run_changes_nothing(finished: Path, store: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut", "overwritten"])
+def test_a_damaged_checkpoint_is_named_and_the_run_changes_nothing(
+    finished: Path, store: Path, tmp_path: Path, damage: str
+) -> None:
+    """A cut file is found before anything is built; an overwritten one by the one rank that reads it."""
     copy = tmp_path / "run"
     shutil.copytree(finished, copy)
-    damaged = next((copy / "checkpoints" / "step-000004").glob("*rank_0*optim_states.pt"))
-    damaged.write_bytes(damaged.read_bytes()[:1000])
+    damaged = copy / "checkpoints" / "step-000004" / "rank-00001.safetensors"
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:1000] if damage == "cut" else b"\xff" * 8 + content[8:])
     options = ["--train.steps=6", "--train.zero_stage=3", "--resume=auto"]
     printed = run(copy, f"--data.path={store}", *options, launcher="deepspeed", ranks=2, code=2)
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert "step-000004 is damaged" in errors[0]
+    assert "is damaged (" in errors[0]
+    assert damaged.name in errors[0]
     assert len(complete_checkpoints(copy / "checkpoints")) == 2
