@@ -92,11 +92,13 @@ def gemms(tensors: tuple[Tensor, Tensor, Tensor, Tensor], with_bias: bool) -> Ca
     return run
 
 
-def compare(rows: int, hidden: int, name: str, threads: int, repeats: int, memory: bool) -> dict[str, Any]:
+def compare(
+    rows: int, hidden: int, name: str, threads: int, repeats: int, memory: bool, without: list[str]
+) -> dict[str, Any]:
     """Times of all rivals on one shape, as ratios to the GEMMs and to ours, and their peak extra memory."""
     torch.set_num_threads(threads)
     tensors = inputs(rows, hidden, DTYPES[name])
-    losses = rivals(DTYPES[name])
+    losses = {rival: loss for rival, loss in rivals(DTYPES[name]).items() if not any(part in rival for part in without)}
     runs: dict[str, Callable[[], object]] = {
         "GEMMs alone": gemms(tensors, with_bias=False),
         "GEMMs alone, torch adding the bias": gemms(tensors, with_bias=True),
@@ -189,6 +191,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[307, 1280], help="masked rows")
     parser.add_argument("--hidden", type=int, nargs="+", default=[256, 768], help="hidden sizes")
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES), help="number types")
+    parser.add_argument(
+        "--without", nargs="+", default=[], metavar="TEXT", help="leave out rivals with this in the name"
+    )
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory (a process each)")
     parser.add_argument("--accuracy", action="store_true", help="errors in place of times")
     parser.add_argument("--counts", action="store_true", help="bytes moved a logit in place of times")
@@ -205,7 +210,7 @@ def main() -> None:
             for name in args.dtypes:
                 for threads in args.threads:
                     memory = not args.no_memory and threads == args.threads[0]
-                    results.append(compare(rows, hidden, name, threads, args.repeats, memory))
+                    results.append(compare(rows, hidden, name, threads, args.repeats, memory, args.without))
                     if not args.json:
                         emit(results[-1:], as_json=False)
     return emit(results, as_json=True) if args.json else None

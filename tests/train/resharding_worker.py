@@ -186,10 +186,11 @@ def main(folder: Path, other: str | None) -> None:
     for number, name in enumerate(cases):
         zero = start(CASES[name], number)
         far = ORDER[(number + 5) % (len(ORDER) - 1)]
-        for source in ([before] if before else []) + ([folder / other / far] if other else []):
-            records.append(record(zero, name, source))
+        sources = ([before] if before else []) + ([folder / other / far] if other else [])
+        records += [record(zero, name, source) for source in sources]
         train(zero)
         records.append({"case": name, "stepped": [float(s["step"]) for s in client(zero).state.values() if s]})
+        records += [record(zero, name, source) for source in sources[:1]]  # over what the step has made
         fill(zero)
         before = own / name
         before.mkdir(parents=True, exist_ok=True)
