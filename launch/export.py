@@ -9,7 +9,7 @@ from launch.cli import CommandParser
 
 
 def main(arguments: list[str]) -> int:
-    """Gather a checkpoint's ZeRO partitions into whole fp32 weights and write them."""
+    """Put whole fp32 weights together from the ranks' files and write them."""
     parser = CommandParser(prog="zerobert export", description=__doc__)
     parser.add_argument("run", type=str, help="output folder of a run, or one of its step-NNNNNN folders")
     parser.add_argument("--output", type=str, required=True, help="folder to write")

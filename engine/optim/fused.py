@@ -30,10 +30,8 @@ class _Bucket:
     group: dict[str, Any]
     step: int
     params: list[Tensor]
-
-    @property
-    def grads(self) -> list[Tensor]:
-        return [p.grad.contiguous() for p in self.params if p.grad is not None]
+    grads: list[Tensor]
+    states: list[dict[str, Tensor]]
 
     @property
     def adam(self) -> Adam:
@@ -120,21 +118,26 @@ class FusedOptimizer(torch.optim.Optimizer):
         return torch.where(self.grad_norm.isfinite(), scale * factor, math.nan)
 
     def _buckets(self, group: dict[str, Any]) -> list[_Bucket]:
-        found: dict[Any, list[Tensor]] = {}
+        found: dict[Any, _Bucket] = {}
         stepped: dict[int, tuple[int, Tensor]] = {}
         for p in group["params"]:
-            if p.grad is None:
+            grad = p.grad
+            if grad is None:
                 continue
-            assert p.is_contiguous()
-            assert not p.grad.is_sparse
             state = self._state_of(p)
             old = state["step"]
             if id(old) not in stepped:  # parameters that step together share their counter
                 stepped[id(old)] = (int(old) + 1, old + 1.0)
             number, state["step"] = stepped[id(old)]  # never in place: DeepSpeed may have aliased it over parameters
             alone = id(p) if id(p) in self._layouts else None
-            found.setdefault((number, p.dtype, p.grad.dtype, p.device, alone), []).append(p)
-        return [_Bucket(group, key[0], params) for key, params in found.items()]
+            key = (number, p.dtype, grad.dtype, p.device, alone)
+            if key not in found:
+                found[key] = _Bucket(group, number, [], [], [])
+            bucket = found[key]
+            bucket.params.append(p)
+            bucket.grads.append(grad.contiguous())
+            bucket.states.append(state)
+        return list(found.values())
 
     def _state_of(self, p: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[p]
@@ -166,7 +169,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Update a bucket's tensors; the flag of gradients that are not finite."""
         layout = self._layouts.get(id(bucket.params[0]))
         if layout is not None:
-            (p,), state = bucket.params, self.state[bucket.params[0]]
+            (p,), (state,) = bucket.params, bucket.states
             buffers = [t.view(-1) for t in (p.detach(), *bucket.grads, state["exp_avg"], state["exp_avg_sq"])]
             table = layout.segments(bucket.group["weight_decay"])
             return self._step_pieces(ops, [*buffers, None], table, layout, bucket, scale)
@@ -174,7 +177,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _update_whole(self, bucket: _Bucket, scale: Tensor) -> Tensor:
         low = bucket.params[0].dtype != torch.float32
-        states = [self.state[p] for p in bucket.params]
+        states = bucket.states
         weights = [state["master"] for state in states] if low else bucket.params
         lists = [weights, bucket.grads, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]]
         copies = bucket.params if low else None

@@ -163,7 +163,7 @@ def _refresh(engine: Any, archive: Archive) -> None:
         buffer.copy_(archive.kept(name))
     for name, parameter in engine.module.named_parameters():
         if name in archive.index.frozen:
-            with _gathered(parameter, modifier_rank=0):
+            with gathered(parameter, modifier_rank=0):
                 parameter.data.copy_(archive.kept(name))
     round_masters = _ROUNDERS.get(type(engine.optimizer).__name__)
     if round_masters is not None:
@@ -274,7 +274,7 @@ def _frozen(engine: Any, found: list[Shard]) -> dict[str, Tensor]:
     frozen = {}
     for name, parameter in engine.module.named_parameters():
         if name not in trained:
-            with _gathered(parameter):
+            with gathered(parameter):
                 if torch.distributed.get_rank() == 0:
                     frozen[name] = parameter.detach().cpu().clone()
     return frozen
@@ -294,7 +294,7 @@ def _shape(parameter: Any) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def _gathered(parameter: Any, modifier_rank: int | None = None) -> contextlib.AbstractContextManager[Any]:
+def gathered(parameter: Any, modifier_rank: int | None = None) -> contextlib.AbstractContextManager[Any]:
     """A parameter made whole for a while, and given to every rank as `modifier_rank` leaves it."""
     if not hasattr(parameter, "ds_id"):
         return contextlib.nullcontext()

@@ -195,15 +195,17 @@ class ZeroEngine:
 
         keep = torch.distributed.get_rank() == 0
         whole = {shard.parameters[0].name: shard.tensor for shard in shards(self.model)} if self.stage == 0 else {}
-        gathered: dict[int, Tensor] = {}
+        copies: dict[int, Tensor] = {}
         weights: dict[str, Tensor] = {}
         for name, parameter in self.model.module.named_parameters(remove_duplicate=False):
-            if id(parameter) not in gathered:
+            if id(parameter) not in copies:
                 master = safe_get_full_fp32_param(parameter) if self.stage > 0 else whole.get(name)
-                full = parameter if master is None else master
-                gathered[id(parameter)] = full.detach().float().cpu().clone() if keep else torch.empty(0)
+                frozen = states.gathered(parameter) if master is None else contextlib.nullcontext()
+                with frozen:
+                    full = parameter if master is None else master
+                    copies[id(parameter)] = full.detach().float().cpu().clone() if keep else torch.empty(0)
             if keep:
-                weights[name] = gathered[id(parameter)]
+                weights[name] = copies[id(parameter)]
         return weights
 
     def save_states(self, folder: Path) -> None:
