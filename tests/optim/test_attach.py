@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from multiprocessing.pool import Pool
+from unittest import mock
+
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks import zero_exactness
 from benchmarks.zero_exactness import Case, apart, train
 from engine.optim.partition import shards
 from engine.train import zero
 from launch import zero_config
-from launch.launcher import single_process_variables
+from tests.single_rank import single_rank
 from tests.train.runs import free_port
 
 CASES = [
@@ -18,39 +23,53 @@ CASES = [
     Case(0, "bf16", "adamw", 2),
     Case(2, "fp32", "lamb", 2),
 ]
+#: doubles every three steps
+SCALING = {"enabled": True, "loss_scale": 0, "initial_scale_power": 4, "loss_scale_window": 3, "hysteresis": 1}
 
 
-@pytest.fixture(autouse=True)
-def _one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in single_process_variables(free_port()).items():
-        monkeypatch.setenv(name, value)
-    zero.start_ranks()
+@pytest.fixture(scope="module")
+def rank() -> Iterator[Pool]:
+    with single_rank(free_port()) as pool:
+        yield pool
 
 
-def unattached(case: Case, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+def attached(case: Case) -> dict[str, Tensor]:
+    """The weights where the step unscales and clips."""
+    return {name: weight.clone() for name, weight in train(case, 0, 1).items()}
+
+
+def unattached(case: Case) -> dict[str, Tensor]:
     """The weights where DeepSpeed unscales and clips in its own pass."""
-    monkeypatch.setattr(zero, "attach", lambda optimizer, engine: optimizer.lay_out(shards(engine)))
-    return train(case, 0, 1)
+    with mock.patch.object(zero, "attach", lambda optimizer, engine: optimizer.lay_out(shards(engine))):
+        return attached(case)
+
+
+def unclipped(case: Case) -> dict[str, Tensor]:
+    """The weights without clipping, which would hide the loss scale; in fp16 with one that grows."""
+    from deepspeed.accelerator import get_accelerator
+
+    precision = {"fp16": SCALING} if case.precision == "fp16" else {}
+    with (
+        mock.patch.object(get_accelerator(), "is_fp16_supported", return_value=True),  # it computes correctly on CPUs
+        mock.patch.object(zero_exactness, "CLIP", 1e9),
+        mock.patch.object(zero_config, "precision_section", return_value=precision),
+    ):
+        return attached(case)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.stage}-{case.precision}-{case.optimizer}")
-def test_the_weights_are_bitwise_those_of_deepspeeds_own_clipping(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    folded, unfolded = train(case, 0, 1), unattached(case, monkeypatch)
+def test_the_weights_are_bitwise_those_of_deepspeeds_own_clipping(case: Case, rank: Pool) -> None:
+    folded, unfolded = rank.apply(attached, (case,)), rank.apply(unattached, (case,))
     assert all(torch.equal(folded[name], unfolded[name]) for name in unfolded)
 
 
-def test_stage_0_in_fp32_clips_as_torch_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stage_0_in_fp32_clips_as_torch_does(rank: Pool) -> None:
     case = Case(0, "fp32", "adamw", 2)
-    folded = {name: weight.clone() for name, weight in train(case, 0, 1).items()}
-    assert apart(folded, {name: w.double() for name, w in unattached(case, monkeypatch).items()}) < 1e-6
+    torchs = {name: weight.double() for name, weight in rank.apply(unattached, (case,)).items()}
+    assert apart(rank.apply(attached, (case,)), torchs) < 1e-6
 
 
-def test_a_loss_scale_that_is_raised_in_a_step_does_not_shrink_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    from deepspeed.accelerator import get_accelerator
-
-    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)  # it computes correctly on CPUs
-    monkeypatch.setattr(zero_exactness, "CLIP", 1e9)  # clipping would hide the scale
-    single = train(Case(2, "fp32", "adamw", 2), 0, 1)
-    scaling = {"enabled": True, "loss_scale": 0, "initial_scale_power": 4, "loss_scale_window": 3, "hysteresis": 1}
-    monkeypatch.setattr(zero_config, "precision_section", lambda _: {"fp16": scaling})
-    assert apart(train(Case(2, "fp16", "adamw", 2), 0, 1), {name: w.double() for name, w in single.items()}) < 2e-6
+def test_a_loss_scale_that_is_raised_in_a_step_does_not_shrink_its_gradients(rank: Pool) -> None:
+    single = rank.apply(unclipped, (Case(2, "fp32", "adamw", 2),))
+    half = rank.apply(unclipped, (Case(2, "fp16", "adamw", 2),))
+    assert apart(half, {name: weight.double() for name, weight in single.items()}) < 2e-6

@@ -10,8 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from engine.config import RunConfig
 from engine.train.monitor import Monitor, duration, monitor_section
-from engine.train.zero import start_ranks
-from launch.launcher import single_process_variables
+from tests.single_rank import single_rank
 from tests.train.runs import free_port, losses, run
 
 TAGS = [
@@ -90,6 +89,7 @@ def test_csv_files_hold_the_same_points(finished: tuple[Path, str]) -> None:
 def test_output_that_is_no_terminal_gets_quiet_lines_and_no_noise(finished: tuple[Path, str]) -> None:
     lines = [line for line in finished[1].splitlines() if line.strip()]
     allowed = ("deepspeed or torchrun: ", "step ", "evaluation at step ", "held-out ", "model ", "curves ")
+    allowed += ("update verified: step 1, ",)
     assert [line for line in lines if not line.startswith(allowed)] == []
 
 
@@ -104,11 +104,8 @@ def test_wandb_needs_its_package(store: Path, tmp_path: Path) -> None:
         assert monitor_section(RunConfig().monitor, tmp_path)["tensorboard"]["enabled"]
 
 
-def test_points_after_the_resumed_step_no_longer_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in single_process_variables(free_port()).items():
-        monkeypatch.setenv(name, value)
-    start_ranks()
-    config = RunConfig(output=str(tmp_path))
+def write_a_restarted_run(folder: Path) -> None:
+    config = RunConfig(output=str(folder))
     died = Monitor(config, 0)
     for step in (1, 2, 3, 4):
         died.scalars({"train/loss": 10.0 + step}, step)
@@ -116,6 +113,11 @@ def test_points_after_the_resumed_step_no_longer_count(tmp_path: Path, monkeypat
     resumed = Monitor(config, 2)
     resumed.scalars({"train/loss": 20.0}, 3)
     resumed.close()
+
+
+def test_points_after_the_resumed_step_no_longer_count(tmp_path: Path) -> None:
+    with single_rank(free_port()) as rank:
+        rank.apply(write_a_restarted_run, (tmp_path,))
     assert losses(tmp_path) == [(1, 11.0), (2, 12.0), (3, 20.0)]
 
 
