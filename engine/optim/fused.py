@@ -119,16 +119,20 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _buckets(self, group: dict[str, Any]) -> list[_Bucket]:
         found: dict[Any, _Bucket] = {}
-        stepped: dict[int, tuple[int, Tensor]] = {}
+        numbers: dict[int, int] = {}
+        counters: dict[int, Tensor] = {}
         for p in group["params"]:
             grad = p.grad
             if grad is None:
                 continue
             state = self._state_of(p)
             old = state["step"]
-            if id(old) not in stepped:  # parameters that step together share their counter
-                stepped[id(old)] = (int(old) + 1, old + 1.0)
-            number, state["step"] = stepped[id(old)]  # never in place: DeepSpeed may have aliased it over parameters
+            if id(old) not in numbers:
+                numbers[id(old)] = int(old) + 1
+            number = numbers[id(old)]
+            if number not in counters:  # parameters that step together share their counter: reading one is slow
+                counters[number] = old + 1.0
+            state["step"] = counters[number]  # never in place: DeepSpeed may have aliased it over parameters
             alone = id(p) if id(p) in self._layouts else None
             key = (number, p.dtype, grad.dtype, p.device, alone)
             if key not in found:
