@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,20 @@ def interleaved(rivals: Mapping[str, Callable[[], object]], repeats: int) -> dic
             run()
             times[name].append((time.perf_counter() - start) * 1e3)
     return {name: Timing(runs) for name, runs in times.items()}
+
+
+def run_ranks(module: str, ranks: int, arguments: list[str]) -> None:
+    """Run `python -m module` on CPU ranks of one thread, started by torchrun.
+
+    Raises:
+        RuntimeError: with what was printed, if a rank failed.
+    """
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    command = [*launcher, "-m", module, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stdout + done.stderr)
 
 
 def options(description: str) -> argparse.ArgumentParser:

@@ -17,10 +17,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import emit, options
+from benchmarks.common import ROOT, emit, options
 from launch.curves import Curve, read_curves
 
-ROOT = Path(__file__).resolve().parents[1]
 LOSS, HELD_OUT, SPEED = "train/loss", "eval/mlm_loss", "train/tokens_per_second"
 KERNELS = ("auto", "reference")
 Curves = dict[str, Curve]

@@ -17,8 +17,6 @@ import itertools
 import json
 import math
 import os
-import subprocess
-import sys
 import tempfile
 import traceback
 from dataclasses import dataclass
@@ -29,9 +27,8 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import emit
+from benchmarks.common import emit, run_ranks
 
-ROOT = Path(__file__).resolve().parents[1]
 STEPS, RATE, DECAY, CLIP, EPS = 20, 1e-2, 0.01, 0.5, 1e-6
 BETA1, BETA2 = 0.9, 0.999
 #: odd sizes, so that ZeRO's cuts fall inside of parameters and rows; 5 elements are fewer than some ranks have
@@ -209,14 +206,9 @@ def worker(folder: Path, cases: list[Case], naive: bool) -> None:
 def measure(ranks: int, cases: list[Case], naive: bool = False) -> list[dict[str, Any]]:
     """Start the ranks and return a row a case."""
     with tempfile.TemporaryDirectory() as folder:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
         wanted = json.dumps([list(vars(case).values()) for case in cases])
-        options = ["--worker", folder, "--cases", wanted, *(["--naive"] if naive else [])]
-        environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-        command = [*launcher, "-m", "benchmarks.zero_exactness", *options]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(done.stdout + done.stderr)
+        arguments = ["--worker", folder, "--cases", wanted, *(["--naive"] if naive else [])]
+        run_ranks("benchmarks.zero_exactness", ranks, arguments)
         rows: list[dict[str, Any]] = json.loads((Path(folder) / "rows.json").read_text())
         return rows
 

@@ -13,8 +13,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import traceback
@@ -25,10 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import Timing, emit
+from benchmarks.common import Timing, emit, run_ranks
 from benchmarks.optimizer_step import SIZES, shapes
 
-ROOT = Path(__file__).resolve().parents[1]
 RIVALS = ("FusedAdamW", "FusedLamb", "torch.optim.AdamW(fused)", "DeepSpeedCPUAdam")
 
 
@@ -113,13 +110,8 @@ def measure(size: str, stage: int, repeats: int, names: list[str]) -> dict[str, 
     """Start two ranks and return a table."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "found.json"
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
         chosen = ["--worker", str(output), "--sizes", size, "--stages", str(stage), "--repeats", str(repeats)]
-        command = [*launcher, "-m", "benchmarks.zero_step", *chosen, "--rivals", *names]
-        environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(done.stdout + done.stderr)
+        run_ranks("benchmarks.zero_step", 2, [*chosen, "--rivals", *names])
         found = json.loads(output.read_text())
     peer = "torch.optim.AdamW(fused)"
     rivals = {}

@@ -109,6 +109,13 @@ def shards(engine: Any) -> list[Shard]:
     return found
 
 
+def client_optimizer(engine: Any) -> torch.optim.Optimizer:
+    """The optimizer that `deepspeed.initialize` was given, without the wrapper that DeepSpeed may put around it."""
+    wrapper = engine.optimizer
+    optimizer: torch.optim.Optimizer = wrapper if isinstance(wrapper, torch.optim.Optimizer) else wrapper.optimizer
+    return optimizer
+
+
 def window(fragments: Iterable[Fragment], begin: int, end: int) -> tuple[Fragment, ...]:
     """The fragments of flat[begin:end], from those of flat."""
     cut = []

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engine import dist
-from engine.optim.partition import Fragment, ParameterInfo, Shard, shards
+from engine.optim.partition import Fragment, ParameterInfo, Shard, client_optimizer, shards
 from engine.train.exact_update import FIELDS
 from engine.train.zero import ZeroEngine
 
@@ -112,8 +112,7 @@ class RecordedUpdate:
 
     def __init__(self, zero: ZeroEngine, layout: Layout) -> None:
         self.zero, self.layout = zero, layout
-        wrapper = zero.model.optimizer
-        self._optimizer = wrapper if isinstance(wrapper, torch.optim.Optimizer) else wrapper.optimizer
+        self._optimizer = client_optimizer(zero.model)
         self.loss_scale = zero.loss_scale or 1.0
         self.square: dict[int, Tensor] = {}
         kept = {place.shard for index, place in enumerate(layout.places) if layout.is_mine(index)}

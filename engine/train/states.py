@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from engine import dist
-from engine.optim.partition import Fragment, Shard, shards
+from engine.optim.partition import Fragment, Shard, client_optimizer, shards
 from engine.train.archive import (
     WEIGHT,
     Archive,
@@ -46,7 +46,7 @@ def save(engine: Any, folder: Path) -> None:
         UserError: the optimizer's tensors can't be mapped to parameters.
     """
     assert engine.micro_steps % engine.gradient_accumulation_steps() == 0, "gradients of half a step aren't saved"
-    found, optimizer, rank = shards(engine), _optimizer(engine), torch.distributed.get_rank()
+    found, optimizer, rank = shards(engine), client_optimizer(engine), torch.distributed.get_rank()
     own = [(shard, piece) for shard in found for piece in shard.fragments]
     shares = shared_out(dist.gather_objects([_range(shard, piece) for shard, piece in own]))
     tensors = {}
@@ -100,7 +100,7 @@ def load(engine: Any, folder: Path) -> None:
     Raises:
         UserError: on every rank, if on any the files don't fit the model, are damaged or missing.
     """
-    found, optimizer = shards(engine), _optimizer(engine)
+    found, optimizer = shards(engine), client_optimizer(engine)
     archive = dist.agreed(lambda: _read(engine, found, optimizer, folder))
     _refresh(engine, archive)
     for name in COUNTERS:
@@ -198,13 +198,6 @@ _ROUNDERS: dict[str, Callable[[Any], None]] = {
     "DeepSpeedZeroOptimizer": _round_flat,
     "DeepSpeedZeroOptimizer_Stage3": _round_partitions,
 }
-
-
-def _optimizer(engine: Any) -> torch.optim.Optimizer:
-    """The client optimizer, without DeepSpeed's wrapper."""
-    wrapper = engine.optimizer
-    optimizer: torch.optim.Optimizer = wrapper if isinstance(wrapper, torch.optim.Optimizer) else wrapper.optimizer
-    return optimizer
 
 
 def _range(shard: Shard, piece: Fragment) -> Range:
