@@ -143,7 +143,8 @@ def run(config: RunConfig, launcher: Launcher, world: World) -> None:
     agreed(lambda: check_hardware(config.train, accelerator))
     agreed(lambda: check_monitor(config.monitor))
     batch = config.train
-    layout = agreed(lambda: resolve_layout(batch.global_batch, batch.micro_batch, world.size, world.rank))
+    micro_batch = None if batch.micro_batch == "auto" else batch.micro_batch
+    layout = agreed(lambda: resolve_layout(batch.global_batch, micro_batch, world.size, world.rank))
     config = agreed(lambda: prepare_embedded(config, world.is_main))
     start = agreed(lambda: find_start(config))
     task = agreed(lambda: checked_task(config))

@@ -1,0 +1,30 @@
+"""The configuration of a run: one dataclass tree, validated once, saved with the run.
+
+Values come from the defaults here, then a YAML recipe, then dotted overrides on the command line. Checks
+of one field live in the part that owns it; checks across parts live in `RunConfig.validate`.
+"""
+
+from engine.config.check import require
+from engine.config.data import DataConfig, LabelledConfig
+from engine.config.model import MODEL_SIZES, ModelConfig
+from engine.config.optim import OptimConfig, ScheduleName
+from engine.config.run import RunConfig, TaskName, from_dict
+from engine.config.train import MonitorConfig, Precision, TrainConfig
+from engine.config.zero import ZeroConfig
+
+__all__ = [
+    "MODEL_SIZES",
+    "DataConfig",
+    "LabelledConfig",
+    "ModelConfig",
+    "MonitorConfig",
+    "OptimConfig",
+    "Precision",
+    "RunConfig",
+    "ScheduleName",
+    "TaskName",
+    "TrainConfig",
+    "ZeroConfig",
+    "from_dict",
+    "require",
+]

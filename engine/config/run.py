@@ -1,0 +1,86 @@
+"""One run: the tree of its parts, and the checks across them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from engine.config.check import require
+from engine.config.data import DataConfig, LabelledConfig
+from engine.config.model import ModelConfig
+from engine.config.optim import OptimConfig
+from engine.config.train import MonitorConfig, TrainConfig
+from engine.config.zero import ZeroConfig
+
+TaskName = Literal["pretrain", "sequence_classification"]
+
+
+@dataclass
+class RunConfig:
+    """One run: what to train, on what, how, and where its files go."""
+
+    task: TaskName = "pretrain"
+    """pretrain (MLM + NSP) or sequence_classification"""
+    output: str = "runs/default"
+    """folder of everything that the run writes"""
+    resume: str = "never"
+    """never, auto (the newest checkpoint in the output folder, if any) or a checkpoint folder"""
+    seed: int = 1
+    """seed of weights, data order, masking and dropout"""
+    deepspeed_config: str | None = None
+    """your own DeepSpeed JSON, "auto" values allowed; what it sets must not contradict what this run's options set"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    labelled: LabelledConfig = field(default_factory=LabelledConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+
+    def validate(self) -> None:
+        """Check every field and every combination that needs neither data nor hardware.
+
+        Raises:
+            UserError: names the first field that is wrong.
+        """
+        require(self.task in get_args(TaskName), "task", self.task, f"choose one of {', '.join(get_args(TaskName))}")
+        require(bool(self.output), "output", self.output, "give a folder")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "give a whole number in [0, 2^32)")
+        for part in (self.model, self.data, self.labelled, self.optim, self.train, self.zero, self.monitor):
+            part.validate()
+        self.zero.check_stage(self.train.zero_stage)
+        if self.task == "pretrain":
+            self._validate_pretraining()
+        else:
+            require(
+                bool(self.labelled.train), "labelled.train", self.labelled.train, "give a file of labelled examples"
+            )
+            require(bool(self.model.init_from), "model.init_from", self.model.init_from, "give the folder of a model")
+
+    def _validate_pretraining(self) -> None:
+        length, limit = self.data.sequence_length, self.model.max_positions
+        fits = bool(self.model.init_from) or length <= limit
+        require(
+            fits, "data.sequence_length", length, f"it exceeds model.max_positions ({limit}); lower it or raise that"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The tree as plain values, ready for JSON and YAML."""
+        return asdict(self)
+
+
+def from_dict(values: dict[str, Any]) -> RunConfig:
+    """The tree of a saved configuration; the inverse of `RunConfig.to_dict` through JSON."""
+    parts = {
+        "model": ModelConfig,
+        "data": DataConfig,
+        "labelled": LabelledConfig,
+        "optim": OptimConfig,
+        "train": TrainConfig,
+        "zero": ZeroConfig,
+        "monitor": MonitorConfig,
+    }
+    built = {name: part(**values.get(name, {})) for name, part in parts.items()}
+    config = RunConfig(**{**values, **built})
+    config.optim.betas = (config.optim.betas[0], config.optim.betas[1])
+    return config

@@ -1,0 +1,93 @@
+"""How a run trains: batch, length, sharding, precision, intervals; and where its curves go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.config.check import require
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass
+class TrainConfig:
+    """Batch, length of the run, sharding, precision and intervals (all intervals in steps)."""
+
+    global_batch: int = 64
+    """sequences in an optimizer step, over all ranks; fixed, whatever the number of GPUs"""
+    micro_batch: int | Literal["auto"] | None = None
+    """sequences in a forward pass of a rank; null takes the largest that divides, up to 32; auto the largest that fits
+    in memory, tried at the start"""
+    steps: int | None = None
+    """optimizer steps; exclusive with epochs; 1000 when both are null"""
+    epochs: float | None = None
+    """passes over the training examples; exclusive with steps"""
+    zero_stage: int = 2
+    """ZeRO stage: 0 replicates; 1, 2, 3 shard optimizer states, gradients, parameters"""
+    precision: Precision = "fp32"
+    """fp32, bf16 or fp16 (fp16 scales the loss and needs a GPU)"""
+    log_interval: int = 10
+    """steps between points of the training curves"""
+    eval_interval: int = 0
+    """steps between evaluations; 0 evaluates only at the end"""
+    eval_samples: int = 2000
+    """held-out samples of an evaluation during pre-training; 0 takes all"""
+    save_interval: int | None = 0
+    """steps between checkpoints; 0 saves only at the end, null never"""
+    keep: int = 2
+    """checkpoints kept; the newest is never deleted"""
+    deterministic: bool = False
+    """only deterministic algorithms"""
+    detect_anomaly: bool = False
+    """stop at the operation whose backward pass made the first NaN (slow)"""
+    kernels: Literal["auto", "fused", "reference"] = "auto"
+    """auto: our fused kernels, on a GPU if they agree there with plain torch at the start; fused: without that check;
+    reference: plain torch"""
+    verify_update: int = 1
+    """first updates, also after a resume, that are compared with the exact ones of whole parameters; 0 turns it off"""
+    threads: int | None = None
+    """CPU threads of a rank; null divides the machine's cores among its ranks"""
+
+    def validate(self) -> None:
+        choices = ("auto", "fused", "reference")
+        require(self.kernels in choices, "train.kernels", self.kernels, f"choose one of {', '.join(choices)}")
+        for name in ("global_batch", "log_interval", "keep"):
+            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "give a whole number of at least 1")
+        for name in ("eval_interval", "eval_samples", "save_interval", "verify_update"):
+            value = getattr(self, name)
+            require(value is None or value >= 0, f"train.{name}", value, "give 0 or more")
+        for name in ("micro_batch", "steps", "threads"):
+            value = getattr(self, name)
+            require(value in (None, "auto") or value >= 1, f"train.{name}", value, "give a whole number of at least 1")
+        require(self.epochs is None or self.epochs > 0, "train.epochs", self.epochs, "give a positive number")
+        require(self.zero_stage in (0, 1, 2, 3), "train.zero_stage", self.zero_stage, "choose 0, 1, 2 or 3")
+        require(
+            self.zero_stage > 0 or self.precision != "fp16",
+            "train.zero_stage",
+            self.zero_stage,
+            "DeepSpeed doesn't scale the loss there in train.precision fp16; choose 1, the same on one GPU",
+        )
+        both = self.steps is not None and self.epochs is not None
+        require(not both, "train.epochs", self.epochs, f"give either it or train.steps ({self.steps}), not both")
+
+
+@dataclass
+class MonitorConfig:
+    """Where the curves go."""
+
+    tensorboard: bool = True
+    """write TensorBoard events under <output>/tensorboard"""
+    norm_interval: int = 100
+    """steps between norms of weights and updates and LAMB's trust ratios; 0 never; not for torch's own AdamW"""
+    csv: bool = False
+    """write a CSV file a curve under <output>/csv"""
+    wandb: bool = False
+    """log to Weights & Biases (WANDB_MODE=offline for no network)"""
+    wandb_project: str = "zerobert"
+    """project of the Weights & Biases run"""
+    wandb_group: str | None = None
+    """group of the Weights & Biases run"""
+
+    def validate(self) -> None:
+        require(self.norm_interval >= 0, "monitor.norm_interval", self.norm_interval, "give 0 or more")
