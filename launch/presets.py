@@ -1,36 +1,72 @@
 """The DeepSpeed configurations in ds_configs/: what the builder makes of a typical run.
 
-`python -m launch.presets` writes them again; a test keeps them equal to the builder. A run makes its own from
-its recipe, so these are to read, and for scripts that call DeepSpeed themselves.
+`python -m launch.presets` writes them again; a test keeps them equal to the builder. `python -m launch.presets --try`
+trains 5 real steps with each on 2 CPU ranks. A run makes its own from its recipe, so these are to read, to start one's
+own file from (train.py --deepspeed_config FILE), and for scripts that call DeepSpeed themselves.
 """
 
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from engine.config import OptimConfig, Precision, RunConfig, TrainConfig
-from engine.data.loader import resolve_layout
+from engine.config import ModelConfig, Precision, RunConfig, TrainConfig, ZeroConfig
+from launch.cli import run_command
 from launch.zero_config import deepspeed_config
 
+if TYPE_CHECKING:
+    from engine.data.loader import BatchLayout
+
 FOLDER = Path(__file__).resolve().parent.parent / "ds_configs"
-#: name -> (ZeRO stage, precision, ranks, global batch, accelerator)
-PRESETS: dict[str, tuple[int, Precision, int, int, str]] = {
-    "zero0_bf16": (0, "bf16", 1, 256, "cuda"),
-    "zero1_bf16": (1, "bf16", 8, 1024, "cuda"),
-    "zero2_bf16": (2, "bf16", 8, 1024, "cuda"),
-    "zero3_bf16": (3, "bf16", 8, 1024, "cuda"),
-    "zero2_fp16": (2, "fp16", 8, 1024, "cuda"),
-    "cpu_debug": (2, "fp32", 2, 16, "cpu"),
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A typical run."""
+
+    recipe: str | None
+    """the one of launch/recipes that trains this way; None where zerobert can't, and the file is for others"""
+    stage: int
+    precision: Precision = "bf16"
+    ranks: int = 8
+    batch: int = 1024
+    size: str = "base"
+    accelerator: str = "cuda"
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+
+
+PRESETS = {
+    "zero0_bf16": Preset("finetune_one_gpu", 0, ranks=1, batch=256),
+    "zero1_bf16": Preset("pretrain_base_phase1", 1),
+    "zero2_bf16": Preset("pretrain_large_phase1", 2),
+    "zero3_bf16": Preset("pretrain_1.3b", 3),
+    "zero2_fp16": Preset("pretrain_base_fp16", 2, "fp16"),
+    "zero2_offload_optimizer": Preset("pretrain_large_offload", 2, zero=ZeroConfig(offload_optimizer="cpu")),
+    "zero3_offload": Preset("pretrain_1.3b_offload", 3, zero=ZeroConfig(offload_optimizer="cpu")),
+    "zero3_offload_parameters": Preset(
+        "pretrain_1.3b_one_gpu", 3, zero=ZeroConfig(offload_optimizer="cpu", offload_parameters="cpu")
+    ),
+    "zero3_nvme": Preset(None, 3, zero=ZeroConfig(offload_optimizer="nvme", nvme_path="/nvme")),
+    "cpu_debug": Preset("pretrain_tiny", 2, "fp32", ranks=2, batch=16, size="tiny", accelerator="cpu"),
 }
+
+
+def layout(one: Preset) -> BatchLayout:
+    """How the preset's global batch is cut over its ranks."""
+    from engine.data.loader import resolve_layout
+
+    return resolve_layout(one.batch, None, one.ranks)
 
 
 def preset(name: str) -> dict[str, object]:
     """The DeepSpeed dict of a preset."""
-    stage, precision, ranks, batch, accelerator = PRESETS[name]
-    train = TrainConfig(zero_stage=stage, precision=precision, global_batch=batch)
-    layout = resolve_layout(batch, None, ranks)
-    return deepspeed_config(RunConfig(train=train, optim=OptimConfig()), layout, accelerator)
+    one = PRESETS[name]
+    train = TrainConfig(zero_stage=one.stage, precision=one.precision, global_batch=one.batch)
+    config = RunConfig(train=train, zero=one.zero, model=ModelConfig(size=one.size))
+    return deepspeed_config(config, layout(one), one.accelerator)
 
 
 def render(name: str) -> str:
@@ -38,6 +74,16 @@ def render(name: str) -> str:
     return json.dumps(preset(name), indent=2) + "\n"
 
 
-if __name__ == "__main__":
+def main(arguments: list[str]) -> int:
+    """Write the files, or try them."""
+    if arguments[:1] == ["--try"]:
+        from launch.try_presets import try_files
+
+        return try_files([FOLDER / f"{name}.json" for name in arguments[1:] or PRESETS])
     for name in PRESETS:
         (FOLDER / f"{name}.json").write_text(render(name))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main, sys.argv[1:])

@@ -63,6 +63,26 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     "number that is none": (pretrain("--train.steps=ten"), "train.steps: 'ten' is not allowed; give a whole number"),
     "steps and epochs": (pretrain("--train.steps=1", "--train.epochs=1"), "train.epochs: 1.0 is not allowed"),
     "fp16 on a CPU": (pretrain("--train.precision=fp16"), "train.precision: 'fp16' needs a GPU"),
+    "DeepSpeed file with a typo": (
+        pretrain("--deepspeed_config=IN/deepspeed_typo.json"),
+        "train_batchsize is no key of DeepSpeed, which would ignore it; did you mean train_batch_size?",
+    ),
+    "DeepSpeed file against an option": (
+        pretrain("--deepspeed_config=IN/deepspeed_sizes.json", "--train.zero_stage=2"),
+        "zero_optimization.stage is 1, but train.zero_stage is given as 2; give one of them",
+    ),
+    "DeepSpeed file whose batch sizes don't multiply out": (
+        pretrain("--deepspeed_config=IN/deepspeed_sizes.json"),
+        "train_batch_size 64 is not micro-batch 8 x accumulation 2 x 1 rank(s) = 16",
+    ),
+    "DeepSpeed file with a wrong type": (
+        pretrain("--deepspeed_config=IN/deepspeed_type.json"),
+        "zero_optimization.reduce_bucket_size is '5e8'; give a whole number, without quotes",
+    ),
+    "offload to NVMe": (
+        pretrain("--train.zero_stage=3", "--zero.offload_optimizer=nvme", "--zero.nvme_path=IN"),
+        "zero.offload_optimizer: 'nvme' can't be used",
+    ),
     "no store": (pretrain("--data.path=IN/nowhere"), "nowhere"),
     "folder that is no store": (pretrain("--data.path=IN/empty"), "empty"),
     "truncated shard": (pretrain("--data.path=IN/truncated"), "train-00000.arrow"),
@@ -79,7 +99,7 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     "model that is not there": (pretrain("--model.init_from=IN/nowhere"), "nowhere"),
     "model of another family": (pretrain("--model.init_from=IN/roberta"), "its model_type is 'roberta'"),
     "resume from nothing": (pretrain("--resume=IN/empty"), "resume: "),
-    "checkpoint of another format": (pretrain("--resume=IN/old"), "this version reads format 2; use the version that"),
+    "checkpoint of another format": (pretrain("--resume=IN/old"), "this version reads format 3; use the version that"),
     "missing labelled file": (finetune("--labelled.train=IN/none.csv"), "none.csv"),
     "labelled file of an unknown kind": (finetune("--labelled.train=IN/typo.yaml"), "typo.yaml"),
     "column that is not there": (finetune("--labelled.text=sentense"), "sentense"),
@@ -127,6 +147,10 @@ def write_inputs(folder: Path) -> None:
     texts = {
         "typo.yaml": "train: {step: 5}\n",
         "broken.yaml": "train: [1, {",
+        "deepspeed_typo.json": '{"train_batchsize": 64}',
+        "deepspeed_sizes.json": '{"train_batch_size": 64, "train_micro_batch_size_per_gpu": 8, '
+        '"gradient_accumulation_steps": 2, "zero_optimization": {"stage": 1}}',
+        "deepspeed_type.json": '{"zero_optimization": {"reduce_bucket_size": "5e8"}}',
         "train.jsonl": rows(40, lambda i: ("red", "blue")[i % 2]),
         "unseen.jsonl": rows(4, lambda i: "mauve"),
         "oneclass.jsonl": rows(40, lambda i: "red"),

@@ -1,18 +1,17 @@
-"""The resolved DeepSpeed dict: nothing left open, batch identity, and the presets beside it."""
+"""The resolved DeepSpeed dict: nothing left open, batch identity, and a reason for each value."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
-from engine.config import RunConfig, TrainConfig
+from engine.config import ModelConfig, RunConfig, TrainConfig, ZeroConfig
 from engine.data.loader import resolve_layout
 from engine.errors import UserError
-from launch.presets import FOLDER, PRESETS, preset, render
-from launch.zero_config import check_hardware, deepspeed_config
-from tests.train.runs import losses, run
+from launch.deepspeed_models import check_models
+from launch.zero_config import bucket_size, check_hardware, deepspeed_config, resolve
+from launch.zero_reasons import LEFT_OUT, leaves
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 8])
@@ -34,11 +33,42 @@ def test_fp16_on_a_cpu_is_refused() -> None:
     check_hardware(TrainConfig(precision="fp16"), "cuda")
 
 
-def test_the_files_are_what_the_builder_makes() -> None:
-    assert {path.stem: path.read_text() for path in FOLDER.glob("*.json")} == {name: render(name) for name in PRESETS}
+OFFLOADS = [
+    ZeroConfig(),
+    ZeroConfig(offload_optimizer="cpu"),
+    ZeroConfig(offload_optimizer="cpu", offload_parameters="cpu"),
+    ZeroConfig(offload_optimizer="nvme", nvme_path="/nvme"),
+]
 
 
-def test_the_debug_preset_is_what_a_run_on_two_cpu_ranks_gets(store: Path, tmp_path: Path) -> None:
-    run(tmp_path, f"--data.path={store}", "--train.steps=1", launcher="deepspeed", ranks=2)
-    assert len(losses(tmp_path)) == 1
-    assert json.loads((tmp_path / "deepspeed.json").read_text()) == preset("cpu_debug")
+@pytest.mark.parametrize("accelerator", ["cuda", "cpu"])
+@pytest.mark.parametrize("zero", OFFLOADS)
+def test_every_value_has_a_reason_and_passes_deepspeeds_own_models(zero: ZeroConfig, accelerator: str) -> None:
+    train = TrainConfig(zero_stage=3, precision="bf16")
+    model = ModelConfig(activation_checkpointing=True)
+    found = resolve(RunConfig(train=train, zero=zero, model=model), resolve_layout(64, None, 2), accelerator)
+    assert found.reasons.keys() == {*leaves(found.values), *LEFT_OUT}
+    assert all(reason and "usual value" not in reason for reason in found.reasons.values())
+    check_models("the run", found.values)
+
+
+def test_offload_is_in_the_dict_of_its_stage() -> None:
+    config = RunConfig(train=TrainConfig(zero_stage=3), zero=OFFLOADS[2])
+    for accelerator, pinned in {"cuda": True, "cpu": False}.items():
+        built = deepspeed_config(config, resolve_layout(64, None, 2), accelerator)
+        place = {"device": "cpu", "pin_memory": pinned}
+        assert built["zero_optimization"]["offload_optimizer"] == place
+        assert built["zero_optimization"]["offload_param"] == place
+        assert built["zero_force_ds_cpu_optimizer"] is False
+
+
+@pytest.mark.parametrize(
+    ("model", "bucket"),
+    [
+        (ModelConfig(size="tiny"), 5_000_000),  # 4.4 million parameters
+        (ModelConfig(size="base"), 50_000_000),
+        (ModelConfig(size="tiny", init_from="somewhere"), 50_000_000),
+    ],
+)
+def test_a_bucket_is_no_larger_than_the_model(model: ModelConfig, bucket: int) -> None:
+    assert bucket_size(model) == bucket
