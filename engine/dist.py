@@ -54,6 +54,20 @@ def sum_over_ranks(value: Tensor, group: Any = None) -> Tensor:
     return total.to(value.device)
 
 
+def place() -> tuple[int, int]:
+    """This process's rank and the number of ranks."""
+    return (torch_dist.get_rank(), torch_dist.get_world_size()) if _active() else (0, 1)
+
+
+def maximum(value: int) -> int:
+    """The largest of the ranks' whole numbers, on every rank; waits for the device; collective."""
+    if not _active():
+        return value
+    largest = torch.tensor(value, device="cuda" if torch_dist.get_backend() == "nccl" else "cpu")
+    torch_dist.all_reduce(largest, op=torch_dist.ReduceOp.MAX)
+    return int(largest)
+
+
 def gather_objects(value: T) -> list[T]:
     """Every rank's picklable value, in rank order, on every rank; collective."""
     if not _active():

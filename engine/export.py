@@ -8,21 +8,22 @@ from engine.errors import UserError
 from engine.model.folder import export_huggingface
 from engine.tasks.task import Task
 from engine.train.archive import full_weights
-from engine.train.checkpoint import STATE_FILE, complete_checkpoints
+from engine.train.checkpoint import STATE_FILE, newest_intact, refuse_damaged
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that `path` names: itself, or the newest of a run.
+    """The checkpoint that `path` names, verified: itself, or the newest intact one of a run.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or none that is intact.
     """
     if (path / STATE_FILE).is_file():
+        refuse_damaged(path)
         return path
-    present = complete_checkpoints(path / "checkpoints")
-    if not present:
+    newest = newest_intact(path / "checkpoints")
+    if newest is None:
         raise UserError(f"run: {str(path)!r} holds no checkpoint; give a run's output folder or a step-NNNNNN folder")
-    return present[-1]
+    return newest
 
 
 def export_checkpoint(checkpoint: Path, task: Task, output: Path) -> None:

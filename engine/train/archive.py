@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.errors import UserError
+from engine.train.durable import FileFacts, durable_file, write_durably
 
 INDEX_FILE = "index.json"
 WEIGHT = "weight"
@@ -88,8 +89,8 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file one tensor after the other: views need no copy, and a device's only one at a time."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileFacts:
+    """Write a safetensors file durably, one tensor after the other: views need no copy, a device's one at a time."""
     ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())  # so that each is aligned
     header, end = {}, 0
     for name, tensor in ordered:
@@ -97,19 +98,21 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
+    with durable_file(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, tensor in ordered:
             file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return file.facts()
 
 
-def write_index(folder: Path, index: Index) -> None:
+def write_index(folder: Path, index: Index) -> FileFacts:
+    """Write the index durably, once it is sure that the pieces are every parameter once."""
     for name, record in index.parameters.items():
         record.pieces.sort()
         size = prod(record.shape)
         once = sum(length for _, length, _ in record.pieces) == size and _gap(record.pieces, 0, size) is None
         assert once, f"the ranges of {name} are not all of it once"
-    (folder / INDEX_FILE).write_text(json.dumps(asdict(index)))
+    return write_durably(folder / INDEX_FILE, json.dumps(asdict(index)).encode())
 
 
 class Archive:

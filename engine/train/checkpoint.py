@@ -1,25 +1,26 @@
-"""Checkpoints: everything that an exact resume needs, complete or absent, whatever the layout it is resumed in.
-
-A checkpoint is written into a hidden folder, which gets its name `step-NNNNNN` by one rename after every rank
-has written its part; the file `latest` moves after that. A crash at any moment leaves the older ones intact.
+"""Checkpoints: everything that an exact resume needs, whole or refused, whatever the layout it is resumed in.
 
     <output>/checkpoints/
         latest                       name of the newest checkpoint
         step-000100/
-            state.json               format, step, cursor, layout, the run's configuration, versions, sizes of the files
+            state.json               format, step, cursor, layout, the run's configuration, versions; size and SHA-256
+                                     of every other file, and the hash of itself
             index.json               where the ranges of every parameter lie; see `engine.train.archive`
             rank-NNNNN.safetensors   fp32 weights and optimizer states that rank N wrote
             rng-rank-N.pt            random generators of rank N
+        aside-step-000200/           one that a resume from an earlier step left behind
 
-Any number of ranks resumes at any ZeRO stage: parameters are saved under their names and without ZeRO's padding, and
-the cursor counts samples. Only the random generators belong to a rank; another number of ranks seeds new ones.
+`engine.train.saver` writes them, `engine.train.commit` names them. Any number of ranks resumes at any ZeRO stage:
+parameters are saved under their names and without ZeRO's padding, and the cursor counts samples. Only the random
+generators belong to a rank; another number of ranks seeds new ones.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from dataclasses import asdict, dataclass, field, replace
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -31,11 +32,13 @@ from engine import dist
 from engine.data.source import Cursor
 from engine.errors import UserError
 from engine.train.archive import first_line
+from engine.train.durable import SEAL, FileFacts, is_sealed, seal, sha256_of
 from engine.train.zero import ZeroEngine
 
 STATE_FILE = "state.json"
-#: of the folder's files; 1 was DeepSpeed's own
-FORMAT = 2
+#: of the folder's files; 1 was DeepSpeed's own, 2 had no hashes
+FORMAT = 3
+UNSEALED_FORMATS = (1, 2)
 #: configuration that a resume can't change, because states or data order depend on it
 FIXED_FIELDS = (
     "task",
@@ -64,93 +67,157 @@ class RunState:
     micro_batch: int = 0
     version: str = engine.__version__
     format: int = FORMAT
-    files: dict[str, int] = field(default_factory=dict)
-    """bytes of every other file of the checkpoint"""
+    files: dict[str, FileFacts] = field(default_factory=dict)
+    """every other file of the checkpoint"""
+
+    def text(self) -> str:
+        """The content of state.json."""
+        return seal(asdict(self))
+
+
+class DamagedCheckpointError(UserError):
+    """A checkpoint isn't what was written."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"resume: {path} is damaged ({problem}); resume from another checkpoint")
+        self.problem = problem
 
 
 def checkpoint_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
+def generators_file(rank: int) -> str:
+    return f"rng-rank-{rank}.pt"
+
+
+def checkpoint_step(path: Path) -> int:
+    return int(path.name.rsplit("-", 1)[1])
+
+
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """The finished checkpoints of a run, oldest first."""
-    found = [path for path in folder.glob("step-*") if (path / STATE_FILE).is_file()]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    """The checkpoints of a run, oldest first: a folder gets its name when all is in it, but may be damaged since."""
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name) and path.is_dir()]
+    return sorted(found, key=checkpoint_step)
 
 
-def save(zero: ZeroEngine, folder: Path, state: RunState, keep: int) -> Path:
-    """Write a checkpoint, then drop the oldest beyond `keep`; collective.
+def find(resume: str, folder: Path, say: Callable[[str], None] = print) -> Path | None:
+    """The checkpoint that `resume` asks for (never, auto or a path), with all its files verified; collective.
 
     Args:
-        zero: the engine whose states are saved.
+        resume: never, auto (the newest intact one, if there is any at all) or a path.
         folder: the run's `checkpoints` folder.
-        state: where the run stands.
-        keep: checkpoints to keep, the new one included.
-    """
-    final = folder / checkpoint_name(state.step)
-    partial = folder / f".partial-{final.name}"
-    rank = torch.distributed.get_rank()
-    if rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    zero.save_states(partial)
-    torch.save(dist.rng_state(), partial / f"rng-rank-{rank}.pt")
-    dist.barrier()
-    if rank == 0:
-        sizes = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
-        (partial / STATE_FILE).write_text(json.dumps(asdict(replace(state, files=sizes)), indent=1))
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        move_latest(folder, final.name)
-        for old in complete_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
-    dist.barrier()
-    return final
-
-
-def move_latest(folder: Path, name: str) -> None:
-    """Point `latest` at a checkpoint, in one rename."""
-    pointer = folder / ".latest"
-    pointer.write_text(name)
-    pointer.rename(folder / "latest")
-
-
-def find(resume: str, folder: Path) -> Path | None:
-    """The checkpoint that `resume` asks for: never, auto or a path.
+        say: told, on rank 0, of each damaged one that auto passes over.
 
     Raises:
-        UserError: the path is no checkpoint, or `never` would mix a new run with an older one's checkpoints.
+        UserError: the path is no checkpoint or damaged, all are damaged, one is of another format, or `never` would
+            mix a new run with an older one's checkpoints.
     """
-    present = complete_checkpoints(folder)
     if resume == "never":
-        if present:
+        if present := complete_checkpoints(folder):
             raise UserError(
                 f"output: {str(folder.parent)!r} holds {present[-1].name} of an earlier run; "
                 "pass --resume auto to go on, or another --output"
             )
         return None
     if resume == "auto":
-        return present[-1] if present else None
+        return newest_intact(folder, say)
     path = Path(resume)
-    if not (path / STATE_FILE).is_file():
+    if not all(dist.gather_objects((path / STATE_FILE).is_file())):
         raise UserError(f"resume: {resume!r} is no checkpoint (no {STATE_FILE}); give auto or a step-NNNNNN folder")
+    refuse_damaged(path)
     return path
+
+
+def newest_intact(folder: Path, say: Callable[[str], None] = print) -> Path | None:
+    """The newest checkpoint whose every file is what was written, None if there is no checkpoint at all; collective.
+
+    Raises:
+        UserError: all of them are damaged, or one is of another format.
+    """
+    present = dist.gather_objects(complete_checkpoints(folder))[0]  # one list for all, also on a slow network disk
+    for path in reversed(present):
+        problem = verify(path)
+        if problem is None:
+            return path
+        if dist.place()[0] == 0:
+            say(f"passed over {path}, which is damaged: {problem}")
+    if present:
+        raise UserError(
+            f"resume: every checkpoint in {folder} is damaged; restore one, or move the folder away to start anew"
+        )
+    return None
+
+
+def refuse_damaged(path: Path) -> None:
+    """Verify a checkpoint; collective.
+
+    Raises:
+        UserError: names the file that is damaged, or the other format that it is of.
+    """
+    problem = verify(path)
+    if problem is not None:
+        raise DamagedCheckpointError(path, problem)
+
+
+def verify(path: Path) -> str | None:
+    """`damage` with the files' hashes dealt among the ranks, the same answer on all of them; collective."""
+    rank, size = dist.place()
+    own = dist.agreed(lambda: damage(path, rank, size))
+    return next((problem for problem in dist.gather_objects(own) if problem), None)
+
+
+def damage(path: Path, part: int = 0, parts: int = 1, *, hashes: bool = True) -> str | None:
+    """What is wrong with the files of a checkpoint, naming the first of them; None if nothing is.
+
+    Args:
+        path: a step-NNNNNN folder.
+        part: of `parts`, which share of the files to read for their hashes; the size of every file is looked at.
+        parts: number of shares.
+        hashes: whether to read files at all.
+
+    Raises:
+        UserError: it is of another format.
+    """
+    try:
+        files = sorted(read_state(path).files.items())
+        present = {file.name: file.stat().st_size for file in path.iterdir() if file.name != STATE_FILE}
+        for name, facts in files:
+            if present.get(name) != facts.bytes:
+                found = f"has {present[name]} bytes of {facts.bytes}" if name in present else "is missing"
+                return f"{name} {found}"
+        if unknown := present.keys() - dict(files):
+            return f"{min(unknown)} is none of its files"
+        for name, facts in files[part::parts] if hashes else ():
+            if sha256_of(path / name) != facts.sha256:
+                return f"{name} is not what was written, by its SHA-256"
+    except DamagedCheckpointError as error:
+        return error.problem
+    except OSError as error:
+        return f"{error.filename or path}: {error.strerror}"
+    return None
 
 
 def read_state(path: Path) -> RunState:
     """The state of a checkpoint.
 
     Raises:
-        UserError: state.json can't be read, or is of a format of another version.
+        DamagedCheckpointError: state.json is missing or not what was written.
+        UserError: it is of a format of another version.
     """
     try:
-        values = json.loads((path / STATE_FILE).read_text())
+        text = (path / STATE_FILE).read_bytes().decode()
+        values = json.loads(text)
         found = values.get("format", 1)
+        sealed = values.pop(SEAL, None) is not None or found not in UNSEALED_FORMATS
+        if sealed and not is_sealed(text):
+            raise ValueError("it is not what was written, by its SHA-256")
         if found == FORMAT:
-            return RunState(**{**values, "cursor": Cursor(**values["cursor"])})
+            files = {name: FileFacts(**facts) for name, facts in values["files"].items()}
+            return RunState(**{**values, "cursor": Cursor(**values["cursor"]), "files": files})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"resume: {path / STATE_FILE} is damaged ({error}); resume from another checkpoint") from error
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise DamagedCheckpointError(path, f"{STATE_FILE}: {reason}") from error
     raise UserError(
         f"resume: {path} is of checkpoint format {found} and this version reads format {FORMAT}; "
         f"use the version that wrote it ({values.get('version')})"
@@ -166,17 +233,11 @@ def lookup(config: dict[str, Any], name: str) -> Any:
 
 
 def check_resumable(state: RunState, path: Path, config: dict[str, Any]) -> None:
-    """Refuse a resume with a configuration that contradicts the checkpoint, or from a damaged one.
+    """Refuse a resume with a configuration that contradicts the checkpoint.
 
     Raises:
-        UserError: names the field and both values, or the file that is missing or cut off.
+        UserError: names the field and both values.
     """
-    for file, size in state.files.items():
-        found = (path / file).stat().st_size if (path / file).is_file() else 0
-        if found != size:
-            raise UserError(
-                f"resume: {path} is damaged ({file} has {found} bytes of {size}); resume from another checkpoint"
-            )
     for name in FIXED_FIELDS:
         saved, given = lookup(json.loads(json.dumps(state.config)), name), lookup(json.loads(json.dumps(config)), name)
         if saved != given:
@@ -197,7 +258,7 @@ def load(zero: ZeroEngine, path: Path, state: RunState) -> None:
         dist.seed_everything(state.config["seed"], rank, state.step)
         return
     try:
-        rng = torch.load(path / f"rng-rank-{rank}.pt", weights_only=False)
+        rng = torch.load(path / generators_file(rank), weights_only=False)
     except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
-        raise UserError(f"resume: {path} is damaged ({first_line(error)}); resume from another checkpoint") from error
+        raise DamagedCheckpointError(path, first_line(error)) from error
     dist.set_rng_state(rng)

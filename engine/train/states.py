@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from engine import dist
 from engine.optim.partition import Fragment, Shard, client_optimizer, shards
 from engine.train.archive import (
+    INDEX_FILE,
     WEIGHT,
     Archive,
     Index,
@@ -29,18 +31,40 @@ from engine.train.archive import (
     write_index,
     write_tensors,
 )
+from engine.train.durable import FileFacts
 
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 #: what changes of DeepSpeed's two kinds of loss scalers; one has no hysteresis
 SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
-def save(engine: Any, folder: Path) -> None:
-    """Write weights, optimizer state and counters after an optimizer step; collective.
+@dataclass
+class Snapshot:
+    """What one rank saves of an engine."""
+
+    rank: int
+    tensors: dict[str, Tensor]
+    """on the CPU and its own, or views of what training changes"""
+    index: Index | None
+    """of rank 0"""
+
+    def write(self, folder: Path) -> dict[str, FileFacts]:
+        """Write this rank's files durably; no collective.
+
+        Raises:
+            OSError: the folder can't be written.
+        """
+        files = {rank_file(self.rank): write_tensors(folder / rank_file(self.rank), self.tensors)}
+        return files if self.index is None else {**files, INDEX_FILE: write_index(folder, self.index)}
+
+
+def snapshot(engine: Any, *, copy: bool) -> Snapshot:
+    """Weights, optimizer state and counters after an optimizer step; collective.
 
     Args:
         engine: DeepSpeed's, with a client optimizer.
-        folder: an empty folder that every rank sees.
+        copy: copy into host memory what is else a view that the next step changes: this rank's share of weights and
+            states, for AdamW and LAMB 12 bytes a parameter divided by the ranks.
 
     Raises:
         UserError: the optimizer's tensors can't be mapped to parameters.
@@ -55,14 +79,19 @@ def save(engine: Any, folder: Path) -> None:
         begin = piece.start + part.start - piece.parameter_start
         for name, tensor in {WEIGHT: shard.tensor, **_states(shard, optimizer)}.items():
             tensors[part.key(name)] = tensor.detach().view(-1)[begin : begin + part.length]
-    frozen, buffers = _frozen(engine, found), _buffers(engine)
+    frozen, buffers, index = _frozen(engine, found), _buffers(engine), None
     if rank == 0:
         tensors |= frozen | buffers
-    write_tensors(folder / rank_file(rank), tensors)
-    if rank == 0:
         index = _index(engine, found, optimizer, shares)
         index.frozen, index.buffers = ({name: list(t.shape) for name, t in kept.items()} for kept in (frozen, buffers))
-        write_index(folder, index)
+    if copy:
+        tensors = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+    return Snapshot(rank, tensors, index)
+
+
+def save(engine: Any, folder: Path) -> None:
+    """Write a snapshot at once into an empty folder that every rank sees; collective."""
+    snapshot(engine, copy=False).write(folder)
 
 
 def shared_out(everyone: Sequence[Sequence[Range]]) -> list[list[tuple[int, Range]]]:

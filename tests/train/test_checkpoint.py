@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,9 +19,9 @@ from engine.train.checkpoint import (
     check_resumable,
     complete_checkpoints,
     find,
-    move_latest,
     read_state,
 )
+from engine.train.durable import seal
 from engine.train.loop import resumption
 from launch.export import main as export
 from tests.train.runs import run
@@ -31,7 +32,7 @@ STATE = RunState(step=4, cursor=Cursor(1, 8, 64), world_size=2, config=RunConfig
 def write(folder: Path, step: int) -> Path:
     path = folder / f"step-{step:06d}"
     path.mkdir(parents=True)
-    (path / STATE_FILE).write_text(json.dumps(asdict(STATE)))
+    (path / STATE_FILE).write_text(STATE.text())
     return path
 
 
@@ -44,8 +45,9 @@ def test_a_state_comes_back_equal(tmp_path: Path) -> None:
 def test_unfinished_checkpoints_do_not_count(tmp_path: Path) -> None:
     write(tmp_path, 10)
     write(tmp_path, 9)
-    (tmp_path / "step-000011").mkdir()
     (tmp_path / ".partial-step-000012").mkdir()
+    (tmp_path / "aside-step-000013").mkdir()
+    (tmp_path / "step-000014.copy").mkdir()
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-000009", "step-000010"]
     assert find("auto", tmp_path) == tmp_path / "step-000010"
 
@@ -67,22 +69,25 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         find(str(tmp_path), tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"format": 2, "step": 1}'])
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"format": 3, "step": 1}', seal({"format": 3, "step": 1})])
 def test_a_damaged_state_is_named(tmp_path: Path, content: str) -> None:
     path = write(tmp_path, 4)
     (path / STATE_FILE).write_text(content)
-    with pytest.raises(UserError, match=r"resume: .*state\.json is damaged"):
+    with pytest.raises(UserError, match=r"resume: .*step-000004 is damaged \(state\.json: "):
         read_state(path)
 
 
-@pytest.mark.parametrize("older", [{}, {"format": 1}, {"format": 3, "new": 0}])
-def test_another_format_is_refused_with_the_version_that_reads_it(tmp_path: Path, older: dict[str, object]) -> None:
+@pytest.mark.parametrize("older", [{}, {"format": 1}, {"format": 2}, {"format": 4, "new": 0}])
+def test_another_format_is_refused_with_the_version_that_reads_it(tmp_path: Path, older: dict[str, Any]) -> None:
+    """Also where `auto` could go on from an older one: it is not damaged, and its steps are not to be lost."""
     path = write(tmp_path, 4)
     values = {name: value for name, value in asdict(STATE).items() if name != "format"}
-    (path / STATE_FILE).write_text(json.dumps({**values, "version": "0.9.1", **older}))
-    reason = f"of checkpoint format {older.get('format', 1)} and this version reads format 2; .*wrote it \\(0.9.1\\)"
+    values |= {"version": "0.9.1", **older}
+    (path / STATE_FILE).write_text(seal(values) if older.get("format", 1) > 3 else json.dumps(values))
+    write(tmp_path, 3)
+    reason = f"of checkpoint format {older.get('format', 1)} and this version reads format 3; .*wrote it \\(0.9.1\\)"
     with pytest.raises(UserError, match=f"resume: .*{reason}"):
-        read_state(path)
+        find("auto", tmp_path)
 
 
 def test_a_resume_tells_what_changed() -> None:
@@ -119,13 +124,6 @@ def test_a_longer_run_in_another_layout_is_no_contradiction(tmp_path: Path) -> N
     check_resumable(STATE, tmp_path, config.to_dict())
 
 
-def test_latest_moves_in_one_rename(tmp_path: Path) -> None:
-    move_latest(tmp_path, "step-000001")
-    move_latest(tmp_path, "step-000002")
-    assert [path.name for path in tmp_path.iterdir()] == ["latest"]
-    assert (tmp_path / "latest").read_text() == "step-000002"
-
-
 @pytest.fixture(scope="module")
 def finished(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 2 ranks with ZeRO-3 and a checkpoint at every step."""
@@ -154,20 +152,39 @@ def test_an_export_of_the_last_checkpoint_equals_the_runs_own(finished: Path, tm
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("damage", ["cut", "overwritten"])
-def test_a_damaged_checkpoint_is_named_and_the_run_changes_nothing(
-    finished: Path, store: Path, tmp_path: Path, damage: str
-) -> None:
-    """A cut file is found before anything is built; an overwritten one by the one rank that reads it."""
-    copy = tmp_path / "run"
-    shutil.copytree(finished, copy)
-    damaged = copy / "checkpoints" / "step-000004" / "rank-00001.safetensors"
+OVERWRITE = b"\xff" * 8
+
+
+def damaged_copy(finished: Path, tmp_path: Path, *, cut: bool) -> Path:
+    """A copy of the run, a file of whose last checkpoint is cut off or overwritten; returns the file."""
+    shutil.copytree(finished, tmp_path / "run")
+    damaged = tmp_path / "run" / "checkpoints" / "step-000004" / "rank-00001.safetensors"
     content = damaged.read_bytes()
-    damaged.write_bytes(content[:1000] if damage == "cut" else b"\xff" * 8 + content[8:])
-    options = ["--train.steps=6", "--train.zero_stage=3", "--resume=auto"]
-    printed = run(copy, f"--data.path={store}", *options, launcher="deepspeed", ranks=2, code=2)
+    damaged.write_bytes(content[:1000] if cut else content[:5000] + OVERWRITE + content[5000 + len(OVERWRITE) :])
+    return damaged
+
+
+def test_a_damaged_checkpoint_is_named_and_the_run_changes_nothing(finished: Path, store: Path, tmp_path: Path) -> None:
+    damaged = damaged_copy(finished, tmp_path, cut=False)
+    options = ["--train.steps=6", "--train.zero_stage=3", f"--resume={damaged.parent}"]
+    printed = run(tmp_path / "run", f"--data.path={store}", *options, launcher="deepspeed", ranks=2, code=2)
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert "is damaged (" in errors[0]
-    assert damaged.name in errors[0]
-    assert len(complete_checkpoints(copy / "checkpoints")) == 2
+    assert f"step-000004 is damaged ({damaged.name} is not what was written" in errors[0]
+    assert len(complete_checkpoints(tmp_path / "run" / "checkpoints")) == 2
+
+
+def test_auto_goes_on_from_the_newest_intact_one_and_replaces_the_damaged(
+    finished: Path, store: Path, tmp_path: Path
+) -> None:
+    damaged = damaged_copy(finished, tmp_path, cut=True)
+    output, folder = tmp_path / "run", damaged.parent.parent
+    options = ["--train.steps=4", "--train.save_interval=1", "--train.keep=2", "--train.zero_stage=3", "--resume=auto"]
+    printed = run(output, f"--data.path={store}", *options, launcher="deepspeed", ranks=2)
+    assert printed.count(f"passed over {damaged.parent}, which is damaged: {damaged.name} has 1000 bytes of") == 1
+    assert f"resumed {folder / 'step-000003'} at step 3" in printed
+    assert printed.count(f"set {damaged.parent} aside as aside-step-000004") == 1
+    assert [path.name for path in sorted(folder.iterdir())] == ["latest", "step-000003", "step-000004"]
+    for file in (finished / "checkpoints" / "step-000004").iterdir():
+        if file.name != STATE_FILE:  # which holds the run's folder
+            assert (damaged.parent / file.name).read_bytes() == file.read_bytes(), file.name
