@@ -9,10 +9,10 @@ TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all check format clean
+.PHONY: help install demo test test-cluster test-all check format clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
 
 install: $(VENV)/.installed ## install zerobert with its test tools into .venv
 
@@ -27,6 +27,11 @@ demo: install ## raw text -> pre-training on 2 ranks -> fine-tuning -> report, u
 
 test: install check ## lint, type check and the fast tests
 	$(BIN)/python -m pytest -m "not slow"
+
+test-cluster: install ## SLURM jobs on a real cluster of two nodes on this machine; as root on Debian it installs SLURM
+	@command -v slurmctld >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+		apt-get install -y -qq --no-install-recommends slurm-wlm munge; } || echo "SLURM can't be installed here"
+	$(BIN)/python -m pytest tests/cluster
 
 test-all: install check ## every test, the slow ones too
 	$(BIN)/python -m pytest
