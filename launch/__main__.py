@@ -1,4 +1,4 @@
-"""`zerobert COMMAND`: prepare, train, export, curves, build-kernels, demo."""
+"""`zerobert COMMAND`: doctor, prepare, train, submit, status, cancel, export, curves, certify, build-kernels, demo."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ from engine.errors import UserError
 from launch.cli import run_command
 
 COMMANDS = {
+    "doctor": "what this machine has, what is missing, and the remedy",
     "prepare": "raw text -> vocabulary and memory-mapped shards",
+    "plan": "which ZeRO stage and micro-batch fit, what a step costs, and why",
     "train": "pre-train or fine-tune (the same as launch/train.py)",
+    "submit": "train as a SLURM job that saves, requeues and resumes by itself",
+    "status": "where a SLURM job or a run stands",
+    "cancel": "end a SLURM job, at once or after a checkpoint",
     "export": "checkpoint -> Hugging Face folder",
     "curves": "print or plot a run's curves from its TensorBoard files",
+    "certify": "kill -9 runs at random moments and prove that their resumes lose and repeat nothing",
     "build-kernels": "compile the CUDA kernels ahead of time",
     "demo": "the whole way on text that ships with Python",
 }

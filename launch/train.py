@@ -18,13 +18,17 @@ if __name__ == "__main__":  # run as a file: import the packages of this checkou
 from jsonargparse import SUPPRESS, ActionConfigFile
 
 from engine.config import RunConfig
-from engine.errors import RunError, UserError
+from engine.train.preempt import Stopped, StopRequest
 from engine.train.quiet import silence_libraries
 from launch.cli import CommandParser, run_command
-from launch.launcher import Launcher, detect_launcher
+from launch.deepspeed_json import adopt
+from launch.launcher import Launcher, check_world, detect_launcher, is_first_rank
 
 if TYPE_CHECKING:
+    from engine.data.loader import BatchLayout
     from engine.dist import World
+    from engine.train.guard import Guard
+    from engine.train.watchdog import Watchdog
 
 DESCRIPTION = """Pre-train BERT (MLM + NSP) or fine-tune it, sharded by DeepSpeed ZeRO.
 
@@ -45,18 +49,25 @@ def build_parser() -> CommandParser:
 
 
 def parse(arguments: list[str]) -> RunConfig:
-    """The validated configuration of a command line.
+    """The validated configuration of a command line, completed by the DeepSpeed JSON that it names.
 
     Raises:
         UserError: the first wrong field, value or combination.
     """
+    return parse_given(arguments)[0]
+
+
+def parse_given(arguments: list[str]) -> tuple[RunConfig, frozenset[str]]:
+    """The configuration of `parse`, and the dotted options that the command line and the recipe give (not as null)."""
     parser = build_parser()
     values = parser.instantiate(parser.parse_args(arguments))
-    config = RunConfig(**{name: values[name] for name in RunConfig.__dataclass_fields__})
+    set_here = parser.parse_args(arguments, defaults=False).as_flat()
+    given = frozenset(name for name, value in vars(set_here).items() if value is not None)
+    config = adopt(RunConfig(**{name: values[name] for name in RunConfig.__dataclass_fields__}), given)
     if values.debug:
         config = debug_config(config)
     config.validate()
-    return config
+    return config, given
 
 
 def debug_config(config: RunConfig) -> RunConfig:
@@ -76,7 +87,8 @@ def debug_config(config: RunConfig) -> RunConfig:
     model = config.model
     if not model.init_from:
         model = replace(model, size="tiny", hidden_size=64, layers=2, heads=2, intermediate_size=128)
-    return replace(config, train=train, model=model, data=replace(config.data, workers=0))
+    fault = replace(config.fault, hang_timeout=None)
+    return replace(config, train=train, model=model, data=replace(config.data, workers=0), fault=fault)
 
 
 def prepare_embedded(config: RunConfig, is_main: bool) -> RunConfig:
@@ -116,31 +128,60 @@ def checked_task(config: RunConfig) -> Any:
     return task
 
 
-def train(config: RunConfig, launcher: Launcher) -> int:
-    """Run a validated configuration on this rank; collective."""
+def train(config: RunConfig, launcher: Launcher, request: StopRequest, given: frozenset[str] = frozenset()) -> int:
+    """Run a validated configuration, of which the user set the options `given`, on this rank; collective.
+
+    Returns:
+        The exit code.
+    """
+    from engine.train.guard import Guard
     from engine.train.zero import end_ranks, start_ranks
 
+    watchdog = watch(config, launcher)
     world = start_ranks(config.train.threads)
     try:
-        run(config, launcher, world)
-    except (UserError, RunError):
+        run(config, launcher, Guard(config, world, request, watchdog), given)
+        code = 0
+    except Stopped as stopped:
+        code = stopped.code
+    except Exception as error:
+        lost = watchdog.lost_rank(error)
+        watchdog.end(str(error) if lost is None else lost.LAST_WORD)
+        if lost is not None:
+            raise lost from error
         end_ranks(world, together=False)
         raise
+    watchdog.end()
     end_ranks(world)
-    return 0
+    return code
 
 
-def run(config: RunConfig, launcher: Launcher, world: World) -> None:
+def watch(config: RunConfig, launcher: Launcher) -> Watchdog:
+    """This rank's watchdog, which also looks after the start; a debugger may take its time."""
+    from engine.train.watchdog import Watchdog
+
+    timeout = None if sys.gettrace() else config.fault.hang_timeout
+    names = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+    rank = next((int(os.environ[name]) for name in names if name in os.environ), 0)
+    watchdog = Watchdog(Path(config.output), rank, launcher.world_size, timeout)
+    watchdog.start()
+    return watchdog
+
+
+def run(config: RunConfig, launcher: Launcher, guard: Guard, given: frozenset[str] = frozenset()) -> None:
     """Check what needs the ranks or the data, then train and report; collective."""
     from engine.data.loader import resolve_layout
     from engine.dist import agreed
     from engine.evaluate import final_report
     from engine.train.loop import Trainer, find_start
     from engine.train.monitor import check_monitor
-    from launch.zero_config import check_hardware, deepspeed_config
+    from launch.deepspeed_run import complete, record, resolved
+    from launch.fit import explained_memory
 
+    world = guard.world
+    check_world(launcher, world.size)
     accelerator = world.device.type
-    agreed(lambda: check_hardware(config.train, accelerator))
+    config = agreed(lambda: complete(config, given, world.size, accelerator))
     agreed(lambda: check_monitor(config.monitor))
     batch = config.train
     micro_batch = None if batch.micro_batch == "auto" else batch.micro_batch
@@ -148,17 +189,35 @@ def run(config: RunConfig, launcher: Launcher, world: World) -> None:
     config = agreed(lambda: prepare_embedded(config, world.is_main))
     start = agreed(lambda: find_start(config))
     task = agreed(lambda: checked_task(config))
-    deepspeed = deepspeed_config(config, layout, accelerator)
-    trainer = agreed(lambda: Trainer(task, config, deepspeed, layout, world, start))
+    if batch.micro_batch == "auto":
+        config, layout = fitted(config, task, world)
+    deepspeed = agreed(lambda: resolved(config, layout, accelerator))
+    agreed(lambda: guard.count_start(config.resume, start))
+    with guard.reporting(), explained_memory(config, task, layout, world):
+        trainer = agreed(lambda: Trainer(task, config, deepspeed.values, layout, world, start, guard))
     if world.is_main:
+        record(config, deepspeed)
         print(
             f"{launcher.name}: {world.size} rank(s) on {accelerator}, ZeRO-{batch.zero_stage}, {batch.precision}; "
             f"global batch {layout.global_batch} = {world.size} x {layout.micro_batch} x {layout.accumulation}, "
             f"{trainer.total} steps",
             flush=True,
         )
-    result = trainer.run()
-    final_report(task, config, result, layout, world)
+    with guard.reporting():
+        with explained_memory(config, task, layout, world):
+            result = trainer.run()
+        final_report(task, config, result, layout, world)
+        guard.finished()
+
+
+def fitted(config: RunConfig, task: Any, world: World) -> tuple[RunConfig, BatchLayout]:
+    """The run with the largest micro-batch that fits, and its layout; collective."""
+    from engine.data.loader import resolve_layout
+    from launch.fit import fitting_micro_batch
+
+    size = fitting_micro_batch(config, task, world)
+    layout = resolve_layout(config.train.global_batch, size, world.size, world.rank)
+    return replace(config, train=replace(config.train, micro_batch=size)), layout
 
 
 def free_port() -> int:
@@ -171,10 +230,14 @@ def free_port() -> int:
 def main(arguments: list[str]) -> int:
     """The command: parse, recognise the launcher, train."""
     silence_libraries()
-    config = parse(arguments)
+    config, given = parse_given(arguments)
     launcher = detect_launcher(os.environ, free_port())
+    if launcher.notice and is_first_rank(os.environ):
+        print(f"note: {launcher.notice}", flush=True)
     os.environ.update(launcher.variables)
-    return train(config, launcher)
+    request = StopRequest()
+    request.listen(launched=launcher.name in ("deepspeed", "torchrun", "mpirun"))
+    return train(config, launcher, request, given)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,8 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-import matplotlib.image
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from sklearn.metrics import classification_report, confusion_matrix
 
 from engine.tasks.task import Evaluation
 
@@ -51,6 +47,8 @@ class Predictions:
     @property
     def confusion(self) -> NDArray[np.int64]:
         """Counts [C, C]: a row a true class, a column a predicted one."""
+        from sklearn.metrics import confusion_matrix
+
         counts = confusion_matrix(self.truth, self.predicted, labels=range(len(self.names)))
         return np.asarray(counts, dtype=np.int64)
 
@@ -117,6 +115,8 @@ def render(predictions: Predictions, summary: dict[str, Any]) -> str:
 
 def _table(predictions: Predictions, output_dict: bool) -> Any:
     """scikit-learn's classification report over the classes that occur among labels or predictions."""
+    from sklearn.metrics import classification_report
+
     truth, predicted = predictions.truth, predictions.predicted
     present = np.union1d(truth, predicted)
     names = [predictions.names[index] for index in present]
@@ -137,6 +137,9 @@ def _prediction_rows(predictions: Predictions) -> str:
 
 def confusion_picture(counts: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.uint8]:
     """A confusion matrix [C, C] as a picture [height, width, 3]: colours are shares of the true class."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     classes = len(names)
     side = min(4.0 + 0.35 * classes, 12.0)
     figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
@@ -158,6 +161,8 @@ def confusion_picture(counts: NDArray[np.int64], names: Sequence[str]) -> NDArra
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:
+    import matplotlib.image
+
     buffer = io.BytesIO()
     matplotlib.image.imsave(buffer, pixels, format="png")
     return buffer.getvalue()

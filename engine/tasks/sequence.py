@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor, nn
 
 from engine import dist
@@ -48,6 +47,7 @@ class SequenceClassification:
         self._check_length()
         splits = read_splits(config.labelled, config.seed)
         self.names = class_names(splits["train"])
+        self.bert_config = build_config(config.model, self.vocabulary.vocab_size, self.vocabulary.pad_id, self.names)
         labels = {split: class_ids(examples, self.names) for split, examples in splits.items()}
         self.majority = int(np.bincount(labels["train"]).argmax())
         self.sources = {
@@ -66,9 +66,7 @@ class SequenceClassification:
 
     def build_model(self) -> BertForSequenceClassification:
         """The pre-trained encoder under a fresh classifier."""
-        vocabulary, settings = self.vocabulary, self.config.model
-        config = build_config(settings, vocabulary.vocab_size, vocabulary.pad_id, labels=self.names)
-        model = BertForSequenceClassification(config, settings.activation_checkpointing)
+        model = BertForSequenceClassification(self.bert_config, self.config.model.activation_checkpointing)
         initialise(model, self.config.seed)
         # a classifier in the folder was trained for classes that need not be these, even when there are as many
         fresh = {name: value.clone() for name, value in model.classifier.state_dict().items()}
@@ -148,6 +146,8 @@ def scores(truth: NDArray[np.int64], log_probabilities: NDArray[np.float64]) -> 
         truth: class ids [N].
         log_probabilities: [N, C].
     """
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
     predicted = log_probabilities.argmax(axis=1)
     return {
         "loss": float(-log_probabilities[np.arange(len(truth)), truth].mean()),

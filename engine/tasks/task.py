@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import BertConfig
 
 from engine.data.source import MicroBatch, SampleSource
 
@@ -47,6 +48,8 @@ class Evaluation:
 class Task(Protocol):
     """A data set, a model, a loss and its metrics."""
 
+    bert_config: BertConfig
+    """the architecture of the model"""
     tokenizer: Path
     """folder of the tokenizer that the data was made with; exported beside the weights"""
     best_metric: str | None
