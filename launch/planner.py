@@ -100,10 +100,10 @@ def candidate(request: Request, hardware: Hardware, choice: tuple[int, str, str]
     share = request.global_batch // hardware.ranks
     limit = largest_micro_batch(work, hardware.memory, limit=share)
     micro_batch = max((size for size in range(1, (limit or 1) + 1) if share % size == 0), default=1)
-    work = replace(work, micro_batch=micro_batch)
+    accumulation = share // micro_batch
+    work = replace(work, micro_batch=micro_batch, accumulates=accumulation > 1)
     memory = forecast(work)
     host_fits = memory.host * hardware.ranks_per_node <= hardware.host_memory
-    accumulation = share // micro_batch
     cost = step_cost(work, accumulation, hardware)
     return Candidate(work, accumulation, memory, cost, fits=limit is not None and host_fits)
 

@@ -1,0 +1,126 @@
+"""What a forward pass keeps for the backward pass, and what a backward pass needs beside it, in bytes.
+
+All sequences are taken to be full: packed batches of shorter ones have fewer tokens, and their grids of queries, keys
+and values are as large. Names: e bytes an element, T tokens, H hidden size, I feed-forward size, B sequences, S their
+length, A heads, M masked rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launch.workload import Workload
+
+#: `engine.kernels.decoder_loss.LOGIT_BYTES`: more logits than this are worked off in chunks
+LOGIT_BYTES = 1 << 30
+FP32 = 4
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Bytes of a micro-batch's forward and backward pass, without weights and their gradients."""
+
+    kept: int
+    """embeddings and encoder, when the backward pass starts"""
+    head: int
+    """rows and logits of the MLM head, and the decoder's gradient while that is made"""
+    layer: int
+    """what the backward pass of the last layer needs beside `kept`, when the head's rows and logits are gone"""
+    end: int
+    """when the backward pass reaches the embeddings"""
+
+    @property
+    def peak(self) -> int:
+        return max(self.kept + max(self.head, self.layer), self.end)
+
+
+def passes(work: Workload) -> Pass:
+    """The bytes of a micro-batch's passes."""
+    encoder = work.shape.layers * layer_bytes(work)
+    layer = _tied_gradient(work) + _layer_backward(work)
+    if work.activation_checkpointing:
+        # The first layer's input is the embeddings' output; one layer at a time is computed again.
+        encoder = (work.shape.layers - 1) * _hidden(work)
+        layer += layer_bytes(work)
+    else:
+        encoder -= _hidden(work)  # the last layer's output: the heads select rows of it, and keep those
+    return Pass(embedding_bytes(work) + encoder, head_bytes(work), layer, _end_bytes(work))
+
+
+def _hidden(work: Workload) -> int:
+    """e T H, a hidden state."""
+    return work.width * work.tokens * work.shape.hidden
+
+
+def _mask(work: Workload, elements: int, width: int) -> int:
+    """A dropout mask: on CPUs torch keeps it as factors in the input's precision, on GPUs as one byte an element."""
+    return elements * (width if work.accelerator == "cpu" else 1) if work.dropout > 0 else 0
+
+
+def _norm_statistics(work: Workload) -> int:
+    """Mean and reciprocal deviation of a LayerNorm."""
+    return 2 * FP32 * work.tokens
+
+
+def layer_bytes(work: Workload) -> int:
+    """What one Transformer layer keeps.
+
+    In fp32: its attention; of each of its two residual outputs the mask and the LayerNorm's input; the two LayerNorms'
+    outputs, which are inputs of linear layers; input and output of GELU. With masks of one byte and without attention's
+    scores that is the 34 T H of Korthikanti et al. 2022, equation 2, in 16 bits.
+    """
+    hidden = _hidden(work)
+    masks = 2 * _mask(work, work.tokens * work.shape.hidden, work.width)
+    feed_forward = 2 * work.width * work.tokens * work.shape.intermediate
+    return attention_bytes(work) + 4 * hidden + masks + feed_forward + 2 * _norm_statistics(work)
+
+
+def attention_bytes(work: Workload) -> int:
+    """Queries, keys, values and context; "plain" also keeps probabilities, mask and what is left of them.
+
+    torch's plain attention computes in fp32 whatever the precision is, and keeps fp32 queries, keys and values.
+    """
+    hidden, shape = _hidden(work), work.shape
+    if work.attention == "flash":
+        return 4 * hidden + FP32 * work.tokens * shape.heads
+    scores = work.micro_batch * shape.heads * work.sequence_length**2
+    dropped = _mask(work, scores, FP32) + FP32 * scores if work.dropout > 0 else 0
+    return 3 * FP32 * work.tokens * shape.hidden + hidden + FP32 * scores + dropped
+
+
+def embedding_bytes(work: Workload) -> int:
+    """The LayerNorm's input, the mask, the output, and three int64 index tensors."""
+    indices = 3 * 8 * work.tokens
+    mask = _mask(work, work.tokens * work.shape.hidden, work.width)
+    return 2 * _hidden(work) + mask + _norm_statistics(work) + indices
+
+
+def _tied_gradient(work: Workload) -> int:
+    """The decoder's weight gradient, [V, H]: autograd holds it until the embedding's own arrives, at the very end."""
+    return work.width * work.shape.largest_parameter()
+
+
+def head_bytes(work: Workload) -> int:
+    """At the decoder's backward pass: M rows before and after the transform, its GELU, their gradients; logits.
+
+    The logits are kept in the model's precision, in place as their gradient; beyond LOGIT_BYTES only a chunk of them
+    exists, and the decoder's gradient is summed in fp32 beside the one of the chunk.
+    """
+    vocabulary, rows = work.shape.vocabulary, work.masked
+    logits = work.width * rows * vocabulary
+    if logits > LOGIT_BYTES:
+        logits = LOGIT_BYTES + FP32 * work.shape.largest_parameter()
+    states = 7 * work.width * rows * work.shape.hidden
+    return logits + states + FP32 * vocabulary + _tied_gradient(work)
+
+
+def _layer_backward(work: Workload) -> int:
+    """A layer's backward pass at its widest: gradients of GELU's output, of the residual, and of the second weight."""
+    shape = work.shape
+    return work.width * (work.tokens * (shape.intermediate + shape.hidden) + shape.intermediate * shape.hidden)
+
+
+def _end_bytes(work: Workload) -> int:
+    """The embeddings' dense gradients beside the decoder's."""
+    positions = work.width * (work.shape.positions + 2) * work.shape.hidden
+    return 2 * _tied_gradient(work) + positions + 2 * _hidden(work)
