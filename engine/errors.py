@@ -14,8 +14,33 @@ class UserError(ValueError):
         super().__init__(" ".join(message.split()))
 
 
+class NodeError(UserError):
+    """A mistake in how one node is set up, which only its own ranks can tell: the first of them does."""
+
+
 class RunError(RuntimeError):
     """A run that can't go on though nobody gave it anything wrong, such as one whose loss diverged.
 
     Printed as one line like a `UserError`; the exit code is 1.
     """
+
+
+class LostRankError(RunError):
+    """Another rank has gone in the middle of a collective: it died, was killed, or ended with an error of its own.
+
+    The ranks that are left meet it, and nothing collective is possible any more.
+
+    Attributes:
+        speaks: whether this rank is the one that tells the user.
+    """
+
+    #: what such a rank says of its own end
+    LAST_WORD = "lost another rank"
+
+    def __init__(self, message: str, *, speaks: bool) -> None:
+        super().__init__(message)
+        self.speaks = speaks
+
+
+#: exit code of a rank that has made no progress for fault.hang_timeout (EX_TEMPFAIL): start the job again
+HANG_EXIT_CODE = 75

@@ -1,6 +1,8 @@
 """What every command shares: a parser with one-line errors, and exit codes.
 
-Exit codes: 0 done, 1 a failure of ours or of the machine, 2 a mistake in what the user gave, 130 interrupted.
+Exit codes: 0 done, or stopped by a signal and saved (the run's folder then holds the file REQUEUE); 1 a failure of ours
+or of the machine; 2 a mistake in what the user gave, which another start would only repeat; 75 a rank made no progress
+for fault.hang_timeout; 130 interrupted by Ctrl-C, saved if anything was trained.
 """
 
 from __future__ import annotations
@@ -9,13 +11,18 @@ import difflib
 import os
 import re
 import sys
+import threading
+import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from engine.errors import RunError, UserError
+from engine.errors import LostRankError, NodeError, RunError, UserError
 from launch.launcher import is_first_rank
+
+#: seconds for a save under way to end once another rank has gone: it succeeds if that rank had done its part
+PATIENCE_WITH_SAVES = 10.0
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -75,15 +82,32 @@ def unknown_option(name: str, options: list[str]) -> str:
     return f"{name}: no such field; {remedy}"
 
 
+def end_now(code: int) -> NoReturn:
+    """End the process without its libraries, which would wait for ranks that have gone; saves get a moment."""
+    deadline = time.monotonic() + PATIENCE_WITH_SAVES
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0.0, deadline - time.monotonic()))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def run_command(main: Callable[[list[str]], int], arguments: list[str] | None = None) -> NoReturn:
     """Run a command's `main` and end the process with its exit code.
 
-    A user's mistake prints one line; among the ranks of a run, which all meet it, only rank 0 does.
+    A user's mistake prints one line; among the ranks of a run, which all meet it, only rank 0 does. What only the ranks
+    of a node meet its first one tells.
     """
     try:
         code = main(sys.argv[1:] if arguments is None else arguments)
+    except LostRankError as error:
+        if error.speaks:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        end_now(1)
     except (UserError, RunError) as error:
-        if is_first_rank(os.environ):
+        alone = isinstance(error, NodeError)
+        if os.environ.get("LOCAL_RANK", "0") == "0" if alone else is_first_rank(os.environ):
             print(f"error: {error}", file=sys.stderr, flush=True)
         code = 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:

@@ -6,6 +6,7 @@ of one field live in the part that owns it; checks across parts live in `RunConf
 
 from engine.config.check import require
 from engine.config.data import DataConfig, LabelledConfig
+from engine.config.fault import FaultConfig, NonFinitePolicy, SpikePolicy
 from engine.config.model import MODEL_SIZES, ModelConfig
 from engine.config.optim import OptimConfig, ScheduleName
 from engine.config.run import RunConfig, TaskName, from_dict
@@ -15,13 +16,16 @@ from engine.config.zero import ZeroConfig
 __all__ = [
     "MODEL_SIZES",
     "DataConfig",
+    "FaultConfig",
     "LabelledConfig",
     "ModelConfig",
     "MonitorConfig",
+    "NonFinitePolicy",
     "OptimConfig",
     "Precision",
     "RunConfig",
     "ScheduleName",
+    "SpikePolicy",
     "TaskName",
     "TrainConfig",
     "ZeroConfig",

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from engine.config.check import require
 from engine.config.data import DataConfig, LabelledConfig
+from engine.config.fault import FaultConfig
 from engine.config.model import ModelConfig
 from engine.config.optim import OptimConfig
 from engine.config.train import MonitorConfig, TrainConfig
@@ -35,6 +36,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
+    fault: FaultConfig = field(default_factory=FaultConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
     def validate(self) -> None:
@@ -46,7 +48,8 @@ class RunConfig:
         require(self.task in get_args(TaskName), "task", self.task, f"choose one of {', '.join(get_args(TaskName))}")
         require(bool(self.output), "output", self.output, "give a folder")
         require(0 <= self.seed < 2**32, "seed", self.seed, "give a whole number in [0, 2^32)")
-        for part in (self.model, self.data, self.labelled, self.optim, self.train, self.zero, self.monitor):
+        parts = (self.model, self.data, self.labelled, self.optim, self.train, self.zero, self.fault, self.monitor)
+        for part in parts:
             part.validate()
         self.zero.check_stage(self.train.zero_stage)
         if self.task == "pretrain":
@@ -78,6 +81,7 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
         "optim": OptimConfig,
         "train": TrainConfig,
         "zero": ZeroConfig,
+        "fault": FaultConfig,
         "monitor": MonitorConfig,
     }
     built = {name: part(**values.get(name, {})) for name, part in parts.items()}

@@ -36,7 +36,10 @@ class TrainConfig:
     save_interval: int | None = 0
     """steps between checkpoints; 0 saves only at the end, null never"""
     keep: int = 2
-    """checkpoints kept; the newest is never deleted"""
+    """checkpoints kept; the newest intact one is never deleted"""
+    async_save: bool = True
+    """write checkpoints while training goes on, from a copy in host memory: for AdamW and LAMB 12 bytes a parameter,
+    divided by the ranks; false: training waits for the disk"""
     deterministic: bool = False
     """only deterministic algorithms"""
     detect_anomaly: bool = False
@@ -46,6 +49,8 @@ class TrainConfig:
     reference: plain torch"""
     verify_update: int = 1
     """first updates, also after a resume, that are compared with the exact ones of whole parameters; 0 turns it off"""
+    audit: bool = False
+    """write hashes of the samples that each step was computed from under <output>/audit (a GPU waits for them)"""
     threads: int | None = None
     """CPU threads of a rank; null divides the machine's cores among its ranks"""
 

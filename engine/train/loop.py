@@ -24,8 +24,13 @@ from engine.optim.build import build_optimizer
 from engine.optim.schedule import learning_rate
 from engine.tasks.task import Evaluation, Task
 from engine.train import checkpoint
+from engine.train.audit import Audit
+from engine.train.faults import RollBack, found_late
+from engine.train.guard import Guard, unsaved
 from engine.train.meter import Meter
 from engine.train.monitor import Monitor, Progress, memory_bytes
+from engine.train.preempt import Stop, Stopped
+from engine.train.saver import Saver
 from engine.train.verify import UpdateCertificate
 from engine.train.zero import ZeroEngine
 
@@ -59,7 +64,7 @@ def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
 
 
 def find_start(config: RunConfig) -> Path | None:
-    """The checkpoint that the run resumes, checked against it before anything is built.
+    """The checkpoint that the run resumes, verified and checked against it before anything is built; collective.
 
     Raises:
         UserError: `resume` asks for what isn't there, or for a checkpoint that is damaged or contradicts the run.
@@ -92,21 +97,27 @@ class Trainer:
         layout: BatchLayout,
         world: dist.World,
         start: Path | None,
+        guard: Guard,
     ) -> None:
-        self.task, self.config, self.layout, self.world = task, config, layout, world
+        self.task, self.config, self.layout, self.world, self.guard = task, config, layout, world, guard
         self.output = Path(config.output)
         self.source = task.train_source()
         self.total = total_steps(config.train, self.source.epoch_size(0))
         kernels.select(config.train.kernels)
-        torch.use_deterministic_algorithms(config.train.deterministic)
+        if config.train.deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports Inductor
+            torch.use_deterministic_algorithms(config.train.deterministic)
         torch.autograd.set_detect_anomaly(config.train.detect_anomaly)
         model = task.build_model()
+        stepping = world.device if config.zero.offload_optimizer == "none" else torch.device("cpu")
         self.zero = ZeroEngine(
-            model, build_optimizer(model, config.optim, world.device, config.train.zero_stage), deepspeed
+            model, build_optimizer(model, config.optim, stepping, config.train.zero_stage), deepspeed
         )
         dist.seed_everything(config.seed, world.rank)
         self.step, self.cursor = 0, Cursor()
         self.best: float | None = None
+        self.saver = Saver(
+            self.output / "checkpoints", config.train.keep, background=config.train.async_save, say=self._say
+        )
         if start is not None:
             self._resume(start)
         self.output.mkdir(parents=True, exist_ok=True)
@@ -116,15 +127,21 @@ class Trainer:
         self.meter = Meter(self.zero.device)
         updates = config.train.verify_update
         self.certificate = UpdateCertificate(self.zero, config.optim, updates, self.output, self._say)
+        self.audit = Audit(self.zero.model.module, self.output, self.step, enabled=config.train.audit)
         self.loss = math.nan
         self.evaluation: Evaluation | None = None
+        guard.attach(self.zero, None if start is None else self.step, self.total)
 
     def _resume(self, path: Path) -> None:
         state = checkpoint.read_state(path)
         checkpoint.load(self.zero, path, state)
         self.step, self.cursor, self.best = state.step, state.cursor, state.best
+        told = [
+            resumption(state, path, self.world.size, self.config.train.zero_stage),
+            *self.saver.resume(path, state.step),
+        ]
         if self.world.is_main:
-            print(resumption(state, path, self.world.size, self.config.train.zero_stage), flush=True)
+            print(*told, sep="\n", flush=True)
 
     def _record_config(self, deepspeed: dict[str, Any]) -> None:
         """Keep the run's configuration beside its results: a recipe to run it again, and the DeepSpeed dict."""
@@ -135,28 +152,89 @@ class Trainer:
         self.monitor.config(values, deepspeed, self.step)
 
     def run(self) -> RunResult:
-        """Train to the last step, then evaluate, save and export."""
+        """Train to the last step, then evaluate, save and export.
+
+        Raises:
+            Stopped: all ranks were asked to stop, and have saved.
+        """
         self.progress = Progress(self.step, self.total, self.world.is_main)
-        batches = training_batches(self.source, self.layout, self.cursor, self.config.data.workers)
-        with contextlib.closing(batches):
-            self._train(batches)
-        if self.evaluation is None:
-            self.evaluate()
+        try:
+            self._train_to_the_end()
+            if self.evaluation is None:
+                self.evaluate()
+            self.guard.check()
+        except Stopped as stopped:
+            self._save_and_stop(stopped.stop)
+            raise
         self.export_if_last()
+        self.saver.wait()
         self.progress.close()
         self.monitor.close()
         return RunResult(self.step, self.loss, self.evaluation, self.output / "export")
+
+    def _train_to_the_end(self) -> None:
+        self.guard.check()
+        if self.step < self.total and self.guard.pending_evaluation(self.step):
+            self.evaluate()
+        while self.step < self.total:
+            batches = training_batches(self.source, self.layout, self.cursor, self.config.data.workers)
+            try:
+                with contextlib.closing(batches):
+                    self._train(batches)
+            except RollBack as back:
+                self._roll_back(back)
 
     def _train(self, batches: Iterator[MicroBatch]) -> None:
         train = self.config.train
         while self.step < self.total:
             self.train_step(batches)
+            self.saver.poll()
             if self._due(train.log_interval):
                 self.observe()
             if self._due(train.eval_interval):
                 self.evaluate()
+                self.guard.check()
+            self.guard.stop_if_asked()
             if self._due(train.save_interval):
                 self.save()
+                self.guard.check()
+
+    def _roll_back(self, back: RollBack) -> None:
+        """Go back to the newest checkpoint; collective.
+
+        Raises:
+            RunError: there is none.
+        """
+        self.saver.wait()
+        path = checkpoint.newest_intact(self.output / "checkpoints", self._say)
+        if path is None:
+            raise RunError(f"{back}, and there is no checkpoint to roll back to; set train.save_interval")
+        self._say(f"{back}: rolling back, and leaving its batch out")
+        self._resume(path)
+        self.guard.policy.go_back(self.step)
+        self.meter = Meter(self.zero.device)
+        self.monitor.close()
+        self.monitor = Monitor(self.config, self.step)
+        self.progress.close()
+        self.progress = Progress(self.step, self.total, self.world.is_main)
+
+    def _save_and_stop(self, stop: Stop) -> None:
+        """Make a checkpoint of the last step and leave word that the run is to go on; collective.
+
+        Raises:
+            RunError: the checkpoint can't be written, or must not be.
+        """
+        saved = None
+        if self.config.train.save_interval is None:
+            if not stop.by_a_person:
+                raise unsaved(stop, self.step)
+        elif self.step > 0:
+            self.save(required=True)
+            self.saver.wait()
+            saved = self.output / "checkpoints" / checkpoint.checkpoint_name(self.step)
+        self._say(self.guard.preempted(stop, self.step, saved))
+        self.progress.close()
+        self.monitor.close()
 
     def _due(self, interval: int | None) -> bool:
         if interval is None:
@@ -165,22 +243,41 @@ class Trainer:
 
     def train_step(self, batches: Iterator[MicroBatch]) -> None:
         """One optimizer step over a global batch."""
+        self._leave_out(batches)
+        self.audit.begin_step()
         rate = learning_rate(self.step, self.total, self.config.optim)
+        share = torch.zeros((), dtype=torch.float64, device=self.zero.device)
+        measured = []
         for index in range(self.layout.accumulation):
-            batch = to_device(next(batches), self.zero.device)
-            output = self.task.step(self.zero.model, batch)
+            self.guard.watchdog.feed("micro-batch")
+            with self.guard.own_time():
+                batch = to_device(next(batches), self.zero.device)
+                output = self.task.step(self.zero.model, batch)
             self.zero.backward(output.loss)
+            share += output.loss.detach()
             last = index + 1 == self.layout.accumulation
+            if last:
+                self.guard.before_update(self.step + 1, self.cursor, share)
             with self.certificate.watch(self.step + 1, rate, last_micro_batch=last):
                 self.zero.step(rate, last_micro_batch=last, observe=last and self._observes())
             self.meter.exclude(self.certificate.seconds)
-            self.meter.add({"loss": output.loss, **output.metrics}, batch.inputs["input_ids"].numel())
-        self.cursor = batch.cursor
+            measured.append(({"loss": output.loss.detach(), **output.metrics}, batch.inputs["input_ids"].numel()))
+        before, self.cursor = self.cursor, batch.cursor
         self.step += 1
-        self.meter.end_step()
+        self.audit.end_step(self.step, self.cursor)
+        if self.guard.after_update(self.step, before, self._say):
+            for shares, tokens in measured:
+                self.meter.add(shares, tokens)
+            self.meter.end_step()
         if norms := self.zero.norms():
             self.monitor.norms(norms, self.step)
         self.progress.advance()
+
+    def _leave_out(self, batches: Iterator[MicroBatch]) -> None:
+        """Pass over the global batches that a rollback leaves out."""
+        while self.guard.skips(self.cursor):
+            for _ in range(self.layout.accumulation):
+                self.cursor = next(batches).cursor
 
     def _observes(self) -> bool:
         """Whether the step under way measures the norms of weights and update."""
@@ -192,7 +289,10 @@ class Trainer:
         self.progress.say(line)
 
     def observe(self) -> None:
-        """Write a point of the training curves; collective."""
+        """Write a point of the training curves, if any step since the last one was applied; collective."""
+        steps = self.meter.steps
+        if steps == 0:
+            return
         values = {f"train/{name}": value for name, value in self.meter.point().items()}
         self.loss = values["train/loss"]
         values["train/learning_rate"] = learning_rate(self.step - 1, self.total, self.config.optim)
@@ -205,11 +305,10 @@ class Trainer:
             values["train/skipped_steps"] = float(self.zero.skipped_steps)
         self.monitor.scalars(values, self.step)
         self.progress.point(self.step, values)
-        if not math.isfinite(self.loss):
-            raise RunError(
-                f"the loss became {self.loss} by step {self.step}; resume from a checkpoint with a lower "
-                "optim.learning_rate or a longer optim.warmup (train.detect_anomaly true finds the operation)"
-            )
+        self.guard.point(self.loss, values["train/tokens_per_second"], steps, self._say)
+        if fault := found_late(self.step, self.loss, norm if self.guard.policy.minds_gradients else None):
+            self.saver.wait()
+            raise fault
 
     def evaluate(self) -> None:
         """Evaluate on held-out data, write its curves, and export the model if it is the best so far; collective."""
@@ -217,14 +316,15 @@ class Trainer:
         if source is None:
             return
         start = time.perf_counter()
-        micro_batch = self.layout.micro_batch
-        batches = evaluation_batches(
-            source, self.world.rank, self.world.size, micro_batch, self.task.evaluation_samples
-        )
-        with self.zero.evaluating() as model:
-            self.evaluation = self.task.evaluate(model, (to_device(batch, self.zero.device) for batch in batches))
-        self._write_evaluation(self.evaluation)
-        self._keep_best(self.evaluation)
+        with self.guard.evaluating(self.step):
+            batches = evaluation_batches(
+                source, self.world.rank, self.world.size, self.layout.micro_batch, self.task.evaluation_samples
+            )
+            moved = (to_device(batch, self.zero.device) for batch in self.guard.evaluated(batches))
+            with self.zero.evaluating() as model:
+                self.evaluation = self.task.evaluate(model, moved)
+            self._write_evaluation(self.evaluation)
+            self._keep_best(self.evaluation)
         self.meter.exclude(time.perf_counter() - start)
 
     def _write_evaluation(self, evaluation: Evaluation) -> None:
@@ -248,8 +348,12 @@ class Trainer:
             self.best = value
             self.export()
 
-    def save(self) -> None:
-        """Write a checkpoint; collective."""
+    def save(self, *, required: bool = False) -> None:
+        """Begin to write a checkpoint; collective.
+
+        Raises:
+            RunError: it is required, as that of the last step is, and can't be written.
+        """
         start = time.perf_counter()
         state = checkpoint.RunState(
             step=self.step,
@@ -259,7 +363,9 @@ class Trainer:
             best=self.best,
             micro_batch=self.layout.micro_batch,
         )
-        checkpoint.save(self.zero, self.output / "checkpoints", state, self.config.train.keep)
+        with self.guard.doing("saving"):
+            self.saver.save(self.zero, state, required=required or self.step == self.total)
+            self.guard.saved()
         self.meter.exclude(time.perf_counter() - start)
 
     def export_if_last(self) -> None:
@@ -268,7 +374,8 @@ class Trainer:
             self.export()
 
     def export(self) -> None:
-        """Write the current weights as a Hugging Face folder; collective."""
+        """Write the current weights as a Hugging Face folder, once a save under way is over; collective."""
+        self.saver.wait()
         weights = self.zero.full_state_dict()
         if self.world.is_main:
             model_config = self.zero.model.module.config

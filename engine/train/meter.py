@@ -26,6 +26,11 @@ class Meter:
         self._start = time.perf_counter()
         self._outside = 0.0
 
+    @property
+    def steps(self) -> int:
+        """Optimizer steps since the last point."""
+        return self._steps
+
     def add(self, shares: Mapping[str, Tensor], tokens: int) -> None:
         """Add one micro-batch: its shares and its number of tokens."""
         self._tokens += tokens

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
@@ -19,8 +20,9 @@ from engine.optim.attach import attach
 from engine.optim.fused import FusedOptimizer
 from engine.optim.partition import shards
 from engine.train import states
+from engine.train.interface import address_of, check_interface
 from engine.train.norms import ParameterNorms
-from engine.train.quiet import import_deepspeed
+from engine.train.quiet import import_deepspeed, without_compiler
 
 
 def start_ranks(threads: int | None = None, timeout: timedelta = timedelta(minutes=30)) -> dist.World:
@@ -32,6 +34,9 @@ def start_ranks(threads: int | None = None, timeout: timedelta = timedelta(minut
     Args:
         threads: CPU threads of this rank; None divides the cores among the machine's ranks.
         timeout: of a collective, after which a rank gives up on the others.
+
+    Raises:
+        NodeError: ranks of other hosts can't reach this one.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -40,6 +45,8 @@ def start_ranks(threads: int | None = None, timeout: timedelta = timedelta(minut
     from deepspeed.accelerator import get_accelerator
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if get_accelerator().device_name() == "cpu":
+        check_interface(os.environ, local_size(os.environ), socket.gethostname(), address_of)
     deepspeed.init_distributed(verbose=False, timeout=timeout)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     accelerator = get_accelerator()
@@ -92,7 +99,7 @@ class ZeroEngine:
         self.config = config
         self.accumulation: int = config["gradient_accumulation_steps"]
         self.stage: int = config["zero_optimization"]["stage"]
-        with contextlib.redirect_stdout(io.StringIO()):  # its memory reports can't be turned off
+        with without_compiler(), contextlib.redirect_stdout(io.StringIO()):  # its memory reports can't be turned off
             self.model, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         self._plain_norm: Tensor | None = None
         self._forget_initial_step(optimizer)

@@ -1,0 +1,77 @@
+"""Which rank holds the others up: each rank's own time, without waiting, compared over the ranks.
+
+A rank's own time is what it takes to load its micro-batches and for their forward passes. The backward pass is left
+out, for it waits for the others to add up gradients. At ZeRO stage 3 the forward pass waits too, for gathered
+parameters, so there a slow device is hidden and only slow loading shows. On a GPU the device's own events measure it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+#: points of the curves in a row at which a rank must be slow
+POINTS = 3
+
+
+class SlowRanks:
+    """Measures this rank's own time, and judges those of all ranks."""
+
+    def __init__(self, factor: float | None, device: torch.device) -> None:
+        """Args: factor is how many times the median is slow; None never."""
+        self.factor, self._device = factor, device
+        self._seconds = 0.0
+        self._events: list[tuple[Any, Any]] = []
+        self._streaks: dict[int, int] = {}
+        self._told: set[int] = set()
+
+    @contextlib.contextmanager
+    def measured(self) -> Iterator[None]:
+        """What happens inside is this rank's own work."""
+        start = time.perf_counter()
+        if self._device.type != "cuda":
+            yield
+            self._seconds += time.perf_counter() - start
+            return
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before.record()
+        yield
+        after.record()
+        self._events.append((before, after))
+
+    def seconds(self) -> float:
+        """This rank's own time since the last call; waits for the device."""
+        if self._events:
+            self._events[-1][1].synchronize()
+            self._seconds += sum(before.elapsed_time(after) for before, after in self._events) / 1000
+        seconds, self._seconds, self._events = self._seconds, 0.0, []
+        return seconds
+
+    def judge(self, times: Sequence[float]) -> list[int]:
+        """Ranks that have been slow at this and the last points, and weren't named before.
+
+        Args:
+            times: own time of a step in seconds, by rank. The median is the lower one of two.
+        """
+        if self.factor is None:
+            return []
+        limit = self.factor * statistics.median_low(times)
+        slow = {rank for rank, seconds in enumerate(times) if seconds > limit > 0}
+        self._streaks = {rank: self._streaks.get(rank, 0) + 1 for rank in slow}
+        found = sorted(rank for rank, streak in self._streaks.items() if streak >= POINTS and rank not in self._told)
+        self._told.update(found)
+        return found
+
+    @staticmethod
+    def tell(rank: int, times: Sequence[float], host: str) -> str:
+        """The line that names a slow rank."""
+        median = statistics.median_low(times)
+        return (
+            f"slow rank: rank {rank} on {host} needs {times[rank] / median:.1f} times the ranks' median for its own "
+            f"loading and forward passes ({times[rank]:.3g} s a step against {median:.3g} s), {POINTS} points in a row"
+        )
