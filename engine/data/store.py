@@ -137,13 +137,14 @@ def _open_shard(path: Path, shard: Shard) -> tuple[NDArray[Any], NDArray[np.int3
 
 def _flat(path: Path, column: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """All values of a list column as one mapped array, and the length of each row."""
-    from datasets import Dataset
+    import pyarrow as pa
 
-    chunks = Dataset.from_file(str(path)).data.table.column(column).chunks
+    with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
+        chunks = reader.read_all().column(column).chunks
     assert len(chunks) == 1, "a shard is written as one record batch"
     lists = chunks[0]
-    offsets = lists.offsets.to_numpy()
-    return lists.values.to_numpy(zero_copy_only=True)[offsets[0] : offsets[-1]], np.diff(offsets).astype(np.int64)
+    offsets = np.from_dlpack(lists.offsets)  # pyarrow's own to_numpy imports pandas
+    return np.from_dlpack(lists.values)[offsets[0] : offsets[-1]], np.diff(offsets).astype(np.int64)
 
 
 def _adds_up(tokens: NDArray[np.int64], lengths: NDArray[np.int32], sentences: NDArray[np.int64]) -> bool:

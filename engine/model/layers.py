@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from transformers import BertConfig
-from transformers.activations import ACT2FN
 
+from engine.model.activations import activation
 from engine.model.packing import Packing
 
 
@@ -102,7 +102,7 @@ class BertActivatedDense(nn.Module):
     def __init__(self, config: BertConfig, output_size: int) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, output_size)
-        self.activation = ACT2FN[config.hidden_act]
+        self.activation = activation(config.hidden_act)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[T, H] to [T, output_size]."""

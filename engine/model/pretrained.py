@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BertConfig
-from transformers.activations import ACT2FN
 
 from engine.errors import UserError
+from engine.model.activations import ACTIVATIONS
 
 #: what an encoder is useless without; a missing pooler or head is common and starts fresh
 ESSENTIAL = ("embeddings.", "encoder.")
@@ -61,7 +61,7 @@ def _check_variant(path: Path, config: BertConfig) -> None:
     heads = config.num_attention_heads
     positions = getattr(config, "position_embedding_type", "absolute")
     checks = (
-        (config.hidden_act in ACT2FN, "hidden_act", config.hidden_act, "an activation that transformers names"),
+        (config.hidden_act in ACTIVATIONS, "hidden_act", config.hidden_act, f"one of {', '.join(ACTIVATIONS)}"),
         (config.hidden_size % heads == 0, "num_attention_heads", heads, f"a divisor of {config.hidden_size}"),
         (positions == "absolute", "position_embedding_type", positions, "'absolute'"),
         (not config.is_decoder, "is_decoder", config.is_decoder, "false"),

@@ -1,10 +1,12 @@
-"""Silence for messages of libraries that a user can't act on."""
+"""Silence for messages of libraries that a user can't act on, and for work of theirs that nobody asked for."""
 
 from __future__ import annotations
 
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def silence_libraries() -> None:
@@ -25,3 +27,21 @@ def import_deepspeed() -> None:
     finally:
         logging.disable(logging.NOTSET)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Make torch.compile a no-op inside, by torch's own switch.
+
+    DeepSpeed asks of every ZeRO optimizer whether it is Muon; importing Muon compiles its functions, for which torch
+    imports all of Inductor (1.5 s a rank).
+    """
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TORCHDYNAMO_DISABLE"]
+        else:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
