@@ -1,0 +1,1 @@
+"""What `zerobert doctor` looks at: small functions that return findings, one subject a module."""
