@@ -1,4 +1,4 @@
-"""`zerobert COMMAND`: doctor, prepare, train, submit, status, cancel, export, curves, certify, build-kernels, demo."""
+"""`zerobert COMMAND`: doctor, prepare, plan, train, submit, status, cancel, export, curves, certify, build-kernels, demo."""
 
 from __future__ import annotations
 
