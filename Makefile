@@ -9,7 +9,7 @@ TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-cluster test-all check format clean
+.PHONY: help install demo test test-cluster test-all certify check format clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
@@ -28,13 +28,19 @@ demo: install ## raw text -> pre-training on 2 ranks -> fine-tuning -> report, u
 test: install check ## lint, type check and the fast tests
 	$(BIN)/python -m pytest -m "not slow"
 
-test-cluster: install ## SLURM jobs on a real cluster of two nodes on this machine; as root on Debian it installs SLURM
-	@command -v slurmctld >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
-		apt-get install -y -qq --no-install-recommends slurm-wlm munge; } || echo "SLURM can't be installed here"
+CLUSTER_PACKAGES := slurm-wlm munge pdsh openssh-server openssh-client iproute2 procps
+
+test-cluster: install ## runs on two nodes on this machine, by SLURM and by SSH; as root on Debian it installs both
+	@{ PATH="$$PATH:/usr/sbin"; command -v slurmctld && command -v pdsh && command -v sshd && command -v ip; } >/dev/null || \
+		{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+		apt-get install -y -qq --no-install-recommends $(CLUSTER_PACKAGES); } || echo "can't install $(CLUSTER_PACKAGES) here"
 	$(BIN)/python -m pytest tests/cluster
 
 test-all: install check ## every test, the slow ones too
 	$(BIN)/python -m pytest
+
+certify: install ## kill -9 runs at random moments, resume them in other layouts, prove that nothing changes
+	$(BIN)/zerobert certify
 
 check: install ## ruff, mypy and clang-format, changing nothing
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""`zerobert COMMAND`: doctor, prepare, plan, train, submit, status, cancel, export, curves, certify, build-kernels, demo."""
+"""`zerobert COMMAND`: a file of this package for each of COMMANDS."""
 
 from __future__ import annotations
 
