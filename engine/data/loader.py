@@ -14,17 +14,21 @@ import weakref
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from engine.data.source import Cursor, MicroBatch, SampleSource
-from engine.errors import UserError
+from engine.errors import RunError, UserError
 
 LARGEST_DEFAULT_MICRO_BATCH = 32
+#: seconds without a micro-batch after which the loader processes are started again, and how often in a row
+PATIENCE, ATTEMPTS = 120.0, 3
 
 
 @dataclass(frozen=True)
@@ -101,17 +105,45 @@ def training_batches(
 ) -> Generator[MicroBatch, None, None]:
     """This rank's micro-batches from `cursor` on, without end; `layout.accumulation` of them make a global batch.
 
-    With `workers` processes only `collate` runs there, so the result is the same for any number of them. Close
-    the iterator to end the processes.
+    With `workers` processes only `collate` runs there, so the result is the same for any number of them, and also
+    when they are started again: a fork may deadlock in the child before its first line of Python (seen with CPython
+    3.11, once in some 100 starts). Close the iterator to end the processes.
+
+    Raises:
+        RunError: the processes gave no sign of life, several times.
     """
+    done, stuck = 0, 0
+    while stuck < ATTEMPTS:
+        before = done
+        try:
+            for batch in _loaded(source, layout, cursor, workers, skip=done):
+                yield batch
+                done += 1
+        except _StuckLoader:
+            stuck = stuck + 1 if done == before else 1
+    raise RunError(
+        f"the data.workers ({workers}) gave no micro-batch for {ATTEMPTS} times {PATIENCE:g} s; set data.workers 0, or "
+        "look for a slow disk"
+    )
+
+
+class _StuckLoader(Exception):  # noqa: N818 - another attempt follows
+    """Loader processes gave nothing for PATIENCE seconds."""
+
+
+def _loaded(
+    source: SampleSource, layout: BatchLayout, cursor: Cursor, workers: int, skip: int
+) -> Generator[MicroBatch, None, None]:
+    """Micro-batches after the first `skip` ones from `cursor`, by loader processes of their own."""
     loader: DataLoader[Any] = DataLoader(
         _Collation(source),
         batch_size=None,
-        sampler=_requests(source, layout, cursor),
+        sampler=islice(_requests(source, layout, cursor), skip, None),
         num_workers=workers,
         collate_fn=_unchanged,
         worker_init_fn=_prepare_worker,
         multiprocessing_context="fork" if workers else None,
+        timeout=PATIENCE if workers else 0,
         pin_memory=torch.cuda.is_available(),
         # Without its own generator a DataLoader takes a number from the global one, which a resume must not.
         generator=torch.Generator(),
@@ -120,14 +152,26 @@ def training_batches(
     end_workers = partial(_end_workers, weakref.ref(iterator))
     atexit.register(end_workers)
     try:
-        for item in iterator:
-            if isinstance(item, UserError):
-                raise item
-            inputs, totals, after = item
-            yield MicroBatch(inputs, totals, after)
+        yield from _items(iterator)
     finally:
         end_workers()
         atexit.unregister(end_workers)
+
+
+def _items(iterator: Iterator[Any]) -> Iterator[MicroBatch]:
+    """What the loader processes send, as micro-batches or as the error that they met."""
+    while True:
+        try:
+            item = next(iterator)
+        except RuntimeError as error:
+            if "timed out" not in str(error):
+                raise
+            _kill_workers(iterator)
+            raise _StuckLoader from error
+        if isinstance(item, UserError):
+            raise item
+        inputs, totals, after = item
+        yield MicroBatch(inputs, totals, after)
 
 
 def evaluation_batches(
@@ -224,6 +268,17 @@ def _prepare_worker(_worker: int) -> None:
     gc.freeze()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _kill_workers(iterator: Any) -> None:
+    """End workers of which one may be stuck in its fork, where it heeds no other signal.
+
+    torch would take their deaths for a crash and raise in the main thread, unless it has forgotten them before.
+    """
+    signal_handling._remove_worker_pids(id(iterator))  # type: ignore[attr-defined]
+    iterator._worker_pids_set = False
+    for process in iterator._workers:
+        process.kill()
 
 
 def _end_workers(iterator: weakref.ref[Any]) -> None:

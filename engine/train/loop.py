@@ -249,14 +249,16 @@ class Trainer:
         share = torch.zeros((), dtype=torch.float64, device=self.zero.device)
         measured = []
         for index in range(self.layout.accumulation):
-            self.guard.watchdog.feed("micro-batch")
+            self.guard.watchdog.feed("forward pass")
             with self.guard.own_time():
                 batch = to_device(next(batches), self.zero.device)
                 output = self.task.step(self.zero.model, batch)
+            self.guard.watchdog.feed("backward pass")
             self.zero.backward(output.loss)
             share += output.loss.detach()
             last = index + 1 == self.layout.accumulation
             if last:
+                self.guard.watchdog.feed("update")
                 self.guard.before_update(self.step + 1, self.cursor, share)
             with self.certificate.watch(self.step + 1, rate, last_micro_batch=last):
                 self.zero.step(rate, last_micro_batch=last, observe=last and self._observes())

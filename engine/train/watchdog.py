@@ -253,11 +253,33 @@ class Watchdog:
             if culprits or time.monotonic() > deadline:
                 break
             time.sleep(0.1)
-        told = "; ".join(_last_words(beat) for beat in culprits[:4]) or _peer(str(error), beats)
+        told = "; ".join(_last_words(beat) for beat in culprits[:4]) or self._peer(str(error), beats)
         remedy = "" if culprits else " (see the other hosts' output)"
         step = f"in {self._activity!r} of step {self._step + 1}"
-        speaks = self.rank == _first_outside([beat.rank for beat in gone], self.size)
-        return LostRankError(f"{told} has gone, so rank {self.rank} can't go on {step}{remedy}", speaks=speaks)
+        message = f"{told} has gone, so rank {self.rank} can't go on {step}{remedy}"
+        return LostRankError(message, speaks=self._speaks(beats, culprits))
+
+    def _speaks(self, beats: Sequence[Beat], culprits: Sequence[Beat]) -> bool:
+        """Whether this rank tells the user: the first one that is left, on each host where hosts know different things.
+
+        Whether a rank of another host lives can't be known here, so a host doesn't rely on it.
+        """
+        gone = [beat.rank for beat in culprits]
+        if culprits and all(beat.ended is not None for beat in culprits):
+            return self.rank == _first_outside(gone, self.size)
+        left = [beat.rank for beat in beats if beat.host == self._host and beat.rank not in gone]
+        return self.rank == min([self.rank, *left])
+
+    def _peer(self, message: str, beats: Sequence[Beat]) -> str:
+        """The rank that a collective's error speaks of, by its host or at least its address if gloo gives one."""
+        found = re.search(r"\[([\d.]+|[\da-fA-F:]+)\]:\d", message)
+        if found is None:
+            return "another rank"
+        for host in sorted({beat.host for beat in beats}):
+            with contextlib.suppress(OSError):
+                if found[1] in {str(one[4][0]) for one in socket.getaddrinfo(host, None)}:
+                    return "another rank" if host == self._host else f"a rank on {host}"
+        return f"a rank at {found[1]}"
 
     def _is_gone(self, beat: Beat) -> bool:
         return beat.ended is not None or (beat.host == self._host and not _is_running(beat.process))
@@ -266,18 +288,6 @@ class Watchdog:
 def is_broken_collective(error: BaseException) -> bool:
     """Whether an exception says that another rank can't be reached."""
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in BROKEN_COLLECTIVE)
-
-
-def _peer(message: str, beats: Sequence[Beat]) -> str:
-    """The rank that a collective's error speaks of, by its host or at least its address if gloo gives it."""
-    found = re.search(r"\[([\d.]+|[\da-fA-F:]+)\]:\d", message)
-    if found is None:
-        return "another rank"
-    for host in sorted({beat.host for beat in beats}):
-        with contextlib.suppress(OSError):
-            if found[1] in {str(one[4][0]) for one in socket.getaddrinfo(host, None)}:
-                return f"a rank on {host}"
-    return f"a rank at {found[1]}"
 
 
 def _last_words(beat: Beat) -> str:

@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from engine.data import loader
 from engine.data.loader import BatchLayout, evaluation_batches, resolve_layout, training_batches
 from engine.data.source import Cursor, Indices, MicroBatch
-from engine.errors import UserError
+from engine.errors import RunError, UserError
 
 Sample = tuple[int, int]
 
@@ -163,6 +164,42 @@ def test_workers_survive_the_signals_of_a_preemption(
     worker = int(next(batches_of_a_worker).inputs["process"])
     os.kill(worker, number)
     assert {int(next(batches_of_a_worker).inputs["process"]) for _ in range(10)} == {worker}
+
+
+class StopsOnce(Numbers):
+    """The process that first collates stops itself before it sends anything."""
+
+    def __init__(self, mark: Path, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.mark = mark
+
+    def collate(self, description: Any) -> dict[str, Tensor]:
+        try:
+            self.mark.touch(exist_ok=False)
+        except FileExistsError:
+            return super().collate(description)
+        self.mark.write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGSTOP)
+        raise AssertionError("it was killed")
+
+
+def test_a_stuck_worker_is_replaced_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A stopped process stands for one that hangs in its fork: neither heeds a signal but SIGKILL."""
+    monkeypatch.setattr(loader, "PATIENCE", 1.0)
+    layout = BatchLayout(6, 2, 1, 3)
+    expected = samples(list(islice(training_batches(Numbers(11, 9), layout, Cursor(), 0), 12)))
+    batches = training_batches(StopsOnce(tmp_path / "stopped", 11, 9), layout, Cursor(), 2)
+    found = list(islice(batches, 12))
+    batches.close()
+    assert samples(found) == expected
+    assert not running(int((tmp_path / "stopped").read_text()))
+
+
+def test_workers_that_are_always_stuck_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "PATIENCE", 0.5)
+    monkeypatch.setattr(Numbers, "collate", lambda *_: time.sleep(60))
+    with pytest.raises(RunError, match=r"the data.workers \(1\) gave no micro-batch for 3 times 0.5 s"):
+        next(training_batches(Numbers(8), BatchLayout(4, 4), Cursor(), 1))
 
 
 CRASHING_RUN = """

@@ -142,6 +142,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     return output, certified(output, "--kills=1", "--stages=2", "--routes=2-1", "--seed=3")
 
 
+@pytest.mark.slow
 def test_a_real_run_is_killed_and_certified(small: tuple[Path, dict[str, Any]]) -> None:
     output, result = small
     assert result["certified"]
@@ -168,6 +169,7 @@ def plant_a_late_resume(lines: list[dict[str, Any]]) -> None:
         earlier["samples"] = later["samples"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("plant", "told"),
     [

@@ -68,6 +68,7 @@ def test_auto_halves_until_it_fits(store: Path, tmp_path: Path) -> None:
     assert saved["train"]["micro_batch"] == int(found[1])
 
 
+@pytest.mark.slow
 def test_a_rank_with_less_memory_decides_for_all(store: Path, tmp_path: Path) -> None:
     code, printed = limited(tmp_path / "run", store, "--train.micro_batch=auto", mebibytes=700, rank=1, ranks=2)
     assert code == 0, printed

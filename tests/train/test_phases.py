@@ -56,7 +56,7 @@ def test_transformers_opens_the_export(phase1: Path) -> None:
     assert logits.shape[-1] == len(tokenizer)
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_fine_tuning_ends_with_a_report_and_the_best_model(
     phase1: Path, examples: Path, tmp_path: Path, stage: int
 ) -> None:

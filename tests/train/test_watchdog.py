@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import torch
 
 from engine.errors import HANG_EXIT_CODE
 from engine.train.slowness import POINTS, SlowRanks
-from engine.train.watchdog import Beat, Watchdog, _peer, behind, blame, is_broken_collective, unreachable
+from engine.train.watchdog import Beat, Watchdog, behind, blame, is_broken_collective, unreachable
 from tests.train.accidents import accident, heartbeat, start, tracebacks
 from tests.train.runs import ROOT, environment
 
@@ -83,12 +85,22 @@ def test_who_has_gone_is_found_at_once_and_told_by_one_rank(tmp_path: Path) -> N
 def test_the_host_is_told_where_only_an_address_is_known(tmp_path: Path) -> None:
     dog = Watchdog(tmp_path, 0, 2)
     dog.beat()
-    assert _peer("Connection closed by peer [127.0.0.1]:9", [Beat(1, 4, "update", 9, 1.0, "localhost", 1)]) == (
-        "a rank on localhost"
-    )
     error = RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.9]:25091")
     assert str(dog.lost_rank(error, patience=0.0)).startswith("a rank at 10.0.0.9 has gone, so rank 0 can't go on")
     assert str(dog.lost_rank(RuntimeError("Broken pipe"), patience=0.0)).startswith("another rank has gone")
+
+
+def test_a_host_that_has_gone_leaves_the_word_to_the_first_rank_elsewhere(tmp_path: Path) -> None:
+    """Of another host's rank 0 nobody here can know whether it lives; all ranks would wait for it to speak."""
+    dogs = [Watchdog(tmp_path, rank, 4) for rank in (2, 3)]
+    for rank in range(2):
+        Watchdog(tmp_path, rank, 4).beat()
+        path = tmp_path / "beats" / f"rank-{rank}"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "host": "localhost"}))
+    error = RuntimeError("Connection closed by peer [127.0.0.1]:9")
+    told = [dog.lost_rank(error, patience=0.0) for dog in dogs]
+    assert [lost is not None and lost.speaks for lost in told] == [True, False]
+    assert str(told[0]).startswith("a rank on localhost has gone, so rank 2 can't go on")
 
 
 def test_a_host_that_refuses_answers_and_one_that_is_unknown_is_left_out() -> None:
@@ -178,7 +190,7 @@ def test_a_defect_of_one_rank_is_told_as_its_last_word(store: Path, tmp_path: Pa
     [
         ("torchrun", ("kill", int(signal.SIGSTOP)), "has been silent for"),
         pytest.param("deepspeed", ("kill", int(signal.SIGSTOP)), "has been silent for", marks=pytest.mark.slow),
-        pytest.param("deepspeed", ("sleep", 600), "is behind, in 'micro-batch' of step 7", marks=pytest.mark.slow),
+        pytest.param("deepspeed", ("sleep", 600), "is behind, in 'forward pass' of step 7", marks=pytest.mark.slow),
     ],
 )
 def test_a_slow_rank_is_named_and_one_that_stands_still_ends_the_run(
@@ -204,7 +216,7 @@ def test_a_slow_rank_is_named_and_one_that_stands_still_ends_the_run(
     assert process.returncode in (1, HANG_EXIT_CODE)
     text = report.read_text()
     assert "rank 0 of 2" in text
-    assert "in 'update' of step 7" in text or "in 'micro-batch' of step 7" in text
+    assert re.search(r"in '(update|forward pass|backward pass)' of step 7", text)
     assert 'loop.py", line' in text
     told = [line for line in printed.splitlines() if line.startswith("error: no progress for ")]
     assert len(told) == 1, printed
