@@ -228,6 +228,8 @@ class Watchdog:
                 f"stacks in {folder}; exit code {HANG_EXIT_CODE}\n"
             )
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())
+        elif self.rank in late:  # once it exits the launcher ends the others, who are to speak first
+            time.sleep(2 * self.interval)
 
     def _network(self, beats: Sequence[Beat]) -> str:
         """Which hosts of the others don't answer this one: ranks that wait for one another may be cut off."""
