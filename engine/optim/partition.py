@@ -10,6 +10,7 @@ contradicts itself is refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from math import prod
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import UserError
+from engine.optim.swap import Swap, swap_of
 
 #: the release whose layouts tests/optim/test_partition.py compares with the model's parameters
 TESTED_DEEPSPEED = "0.19.8"
@@ -53,7 +55,8 @@ class Shard:
     """One fp32 tensor that the optimizer steps, and what it consists of. Its gradient is laid out the same."""
 
     tensor: Tensor
-    """contiguous fp32: flat, or of the parameter's shape at stage 0; on the CPU if the optimizer is offloaded"""
+    """contiguous fp32: flat, or of the parameter's shape at stage 0; on the CPU if the optimizer is offloaded; empty
+    between steps if it is swapped"""
     group: int
     """index into the optimizer's `param_groups` outside of step(); inside, ZeRO 1 and 2 leave only one group there"""
     parameters: tuple[ParameterInfo, ...]
@@ -62,12 +65,27 @@ class Shard:
     """this rank's, ascending and disjoint; what they leave out is padding, which may be uninitialised; may be empty"""
     process_group: Any | None
     """the ranks that have the parameters' other fragments; None where this rank has whole parameters"""
+    swap: Swap | None = None
+    """how the tensor and its states get into memory, if they are in files between steps"""
+
+    @property
+    def numel(self) -> int:
+        """Elements of the tensor while it is in memory."""
+        return self.tensor.numel() if self.swap is None else self.swap.numel
 
     @property
     def is_whole(self) -> bool:
         """Whether the tensor is one whole parameter and nothing else."""
         pieces = self.process_group is None and len(self.fragments) == 1
-        return pieces and self.fragments[0].length == self.tensor.numel()
+        return pieces and self.fragments[0].length == self.numel
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Inside, the tensor and its states can be read; of one shard at a time."""
+        return nullcontext() if self.swap is None else self.swap.reading()
+
+    def replacing(self) -> AbstractContextManager[None]:
+        """Inside, the tensor and all of its states are to be set anew; of one shard at a time."""
+        return nullcontext() if self.swap is None else self.swap.replacing()
 
 
 class _MismatchError(Exception):
@@ -100,7 +118,7 @@ def shards(engine: Any) -> list[Shard]:
         found = read(wrapper, names)
         for shard in found:
             _check_tensor(shard.tensor)
-            _check_fragments(shard.fragments, shard.parameters, shard.tensor.numel())
+            _check_fragments(shard.fragments, shard.parameters, shard.numel)
     except _MismatchError as mismatch:
         raise UserError(
             f"deepspeed: the tensors of {where} are laid out in an unknown way ({mismatch}); "
@@ -201,11 +219,6 @@ def _place(number: int, parameter: Tensor, flat: Tensor) -> Fragment:
 
 def _zero_3(wrapper: Any, names: dict[int, str]) -> list[Shard]:
     """ZeRO 3: of each parameter its rank's equal part, the last ones padded; some parameters make a sub-group."""
-    if _get(wrapper, "swap_optimizer"):
-        raise UserError(
-            "zero_optimization.offload_optimizer.device: 'nvme' keeps the optimizer's tensors out of memory "
-            "between its steps; use 'cpu'"
-        )
     found = []
     tensors, process_groups = _get(wrapper, "fp32_partitioned_groups_flat"), _get(wrapper, "sub_group_process_groups")
     for index, (params, tensor, process_group) in enumerate(
@@ -222,7 +235,9 @@ def _zero_3(wrapper: Any, names: dict[int, str]) -> list[Shard]:
             if valid > 0:
                 fragments.append(Fragment(number, start, valid, rank * size))
         group = _get(wrapper, "sub_group_to_group_id")[index]
-        found.append(Shard(tensor, group, infos, tuple(fragments), process_group if ranks > 1 else None))
+        shared = process_group if ranks > 1 else None
+        swap = swap_of(wrapper, index) if _get(wrapper, "swap_optimizer") else None
+        found.append(Shard(tensor, group, infos, tuple(fragments), shared, swap))
     return found
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -64,29 +65,41 @@ def snapshot(engine: Any, *, copy: bool) -> Snapshot:
     Args:
         engine: DeepSpeed's, with a client optimizer.
         copy: copy into host memory what is else a view that the next step changes: this rank's share of weights and
-            states, for AdamW and LAMB 12 bytes a parameter divided by the ranks.
+            states, for AdamW and LAMB 12 bytes a parameter divided by the ranks. What is swapped is always copied.
 
     Raises:
         UserError: the optimizer's tensors can't be mapped to parameters.
     """
     assert engine.micro_steps % engine.gradient_accumulation_steps() == 0, "gradients of half a step aren't saved"
     found, optimizer, rank = shards(engine), client_optimizer(engine), torch.distributed.get_rank()
-    own = [(shard, piece) for shard in found for piece in shard.fragments]
-    shares = shared_out(dist.gather_objects([_range(shard, piece) for shard, piece in own]))
-    tensors = {}
-    for number, part in shares[rank]:
-        shard, piece = own[number]
-        begin = piece.start + part.start - piece.parameter_start
-        for name, tensor in {WEIGHT: shard.tensor, **_states(shard, optimizer)}.items():
-            tensors[part.key(name)] = tensor.detach().view(-1)[begin : begin + part.length]
+    own = [(number, piece) for number, shard in enumerate(found) for piece in shard.fragments]
+    shares = shared_out(dist.gather_objects([_range(found[number], piece) for number, piece in own]))
+    tensors: dict[str, Tensor] = {}
+    for number, parts in groupby(shares[rank], key=lambda share: own[share[0]][0]):
+        pieces = [(own[position][1], part) for position, part in parts]
+        tensors |= _share(found[number], pieces, optimizer, copy=copy)
     frozen, buffers, index = _frozen(engine, found), _buffers(engine), None
     if rank == 0:
-        tensors |= frozen | buffers
+        untrained = frozen | buffers
+        tensors |= {name: tensor.to("cpu", copy=True) for name, tensor in untrained.items()} if copy else untrained
         index = _index(engine, found, optimizer, shares)
         index.frozen, index.buffers = ({name: list(t.shape) for name, t in kept.items()} for kept in (frozen, buffers))
-    if copy:
-        tensors = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
     return Snapshot(rank, tensors, index)
+
+
+def _share(
+    shard: Shard, pieces: Sequence[tuple[Fragment, Range]], optimizer: torch.optim.Optimizer, *, copy: bool
+) -> dict[str, Tensor]:
+    """The weights and states of some ranges of a shard: views, or copies in host memory."""
+    copy = copy or shard.swap is not None
+    tensors = {}
+    with shard.reading():
+        for name, tensor in {WEIGHT: shard.tensor, **_states(shard, optimizer)}.items():
+            for piece, part in pieces:
+                begin = piece.start + part.start - piece.parameter_start
+                view = tensor.detach().view(-1)[begin : begin + part.length]
+                tensors[part.key(name)] = view.to("cpu", copy=True) if copy else view
+    return tensors
 
 
 def save(engine: Any, folder: Path) -> None:
@@ -131,7 +144,7 @@ def load(engine: Any, folder: Path) -> None:
     """
     found, optimizer = shards(engine), client_optimizer(engine)
     archive = dist.agreed(lambda: _read(engine, found, optimizer, folder))
-    _refresh(engine, archive)
+    _refresh(engine, archive, found)
     for name in COUNTERS:
         setattr(engine, name, archive.index.counters[name])
     engine.micro_steps = engine.global_steps * engine.gradient_accumulation_steps()  # a step is complete
@@ -154,10 +167,11 @@ def _read(engine: Any, found: list[Shard], optimizer: torch.optim.Optimizer, fol
     for name in (*index.frozen, *index.buffers):
         archive.kept(name)
     for shard in found:
-        for piece in shard.fragments:
-            part = _range(shard, piece)
-            archive.fill(_view(shard.tensor, piece), part.name, part.start)
-        _read_states(archive, shard, optimizer)
+        with shard.replacing():
+            for piece in shard.fragments:
+                part = _range(shard, piece)
+                archive.fill(_view(shard.tensor, piece), part.name, part.start)
+            _read_states(archive, shard, optimizer)
     return archive
 
 
@@ -186,7 +200,7 @@ def _read_states(archive: Archive, shard: Shard, optimizer: torch.optim.Optimize
         optimizer.state[shard.tensor] = state
 
 
-def _refresh(engine: Any, archive: Archive) -> None:
+def _refresh(engine: Any, archive: Archive, found: list[Shard]) -> None:
     """Give the model the loaded weights: its buffers, frozen parameters and rounded masters; collective."""
     for name, buffer in _persistent_buffers(engine).items():
         buffer.copy_(archive.kept(name))
@@ -196,16 +210,16 @@ def _refresh(engine: Any, archive: Archive) -> None:
                 parameter.data.copy_(archive.kept(name))
     round_masters = _ROUNDERS.get(type(engine.optimizer).__name__)
     if round_masters is not None:
-        round_masters(engine.optimizer)
+        round_masters(engine.optimizer, found)
 
 
-def _round_whole(wrapper: Any) -> None:
+def _round_whole(wrapper: Any, _found: list[Shard]) -> None:
     for masters, parameters in zip(wrapper.fp32_groups, wrapper.fp16_groups, strict=True):
         for master, parameter in zip(masters, parameters, strict=True):
             parameter.data.copy_(master.data)
 
 
-def _round_flat(wrapper: Any) -> None:
+def _round_flat(wrapper: Any, _found: list[Shard]) -> None:
     """ZeRO 1 and 2. DeepSpeed's views of the optimizer's state are of the old one, if there are any yet."""
     wrapper.update_lp_params()
     wrapper._hp_optimizer_states_linked = False
@@ -213,20 +227,42 @@ def _round_flat(wrapper: Any) -> None:
         wrapper._lazy_init_hp_params_optimizer_state()
 
 
-def _round_partitions(wrapper: Any) -> None:
+def _round_partitions(wrapper: Any, found: list[Shard]) -> None:
     wrapper.checkpoint_event_prologue()  # partitions what is gathered
-    for sub_group in range(len(wrapper.fp16_groups)):
-        wrapper._reassign_or_swap_out_partitioned_parameters(sub_group)
+    for sub_group, shard in enumerate(found):
+        with shard.reading():
+            wrapper._reassign_or_swap_out_partitioned_parameters(sub_group)
     wrapper.checkpoint_event_epilogue()  # gathers the small parameters again that stay whole between steps
 
 
 #: how each of DeepSpeed's wrappers rounds its masters after a step; at stage 0 in fp32 there are none
-_ROUNDERS: dict[str, Callable[[Any], None]] = {
+_ROUNDERS: dict[str, Callable[[Any, list[Shard]], None]] = {
     "FP16_UnfusedOptimizer": _round_whole,
     "BF16_Optimizer": _round_flat,
     "DeepSpeedZeroOptimizer": _round_flat,
     "DeepSpeedZeroOptimizer_Stage3": _round_partitions,
 }
+
+
+def swapped_weights(engine: Any, *, keep: bool) -> dict[int, Tensor]:
+    """The whole fp32 weights that are in files between steps, by the parameter's `id`, on the CPU; collective.
+
+    Each file is read once, where DeepSpeed's own functions read a whole sub-group for each of its parameters.
+
+    Args:
+        keep: whether this rank wants them; else they are empty.
+    """
+    wrapper, weights = engine.optimizer, {}
+    for sub_group, shard in enumerate(shards(engine) if getattr(wrapper, "swap_optimizer", False) else ()):
+        if shard.swap is None:
+            continue
+        with shard.reading():
+            for parameter in wrapper.fp16_groups[sub_group]:
+                _, start, size = wrapper.grad_position[wrapper.get_param_id(parameter)]
+                part = shard.tensor.detach()[start : start + size].to(engine.device)
+                full = wrapper._fp32_state_allgather(parameter, part)
+                weights[id(parameter)] = full.cpu().clone() if keep else torch.empty(0)
+    return weights
 
 
 def _range(shard: Shard, piece: Fragment) -> Range:

@@ -19,9 +19,11 @@ from engine import dist
 from engine.optim.attach import attach
 from engine.optim.fused import FusedOptimizer
 from engine.optim.partition import shards
+from engine.optim.swap import mend_gradients
 from engine.train import states
 from engine.train.interface import address_of, check_interface
 from engine.train.norms import ParameterNorms
+from engine.train.nvme import with_swap_folder
 from engine.train.quiet import import_deepspeed, without_compiler
 
 
@@ -96,11 +98,15 @@ class ZeroEngine:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> None:
         import deepspeed
 
+        config = with_swap_folder(config, model)
         self.config = config
         self.accumulation: int = config["gradient_accumulation_steps"]
         self.stage: int = config["zero_optimization"]["stage"]
         with without_compiler(), contextlib.redirect_stdout(io.StringIO()):  # its memory reports can't be turned off
             self.model, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        self.is_swapped = bool(getattr(self.model.optimizer, "swap_optimizer", False))
+        if self.is_swapped:
+            mend_gradients(self.model.optimizer)
         self._plain_norm: Tensor | None = None
         self._forget_initial_step(optimizer)
         self.fused = optimizer if isinstance(optimizer, FusedOptimizer) else None
@@ -202,7 +208,7 @@ class ZeroEngine:
 
         keep = torch.distributed.get_rank() == 0
         whole = {shard.parameters[0].name: shard.tensor for shard in shards(self.model)} if self.stage == 0 else {}
-        copies: dict[int, Tensor] = {}
+        copies: dict[int, Tensor] = states.swapped_weights(self.model, keep=keep)
         weights: dict[str, Tensor] = {}
         for name, parameter in self.model.module.named_parameters(remove_duplicate=False):
             if id(parameter) not in copies:
