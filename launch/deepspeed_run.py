@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.config import RunConfig, ZeroConfig
-from engine.errors import UserError
 from launch.deepspeed_json import load, told, with_ranks
 from launch.deepspeed_models import check_models
 from launch.zero_config import Resolution, check_hardware, put, resolve
@@ -53,13 +52,13 @@ def record(config: RunConfig, resolution: Resolution) -> None:
 
 
 def check_offload(zero: ZeroConfig) -> None:
-    """Refuse NVMe offload, under which checkpoints, exports and the certificate of the update don't find the states.
+    """Find out whether this machine can offload to NVMe; builds DeepSpeed's asynchronous I/O at its first run.
 
     Raises:
-        UserError: zero.offload_optimizer is nvme.
+        UserError: the disk or what the build needs is missing.
     """
     if zero.offload_optimizer == "nvme":
-        raise UserError(
-            "zero.offload_optimizer: 'nvme' can't be used: between the steps DeepSpeed keeps fp32 weights and moments "
-            "on disk, where checkpoints and the check of the first update don't reach them; choose cpu"
-        )
+        from engine.train import nvme
+
+        assert zero.nvme_path is not None
+        nvme.check_offload(zero.nvme_path)

@@ -27,8 +27,8 @@ FOLDER = Path(__file__).resolve().parent.parent / "ds_configs"
 class Preset:
     """A typical run."""
 
-    recipe: str | None
-    """the one of launch/recipes that trains this way; None where zerobert can't, and the file is for others"""
+    recipe: str
+    """the one of launch/recipes that trains this way"""
     stage: int
     precision: Precision = "bf16"
     ranks: int = 8
@@ -49,7 +49,7 @@ PRESETS = {
     "zero3_offload_parameters": Preset(
         "pretrain_1.3b_one_gpu", 3, zero=ZeroConfig(offload_optimizer="cpu", offload_parameters="cpu")
     ),
-    "zero3_nvme": Preset(None, 3, zero=ZeroConfig(offload_optimizer="nvme", nvme_path="/nvme")),
+    "zero3_nvme": Preset("pretrain_1.3b_nvme", 3, zero=ZeroConfig(offload_optimizer="nvme", nvme_path="/nvme")),
     "cpu_debug": Preset("pretrain_tiny", 2, "fp32", ranks=2, batch=16, size="tiny", accelerator="cpu"),
 }
 

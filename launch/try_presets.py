@@ -21,7 +21,8 @@ from launch.train import free_port
 RANKS, STEPS = 2, 5
 #: what the files' own batch sizes are replaced by
 BATCH = {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2}
-MODEL = ["--model.hidden_size=64", "--model.heads=2", "--model.layers=2", "--model.max_positions=64"]
+#: wide enough for parts that DeepSpeed swaps: those of 1 MiB a rank
+MODEL = ["--model.hidden_size=256", "--model.heads=4", "--model.layers=2", "--model.max_positions=64"]
 RUN = [f"--train.steps={STEPS}", "--train.log_interval=1", "--train.eval_samples=8", "--data.sequence_length=64"]
 
 

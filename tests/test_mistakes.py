@@ -79,9 +79,9 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
         pretrain("--deepspeed_config=IN/deepspeed_type.json"),
         "zero_optimization.reduce_bucket_size is '5e8'; give a whole number, without quotes",
     ),
-    "offload to NVMe": (
-        pretrain("--train.zero_stage=3", "--zero.offload_optimizer=nvme", "--zero.nvme_path=IN"),
-        "zero.offload_optimizer: 'nvme' can't be used",
+    "offload to no folder": (
+        pretrain("--train.zero_stage=3", "--zero.offload_optimizer=nvme", "--zero.nvme_path=/dev/null/swap"),
+        "zero.nvme_path: /dev/null/swap can't be used (Not a directory); give a folder that this user can write to",
     ),
     "no store": (pretrain("--data.path=IN/nowhere"), "nowhere"),
     "folder that is no store": (pretrain("--data.path=IN/empty"), "empty"),

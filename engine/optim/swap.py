@@ -60,7 +60,7 @@ class Swap:
 
 
 def swap_of(wrapper: Any, sub_group: int) -> Swap | None:
-    """How a sub-group of an optimizer on NVMe is swapped; None if it stays in memory, as those below 1 MiB a rank always do.
+    """How a sub-group of an optimizer on NVMe is swapped; None if it is below 1 MiB a rank, and so stays in memory.
 
     Raises:
         UserError: DeepSpeed's pipelined swapping, which reads the next sub-group ahead into buffers of its own, or
@@ -95,6 +95,8 @@ def _read_aligned(swapper: Any) -> None:
     DeepSpeed reads each piece straight to its place. Where sizes before it are odd, as a bias cut over 8 ranks is, a
     direct read puts other values there, without an error.
     """
+    from deepspeed.runtime.swap_tensor.utils import swap_in_tensors
+
     read_in_place = swapper._swap_in_pinned_gradients
 
     def read(aio_handle: Any, parameter: Tensor, gradient: Tensor) -> None:
@@ -105,8 +107,8 @@ def _read_aligned(swapper: Any) -> None:
             return
         for piece, place in zip(pieces, places, strict=True):
             pageable = torch.empty_like(place, pin_memory=False)  # DeepSpeed reads it into an aligned one, and copies
-            failed = aio_handle.async_pread(pageable, piece.path, 0)
-            assert failed == 0 and aio_handle.wait() == 1, f"{piece.path} can't be read"
+            swap_in_tensors(aio_handle, [pageable], [piece.path])
+            assert aio_handle.wait() == 1, f"{piece.path} can't be read"
             place.copy_(pageable)
 
     swapper._swap_in_pinned_gradients = read

@@ -1,4 +1,4 @@
-"""What offload to NVMe needs of the machine: a disk that takes direct I/O, room on it, and DeepSpeed's asynchronous I/O.
+"""What offload to NVMe needs of the machine: a disk with direct I/O and room, and DeepSpeed's asynchronous I/O.
 
 Each process swaps into a folder of its own below the user's, so that runs don't meet there, and removes it at its end.
 A lock on the folder, which the kernel releases when a process dies, tells the next process what a dead one left.
@@ -10,12 +10,12 @@ import contextlib
 import copy
 import errno
 import fcntl
-import io
 import mmap
 import os
 import shutil
 import subprocess
 import tempfile
+import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,6 +29,8 @@ from engine.errors import UserError
 PREFIX = "zerobert-swap-"
 #: bytes a parameter: fp32 weight, gradient, two moments
 BYTES = 16
+#: seconds before a build is told of
+PATIENCE = 5.0
 #: of a write that bypasses the page cache
 ALIGNED = 4096
 PROGRAM = "#include <libaio.h>\nint main() { return io_submit(0, 0, nullptr); }\n"
@@ -81,15 +83,30 @@ def load_async_io() -> None:
     builder = AsyncIOBuilder()
     if not _is_installed(builder):
         check_tools(os.environ)
+    notice = threading.Timer(PATIENCE, print, [_notice(builder.NAME)], {"flush": True})
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        notice.start()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.load(verbose=False)
+        builder.load(verbose=False)
     except Exception as error:
         why = next((line for line in str(error).splitlines() if "error" in line.lower()), type(error).__name__)
         raise UserError(
             f"zero.offload_optimizer: 'nvme' needs DeepSpeed's async_io, and building it failed ({why.strip()}); "
             "mend that, or choose cpu"
         ) from error
+    finally:
+        notice.cancel()
+
+
+def _notice(name: str) -> str:
+    """What to say of a build that takes long, or waits for one that died."""
+    from torch.utils.cpp_extension import _get_build_directory
+
+    lock = Path(_get_build_directory(name, False)) / "lock"
+    return (
+        f"note: building DeepSpeed's {name}, minutes and once on a machine; if nothing is being compiled, an earlier "
+        f"build was killed: then remove {lock}"
+    )
 
 
 def _is_installed(builder: Any) -> bool:
@@ -119,13 +136,16 @@ def check_tools(env: Mapping[str, str]) -> None:
 
 
 def _missing(what: str, remedy: str) -> UserError:
-    return UserError(f"zero.offload_optimizer: 'nvme' needs {what}, which is missing ({remedy}); install it or choose cpu")
+    return UserError(f"zero.offload_optimizer: 'nvme' needs {what}, which is not there ({remedy}); or choose cpu")
 
 
-def with_swap_folder(config: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+def with_swap_folder(config: dict[str, Any], model: nn.Module, share: float) -> dict[str, Any]:
     """The DeepSpeed configuration with a swap folder of this process's own, which goes when `model` does; collective.
 
     Without offload to NVMe it is the given one.
+
+    Args:
+        share: this machine's ranks among all.
 
     Raises:
         UserError: on every rank, if on any the disk has no room for its part, or the folder can't be made.
@@ -133,7 +153,7 @@ def with_swap_folder(config: dict[str, Any], model: nn.Module) -> dict[str, Any]
     section = config["zero_optimization"].get("offload_optimizer", {})
     if section.get("device") != "nvme":
         return config
-    needed = sum(p.numel() for p in model.parameters() if p.requires_grad) * BYTES
+    needed = int(sum(p.numel() for p in model.parameters() if p.requires_grad) * BYTES * share)
     folder = dist.agreed(lambda: claim(Path(section["nvme_path"]), needed))
     weakref.finalize(model, remove, folder, os.getpid())
     own = copy.deepcopy(config)
@@ -145,7 +165,7 @@ def claim(parent: Path, needed: int) -> Path:
     """A new folder that is locked as long as this process lives; folders of dead processes are removed.
 
     Args:
-        needed: bytes that must be free, over all ranks: they may all be on this machine.
+        needed: bytes that all ranks of this machine write. The first step writes all of them, later ones the same.
 
     Raises:
         UserError: there is less room, or the folder can't be made.
@@ -158,8 +178,8 @@ def claim(parent: Path, needed: int) -> Path:
             free = shutil.disk_usage(parent).free
             if free < needed:
                 raise UserError(
-                    f"zero.nvme_path: {parent} has {free / 1e9:.1f} GB free, and the optimizer needs {needed / 1e9:.1f} GB"
-                    "; free space there or give another folder"
+                    f"zero.nvme_path: {parent} has {free / 1e9:.1f} GB free, and the optimizer needs "
+                    f"{needed / 1e9:.1f} GB; free space there or give another folder"
                 )
             folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
             _lock(folder)

@@ -86,7 +86,7 @@ class Finding:
 
 
 class UpdateCertificate:
-    """Verifies the first updates of a run, also of a resumed one; collective.
+    """Verifies the first updates of a run, also of a resumed one, but for those on NVMe; collective.
 
     Attributes:
         remaining: updates that are still to be verified. Two kinds of step don't count: those whose gradient is not
@@ -102,10 +102,6 @@ class UpdateCertificate:
         """Args: what rank 0 says goes to `say`, its table into the folder `output`."""
         self.zero, self.config, self.output, self.say = zero, config, output, say
         self.remaining = updates
-        if updates and zero.is_swapped:
-            self.remaining = 0
-            if torch.distributed.get_rank() == 0:
-                say("update not verified: that would take the memory that zero.offload_optimizer nvme saves")
         self.findings: list[Finding] = []
         self.seconds = 0.0
         self._layout: Layout | None = None
@@ -125,6 +121,11 @@ class UpdateCertificate:
         """
         self.seconds = 0.0
         if not (last_micro_batch and self.remaining > 0):
+            yield
+            return
+        if self.zero.is_swapped:
+            self.remaining = 0
+            self._tell("update not verified: that would take the memory that zero.offload_optimizer nvme saves")
             yield
             return
         start, skipped = time.perf_counter(), self.zero.skipped_steps
@@ -216,7 +217,7 @@ class UpdateCertificate:
 
     @property
     def _is_main(self) -> bool:
-        return self._layout is not None and self._layout.rank == 0
+        return torch.distributed.get_rank() == 0
 
 
 def write_rows(path: Path, rows: Sequence[tuple[object, ...]]) -> None:

@@ -98,7 +98,8 @@ class ZeroEngine:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> None:
         import deepspeed
 
-        config = with_swap_folder(config, model)
+        share = min(1.0, local_size(os.environ) / torch.distributed.get_world_size())
+        config = with_swap_folder(config, model, share)
         self.config = config
         self.accumulation: int = config["gradient_accumulation_steps"]
         self.stage: int = config["zero_optimization"]["stage"]

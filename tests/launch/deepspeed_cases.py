@@ -310,9 +310,9 @@ BAD: dict[str, tuple[Any, list[str], list[str]]] = {
         {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}}, [],
         ["zero.nvme_path: None", "give a folder"],
     ),
-    "NVMe": (
-        {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/tmp"}}}, [],
-        ["zero.offload_optimizer: 'nvme' can't be used", "choose cpu"],
+    "NVMe on no folder": (
+        {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/dev/null/swap"}}}, [],
+        ["zero.nvme_path: /dev/null/swap can't be used", "give a folder"],
     ),
     "parameters on NVMe": (
         {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/tmp"}}}, [],

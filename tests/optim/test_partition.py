@@ -273,10 +273,9 @@ def test_a_sub_group_knows_its_parameter_group() -> None:
         ({"grad_position": {0: [0, 0, 7], 1: [0, 7, 2]}}, "1 ranks have 7 elements each of p0, which has 6"),
         ({"grad_position": {0: [0, 0, 6], 1: [0, 5, 2]}}, "p1 overlaps"),
         ({"fp32_partitioned_groups_flat": [torch.zeros(7)]}, "p1 exceeds its tensor of 7"),
-        ({"swap_optimizer": True}, "zero_optimization.offload_optimizer.device: 'nvme' "),
     ],
 )
-def test_a_sub_group_that_contradicts_itself_or_is_away_is_refused(changes: dict[str, Any], reason: str) -> None:
+def test_a_sub_group_that_contradicts_itself_is_refused(changes: dict[str, Any], reason: str) -> None:
     assert reason in refusal(zero_3(**changes))
 
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from engine.errors import UserError
+from engine.train.nvme import check_tools
 from launch.curves import Curve, read_curves
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +42,15 @@ def environment() -> dict[str, str]:
     hidden = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_", "OMPI_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     return kept | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+
+
+def can_swap() -> bool:
+    """Whether this machine can build what offload to NVMe needs."""
+    try:
+        check_tools(os.environ)
+    except UserError:
+        return False
+    return True
 
 
 def command(launcher: str, ranks: int) -> list[str]:
