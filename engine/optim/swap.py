@@ -80,12 +80,13 @@ def swap_of(wrapper: Any, sub_group: int) -> Swap | None:
 
 
 def mend_gradients(wrapper: Any) -> None:
-    """Make DeepSpeed 0.19.8 step a swapped sub-group with its gradient, which it gets wrong in two ways.
+    """Make DeepSpeed 0.19.8 step an offloaded sub-group with its gradient, which it gets wrong in two ways.
 
     Args:
-        wrapper: DeepSpeed's stage 3 optimizer, with its states on NVMe.
+        wrapper: DeepSpeed's stage 3 optimizer, with its states on the CPU or NVMe.
     """
-    _read_aligned(wrapper.optimizer_swapper)
+    if wrapper.swap_optimizer:
+        _read_aligned(wrapper.optimizer_swapper)
     _clear_missing(wrapper)
 
 
@@ -115,10 +116,10 @@ def _read_aligned(swapper: Any) -> None:
 
 
 def _clear_missing(wrapper: Any) -> None:
-    """Make the gradient of a parameter that took no part in the global batch zero, as it is in memory.
+    """Make the gradient of a parameter that took no part in the global batch zero, as ZeRO 1 has it.
 
-    DeepSpeed leaves there what the buffer held, or an earlier step wrote. The parameters that it has gradient norms of
-    are those that took part.
+    DeepSpeed leaves there what an earlier step wrote, or on NVMe whatever the buffer held. The parameters that it has
+    gradient norms of are those that took part.
     """
     prepare = wrapper._prepare_sub_group
 

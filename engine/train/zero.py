@@ -105,8 +105,9 @@ class ZeroEngine:
         self.stage: int = config["zero_optimization"]["stage"]
         with without_compiler(), contextlib.redirect_stdout(io.StringIO()):  # its memory reports can't be turned off
             self.model, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        #: whether optimizer states are in files between steps
         self.is_swapped = bool(getattr(self.model.optimizer, "swap_optimizer", False))
-        if self.is_swapped:
+        if self.stage == 3 and getattr(self.model.optimizer, "offload_optimizer", False):
             mend_gradients(self.model.optimizer)
         self._plain_norm: Tensor | None = None
         self._forget_initial_step(optimizer)

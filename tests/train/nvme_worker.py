@@ -38,10 +38,10 @@ class PartlyUsed(offload_worker.Model):
         return torch.stack([self.get_submodule(block)(step, micro, rank) for block in blocks]).sum()
 
 
-def start(name: str, place: str, world: dist.World, folder: Path) -> tuple[ZeroEngine, BatchLayout]:
+def start(name: str, place: str, world: dist.World, folder: Path, stage: int = 3) -> tuple[ZeroEngine, BatchLayout]:
     """A new engine with its optimizer in a place: none, cpu or nvme."""
     path = str(folder / "swap") if place == "nvme" else None
-    return engine((3, *CASES[name], ZeroConfig(offload_optimizer=place, nvme_path=path)), world)  # type: ignore[arg-type]
+    return engine((stage, *CASES[name], ZeroConfig(offload_optimizer=place, nvme_path=path)), world)  # type: ignore[arg-type]
 
 
 def follow(name: str, folder: Path, world: dist.World) -> dict[str, object]:
@@ -70,11 +70,11 @@ def follow(name: str, folder: Path, world: dist.World) -> dict[str, object]:
 
 
 def partly_used(folder: Path, world: dist.World) -> dict[str, list[float]]:
-    """Losses of a model that doesn't use all of its parameters in every step."""
+    """Losses of a model that doesn't use all of its parameters in every step, at stage 1 and by place at stage 3."""
     offload_worker.Model = PartlyUsed  # type: ignore[misc]
     losses = {}
-    for place in ("none", "nvme"):
-        zero, layout = start("adamw-fp32", place, world, folder)
+    for stage, place in ((1, "none"), (3, "cpu"), (3, "nvme")):
+        zero, layout = start("adamw-fp32", place, world, folder, stage)
         losses[place] = train(zero, layout, range(BEFORE))
         zero.model.destroy()
     return losses
@@ -86,7 +86,7 @@ def main(file: Path) -> None:
 
     def with_sub_groups(*arguments: object) -> dict[str, object]:
         values = original(*arguments)  # type: ignore[arg-type]
-        values["zero_optimization"]["sub_group_size"] = SUB_GROUP
+        values["zero_optimization"] |= {"sub_group_size": SUB_GROUP}  # type: ignore[operator]
         return values
 
     offload_worker.deepspeed_config = with_sub_groups

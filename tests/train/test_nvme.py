@@ -58,8 +58,9 @@ def test_too_little_room_is_refused_before_anything_is_written(tmp_path: Path) -
 
 def test_folders_of_live_processes_stay_and_those_of_dead_ones_go(tmp_path: Path) -> None:
     code = f"from pathlib import Path; from engine.train.nvme import claim; print(claim(Path({str(tmp_path)!r}), 0))"
-    dead = Path(subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True,
-                               check=True).stdout.strip())  # fmt: skip
+    other = [sys.executable, "-c", code]
+    done = subprocess.run(other, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
+    dead = Path(done.stdout.strip())
     assert dead.is_dir()
     first = claim(tmp_path, 0)
     assert first.is_dir()
