@@ -12,18 +12,18 @@
 #define SLOTS (1u << 18)
 #define LEAST 4096 /* smallest block that counts: it keeps the table small and free() fast */
 
-static void *blocks[SLOTS];
+static void* blocks[SLOTS];
 static size_t sizes[SLOTS];
 static size_t current, peak;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-static void *const REMOVED = (void *)1;
+static void* const REMOVED = (void*)1;
 
-static unsigned start_of(void *block) { return (unsigned)(((uintptr_t)block >> 6) * 2654435761u) % SLOTS; }
+static unsigned start_of(void* block) { return (unsigned)(((uintptr_t)block >> 6) * 2654435761u) % SLOTS; }
 
-int posix_memalign(void **block, size_t alignment, size_t size) {
-    static int (*next)(void **, size_t, size_t);
-    if (!next) next = (int (*)(void **, size_t, size_t))dlsym(RTLD_NEXT, "posix_memalign");
+int posix_memalign(void** block, size_t alignment, size_t size) {
+    static int (*next)(void**, size_t, size_t);
+    if (!next) next = (int (*)(void**, size_t, size_t))dlsym(RTLD_NEXT, "posix_memalign");
     int failed = next(block, alignment, size);
     if (failed || size < LEAST) return failed;
     pthread_mutex_lock(&lock);
@@ -37,9 +37,9 @@ int posix_memalign(void **block, size_t alignment, size_t size) {
     return 0;
 }
 
-void free(void *block) {
-    static void (*next)(void *);
-    if (!next) next = (void (*)(void *))dlsym(RTLD_NEXT, "free");
+void free(void* block) {
+    static void (*next)(void*);
+    if (!next) next = (void (*)(void*))dlsym(RTLD_NEXT, "free");
     if (block && malloc_usable_size(block) >= LEAST) {
         pthread_mutex_lock(&lock);
         for (unsigned slot = start_of(block); blocks[slot]; slot = (slot + 1) % SLOTS) {
