@@ -27,8 +27,9 @@ from engine.data.source import Cursor, MicroBatch, SampleSource
 from engine.errors import RunError, UserError
 
 LARGEST_DEFAULT_MICRO_BATCH = 32
-#: seconds without a micro-batch after which the loader processes are started again, and how often in a row
-PATIENCE, ATTEMPTS = 120.0, 3
+#: seconds without a micro-batch after which the loader processes are started again, doubled each time in a row
+PATIENCE = 30.0
+ATTEMPTS = 4
 
 
 @dataclass(frozen=True)
@@ -116,23 +117,24 @@ def training_batches(
     while stuck < ATTEMPTS:
         before = done
         try:
-            for batch in _loaded(source, layout, cursor, workers, skip=done):
+            patience = PATIENCE * 2**stuck
+            for batch in _loaded(source, layout, cursor, workers, patience, skip=done):
                 yield batch
                 done += 1
         except _StuckLoader:
             stuck = stuck + 1 if done == before else 1
     raise RunError(
-        f"the data.workers ({workers}) gave no micro-batch for {ATTEMPTS} times {PATIENCE:g} s; set data.workers 0, or "
-        "look for a slow disk"
+        f"the data.workers ({workers}) gave no micro-batch, at last for {patience:g} s; set data.workers 0, or look "
+        "for a slow disk"
     )
 
 
 class _StuckLoader(Exception):  # noqa: N818 - another attempt follows
-    """Loader processes gave nothing for PATIENCE seconds."""
+    """Loader processes gave nothing for too long."""
 
 
 def _loaded(
-    source: SampleSource, layout: BatchLayout, cursor: Cursor, workers: int, skip: int
+    source: SampleSource, layout: BatchLayout, cursor: Cursor, workers: int, patience: float, skip: int
 ) -> Generator[MicroBatch, None, None]:
     """Micro-batches after the first `skip` ones from `cursor`, by loader processes of their own."""
     loader: DataLoader[Any] = DataLoader(
@@ -143,7 +145,7 @@ def _loaded(
         collate_fn=_unchanged,
         worker_init_fn=_prepare_worker,
         multiprocessing_context="fork" if workers else None,
-        timeout=PATIENCE if workers else 0,
+        timeout=patience if workers else 0,
         pin_memory=torch.cuda.is_available(),
         # Without its own generator a DataLoader takes a number from the global one, which a resume must not.
         generator=torch.Generator(),

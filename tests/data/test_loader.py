@@ -196,9 +196,9 @@ def test_a_stuck_worker_is_replaced_and_nothing_is_lost(monkeypatch: pytest.Monk
 
 
 def test_workers_that_are_always_stuck_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "PATIENCE", 0.5)
+    monkeypatch.setattr(loader, "PATIENCE", 0.2)
     monkeypatch.setattr(Numbers, "collate", lambda *_: time.sleep(60))
-    with pytest.raises(RunError, match=r"the data.workers \(1\) gave no micro-batch for 3 times 0.5 s"):
+    with pytest.raises(RunError, match=r"the data.workers \(1\) gave no micro-batch, at last for 1.6 s"):
         next(training_batches(Numbers(8), BatchLayout(4, 4), Cursor(), 1))
 
 
