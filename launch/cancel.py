@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from engine.errors import UserError
+from engine.train.durable import write_atomically
 from launch import slurm
 from launch.cli import CommandParser
-from launch.requeue import CANCEL_MARKER, write_whole
+from launch.requeue import CANCEL_MARKER
 from launch.status import of_job
 
 DESCRIPTION = """End a SLURM job: at once, so that what came after the newest checkpoint is lost, or with --save after
@@ -24,7 +25,7 @@ def save_and_stop(number: str) -> str:
     if job.state != "RUNNING":
         slurm.call("scancel", job.id)
         return f"job {number} cancelled; it was {job.state} and had nothing to save"
-    write_whole(output / CANCEL_MARKER, f"{job.id}\n")
+    write_atomically(output / CANCEL_MARKER, f"{job.id}\n")
     try:
         slurm.call("scancel", "--signal=USR1", job.id)
     except UserError:

@@ -10,6 +10,7 @@ from engine.config import RunConfig
 from engine.errors import RunError
 from launch.hardware import readable
 from launch.memory import Forecast, Shape, Workload, forecast, largest_micro_batch
+from launch.workload import largest_divisor
 
 if TYPE_CHECKING:
     from transformers import BertConfig
@@ -62,7 +63,7 @@ def halvings(share: int, first: int) -> Iterator[int]:
     """
     limit = first
     while limit >= 1:
-        size = max(divisor for divisor in range(1, limit + 1) if share % divisor == 0)
+        size = largest_divisor(share, limit)
         yield size
         limit = size // 2
 

@@ -181,13 +181,18 @@ def check_world(launcher: Launcher, size: int) -> None:
         )
 
 
-def is_first_rank(env: Mapping[str, str]) -> bool:
-    """Whether this process is rank 0 of its launcher, or has none; also where its variables make no sense."""
+def announced_rank(env: Mapping[str, str]) -> int:
+    """The rank that this process's launcher gave it; 0 without one, and where its variables make no sense."""
     for rank_name, size_name in WORLDS:
         rank, size = env.get(rank_name, ""), env.get(size_name, "")
         if rank.isdecimal() and size.isdecimal() and int(rank) < int(size):
-            return int(rank) == 0
-    return True
+            return int(rank)
+    return 0
+
+
+def is_first_rank(env: Mapping[str, str]) -> bool:
+    """Whether this process is rank 0 of its launcher, or has none; also where its variables make no sense."""
+    return announced_rank(env) == 0
 
 
 def first_host(nodelist: str) -> str:

@@ -9,6 +9,7 @@ from engine.config import ModelConfig, OptimConfig, RunConfig, TrainConfig, Zero
 from launch.hardware import Hardware, readable
 from launch.memory import Forecast, Workload, forecast, largest_micro_batch, shape_of
 from launch.step_time import StepCost, step_cost
+from launch.workload import largest_divisor
 
 if TYPE_CHECKING:
     from launch.zero_config import Resolution
@@ -99,7 +100,7 @@ def candidate(request: Request, hardware: Hardware, choice: tuple[int, str, str]
     work = workload(request, hardware, choice, checkpointing)
     share = request.global_batch // hardware.ranks
     limit = largest_micro_batch(work, hardware.memory, limit=share)
-    micro_batch = max((size for size in range(1, (limit or 1) + 1) if share % size == 0), default=1)
+    micro_batch = largest_divisor(share, limit or 1)
     accumulation = share // micro_batch
     work = replace(work, micro_batch=micro_batch, accumulates=accumulation > 1)
     memory = forecast(work)

@@ -22,7 +22,10 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a file: import the packages of this copy of the code
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-REQUEUE_MARKER = "REQUEUE"
+from engine.errors import HANG_EXIT_CODE
+from engine.train.durable import write_atomically
+from engine.train.preempt import MARKER
+
 CANCEL_MARKER = "CANCEL"
 ATTEMPT_FILE = "attempt.json"
 #: exit code that asks the batch script to requeue (EX_TEMPFAIL of sysexits.h)
@@ -31,8 +34,6 @@ REQUEUE_CODE = 75
 CANCELLED_CODE = 3
 #: of srun where the ranks died of USR1 (128 + 10): it came before they could save
 SIGNALLED_CODE = 138
-#: of a rank that made no progress for fault.hang_timeout; fault.max_stalled_restarts bounds how often that may be
-HUNG_CODE = 75
 #: of a mistake in the options; the same options would meet it again
 MISTAKE_CODE = 2
 
@@ -89,7 +90,7 @@ def decide(ending: Ending) -> Verdict:
         return Verdict(MISTAKE_CODE, "not requeued: a mistake in what the run was given would be met again; see above")
     if ending.code == SIGNALLED_CODE:
         return limited(ending, "the ranks were signalled before they could save")
-    if ending.code == HUNG_CODE:
+    if ending.code == HANG_EXIT_CODE:  # fault.max_stalled_restarts bounds how often
         return limited(ending, f"the ranks hung; newest checkpoint: {at}")
     if ending.step_after is None or ending.step_after == ending.step_before:
         return Verdict(
@@ -118,13 +119,6 @@ def newest_step(output: Path) -> int | None:
     )
 
 
-def write_whole(path: Path, content: str) -> None:
-    """Write a file that a reader finds whole or not at all."""
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(content)
-    partial.replace(path)
-
-
 def cancelled_job(output: Path) -> str | None:
     """The job that `zerobert cancel --save` has asked to stop."""
     try:
@@ -137,14 +131,14 @@ def start(output: Path, env: Mapping[str, str]) -> int:
     """Record the attempt, drop what an earlier one left, and print where a restart resumes; the exit code."""
     job, restarts = env.get("SLURM_JOB_ID", ""), int(env.get("SLURM_RESTART_COUNT") or 0)
     output.mkdir(parents=True, exist_ok=True)
-    (output / REQUEUE_MARKER).unlink(missing_ok=True)
+    (output / MARKER).unlink(missing_ok=True)
     asked = cancelled_job(output)
     (output / CANCEL_MARKER).unlink(missing_ok=True)
     if job and asked == job:
         print(f"job {job}: cancelled before it began", file=sys.stderr)
         return CANCELLED_CODE
     step = newest_step(output)
-    write_whole(output / ATTEMPT_FILE, json.dumps(asdict(Attempt(job, restarts, step, time.time()))))
+    write_atomically(output / ATTEMPT_FILE, json.dumps(asdict(Attempt(job, restarts, step, time.time()))))
     if restarts and step is not None:
         print("auto")
     return 0
@@ -165,7 +159,7 @@ def end(output: Path, code: int, max_restarts: int, env: Mapping[str, str]) -> i
     verdict = decide(
         Ending(
             code=code,
-            saved=(output / REQUEUE_MARKER).exists(),
+            saved=(output / MARKER).exists(),
             cancelled=bool(job) and cancelled_job(output) == job,
             restarts=int(env.get("SLURM_RESTART_COUNT") or 0),
             max_restarts=max_restarts,
@@ -173,7 +167,7 @@ def end(output: Path, code: int, max_restarts: int, env: Mapping[str, str]) -> i
             step_after=newest_step(output),
         )
     )
-    for name in (REQUEUE_MARKER, CANCEL_MARKER):
+    for name in (MARKER, CANCEL_MARKER):
         (output / name).unlink(missing_ok=True)
     print(f"job {job}: {verdict.reason}", flush=True)
     return verdict.code

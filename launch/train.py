@@ -22,7 +22,7 @@ from engine.train.preempt import Stopped, StopRequest
 from engine.train.quiet import silence_libraries
 from launch.cli import CommandParser, run_command
 from launch.deepspeed_json import adopt
-from launch.launcher import Launcher, check_world, detect_launcher, is_first_rank
+from launch.launcher import Launcher, announced_rank, check_world, detect_launcher, is_first_rank
 
 if TYPE_CHECKING:
     from engine.data.loader import BatchLayout
@@ -161,9 +161,7 @@ def watch(config: RunConfig, launcher: Launcher) -> Watchdog:
     from engine.train.watchdog import Watchdog
 
     timeout = None if sys.gettrace() else config.fault.hang_timeout
-    names = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
-    rank = next((int(os.environ[name]) for name in names if name in os.environ), 0)
-    watchdog = Watchdog(Path(config.output), rank, launcher.world_size, timeout)
+    watchdog = Watchdog(Path(config.output), announced_rank(os.environ), launcher.world_size, timeout)
     watchdog.start()
     return watchdog
 

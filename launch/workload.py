@@ -11,6 +11,11 @@ from launch.zero_config import bucket_size
 WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of a number that is at most `limit`, itself at least 1: of a share, a micro-batch."""
+    return max(size for size in range(1, limit + 1) if number % size == 0)
+
+
 @dataclass(frozen=True)
 class Shape:
     """The dimensions of a BERT encoder with its pre-training heads (Devlin et al. 2019)."""

@@ -67,6 +67,16 @@ def write_durably(path: Path, content: bytes) -> FileFacts:
     return file.facts()
 
 
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file in one rename: a reader sees the old or the new one.
+
+    A crash of the machine may lose both; see `replace_durably`.
+    """
+    partial = path.with_name("." + path.name)
+    partial.write_text(text)
+    partial.rename(path)
+
+
 def replace_durably(path: Path, content: bytes) -> None:
     """Give a small file new content by one rename: a reader, or a crash, finds the old one or the new one."""
     aside = path.with_name(f".{path.name}")

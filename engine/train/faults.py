@@ -27,7 +27,7 @@ import torch
 from engine.config import FaultConfig
 from engine.data.source import Cursor
 from engine.errors import RunError, UserError
-from engine.train.heartbeat import write_atomically
+from engine.train.durable import write_atomically
 from engine.train.zero import ZeroEngine
 
 Kind = Literal["loss", "gradient", "spike"]

@@ -22,6 +22,7 @@ from engine.data.source import Cursor, MicroBatch
 from engine.errors import RunError
 from engine.train import heartbeat, preempt
 from engine.train.checkpoint import read_state
+from engine.train.durable import write_atomically
 from engine.train.faults import FaultPolicy
 from engine.train.heartbeat import Heartbeat, Starts, State
 from engine.train.preempt import Stop, Stopped, StopRequest
@@ -244,7 +245,7 @@ class Guard:
 
     def _note_evaluation(self, step: int, *, pending: bool) -> None:
         if self.world.is_main and pending:
-            heartbeat.write_atomically(self.output / PENDING_FILE, f"{step}\n")
+            write_atomically(self.output / PENDING_FILE, f"{step}\n")
         elif self.world.is_main:
             (self.output / PENDING_FILE).unlink(missing_ok=True)
 

@@ -18,19 +18,13 @@ from typing import Literal
 
 from engine.config import FaultConfig
 from engine.errors import UserError
+from engine.train.durable import write_atomically
 
 State = Literal["starting", "training", "saving", "evaluating", "done", "preempted", "failed"]
 HEARTBEAT_FILE = "heartbeat.json"
 RESTARTS_FILE = "restarts.json"
 #: seconds between two writes while the state stays
 INTERVAL = 2.0
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file in one rename: a reader sees the old or the new one."""
-    partial = path.with_name("." + path.name)
-    partial.write_text(text)
-    partial.rename(path)
 
 
 class Heartbeat:

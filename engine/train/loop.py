@@ -258,7 +258,6 @@ class Trainer:
             share += output.loss.detach()
             last = index + 1 == self.layout.accumulation
             if last:
-                self.guard.watchdog.feed("update")
                 self.guard.before_update(self.step + 1, self.cursor, share)
             with self.certificate.watch(self.step + 1, rate, last_micro_batch=last):
                 self.zero.step(rate, last_micro_batch=last, observe=last and self._observes())

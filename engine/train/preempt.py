@@ -29,6 +29,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
+from engine.train.durable import replace_durably
+
 #: what asks for a stop, the most personal first: who typed Ctrl-C gets an interrupted run, whatever else comes with it
 REASONS = ("SIGINT", "SIGUSR1", "SIGTERM", "the end of the launcher")
 LAUNCHER_ENDED = REASONS[3]
@@ -185,9 +187,4 @@ def is_scheduled(env: Mapping[str, str]) -> bool:
 
 def write_marker(output: Path, step: int) -> None:
     """Leave the file that asks the batch script to put the job into the queue again; its text is the step."""
-    partial = output / f".{MARKER}"
-    with partial.open("w") as file:
-        file.write(f"{step}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(output / MARKER)
+    replace_durably(output / MARKER, f"{step}\n".encode())

@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from engine.errors import HANG_EXIT_CODE, LostRankError
+from engine.train.durable import write_atomically
 
 #: seconds between beats where the time-out doesn't ask for more
 LONGEST_INTERVAL = 30.0
@@ -174,9 +175,7 @@ class Watchdog:
         )
         with contextlib.suppress(OSError):
             self._beat_file.parent.mkdir(exist_ok=True)
-            partial = self._beat_file.with_name(f".rank-{self.rank}")
-            partial.write_text(json.dumps(asdict(found)))
-            partial.rename(self._beat_file)
+            write_atomically(self._beat_file, json.dumps(asdict(found)))
 
     def beats(self) -> list[Beat]:
         """The beats of all ranks; ages by the file system's clock, which all hosts share."""
