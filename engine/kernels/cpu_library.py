@@ -113,4 +113,12 @@ def load(path: Path) -> ctypes.CDLL:
     lib.lamb_apply.argtypes, lib.lamb_apply.restype = [*step, number, pointer, number, number], None
     lib.global_norm.argtypes = [pointer, number, number]
     lib.global_norm.restype = real
+    for name in ("fp32", "bf16"):
+        forward, backward = getattr(lib, f"layer_norm_{name}"), getattr(lib, f"layer_norm_backward_{name}")
+        forward.argtypes, forward.restype = [pointer, number], None
+        backward.argtypes, backward.restype = [*[pointer] * 6, number], None
+    lib.attention_usable.restype = ctypes.c_bool
+    if lib.attention_usable():
+        lib.attention_forward.argtypes, lib.attention_forward.restype = [pointer, number], None
+        lib.attention_backward.argtypes, lib.attention_backward.restype = [pointer, pointer, number], None
     return lib

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig
 
 from engine.kernels import linear_cross_entropy
-from engine.model.layers import BertActivatedDense, BertEmbeddings, BertLayer, BertPooler, layer_norm
+from engine.model.layers import BertActivatedDense, BertEmbeddings, BertLayer, BertLayerNorm, BertPooler
 from engine.model.packing import Packing
 
 
@@ -97,7 +97,7 @@ class BertPredictionTransform(BertActivatedDense):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config, config.hidden_size)
-        self.LayerNorm = layer_norm(config)
+        self.LayerNorm = BertLayerNorm(config)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[M, H] to [M, H]."""

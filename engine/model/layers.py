@@ -12,12 +12,25 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig
 
+from engine.kernels.layers import fused_attention, normalised_sum
 from engine.model.activations import activation
 from engine.model.packing import Packing
 
 
-def layer_norm(config: BertConfig) -> nn.LayerNorm:
-    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+class BertLayerNorm(nn.LayerNorm):
+    """Layer normalisation of a residual sum, with the dropout before the sum or after the normalisation."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(  # type: ignore[override]
+        self, states: Tensor, residual: Tensor | None = None, dropout: float = 0.0, output_dropout: float = 0.0
+    ) -> Tensor:
+        """[T, H] to [T, H]; see `engine.kernels.layers.normalised_sum`. Nothing is dropped in evaluation mode."""
+        if not self.training:
+            dropout = output_dropout = 0.0
+        options = {"dropout": dropout, "output_dropout": output_dropout}
+        return normalised_sum(states, residual, self.weight, self.bias, self.eps, **options)
 
 
 class BertEmbeddings(nn.Module):
@@ -28,14 +41,14 @@ class BertEmbeddings(nn.Module):
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        self.LayerNorm = layer_norm(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.LayerNorm = BertLayerNorm(config)
+        self.dropout_probability = config.hidden_dropout_prob
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor) -> Tensor:
         """Three [T] index tensors to [T, H]."""
         words = self.word_embeddings(input_ids)
         hidden = words + self.token_type_embeddings(token_type_ids) + self.position_embeddings(position_ids)
-        normalised: Tensor = self.dropout(self.LayerNorm(hidden))
+        normalised: Tensor = self.LayerNorm(hidden, output_dropout=self.dropout_probability)
         return normalised
 
 
@@ -52,12 +65,18 @@ class BertSelfAttention(nn.Module):
 
     def forward(self, hidden: Tensor, packing: Packing) -> Tensor:
         """[T, H] to [T, H]."""
+        query, key, value = self.query(hidden), self.key(hidden), self.value(hidden)
+        dropout = self.dropout_probability if self.training else 0.0
+        sequences = (packing.starts, packing.lengths, self.heads)
+        fused = fused_attention(query, key, value, *sequences, dropout=dropout)
+        if fused is not None:
+            return fused
         context = nn.functional.scaled_dot_product_attention(
-            self._split(self.query(hidden), packing),
-            self._split(self.key(hidden), packing),
-            self._split(self.value(hidden), packing),
+            self._split(query, packing),
+            self._split(key, packing),
+            self._split(value, packing),
             attn_mask=packing.key_mask,
-            dropout_p=self.dropout_probability if self.training else 0.0,
+            dropout_p=dropout,
         )
         return packing.from_grid(context.transpose(1, 2).flatten(2))
 
@@ -73,12 +92,12 @@ class BertResidualOutput(nn.Module):
     def __init__(self, config: BertConfig, input_size: int) -> None:
         super().__init__()
         self.dense = nn.Linear(input_size, config.hidden_size)
-        self.LayerNorm = layer_norm(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.LayerNorm = BertLayerNorm(config)
+        self.dropout_probability = config.hidden_dropout_prob
 
     def forward(self, states: Tensor, residual: Tensor) -> Tensor:
         """[T, input_size] and [T, H] to [T, H]."""
-        output: Tensor = self.LayerNorm(self.dropout(self.dense(states)) + residual)
+        output: Tensor = self.LayerNorm(self.dense(states), residual, dropout=self.dropout_probability)
         return output
 
 

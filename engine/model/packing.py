@@ -23,6 +23,8 @@ class Packing:
     max_length: int
     starts: Tensor
     """[B] index of each sequence's first token among the packed tokens"""
+    lengths: Tensor
+    """[B] tokens of each sequence"""
     cells: Tensor | None
     """[T] index of each token in the flattened grid; None when the sequences fill the grid"""
     key_mask: Tensor | None
@@ -39,12 +41,12 @@ class Packing:
         starts = lengths.cumsum(0) - lengths
         # The number of tokens is known on the host, so this needs no look at the lengths.
         if tokens == batch * width:
-            return cls(batch, width, starts, None, None)
+            return cls(batch, width, starts, lengths, None, None)
         device = lengths.device
         shift = torch.arange(batch, device=device) * width - starts
         cells = torch.arange(tokens, device=device) + torch.repeat_interleave(shift, lengths, output_size=tokens)
         key_mask = torch.arange(width, device=device) < lengths[:, None]
-        return cls(batch, width, starts, cells, key_mask[:, None, None, :])
+        return cls(batch, width, starts, lengths, cells, key_mask[:, None, None, :])
 
     def to_grid(self, packed: Tensor) -> Tensor:
         """[T, ...] to [B, S, ...]; cells without a token hold zeros."""

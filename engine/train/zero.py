@@ -64,6 +64,8 @@ def start_ranks(threads: int | None = None, timeout: timedelta = timedelta(minut
         device=device,
     )
     dist.set_threads(world.local_size, threads)
+    if device.type == "cpu":
+        dist.keep_freed_memory()
     return world
 
 

@@ -1,0 +1,220 @@
+"""Layer normalisation with dropout and residual, and packed attention, on CPUs: calls into the C++ library.
+
+Shape legend: T tokens, H width, B sequences, A heads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.kernels.cpu import NAMES
+from engine.kernels.cpu_library import library
+
+#: a head's width must be a multiple of a vector of so many numbers
+LANES = 16
+
+
+class _Dropout(ctypes.Structure):
+    """`Dropout` of csrc/cpu/dropout.h."""
+
+    _fields_ = (("seed", ctypes.c_uint32), ("threshold", ctypes.c_uint32), ("scale", ctypes.c_float))
+
+
+class _NormRows(ctypes.Structure):
+    """`NormRows` of csrc/cpu/layer_norm.cpp."""
+
+    _fields_ = (
+        ("rows", ctypes.c_longlong),
+        ("width", ctypes.c_int),
+        ("eps", ctypes.c_float),
+        ("inner", _Dropout),
+        ("outer", _Dropout),
+        *((name, ctypes.c_void_p) for name in ("x", "residual", "weight", "bias", "z", "out", "mean", "inv_std")),
+    )
+
+
+class _Attention(ctypes.Structure):
+    """`Attention` of csrc/cpu/attention.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("query", "key", "value")),
+        ("stride", ctypes.c_longlong),
+        ("start", ctypes.c_void_p),
+        ("length", ctypes.c_void_p),
+        *((name, ctypes.c_int) for name in ("sequences", "heads", "width")),
+        ("scale", ctypes.c_float),
+        ("dropout", _Dropout),
+        ("context", ctypes.c_void_p),
+        ("log_sum", ctypes.c_void_p),
+        ("tokens", ctypes.c_longlong),
+    )
+
+
+class _AttentionGradients(ctypes.Structure):
+    """`Gradients` of csrc/cpu/attention.cpp."""
+
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("grad", "query", "key", "value"))
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Dropout by hashing: what an element's fate is a function of, beside its place."""
+
+    probability: float
+    seed: int
+
+    def to_c(self) -> _Dropout:
+        """The probability in steps of 2^-32, and the scale that belongs to exactly that."""
+        threshold = round(self.probability * 2**32)
+        return _Dropout(self.seed, threshold, 1.0 / (1.0 - threshold * 2.0**-32))
+
+
+NO_DROPOUT = Dropout(0.0, 0)
+
+
+def normalises(x: Tensor) -> bool:
+    """Whether `layer_norm` takes tensors like `x`."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and x.numel() > 0
+
+
+def attends(x: Tensor, heads: int) -> bool:
+    """Whether `attention` takes queries [T, H] like `x`."""
+    lib = library()
+    fits = x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[1] % (heads * LANES) == 0
+    return fits and x.numel() > 0 and lib is not None and bool(lib.attention_usable())
+
+
+def layer_norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, inner: Dropout, outer: Dropout
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise `inner(x) + residual`, then apply `outer`.
+
+    Args:
+        x, residual: [T, H] fp32 or bf16; without a residual nothing of `x` may be dropped.
+        weight, bias: [H], as `x`.
+
+    Returns:
+        the result [T, H]; what was normalised [T, H]; mean and 1 / standard deviation [2, T] fp32.
+    """
+    assert residual is not None or inner.probability == 0.0
+    x, residual = x.contiguous(), None if residual is None else residual.contiguous()
+    z = x if residual is None else torch.empty_like(x)
+    out, statistics = torch.empty_like(x), torch.empty(2, x.shape[0])
+    rows = _norm_rows(x, residual, weight, bias, z, out, statistics, eps, inner, outer)
+    _function("layer_norm", x)(ctypes.byref(rows), torch.get_num_threads())
+    return out, z, statistics
+
+
+def layer_norm_backward(
+    grad: Tensor, z: Tensor, weight: Tensor, statistics: Tensor, inner: Dropout, outer: Dropout
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x and residual [T, H] (one tensor where nothing of x was dropped), weight and bias [H] fp32."""
+    grad = grad.contiguous()
+    grad_sum = torch.empty_like(z)
+    grad_x = torch.empty_like(z) if inner.probability else grad_sum
+    grad_weight, grad_bias = torch.empty(2, z.shape[1]).unbind()
+    rows = _norm_rows(z, None, weight, weight, z, z, statistics, 0.0, inner, outer)
+    buffers = (grad, grad_x, grad_sum, grad_weight, grad_bias)
+    pointers = (tensor.data_ptr() for tensor in buffers)
+    _function("layer_norm_backward", z)(ctypes.byref(rows), *pointers, torch.get_num_threads())
+    return grad_x, grad_sum, grad_weight, grad_bias
+
+
+def _norm_rows(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    z: Tensor,
+    out: Tensor,
+    statistics: Tensor,
+    eps: float,
+    inner: Dropout,
+    outer: Dropout,
+) -> _NormRows:
+    buffers = (x, residual, weight, bias, z, out, *statistics.unbind())
+    pointers = (None if tensor is None else tensor.data_ptr() for tensor in buffers)
+    return _NormRows(x.shape[0], x.shape[1], eps, inner.to_c(), outer.to_c(), *pointers)
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, starts: Tensor, lengths: Tensor, heads: int, dropout: Dropout
+) -> tuple[Tensor, Tensor]:
+    """Scaled dot-product attention of each packed sequence to itself.
+
+    Args:
+        query, key, value: [T, H] bf16.
+        starts, lengths: [B] int64, first token and number of tokens of each sequence.
+
+    Returns:
+        context [T, H]; log-sum-exp of the scores [A, T] fp32.
+    """
+    context = torch.empty_like(query)
+    log_sum = torch.empty(heads, query.shape[0])
+    call = _attention(query, key, value, starts, lengths, dropout, context, log_sum)
+    _loaded().attention_forward(ctypes.byref(call), torch.get_num_threads())
+    return context, log_sum
+
+
+def attention_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    starts: Tensor,
+    lengths: Tensor,
+    dropout: Dropout,
+    context: Tensor,
+    log_sum: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value [T, H]."""
+    grad = grad.contiguous()
+    found = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+    call = _attention(query, key, value, starts, lengths, dropout, context, log_sum)
+    gradients = _AttentionGradients(grad.data_ptr(), *(tensor.data_ptr() for tensor in found))
+    _loaded().attention_backward(ctypes.byref(call), ctypes.byref(gradients), torch.get_num_threads())
+    return found
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    starts: Tensor,
+    lengths: Tensor,
+    dropout: Dropout,
+    context: Tensor,
+    log_sum: Tensor,
+) -> _Attention:
+    assert all(tensor.is_contiguous() for tensor in (query, key, value, starts, lengths))
+    heads, tokens = log_sum.shape
+    width = query.shape[1] // heads
+    return _Attention(
+        *(tensor.data_ptr() for tensor in (query, key, value)),
+        query.shape[1],
+        starts.data_ptr(),
+        lengths.data_ptr(),
+        len(lengths),
+        heads,
+        width,
+        width**-0.5,
+        dropout.to_c(),
+        context.data_ptr(),
+        log_sum.data_ptr(),
+        tokens,
+    )
+
+
+def _loaded() -> ctypes.CDLL:
+    lib = library()
+    assert lib is not None
+    return lib
+
+
+def _function(name: str, like: Tensor) -> Any:
+    return getattr(_loaded(), f"{name}_{NAMES[like.dtype]}")

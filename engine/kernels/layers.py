@@ -1,0 +1,122 @@
+"""What surrounds the matrix products of a Transformer layer: normalised residual sums and packed attention.
+
+On CPUs these are our kernels, elsewhere plain torch. Dropout there is a hash of a seed that is drawn from torch's
+global generator, so masks are neither stored nor read, and a resumed run drops the same.
+
+Shape legend: T tokens, H width, B sequences, A heads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from engine.kernels import cpu_layers
+from engine.kernels.cpu_layers import NO_DROPOUT, Dropout
+from engine.kernels.ops import fused
+
+
+def normalised_sum(
+    states: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    dropout: float = 0.0,
+    output_dropout: float = 0.0,
+) -> Tensor:
+    """Layer normalisation (Ba et al. 2016) of `dropout(states) + residual`, and dropout of the result.
+
+    Args:
+        states, residual: [T, H]; without a residual `dropout` must be 0.
+        weight, bias: [H].
+        eps: added to the variance.
+
+    Returns:
+        [T, H].
+    """
+    if fused(states.device) and cpu_layers.normalises(states):
+        normalised: Tensor = _NormalisedSum.apply(
+            states, residual, weight, bias, eps, _drawn(dropout), _drawn(output_dropout)
+        )
+        return normalised
+    summed = states if residual is None else F.dropout(states, dropout) + residual
+    return F.dropout(F.layer_norm(summed, weight.shape, weight, bias, eps), output_dropout)
+
+
+def fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, starts: Tensor, lengths: Tensor, heads: int, *, dropout: float = 0.0
+) -> Tensor | None:
+    """Attention (Vaswani et al. 2017) of each packed sequence to itself, without a padded grid.
+
+    Args:
+        query, key, value: [T, H], heads side by side.
+        starts, lengths: [B] int64, first token and number of tokens of each sequence.
+        dropout: of the probabilities.
+
+    Returns:
+        [T, H]; None where no kernel takes these tensors (now: all but bf16 on CPUs with AVX512-BF16).
+    """
+    if not fused(query.device) or not cpu_layers.attends(query, heads):
+        return None
+    context: Tensor = _Attention.apply(query, key, value, starts, lengths, heads, _drawn(dropout))
+    return context
+
+
+def _drawn(probability: float) -> Dropout:
+    """Dropout under a fresh seed of torch's generator; none is drawn where nothing is dropped."""
+    return Dropout(probability, int(torch.randint(2**32, ()))) if probability else NO_DROPOUT
+
+
+class _NormalisedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        residual: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        inner: Dropout,
+        outer: Dropout,
+    ) -> Tensor:
+        out, summed, statistics = cpu_layers.layer_norm(states, residual, weight, bias, eps, inner, outer)
+        ctx.save_for_backward(summed, weight, statistics)
+        ctx.dropouts, ctx.dtype = (inner, outer), bias.dtype
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        summed, weight, statistics = ctx.saved_tensors
+        found = cpu_layers.layer_norm_backward(grad, summed, weight, statistics, *ctx.dropouts)
+        of_states, of_residual, of_weight, of_bias = found
+        needs_residual = of_residual if ctx.needs_input_grad[1] else None
+        return of_states, needs_residual, of_weight.to(weight.dtype), of_bias.to(ctx.dtype), None, None, None
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        starts: Tensor,
+        lengths: Tensor,
+        heads: int,
+        dropout: Dropout,
+    ) -> Tensor:
+        context, log_sum = cpu_layers.attention(query, key, value, starts, lengths, heads, dropout)
+        ctx.save_for_backward(query, key, value, starts, lengths, context, log_sum)
+        ctx.dropout = dropout
+        return context
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        query, key, value, starts, lengths, context, log_sum = ctx.saved_tensors
+        arguments = (query, key, value, starts, lengths, ctx.dropout, context, log_sum)
+        return (*cpu_layers.attention_backward(grad, *arguments), None, None, None, None)

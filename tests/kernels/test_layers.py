@@ -1,0 +1,174 @@
+"""The layer kernels on CPUs against float64, with the dropout mask that they drew told again in plain torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.kernels import cpu, cpu_layers, ops
+from engine.kernels.cpu_layers import NO_DROPOUT, Dropout
+from engine.kernels.layers import _Attention, _NormalisedSum, fused_attention, normalised_sum
+
+pytestmark = pytest.mark.skipif(not cpu.available(), reason="no C++ compiler for the CPU kernels")
+attends = cpu.available() and cpu_layers.attends(torch.zeros(1, 16, dtype=torch.bfloat16), 1)
+needs_attention = pytest.mark.skipif(not attends, reason="this CPU has no AVX512-BF16: attention is torch's")
+
+WORD = 2**32
+GOLDEN = 0x9E3779B9
+
+
+def hashed(x: Tensor) -> Tensor:
+    """`hash32` of dropout.h on int64."""
+    x = x % WORD
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) % WORD
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) % WORD
+    return x ^ (x >> 16)
+
+
+def factors(dropout: Dropout, rows: Tensor, columns: int, seed: int | None = None) -> Tensor:
+    """[rows, columns] what dropout multiplies by."""
+    threshold = round(dropout.probability * WORD)
+    keys = hashed((dropout.seed if seed is None else seed) ^ hashed(rows + GOLDEN))
+    bits = hashed(keys[:, None] ^ (torch.arange(columns) * GOLDEN % WORD))
+    return (bits >= threshold) / (1 - threshold / WORD)
+
+
+def apart(ours: Tensor | None, exact: Tensor | None) -> float:
+    assert ours is not None
+    assert exact is not None
+    return float((ours.double() - exact).norm() / exact.norm())
+
+
+def exact_attention(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], heads: int, dropout: Dropout) -> Tensor:
+    width, start, parts = q.shape[1] // heads, 0, []
+    for length in lengths:
+        rows = slice(start, start + length)
+        found = []
+        for head in range(heads):
+            columns = slice(head * width, (head + 1) * width)
+            scores = q[rows, columns] @ k[rows, columns].T / width**0.5
+            seed = int(hashed(torch.tensor(dropout.seed + head)))
+            kept = factors(dropout, torch.arange(start, start + length), length, seed)
+            found.append((scores.softmax(-1) * kept) @ v[rows, columns])
+        parts.append(torch.cat(found, 1))
+        start += length
+    return torch.cat(parts)
+
+
+@needs_attention
+@pytest.mark.parametrize("probability", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("heads", "width", "lengths"),
+    [(2, 64, [128, 1, 17, 66, 64]), (3, 32, [5, 16, 130]), (1, 16, [300, 31]), (1, 80, [33, 2])],
+)
+def test_attention_and_its_gradients(heads: int, width: int, lengths: list[int], probability: float) -> None:
+    """bf16 inputs and results round at 2^-9; everything between is fp32, but for probabilities in bf16."""
+    generator = torch.Generator().manual_seed(7)
+    shape = (sum(lengths), heads * width)
+    q, k, v, grad = (torch.randn(shape, generator=generator).bfloat16() for _ in range(4))
+    ours, exact = [q, k, v], [t.double().requires_grad_() for t in (q, k, v)]
+    for tensor in ours:
+        tensor.requires_grad_()
+    count = torch.tensor(lengths)
+    dropout = Dropout(probability, 1234)
+    context = _Attention.apply(*ours, count.cumsum(0) - count, count, heads, dropout)
+    expected = exact_attention(*exact, lengths, heads, dropout)
+    context.backward(grad)
+    expected.backward(grad.double())
+    assert apart(context, expected) < 4e-3
+    for mine, right in zip(ours, exact, strict=True):
+        assert apart(mine.grad, right.grad) < 4e-3
+
+
+@needs_attention
+def test_attention_does_not_depend_on_threads_or_neighbours() -> None:
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.tensor([40, 128, 9])
+    q, k, v = (torch.randn(177, 64, generator=generator).bfloat16() for _ in range(3))
+    starts = lengths.cumsum(0) - lengths
+    together, _ = cpu_layers.attention(q, k, v, starts, lengths, 2, NO_DROPOUT)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        single, _ = cpu_layers.attention(q, k, v, starts, lengths, 2, NO_DROPOUT)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(together, single)
+    alone, _ = cpu_layers.attention(
+        q[40:168], k[40:168], v[40:168], torch.tensor([0]), torch.tensor([128]), 2, NO_DROPOUT
+    )
+    assert torch.equal(together[40:168], alone)
+
+
+@needs_attention
+def test_large_scores_stay_finite() -> None:
+    """A softmax of one hot entry: exp of large differences must neither overflow nor leave NaNs."""
+    q = torch.full((20, 16), 60.0).bfloat16().requires_grad_()
+    k = torch.zeros(20, 16).bfloat16()
+    k[3], k[5] = 60.0, -60.0
+    v = torch.arange(20.0)[:, None].expand(20, 16).bfloat16().contiguous()
+    context = fused_attention(q, k, v, torch.tensor([0]), torch.tensor([20]), 1)
+    assert context is not None
+    context.sum().backward()
+    assert torch.equal(context, torch.full_like(context, 3.0))
+    assert bool(q.grad.isfinite().all())
+
+
+def test_attention_takes_only_what_it_can() -> None:
+    lengths, start = torch.tensor([4]), torch.tensor([0])
+    for tensor, heads in ((torch.zeros(4, 64), 1), (torch.zeros(4, 24, dtype=torch.bfloat16), 1)):
+        assert fused_attention(tensor, tensor, tensor, start, lengths, heads) is None
+    ops.select("reference")
+    try:
+        half = torch.zeros(4, 64, dtype=torch.bfloat16)
+        assert fused_attention(half, half, half, start, lengths, 1) is None
+    finally:
+        ops.select("auto")
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
+@pytest.mark.parametrize(("inner", "outer", "residual"), [(0.0, 0.0, True), (0.2, 0.3, True), (0.0, 0.2, False)])
+@pytest.mark.parametrize(("rows", "width"), [(37, 256), (3, 19), (1, 8)])
+def test_normalised_sum_and_its_gradients(
+    dtype: torch.dtype, bound: float, inner: float, outer: float, residual: bool, rows: int, width: int
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    x, r, grad = (torch.randn(rows, width, generator=generator).to(dtype) for _ in range(3))
+    w, b = (torch.randn(width, generator=generator).to(dtype) for _ in range(2))
+    ours = [t.clone().requires_grad_() for t in ([x, r, w, b] if residual else [x, w, b])]
+    exact = [t.detach().double().requires_grad_() for t in ours]
+    first, second = Dropout(inner, 11), Dropout(outer, 12)
+    tensors = ours if residual else [ours[0], None, *ours[1:]]
+    result = _NormalisedSum.apply(*tensors, 1e-12, first, second)
+    place = torch.arange(rows)
+    summed = exact[0] * factors(first, place, width) + (exact[1] if residual else 0.0)
+    normal = torch.nn.functional.layer_norm(summed, (width,), exact[-2], exact[-1], 1e-12)
+    expected = normal * factors(second, place, width)
+    result.backward(grad)
+    expected.backward(grad.double())
+    assert apart(result, expected) < bound
+    for mine, right in zip(ours, exact, strict=True):
+        # bf16 rounds the sum before it is normalised; with few rows that shows in the gradients.
+        assert apart(mine.grad, right.grad) < 4 * bound
+
+
+def test_the_share_that_is_dropped() -> None:
+    torch.manual_seed(0)
+    ones, zeros = torch.ones(2000, 256), torch.zeros(256)
+    kept = normalised_sum(torch.randn(2000, 256), None, torch.ones(256), zeros, 1e-12, output_dropout=0.1) != 0
+    assert abs(float(kept.float().mean()) - 0.9) < 0.002
+    assert abs(float(kept.float().mean(0).std()) - (0.09 / 2000) ** 0.5) < 0.001
+    assert normalised_sum(ones, ones, torch.ones(256), zeros, 1e-12).abs().max() == 0
+
+
+def test_dropout_follows_torchs_generator() -> None:
+    x, w = torch.randn(50, 64), torch.ones(64)
+    draw = lambda: normalised_sum(x, x, w, w, 1e-12, dropout=0.5)  # noqa: E731
+    torch.manual_seed(1)
+    first, second = draw(), draw()
+    torch.manual_seed(1)
+    assert torch.equal(draw(), first)
+    assert not torch.equal(first, second)
