@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.model.flops import TRAINING_PASSES, Dimensions
+from engine.model.flops import forward_flops as packed_forward_flops
 from launch.hardware import Hardware
 from launch.memory import Shape, Workload
 
@@ -36,18 +38,15 @@ class StepCost:
 
 
 def forward_flops(shape: Shape, sequence_length: int, mask_probability: float) -> float:
-    """FLOPs of one sequence's forward pass: linear layers, attention's two products, pooler, the masked rows' head."""
-    hidden, tokens = shape.hidden, sequence_length
-    linear = 2 * tokens * shape.layers * (4 * hidden * hidden + 2 * hidden * shape.intermediate)
-    attention = shape.layers * 4 * tokens * tokens * hidden
-    head = 2 * mask_probability * tokens * (hidden * hidden + hidden * shape.vocabulary)
-    return linear + attention + head + 2 * hidden * hidden
+    """FLOPs of one sequence's forward pass; see `engine.model.flops`."""
+    dimensions = Dimensions(shape.hidden, shape.layers, shape.intermediate, shape.vocabulary)
+    return packed_forward_flops(dimensions, [sequence_length], mask_probability * sequence_length)
 
 
 def step_flops(work: Workload, accumulation: int) -> float:
     """FLOPs that a rank executes for a step; recomputation included."""
     forward = forward_flops(work.shape, work.sequence_length, work.mask_probability)
-    passes = 4 if work.activation_checkpointing else 3
+    passes = TRAINING_PASSES + work.activation_checkpointing
     return passes * forward * work.micro_batch * accumulation
 
 

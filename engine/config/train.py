@@ -51,6 +51,8 @@ class TrainConfig:
     """first updates, also after a resume, that are compared with the exact ones of whole parameters; 0 turns it off"""
     audit: bool = False
     """write hashes of the samples that each step was computed from under <output>/audit (a GPU waits for them)"""
+    profile: int | None = None
+    """optimizer steps to record, after a warm-up, under <output>/profile: a trace, where their time went, and MFU"""
     threads: int | None = None
     """CPU threads of a rank; null divides the machine's cores among its ranks"""
 
@@ -62,7 +64,7 @@ class TrainConfig:
         for name in ("eval_interval", "eval_samples", "save_interval", "verify_update"):
             value = getattr(self, name)
             require(value is None or value >= 0, f"train.{name}", value, "give 0 or more")
-        for name in ("micro_batch", "steps", "threads"):
+        for name in ("micro_batch", "steps", "threads", "profile"):
             value = getattr(self, name)
             require(value in (None, "auto") or value >= 1, f"train.{name}", value, "give a whole number of at least 1")
         require(self.epochs is None or self.epochs > 0, "train.epochs", self.epochs, "give a positive number")

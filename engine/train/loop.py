@@ -30,6 +30,8 @@ from engine.train.guard import Guard, unsaved
 from engine.train.meter import Meter
 from engine.train.monitor import Monitor, Progress, memory_bytes
 from engine.train.preempt import Stop, Stopped
+from engine.train.profile import Profile, check_profile
+from engine.train.recording import BACKWARD, FORWARD, OPTIMIZER
 from engine.train.saver import Saver
 from engine.train.verify import UpdateCertificate
 from engine.train.zero import ZeroEngine
@@ -103,6 +105,7 @@ class Trainer:
         self.output = Path(config.output)
         self.source = task.train_source()
         self.total = total_steps(config.train, self.source.epoch_size(0))
+        check_profile(config.train, self.total)
         kernels.select(config.train.kernels)
         if config.train.deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports Inductor
             torch.use_deterministic_algorithms(config.train.deterministic)
@@ -128,6 +131,7 @@ class Trainer:
         updates = config.train.verify_update
         self.certificate = UpdateCertificate(self.zero, config.optim, updates, self.output, self._say)
         self.audit = Audit(self.zero.model.module, self.output, self.step, enabled=config.train.audit)
+        self.profile = Profile(config, self.zero, task.bert_config, self.total - self.step)
         self.loss = math.nan
         self.evaluation: Evaluation | None = None
         guard.attach(self.zero, None if start is None else self.step, self.total)
@@ -186,11 +190,14 @@ class Trainer:
 
     def _train(self, batches: Iterator[MicroBatch]) -> None:
         train = self.config.train
+        batches = self.profile.batches(batches)
         while self.step < self.total:
-            self.train_step(batches)
-            self.saver.poll()
-            if self._due(train.log_interval):
-                self.observe()
+            with self.profile.step(self.step + 1):
+                self.train_step(batches)
+                self.saver.poll()
+                if self._due(train.log_interval):
+                    self.observe()
+            self.meter.exclude(self.profile.between(self.step, self._say, self.monitor.text))
             if self._due(train.eval_interval):
                 self.evaluate()
                 self.guard.check()
@@ -252,14 +259,17 @@ class Trainer:
             self.guard.watchdog.feed("forward pass")
             with self.guard.own_time():
                 batch = to_device(next(batches), self.zero.device)
-                output = self.task.step(self.zero.model, batch)
+                with self.profile.part(FORWARD):
+                    output = self.task.step(self.zero.model, batch)
             self.guard.watchdog.feed("backward pass")
-            self.zero.backward(output.loss)
+            with self.profile.part(BACKWARD):
+                self.zero.backward(output.loss)
             share += output.loss.detach()
             last = index + 1 == self.layout.accumulation
             if last:
                 self.guard.before_update(self.step + 1, self.cursor, share)
-            with self.certificate.watch(self.step + 1, rate, last_micro_batch=last):
+            watch = self.certificate.watch(self.step + 1, rate, last_micro_batch=last)
+            with self.profile.part(OPTIMIZER), watch:
                 self.zero.step(rate, last_micro_batch=last, observe=last and self._observes())
             self.meter.exclude(self.certificate.seconds)
             measured.append(({"loss": output.loss.detach(), **output.metrics}, batch.inputs["input_ids"].numel()))
