@@ -59,6 +59,8 @@ class LabelledConfig:
     """column of the label: any strings or numbers"""
     max_length: int = 128
     """tokens kept of an example, special tokens included; longer ones are truncated"""
+    group_by_length: bool = False
+    """bring training examples of similar length into the same global batch: less padding, less random batches"""
     metric: str = "accuracy"
     """what chooses the best checkpoint: accuracy, macro_f1, matthews or loss"""
 

@@ -17,6 +17,7 @@ from tokenizers.processors import BertProcessing
 from torch import Tensor
 
 from engine.data.labelled_files import Examples
+from engine.data.lengths import grouped_order
 from engine.data.source import Indices
 from engine.data.tokenizer import Vocabulary
 from engine.errors import UserError
@@ -25,6 +26,7 @@ HELD_OUT_SHARE = 0.1
 ENCODING_CHUNK = 10_000
 # first words of the seeds, so that the held-out choice and the epochs' orders are independent streams
 HOLD_OUT_STREAM, ORDER_STREAM = 1, 2
+_CACHED_ORDERS = 2
 
 T = TypeVar("T")
 
@@ -148,24 +150,36 @@ def encode(vocabulary: Vocabulary, texts: list[str], pairs: list[str] | None, ma
 class LabelledSource:
     """Labelled examples as a `SampleSource`.
 
-    An epoch is a permutation keyed by (seed, epoch). With `fixed` every epoch keeps the file's order, and each
-    batch also carries `index` [B], the examples' places in the file, by which an evaluation sorts what all ranks
-    gathered; it is not an argument of the model.
+    An epoch is a permutation keyed by (seed, epoch); with `group`, the global batch, it brings examples of similar
+    length into the same global batch, whose composition is then less random. With `fixed` every epoch keeps the file's
+    order, and each batch also carries `index` [B], the examples' places in the file, by which an evaluation sorts what
+    all ranks gathered; it is not an argument of the model.
     """
 
-    def __init__(self, encoded: EncodedTexts, labels: Indices, seed: int, fixed: bool = False) -> None:
+    def __init__(
+        self, encoded: EncodedTexts, labels: Indices, seed: int, fixed: bool = False, group: int | None = None
+    ) -> None:
         assert len(encoded.offsets) == len(labels) + 1
         self.encoded = encoded
         self.labels = labels
         self.seed = seed
         self.fixed = fixed
-        self._order: tuple[int, Indices] | None = None
+        self.group = group
+        self._orders: dict[int, Indices] = {}
 
     def epoch_size(self, epoch: int) -> int:
         return len(self.labels)
 
     def describe(self, epoch: int, indices: Indices) -> Indices:
         """The examples' places in the file, int64 [B]."""
+        return self._places(epoch, indices)
+
+    def lengths(self, epoch: int, indices: Indices) -> Indices:
+        """Tokens of these examples, int64 [B]."""
+        places = self._places(epoch, indices)
+        return self.encoded.offsets[places + 1] - self.encoded.offsets[places]
+
+    def _places(self, epoch: int, indices: Indices) -> Indices:
         return indices if self.fixed else self._epoch_order(epoch)[indices]
 
     def join(self, descriptions: list[Indices]) -> Indices:
@@ -191,8 +205,18 @@ class LabelledSource:
         return {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
 
     def _epoch_order(self, epoch: int) -> Indices:
-        """The epoch's permutation; the last one is kept, as batches of an epoch come one after another."""
-        if self._order is None or self._order[0] != epoch:
-            generator = np.random.default_rng([ORDER_STREAM, self.seed, epoch])
-            self._order = (epoch, generator.permutation(len(self.labels)))
-        return self._order[1]
+        """The epoch's permutation; the two latest are kept, for a batch may span two epochs."""
+        if epoch not in self._orders:
+            if len(self._orders) == _CACHED_ORDERS:
+                del self._orders[min(self._orders)]
+            self._orders[epoch] = self._make_order(epoch)
+        return self._orders[epoch]
+
+    def _make_order(self, epoch: int) -> Indices:
+        count = len(self.labels)
+        generator = np.random.default_rng([ORDER_STREAM, self.seed, epoch])
+        order: Indices = generator.permutation(count)
+        if self.group is None:
+            return order
+        begun = -epoch * count % self.group
+        return grouped_order(order, np.diff(self.encoded.offsets), self.group, begun, generator)

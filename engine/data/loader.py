@@ -1,8 +1,9 @@
 """Micro-batches of a rank from any `SampleSource`: exact, resumable, and the same samples at every world size.
 
-Global batch k is the next `global_batch` samples of the endless stream of epochs. Rank r takes its r-th
-contiguous part and cuts it into micro-batches. So neither the number of ranks nor the accumulation changes
-which samples an optimizer step sees, and nothing is dropped or repeated at the end of an epoch.
+Global batch k is the next `global_batch` samples of the endless stream of epochs. Its samples are dealt to the ranks
+and their micro-batches by length (`engine.data.lengths.deal`), or in contiguous parts where the source doesn't know
+lengths. So neither the number of ranks nor the accumulation changes which samples an optimizer step sees, and nothing
+is dropped or repeated at the end of an epoch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
-from engine.data.source import Cursor, MicroBatch, SampleSource
+from engine.data.lengths import KnowsLengths, deal, longest_first
+from engine.data.source import Cursor, Indices, MicroBatch, SampleSource
 from engine.errors import RunError, UserError
 
 LARGEST_DEFAULT_MICRO_BATCH = 32
@@ -181,18 +183,21 @@ def evaluation_batches(
 ) -> Iterator[MicroBatch]:
     """This rank's share of the first `limit` samples of epoch 0 (0: all), in chunks dealt in turn to the ranks.
 
-    Ranks take equally many micro-batches; one with too few chunks repeats the first chunk as a dummy. Totals are
-    those of the whole evaluated set.
+    Chunks are made in falling length where the source knows lengths. Ranks take equally many micro-batches; one with
+    too few chunks repeats the first chunk as a dummy. Totals are those of the whole evaluated set.
     """
     size = source.epoch_size(0)
     count = min(limit, size) if limit else size
     assert count > 0, "an evaluation needs samples"
-    chunks = [_Span(0, start, min(start + micro_batch, count)) for start in range(0, count, micro_batch)]
-    totals = _totals(source, [_Span(0, 0, count)])
+    whole = [_Span(0, 0, count)]
+    lengths = _lengths(source, whole)
+    order = np.arange(count) if lengths is None else longest_first(lengths)
+    chunks = [np.sort(order[start : start + micro_batch]) for start in range(0, count, micro_batch)]
+    totals = _totals(source, whole)
     after = Cursor(0, count, count)
     for index in range(rank, -(-len(chunks) // world_size) * world_size, world_size):
         dummy = index >= len(chunks)
-        inputs = source.collate(_describe(source, [chunks[0 if dummy else index]]))
+        inputs = source.collate(source.describe(0, chunks[0 if dummy else index]))
         yield MicroBatch(inputs, totals, after, dummy)
 
 
@@ -201,10 +206,17 @@ def _requests(source: SampleSource, layout: BatchLayout, cursor: Cursor) -> Iter
     while True:
         spans, cursor = _advance(source, cursor, layout.global_batch)
         totals = _totals(source, spans)
-        for step in range(layout.accumulation):
-            first = (layout.rank * layout.accumulation + step) * layout.micro_batch
-            part = _cut(spans, first, first + layout.micro_batch)
-            yield _Request(_describe(source, part), totals, cursor)
+        for places in _places(_lengths(source, spans), layout):
+            yield _Request(_describe(source, spans, places), totals, cursor)
+
+
+def _places(lengths: Indices | None, layout: BatchLayout) -> Indices:
+    """Where in the global batch the samples of this rank's micro-batches are, [accumulation, micro_batch]."""
+    if lengths is not None:
+        return deal(lengths, layout.micro_batch, layout.world_size)[:, layout.rank]
+    parts = np.arange(layout.global_batch).reshape(layout.world_size, layout.accumulation, layout.micro_batch)
+    own: Indices = parts[layout.rank]
+    return own
 
 
 def _advance(source: SampleSource, cursor: Cursor, count: int) -> tuple[list[_Span], Cursor]:
@@ -219,19 +231,21 @@ def _advance(source: SampleSource, cursor: Cursor, count: int) -> tuple[list[_Sp
     return spans, Cursor(epoch, start, cursor.consumed + count)
 
 
-def _cut(spans: list[_Span], first: int, last: int) -> list[_Span]:
-    """Samples `first` to `last` of consecutive spans."""
-    parts, before = [], 0
+def _lengths(source: SampleSource, spans: list[_Span]) -> Indices | None:
+    """Tokens of each sample of consecutive spans, if the source knows them."""
+    if not isinstance(source, KnowsLengths):
+        return None
+    return np.concatenate([source.lengths(span.epoch, np.arange(span.start, span.stop)) for span in spans])
+
+
+def _describe(source: SampleSource, spans: list[_Span], places: Indices) -> Any:
+    """The samples at ascending places of consecutive spans."""
+    descriptions, before = [], 0
     for span in spans:
-        start, stop = max(first - before, 0), min(last - before, len(span))
-        if start < stop:
-            parts.append(_Span(span.epoch, span.start + start, span.start + stop))
+        first, last = np.searchsorted(places, (before, before + len(span)))
+        if first < last:
+            descriptions.append(source.describe(span.epoch, places[first:last] - before + span.start))
         before += len(span)
-    return parts
-
-
-def _describe(source: SampleSource, spans: list[_Span]) -> Any:
-    descriptions = [source.describe(span.epoch, np.arange(span.start, span.stop)) for span in spans]
     return descriptions[0] if len(descriptions) == 1 else source.join(descriptions)
 
 

@@ -34,8 +34,13 @@ class TokenisedText(Protocol):
         """[D + 1] first sentence of each document, then S."""
         ...
 
-    def tokens(self, start: int, length: int) -> NDArray[np.unsignedinteger[Any]]:
-        """[length] ids from a position in the split, within one document; no special tokens."""
+    def gather(
+        self, starts: NDArray[np.integer], lengths: NDArray[np.integer]
+    ) -> NDArray[np.unsignedinteger[Any]]:
+        """Ids of N segments one after the other: `lengths` [N] of them from positions `starts` [N] in the split.
+
+        Each lies within one document; no special tokens.
+        """
         ...
 
 
@@ -122,6 +127,11 @@ class PretrainingSource:
         """Rows of several epochs one after the other."""
         return PairRows(*(np.concatenate(column) for column in zip(*descriptions, strict=True)))
 
+    def lengths(self, epoch: int, indices: Indices) -> Indices:
+        """Tokens of these samples, int64 [B]. No token is read."""
+        plan = self._plan(self._source_epoch(epoch))
+        return plan.a_length[indices].astype(np.int64) + plan.b_length[indices] + _SPECIAL_TOKENS
+
     def totals(self, epoch: int, indices: Indices) -> dict[str, float]:
         """`mlm`: predicted tokens; `sequences`: samples. No token is read."""
         plan = self._plan(self._source_epoch(epoch))
@@ -169,9 +179,9 @@ class PretrainingSource:
 
     def _text(self, rows: PairRows) -> NDArray[np.unsignedinteger[Any]]:
         """Ids of A, B of the first sample, of the second, …"""
-        starts = np.stack((rows.a_start, rows.b_start), axis=1).ravel().tolist()
-        lengths = np.stack((rows.a_length, rows.b_length), axis=1).ravel().tolist()
-        return np.concatenate([self._split.tokens(*segment) for segment in zip(starts, lengths, strict=True)])
+        starts = np.stack((rows.a_start, rows.b_start), axis=1).ravel()
+        lengths = np.stack((rows.a_length, rows.b_length), axis=1).ravel()
+        return self._split.gather(starts, lengths)
 
     def _source_epoch(self, epoch: int) -> int:
         return 0 if self._fixed else epoch

@@ -62,7 +62,8 @@ class SequenceClassification:
 
     def _source(self, examples: Examples, labels: NDArray[np.int64], fixed: bool) -> LabelledSource:
         encoded = encode(self.vocabulary, examples.texts, examples.pairs, self.config.labelled.max_length)
-        return LabelledSource(encoded, labels, self.config.seed, fixed)
+        group = self.config.train.global_batch if self.config.labelled.group_by_length and not fixed else None
+        return LabelledSource(encoded, labels, self.config.seed, fixed, group)
 
     def build_model(self) -> BertForSequenceClassification:
         """The pre-trained encoder under a fresh classifier."""
@@ -111,10 +112,12 @@ class SequenceClassification:
         order = np.argsort(index)
         log_probabilities = torch.from_numpy(logits[order]).double().log_softmax(dim=1).numpy()
         predictions = report.Predictions(self.names, self.majority, truth[order], np.exp(log_probabilities))
-        picture = report.confusion_picture(predictions.confusion, self.names)
+        images = {}
+        if self.config.monitor.tensorboard and dist.place()[0] == 0:  # drawing takes longer than the scores
+            images["confusion_matrix"] = report.confusion_picture(predictions.confusion, self.names)
         return Evaluation(
             scalars=scores(predictions.truth, log_probabilities),
-            images={"confusion_matrix": picture},
+            images=images,
             records={"predictions": predictions},
         )
 

@@ -288,6 +288,29 @@ def test_an_epoch_is_a_permutation_keyed_by_seed_and_epoch(vocabulary: Vocabular
     assert labels_in_order(source, 0) == orders[0]
 
 
+def test_lengths_are_those_of_the_batch(vocabulary: Vocabulary) -> None:
+    encoded = encode(vocabulary, ["a " * count for count in (1, 7, 3, 5, 2)], None, max_length=8)
+    for fixed in (False, True):
+        source = LabelledSource(encoded, np.arange(5), seed=1, fixed=fixed)
+        indices = np.array([4, 0, 2])
+        batch = source.collate(source.describe(3, indices))
+        assert source.lengths(3, indices).tolist() == batch["lengths"].tolist()
+
+
+def test_groups_are_the_global_batches_also_of_later_epochs(vocabulary: Vocabulary) -> None:
+    """500 examples in global batches of 8: epoch 1 first fills up a batch that epoch 0 began with its last 4."""
+    encoded = encode(vocabulary, ["a " * (1 + index % 10) for index in range(500)], None, max_length=16)
+    source, again, plain = (LabelledSource(encoded, np.arange(500), 1, group=group) for group in (8, 8, None))
+    for epoch, first in ((0, 0), (1, 4)):
+        assert sorted(labels_in_order(source, epoch)) == list(range(500))
+        assert labels_in_order(source, epoch) == labels_in_order(again, epoch)
+        assert labels_in_order(source, epoch)[:first] == labels_in_order(plain, epoch)[:first]
+        batches = [np.arange(start, start + 8) for start in range(first, 493, 8)]
+        grouped, random = ([np.ptp(one.lengths(epoch, batch)) for batch in batches] for one in (source, plain))
+        assert np.mean(grouped) < 1
+        assert np.mean(random) > 6
+
+
 def test_joined_descriptions_make_one_batch_in_order(vocabulary: Vocabulary) -> None:
     source = LabelledSource(encode(vocabulary, ["a"] * 9, None, 8), np.arange(9), seed=1)
     parts = [source.describe(0, np.array([7, 8])), source.describe(1, np.array([0]))]

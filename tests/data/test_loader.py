@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator, Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,13 @@ class Numbers:
 
     def collate(self, description: Any) -> dict[str, Tensor]:
         return {"samples": torch.from_numpy(description), "process": torch.tensor(os.getpid())}
+
+
+class Measured(Numbers):
+    """Numbers that know lengths: pseudorandom ones of 1 to 97 tokens."""
+
+    def lengths(self, epoch: int, indices: Indices) -> Indices:
+        return 1 + (indices * 31 + epoch * 17) % 97
 
 
 class Unreadable(Numbers):
@@ -93,6 +100,42 @@ def test_global_batches_are_the_stream_of_epochs_at_every_layout(
     assert all(len(micro_batch.inputs["samples"]) == micro for batch in found for micro_batch in batch)
 
 
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_lengths_change_who_takes_a_sample_and_no_global_batch(
+    sizes: list[int], micro: int, accumulation: int, world: int
+) -> None:
+    source, size = Measured(*sizes), micro * accumulation * world
+    found = global_batches(source, size, micro, world, 3)
+    expected = stream(source, 3 * size)
+    for step, batch in enumerate(found):
+        own = expected[step * size :][:size]
+        assert sorted(samples(batch)) == sorted(own)
+        assert all(one.totals == batch[0].totals and one.cursor == batch[0].cursor for one in batch)
+        assert batch[0].totals["weight"] == sum(index for _, index in own)
+        passes = [[one.inputs["samples"] for one in batch[step::accumulation]] for step in range(accumulation)]
+        assert all(len(one) == micro for ranks in passes for one in ranks)
+        for ranks in passes:
+            tokens = [int(tokens_of(source, one).sum()) for one in ranks]
+            longest = [int(tokens_of(source, one).max()) for one in ranks]
+            assert max(tokens) - min(tokens) < max(longest)
+
+
+def tokens_of(source: Measured, rows: Tensor) -> np.ndarray:
+    return np.concatenate([source.lengths(epoch, np.array([index])) for epoch, index in rows.tolist()])
+
+
+def test_micro_batches_of_a_source_that_knows_lengths_are_alike_and_keep_the_streams_order() -> None:
+    source = Measured(100, 100)
+    batch = global_batches(source, 64, 8, 2, 2)[1]
+    widths = [int(tokens_of(source, one.inputs["samples"]).max()) for one in batch[:4]]
+    filled = sum(tokens_of(source, one.inputs["samples"]).sum() for one in batch) / (8 * 2 * sum(widths))
+    assert filled > 0.8
+    assert widths == sorted(widths, reverse=True)
+    assert {epoch for epoch, _ in samples(batch)} == {0, 1}
+    assert all(samples([one]) == sorted(samples([one])) for one in batch)
+
+
 def test_totals_and_cursor_are_those_of_the_whole_global_batch_on_every_rank() -> None:
     first, second = global_batches(Numbers(10), 6, 1, 3, 2)
     assert {(b.totals["weight"], b.totals["sequences"]) for b in first} == {(0 + 1 + 2 + 3 + 4 + 5, 6)}
@@ -112,12 +155,16 @@ def test_a_global_batch_may_span_many_small_epochs() -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_a_resume_at_any_cursor_and_world_size_continues_the_stream(world: int) -> None:
-    source = Numbers(11, 9)
-    whole = global_batches(source, 8, 4, 1, 6)
-    for step in range(5):
-        resumed = global_batches(source, 8, 2, world, 6 - step - 1, whole[step][-1].cursor)
-        assert [samples(batch) for batch in resumed] == [samples(batch) for batch in whole[step + 1 :]]
-        assert resumed[-1][-1].cursor == whole[-1][-1].cursor
+    for source in (Numbers(11, 9), Measured(11, 9)):
+        whole = global_batches(source, 8, 4, 1, 6)
+        for step in range(5):
+            resumed = global_batches(source, 8, 2, world, 6 - step - 1, whole[step][-1].cursor)
+            found, expected = (
+                [samples(batch) if type(source) is Numbers else sorted(samples(batch)) for batch in batches]
+                for batches in (resumed, whole[step + 1 :])
+            )
+            assert found == expected
+            assert resumed[-1][-1].cursor == whole[-1][-1].cursor
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -277,7 +324,11 @@ def test_a_global_batch_that_does_not_divide_names_the_nearest_that_do(
 def test_an_evaluation_covers_its_samples_once_with_equal_work_on_every_rank(
     size: int, world: int, micro: int, limit: int
 ) -> None:
-    source = Numbers(size)
+    for source in (Numbers(size), Measured(size)):
+        check_evaluation(source, size, world, micro, limit)
+
+
+def check_evaluation(source: Numbers, size: int, world: int, micro: int, limit: int) -> None:
     ranks = [list(evaluation_batches(source, rank, world, micro, limit)) for rank in range(world)]
     count = min(limit or size, size)
     assert len({len(rank) for rank in ranks}) == 1
@@ -293,3 +344,11 @@ def test_chunks_of_an_evaluation_are_dealt_in_turn() -> None:
     assert [samples([batch]) for batch in ranks[0]] == [[(0, 0), (0, 1)], [(0, 4), (0, 5)], [(0, 8)]]
     assert [samples([batch]) for batch in ranks[1]] == [[(0, 2), (0, 3)], [(0, 6), (0, 7)], [(0, 0), (0, 1)]]
     assert [batch.dummy for batch in ranks[1]] == [False, False, True]
+
+
+def test_chunks_of_an_evaluation_come_in_falling_length() -> None:
+    source = Measured(50)
+    batches = list(evaluation_batches(source, 0, 1, 8, 40))
+    lengths = [tokens_of(source, batch.inputs["samples"]) for batch in batches]
+    assert all(longer.min() >= shorter.max() for longer, shorter in pairwise(lengths))
+    assert [samples([batch]) for batch in batches] == [sorted(samples([batch])) for batch in batches]

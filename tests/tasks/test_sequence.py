@@ -160,6 +160,15 @@ def test_shares_of_micro_batches_add_up_to_the_global_batch(make_task: MakeTask)
     assert sums[0][1] * 16 == pytest.approx(round(sums[0][1] * 16))
 
 
+def test_grouping_by_length_is_for_training_and_takes_the_global_batch(make_task: MakeTask) -> None:
+    task = make_task(group_by_length=True)
+    assert task.train_source().group == task.config.train.global_batch
+    validation = task.evaluation_source("validation")
+    assert validation is not None
+    assert validation.group is None
+    assert make_task(group_by_length=False).train_source().group is None
+
+
 def test_the_scores_are_scikit_learns(make_task: MakeTask) -> None:
     task = make_task()
     model = task.build_model()
@@ -175,6 +184,12 @@ def test_the_scores_are_scikit_learns(make_task: MakeTask) -> None:
         }
     )
     assert evaluation.images["confusion_matrix"].dtype == np.uint8
+
+
+def test_no_picture_is_drawn_without_tensorboard(make_task: MakeTask) -> None:
+    task = make_task()
+    task.config.monitor.tensorboard = False
+    assert evaluate(task, task.build_model()).images == {}
 
 
 def test_an_evaluation_keeps_the_order_of_the_file_for_any_batch(make_task: MakeTask) -> None:
