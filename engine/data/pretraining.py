@@ -34,13 +34,8 @@ class TokenisedText(Protocol):
         """[D + 1] first sentence of each document, then S."""
         ...
 
-    def gather(
-        self, starts: NDArray[np.integer], lengths: NDArray[np.integer]
-    ) -> NDArray[np.unsignedinteger[Any]]:
-        """Ids of N segments one after the other: `lengths` [N] of them from positions `starts` [N] in the split.
-
-        Each lies within one document; no special tokens.
-        """
+    def tokens(self, start: int, length: int) -> NDArray[np.unsignedinteger[Any]]:
+        """[length] ids from a position in the split, within one document; no special tokens."""
         ...
 
 
@@ -179,9 +174,9 @@ class PretrainingSource:
 
     def _text(self, rows: PairRows) -> NDArray[np.unsignedinteger[Any]]:
         """Ids of A, B of the first sample, of the second, …"""
-        starts = np.stack((rows.a_start, rows.b_start), axis=1).ravel()
-        lengths = np.stack((rows.a_length, rows.b_length), axis=1).ravel()
-        return self._split.gather(starts, lengths)
+        starts = np.stack((rows.a_start, rows.b_start), axis=1).ravel().tolist()
+        lengths = np.stack((rows.a_length, rows.b_length), axis=1).ravel().tolist()
+        return np.concatenate([self._split.tokens(*segment) for segment in zip(starts, lengths, strict=True)])
 
     def _source_epoch(self, epoch: int) -> int:
         return 0 if self._fixed else epoch

@@ -238,9 +238,11 @@ def check_resumable(state: RunState, path: Path, config: dict[str, Any]) -> None
     Raises:
         UserError: names the field and both values.
     """
-    for name in FIXED_FIELDS:
+    # Samples that are grouped by length are ordered by global batches, so a cursor means nothing in other ones.
+    grouped = bool(lookup(state.config, "labelled.group_by_length"))
+    for name in (*FIXED_FIELDS, "labelled.group_by_length", *(["train.global_batch"] if grouped else [])):
         saved, given = lookup(json.loads(json.dumps(state.config)), name), lookup(json.loads(json.dumps(config)), name)
-        if saved != given:
+        if saved != given and (saved or given):  # a checkpoint from before an option has None for its default
             raise UserError(f"{name}: {given!r} differs from {saved!r} in {path}; set it back, or use another --output")
 
 
