@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
+import re
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +31,8 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """Half the distance between the quartiles, as a share of the median."""
-        low, _, high = statistics.quantiles(self.runs, n=4)
-        return (high - low) / 2 / self.median
+        """See `spread`."""
+        return spread(self.runs)
 
     @property
     def best(self) -> float:
@@ -39,6 +40,47 @@ class Timing:
 
     def to_dict(self) -> dict[str, float]:
         return {"median_ms": self.median, "spread": self.spread, "best_ms": self.best}
+
+
+def spread(values: Sequence[float]) -> float:
+    """Half the distance between the quartiles, as a share of the median; 0 of one value."""
+    if len(values) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(values, n=4)
+    return (high - low) / 2 / statistics.median(values)
+
+
+def machine() -> dict[str, str | float]:
+    """What the figures of a benchmark depend on: processor, memory, software, and the fastest matrix products.
+
+    Measures for about a second; a busy machine shows a lower GEMM peak.
+    """
+    import torch
+
+    from engine.kernels.gemm import measure_peak
+
+    cores = len(os.sched_getaffinity(0))
+    facts: dict[str, str | float] = {
+        "cpu": processor(Path("/proc/cpuinfo").read_text()),
+        "cores": cores,
+        "memory_GB": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    before = torch.get_num_threads()
+    torch.set_num_threads(cores)
+    for dtype in (torch.float32, torch.bfloat16):
+        peak = measure_peak(dtype, torch.device("cpu"))
+        facts[f"gemm_{peak.precision}_GFLOPS"] = peak.flops / 1e9
+    torch.set_num_threads(before)
+    return facts
+
+
+def processor(cpuinfo: str) -> str:
+    """The model that Linux names in /proc/cpuinfo, or the architecture where it names none."""
+    found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    return found[1] if found else platform.machine()
 
 
 def interleaved(rivals: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Timing]:
