@@ -9,7 +9,7 @@ TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-cluster test-all certify check format clean
+.PHONY: help install demo test test-cluster test-all certify bench check format clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ test-all: install check ## every test, the slow ones too
 
 certify: install ## kill -9 runs at random moments, resume them in other layouts, prove that nothing changes
 	$(BIN)/zerobert certify
+
+bench: install ## every benchmark against its peers, with pictures, under runs/bench: hours; BENCH="--quick" for minutes
+	$(BIN)/python -m benchmarks.all $(BENCH)
 
 check: install ## ruff, mypy and clang-format, changing nothing
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from launch.hardware import Hardware
 from launch.memory import Shape, Workload
 
 #: bytes a parameter that an optimizer step reads and writes: fp32 weight, two moments, gradient, half-precision copy
-OPTIMIZER_BYTES = {"adamw": 32, "lamb": 44}
+OPTIMIZER_BYTES = {"adamw": 34, "lamb": 46}
 
 
 @dataclass(frozen=True)

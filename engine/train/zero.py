@@ -107,6 +107,9 @@ class ZeroEngine:
         self.stage: int = config["zero_optimization"]["stage"]
         with without_compiler(), contextlib.redirect_stdout(io.StringIO()):  # its memory reports can't be turned off
             self.model, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        if self.stage == 0 and self.world_size == 1:
+            # Without a partition DeepSpeed sends gradients even where there is nobody to send them to.
+            self.model.enable_backward_allreduce = False
         #: whether optimizer states are in files between steps
         self.is_swapped = bool(getattr(self.model.optimizer, "swap_optimizer", False))
         if self.stage == 3 and getattr(self.model.optimizer, "offload_optimizer", False):
