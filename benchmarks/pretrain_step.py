@@ -52,6 +52,7 @@ class Run:
     times: list[float]
     """when each step ended, seconds"""
     peak_bytes: int
+    printed: list[str]
 
     def step_s(self, unmeasured: int) -> float:
         """Median seconds of a step after the unmeasured ones."""
@@ -105,7 +106,7 @@ def observe(arguments: list[str], threads: int) -> Run:
         watcher.join()
     if code:
         raise RuntimeError(f"exit code {code}\n" + "".join(printed[-20:]))
-    return Run(times, max(peaks))
+    return Run(times, max(peaks), printed)
 
 
 def zerobert(size: str, job: Job, store: Path, output: Path, more: list[str]) -> list[str]:
@@ -120,14 +121,18 @@ def zerobert(size: str, job: Job, store: Path, output: Path, more: list[str]) ->
     ]  # fmt: skip
 
 
-def make_samples(store: Path, count: int, path: Path) -> tuple[float, float]:
-    """Write padded samples of a store for the rival; mean tokens and masked tokens of one."""
+def make_samples(store: Path, count: int, path: Path, split: str = "train", seed: int = 1) -> tuple[float, float]:
+    """Write padded samples of a split of a store for the rival, the first `count` at most; mean tokens and masked
+    tokens of one."""
     from engine.config import RunConfig, from_dict
     from engine.tasks.pretrain import Pretraining
 
     data = {"path": str(store), "sequence_length": LENGTH, "short_sequence_probability": 0.0}
-    config: RunConfig = from_dict({"data": data, "model": {"size": "tiny"}})
-    source = Pretraining(config).train_source()
+    config: RunConfig = from_dict({"data": data, "model": {"size": "tiny"}, "seed": seed})
+    task = Pretraining(config)
+    source = task.train_source() if split == "train" else task.evaluation_source(split)
+    assert source is not None, "no text was held out"
+    count = min(count, source.epoch_size(0))
     inputs = source.collate(source.describe(0, np.arange(count)))
     lengths, ids = inputs["lengths"].numpy(), inputs["input_ids"].numpy()
     filled = np.arange(LENGTH) < lengths[:, None]

@@ -1,0 +1,191 @@
+"""Time to the held-out MLM loss that transformers' Trainer reaches with BERT's standard recipe in a fixed time.
+
+    python -m benchmarks.time_to_loss --data STORE --peer-python PEER/bin/python [--minutes 20 --seeds 3 --ablate]
+
+The rival is BertForPreTraining under Trainer: dropout 0.1, AdamW at 1e-4 with weight decay 0.01, 10 % warm-up and
+linear decay to 0 over exactly the steps that fit into the time (Devlin et al. 2019 but for the length of the run),
+compiled or not, with the batch that gives it the most tokens/s (--variant, --batch; see benchmarks.pretrain_step).
+zerobert trains on the same store with a recipe of its own (`RECIPE` below) for a share of the time. Both are scored on
+the same held-out samples, with the same masks.
+
+Times are steps times the median time of a step, without start-up, compilation and evaluation, each measured in the run
+itself; so a busy machine stretches a run and not its curve. `--ablate` takes each part of the recipe away in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import emit
+from benchmarks.pretrain_peer import Job, command
+from benchmarks.pretrain_step import LENGTH, VARIANTS, Run, make_samples, observe, zerobert
+
+#: what our recipe does differently, and the standard that an ablation goes back to
+RECIPE = {
+    "learning rate 2e-3": ("--optim.learning_rate=2e-3", "--optim.learning_rate=1e-4"),
+    "no dropout": ("--model.hidden_dropout=0.0", "--model.hidden_dropout=0.1"),
+    "no attention dropout": ("--model.attention_dropout=0.0", "--model.attention_dropout=0.1"),
+    "second moment 0.98": ("--optim.betas=[0.9,0.98]", "--optim.betas=[0.9,0.999]"),
+    "warm-up 5 %": ("--optim.warmup=0.05", "--optim.warmup=0.1"),
+}
+LEARNING_RATE = 1e-4
+TRIAL_STEPS = 30
+UNMEASURED = 10
+#: made for the rival beforehand; more than it trains on
+SAMPLES = 65536
+Curve = list[list[float]]
+
+
+def curve_of(run: Run) -> Curve:
+    """[seconds, held-out MLM loss] at each evaluation of our run."""
+    found = (re.match(r"evaluation at step (\d+): .*?mlm_loss ([\d.]+)", line) for line in run.printed)
+    step = run.step_s(UNMEASURED)
+    return [[int(one[1]) * step, float(one[2])] for one in found if one]
+
+
+def time_to(curve: Curve, loss: float) -> float | None:
+    """Seconds until the curve first reaches a loss, between two evaluations by a straight line; None if it doesn't."""
+    before = None
+    for seconds, value in curve:
+        if value <= loss:
+            if before is None or before[1] <= value:
+                return seconds
+            return before[0] + (seconds - before[0]) * (before[1] - loss) / (before[1] - value)
+        before = (seconds, value)
+    return None
+
+
+def reached(run: Run) -> float:
+    """The rival's held-out loss at the end."""
+    return next(float(line.split()[1]) for line in run.printed if line.startswith("held-out "))
+
+
+def train(options: list[str], job: Job, steps: int, given: argparse.Namespace, output: Path) -> Run:
+    """One run of ours that evaluates `given.evaluations` times."""
+    more = [
+        *options, f"--train.eval_interval={max(1, steps // given.evaluations)}", f"--seed={job.seed}",
+        f"--train.eval_samples={given.held_out}", *given.zerobert,
+    ]  # fmt: skip
+    return observe(
+        zerobert(given.size, replace(job, steps=steps, batch=given.our_batch), given.data, output, more), job.threads
+    )
+
+
+def steps_in(seconds: float, trial: Run) -> int:
+    """Steps that fit into a time at a trial's median."""
+    return max(1, round(seconds / trial.step_s(UNMEASURED)))
+
+
+def compare(given: argparse.Namespace, job: Job, scratch: Path) -> list[dict[str, Any]]:
+    """Both for each seed in turn, then the ablation."""
+    rival = replace(job, batch=given.batch, **VARIANTS[given.variant])
+    trial = observe(command(given.peer_python, replace(rival, steps=TRIAL_STEPS, held_out=None)), job.threads)
+    steps = steps_in(given.minutes * 60, trial)
+    recipe = [ours for ours, _ in RECIPE.values()]
+    own = observe(
+        zerobert(
+            given.size, replace(job, steps=TRIAL_STEPS, batch=given.our_batch), given.data, scratch / "trial", recipe
+        ),
+        job.threads,
+    )
+    our_steps = steps_in(given.minutes * 60 * given.share, own)
+    table: dict[str, dict[str, Any]] = {}
+    curves: dict[str, Curve] = {}
+    ratios = []
+    for seed in range(1, given.seeds + 1):
+        make_samples(given.data, given.held_out, Path(str(job.held_out)), split="validation", seed=seed)
+        theirs = observe(
+            command(given.peer_python, replace(rival, steps=steps, warmup=steps // 10, seed=seed)), job.threads
+        )
+        ours = train(recipe, replace(job, seed=seed), our_steps, given, scratch / f"seed-{seed}")
+        loss, seconds = reached(theirs), theirs.step_s(UNMEASURED) * steps
+        curves[f"zerobert, seed {seed}"] = curve_of(ours)
+        curves[f"Trainer, seed {seed}"] = [[seconds, loss]]
+        taken = time_to(curves[f"zerobert, seed {seed}"], loss)
+        ratios.append((taken or float("inf")) / seconds)
+        table[f"seed {seed}"] = {
+            "Trainer's loss": loss, "its seconds": seconds, "its steps": steps,
+            "our seconds to it": taken if taken is not None else "not reached", "share": ratios[-1],
+            "our last loss": curves[f"zerobert, seed {seed}"][-1][1], "our steps": our_steps,
+        }  # fmt: skip
+    table["all seeds"] = {"share, median": statistics.median(ratios), "highest": max(ratios), "goal": 0.25}
+    rival_is = f"Trainer {given.variant}, batch {given.batch}, {given.minutes:g} minutes"
+    title = f"{given.size}, {job.threads} thread(s), {rival_is}"
+    rows: list[dict[str, Any]] = [{"title": title, "rivals": table, "curves": curves}]
+    return rows + ([ablation(given, job, our_steps, scratch)] if given.ablate else [])
+
+
+def ablation(given: argparse.Namespace, job: Job, steps: int, scratch: Path) -> dict[str, Any]:
+    """The last held-out loss of the recipe without one part at a time, after equal steps."""
+    found: dict[str, dict[str, Any]] = {}
+    for left_out in (None, *RECIPE):
+        options = [standard if name == left_out else ours for name, (ours, standard) in RECIPE.items()]
+        name = f"without {left_out}" if left_out else "whole recipe"
+        run = train(options, job, steps, given, scratch / f"ablation-{len(found)}")
+        found[name] = {"held-out MLM loss": curve_of(run)[-1][1]}
+        found[name]["worse by"] = found[name]["held-out MLM loss"] - found["whole recipe"]["held-out MLM loss"]
+    return {"title": f"ablation, {steps} steps of {given.our_batch}", "rivals": found}
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add: Callable[..., Any] = parser.add_argument
+    add("--data", type=Path, help="a prepared store with a validation split")
+    add("--size", default="mini")
+    add("--peer-python", default=sys.executable, help="interpreter with transformers and accelerate")
+    add("--minutes", type=float, default=20.0, help="the rival's time")
+    add("--share", type=float, default=0.25, help="ours, as a share of it")
+    add("--seeds", type=int, default=3)
+    add("--variant", default="compiled", choices=list(VARIANTS), help="of the rival")
+    add("--batch", type=int, default=8, help="the rival's sequences a step")
+    add("--our-batch", type=int, default=64, help="our sequences a step")
+    add("--held-out", type=int, default=512, help="held-out samples")
+    add("--evaluations", type=int, default=12, help="points of our curve")
+    add("--ablate", action="store_true", help="also train without each part of the recipe")
+    add("--threads", type=int, nargs="+", default=[len(os.sched_getaffinity(0))], help="CPU threads, the last counts")
+    add("--zerobert", nargs="*", default=[], help="further options of launch/train.py")
+    add("--json", action="store_true", help="print one JSON document and nothing else")
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = parse()
+    if given.data is None or not given.data.is_dir():
+        sys.exit(
+            f"skipped: no prepared store at {given.data}: make one by zerobert prepare --source TEXT --output STORE"
+        )
+    imports = [given.peer_python, "-c", "import accelerate, transformers"]
+    if subprocess.run(imports, capture_output=True).returncode:
+        sys.exit(f"skipped: {given.peer_python} lacks transformers' Trainer: pip install accelerate, or --peer-python")
+    from engine.config import ModelConfig
+    from engine.data.store import open_store
+
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        samples, held_out = scratch / "samples.npz", scratch / "held-out.npz"
+        make_samples(given.data, SAMPLES, samples)
+        vocabulary = open_store(given.data).tokenizer.vocab_size
+        hidden, layers, heads, intermediate = ModelConfig(size=given.size).dimensions()
+        job = Job(
+            str(samples), hidden, layers, heads, intermediate, vocabulary, given.batch, TRIAL_STEPS, given.threads[-1],
+            learning_rate=LEARNING_RATE, held_out=str(held_out),
+        )  # fmt: skip
+        assert np.load(samples)["input_ids"].shape[1] == LENGTH
+        emit(compare(given, job, scratch), given.json)
+
+
+if __name__ == "__main__":
+    main()
