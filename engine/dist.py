@@ -145,14 +145,15 @@ def set_rng_state(state: dict[str, object]) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep the memory of freed tensors for the next ones; a no-op with other C libraries.
+    """Make glibc keep the memory of freed tensors for the next ones, unless the environment sets its thresholds.
 
     By default blocks above 32 MiB go back to the kernel at once, and smaller ones when they end the heap: every step
     then pays a page fault for each 4 KiB of its activations (measured: half the speed of a large product).
     """
     mmap_threshold, trim_threshold = -3, -1  # mallopt(3)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    chosen = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"} & os.environ.keys()
+    if mallopt is not None and not chosen:
         mallopt(mmap_threshold, 1 << 30)
         mallopt(trim_threshold, (1 << 31) - 1)
 
