@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-#: pages faulted in by ten rounds of a tensor above glibc's largest threshold, 64 MiB
+#: pages faulted in by ten rounds of a tensor of 64 MiB, above glibc's largest threshold of its own
 CODE = """
 import resource, torch
 from engine import dist
@@ -29,4 +30,6 @@ def test_freed_memory_is_kept_unless_the_user_chose(chosen: dict[str, str], kept
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     command = [sys.executable, "-c", CODE]
     done = subprocess.run(command, cwd=ROOT, env=environment | chosen, capture_output=True, text=True, check=True)
-    assert (int(done.stdout) < 2000) is kept
+    every_round = 10 * (64 << 20) // resource.getpagesize()
+    # Kept memory isn't met again by every allocation: glibc aligns a tensor by splitting a block.
+    assert (int(done.stdout) < 0.75 * every_round) is kept
