@@ -18,23 +18,26 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.data.manifest import Shard
 from engine.data.sentences import split_sentences
-from engine.data.store import SPLITS, Sentences, token_dtype, write_shard
-from engine.data.tokenizer import Vocabulary, load_tokenizer
+from engine.data.store import SPLITS, Documents, write_shard
+from engine.data.tokenizer import load_tokenizer
 from engine.data.wordcache import WordCache
 from engine.data.workspace import Workspace, record_block
 
 log = logging.getLogger(__name__)
 
 MEGABYTE = 1_000_000
-#: sentences in a call of the tokenizer: enough to amortise the call, few enough to bound memory
-BATCH_SENTENCES = 1024
+#: sentences encoded at a time: enough to amortise what a call costs, about a megabyte of text to bound memory
+BATCH_SENTENCES = 8192
 #: two of this many first documents are always held out, so that a small corpus has a validation split
 FIRST_DOCUMENTS = 4
 HELD_OUT_OF_FIRST = 2
 LOG_SECONDS = 30.0
+#: blocks that wait for a worker, so that none waits for the reader
+WAITING_BLOCKS = 2
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Block:
     """Consecutive documents that become one shard a split."""
 
     index: int
-    documents: list[str]
+    documents: list[bytes]
+    """in UTF-8, the smallest to keep in a queue and the fastest to send"""
     splits: list[str]
     """split of each document"""
 
@@ -50,10 +54,13 @@ class Block:
     def text_sha256(self) -> str:
         """sha256 of the documents and their splits."""
         digest = hashlib.sha256()
-        for split, text in zip(self.splits, self.documents, strict=True):
-            content = text.encode("utf-8", "surrogatepass")
+        for split, content in zip(self.splits, self.documents, strict=True):
             digest.update(f"{split} {len(content)} ".encode() + content)
         return digest.hexdigest()
+
+    def texts(self) -> Iterator[str]:
+        """The documents one after the other."""
+        return map(bytes.decode, self.documents)
 
 
 @dataclass(frozen=True)
@@ -69,18 +76,18 @@ class Tokenization:
 
 def read_blocks(documents: Iterable[str], megabytes: float, fraction: float, seed: int) -> Iterator[Block]:
     """Cut a stream of documents into blocks of at least `megabytes` of text (the last may be smaller)."""
-    texts: list[str] = []
+    contents: list[bytes] = []
     splits: list[str] = []
     index = size = 0
     for ordinal, text in enumerate(documents):
-        texts.append(text)
+        contents.append(text.encode())
         splits.append(split_of(ordinal, fraction, seed))
         size += len(text)
         if size >= megabytes * MEGABYTE:
-            yield Block(index, texts, splits)
-            texts, splits, index, size = [], [], index + 1, 0
-    if texts:
-        yield Block(index, texts, splits)
+            yield Block(index, contents, splits)
+            contents, splits, index, size = [], [], index + 1, 0
+    if contents:
+        yield Block(index, contents, splits)
 
 
 def split_of(ordinal: int, fraction: float, seed: int) -> str:
@@ -105,7 +112,7 @@ def _uniform(ordinal: int, seed: int) -> float:
 def run_blocks(
     blocks: Iterable[Block], work: Workspace, how: Tokenization, executor: Executor, workers: int
 ) -> dict[str, list[Shard]]:
-    """Tokenize all blocks, at most two a worker in memory; the shards of each split in block order.
+    """Tokenize all blocks, a few more than workers in memory; the shards of each split in block order.
 
     Blocks that an earlier run finished are not tokenized again.
     """
@@ -113,12 +120,12 @@ def run_blocks(
     running: dict[Future[dict[str, Shard]], int] = {}
     try:
         for block in blocks:
-            digest = block.text_sha256
-            if (finished := work.finished(block.index, digest)) is not None:
+            # hashing is left to the workers unless there is something to compare with
+            if work.recorded(block.index) and (finished := work.finished(block.index, block.text_sha256)) is not None:
                 shards[block.index] = finished
                 continue
-            running[executor.submit(tokenize_block, block, digest, how)] = block.index
-            if len(running) >= 2 * workers:
+            running[executor.submit(tokenize_block, block, how)] = block.index
+            if len(running) >= workers + WAITING_BLOCKS:
                 _collect(running, shards)
         while running:
             _collect(running, shards)
@@ -136,39 +143,52 @@ def _collect(running: dict[Future[dict[str, Shard]], int], shards: dict[int, dic
         shards[running.pop(future)] = future.result()
 
 
-def tokenize_block(block: Block, text_sha256: str, how: Tokenization) -> dict[str, Shard]:
+def tokenize_block(block: Block, how: Tokenization) -> dict[str, Shard]:
     """Write a block's shards and their record; runs in any process. A split without documents has no shard."""
-    vocabulary, cache = _open_tokenizer(how.tokenizer, how.tokenizer_fingerprint)
-    parts: dict[str, list[Sentences]] = {split: [] for split in SPLITS}
-    encoded = _encode(block.documents, how.language, cache, vocabulary.vocab_size)
-    for split, sentences in zip(block.splits, encoded, strict=True):
-        if sentences:
-            parts[split].append(sentences)
-    shards = {
-        split: write_shard(how.folder / f"{split}-{block.index:05d}.arrow", documents, vocabulary.vocab_size)
-        for split, documents in parts.items()
-        if documents
-    }
-    record_block(how.folder, block.index, text_sha256, shards)
+    documents = _encode(block.texts(), how.language, _open_cache(how.tokenizer, how.tokenizer_fingerprint))
+    shards = {}
+    for split in SPLITS:
+        part = _select(documents, np.array([name == split for name in block.splits]))
+        if len(part.sentence_counts):
+            shards[split] = write_shard(how.folder / f"{split}-{block.index:05d}.arrow", part)
+    record_block(how.folder, block.index, block.text_sha256, shards)
     return shards
 
 
 @lru_cache(maxsize=1)
-def _open_tokenizer(folder: Path, fingerprint: str) -> tuple[Vocabulary, WordCache]:
+def _open_cache(folder: Path, fingerprint: str) -> WordCache:
     vocabulary = load_tokenizer(folder)
     assert vocabulary.fingerprint == fingerprint, "the workspace's tokenizer changed while it was in use"
-    return vocabulary, WordCache(vocabulary)
+    return WordCache(vocabulary)
 
 
-def _encode(documents: list[str], language: str, cache: WordCache, vocab_size: int) -> list[Sentences]:
-    """Ids of each sentence of each document; sentences without any id are left out."""
-    sentences = [split_sentences(text, language) for text in documents]
-    flat = [sentence for document in sentences for sentence in document]
-    dtype = token_dtype(vocab_size)
-    starts = range(0, len(flat), BATCH_SENTENCES)
-    batches = (cache.encode_batch(flat[start : start + BATCH_SENTENCES]) for start in starts)
-    ids = (np.array(row, dtype=dtype) for batch in batches for row in batch)
-    return [[row for row in islice(ids, len(document)) if len(row)] for document in sentences]
+def _encode(texts: Iterable[str], language: str, cache: WordCache) -> Documents:
+    """Ids of each document; sentences without any id are left out, which may leave a document without sentences."""
+    counts: list[int] = []
+    sentences = _sentences(texts, language, counts)
+    batches = [cache.encode([])]
+    while batch := list(islice(sentences, BATCH_SENTENCES)):
+        batches.append(cache.encode(batch))
+    ids, lengths = map(np.concatenate, zip(*batches, strict=True))
+    kept = lengths > 0
+    document = np.repeat(np.arange(len(counts)), counts)[kept]
+    return Documents(ids, lengths[kept], np.bincount(document, minlength=len(counts)))
+
+
+def _sentences(texts: Iterable[str], language: str, counts: list[int]) -> Iterator[str]:
+    """The sentences of all texts; how many each has is appended to `counts`."""
+    for text in texts:
+        sentences = split_sentences(text, language)
+        counts.append(len(sentences))
+        yield from sentences
+
+
+def _select(documents: Documents, chosen: NDArray[np.bool_]) -> Documents:
+    """The chosen documents that have a sentence."""
+    chosen = chosen & (documents.sentence_counts > 0)
+    sentences = np.repeat(chosen, documents.sentence_counts)
+    tokens = documents.tokens[np.repeat(sentences, documents.sentence_lengths)]
+    return Documents(tokens, documents.sentence_lengths[sentences], documents.sentence_counts[chosen])
 
 
 class Progress:

@@ -16,13 +16,10 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal, cast
+from typing import IO, Any, Literal, cast
 
 from engine.data.embedded import embedded_documents
 from engine.errors import UserError
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -245,7 +242,8 @@ def _read_jsonl(path: Path, name: str, position: Position) -> Iterator[str]:
             raise UserError(f"text_field: {path}:{number} has no field {name!r}; it has {', '.join(row) or 'none'}")
         if not isinstance(row[name], str):
             raise UserError(f"text_field: {name!r} of {path}:{number} is {row[name]!r:.40}, not text; choose another")
-        yield row[name]
+        # JSON can escape half of a surrogate pair, which is no character and which UTF-8 can't hold
+        yield row[name].encode("utf-8", "ignore").decode() if "\\u" in line else row[name]
 
 
 def _read_parquet(path: Path, name: str) -> Iterator[str]:
@@ -277,7 +275,8 @@ def _read_dataset(source: Source, config: CorpusConfig) -> Iterator[str]:
         yield from (text for text in batch[config.text_field] if text)
 
 
-def _dataset(source: Source, config: CorpusConfig) -> Dataset:
+def _dataset(source: Source, config: CorpusConfig) -> Any:
+    """A `datasets.Dataset`. Not annotated so: jsonargparse would import a second's worth of libraries for the name."""
     import datasets
 
     try:
@@ -293,4 +292,4 @@ def _dataset(source: Source, config: CorpusConfig) -> Dataset:
         return loaded
     if config.split not in loaded:
         raise UserError(f"split: {source.name} has no split {config.split!r}; it has {', '.join(loaded)}")
-    return cast("Dataset", loaded[config.split])
+    return loaded[config.split]

@@ -13,14 +13,14 @@ import gc
 import signal
 import weakref
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
@@ -174,8 +174,7 @@ def _items(iterator: Iterator[Any]) -> Iterator[MicroBatch]:
             raise _StuckLoader from error
         if isinstance(item, UserError):
             raise item
-        inputs, totals, after = item
-        yield MicroBatch(inputs, totals, after)
+        yield item.micro_batch() if isinstance(item, _Parts) else item
 
 
 def evaluation_batches(
@@ -257,18 +256,41 @@ def _totals(source: SampleSource, spans: list[_Span]) -> dict[str, float]:
     return totals
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """A micro-batch on its way from a loader process.
+
+    Arrays go through the pipe by value. Tensors would go through shared memory, a file for each: measured for 32
+    sequences of 128 tokens, that costs the training process 0.7 ms a micro-batch instead of 0.06.
+    """
+
+    arrays: dict[str, NDArray[Any]]
+    totals: dict[str, float]
+    cursor: Cursor
+
+    def pin_memory(self) -> MicroBatch:
+        """What the loader's thread calls where there is a GPU."""
+        batch = self.micro_batch()
+        return replace(batch, inputs={name: tensor.pin_memory() for name, tensor in batch.inputs.items()})
+
+    def micro_batch(self) -> MicroBatch:
+        tensors = {name: torch.from_numpy(array) for name, array in self.arrays.items()}
+        return MicroBatch(tensors, self.totals, self.cursor)
+
+
 class _Collation(Dataset[Any]):
     """What a loader process runs: a request in, a micro-batch's parts out."""
 
     def __init__(self, source: SampleSource) -> None:
         self._source = source
 
-    def __getitem__(self, request: _Request) -> tuple[dict[str, Tensor], dict[str, float], Cursor] | UserError:
+    def __getitem__(self, request: _Request) -> _Parts | UserError:
         try:
-            return self._source.collate(request.description), request.totals, request.cursor
+            inputs = self._source.collate(request.description)
         except UserError as error:
             # Raised in a loader process it would come back with that process's traceback in its message.
             return error
+        return _Parts({name: tensor.numpy() for name, tensor in inputs.items()}, request.totals, request.cursor)
 
 
 def _unchanged(item: Any) -> Any:

@@ -47,8 +47,8 @@ class PrepareConfig(CorpusConfig):
     """share of documents held out for evaluation, at least two; 0 holds out none"""
     seed: int = 1
     """seed of the choice of held-out documents"""
-    shard_mb: int = 16
-    """megabytes of text in a shard; a worker needs 100 MB and some fifteen times as much memory"""
+    shard_mb: int = 8
+    """megabytes of text in a shard; a worker needs 200 MB of memory and some three times as much"""
     workers: int | None = None
     """worker processes; null takes one a core, 0 none; under mpirun the other ranks are the workers"""
     overwrite: bool = False
@@ -134,7 +134,7 @@ def _settings(config: PrepareConfig, given: Vocabulary | None) -> dict[str, Any]
 
 
 def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("datasets", "sentencex", "tokenizers")}
+    return {name: version(name) for name in ("datasets", "pyarrow", "sentencex", "tokenizers")}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
+from threading import Thread
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -18,7 +22,6 @@ Int64s = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 _SPECIAL_TOKENS = 3
-_CACHED_PLANS = 2
 
 
 class TokenisedText(Protocol):
@@ -34,8 +37,11 @@ class TokenisedText(Protocol):
         """[D + 1] first sentence of each document, then S."""
         ...
 
-    def tokens(self, start: int, length: int) -> NDArray[np.unsignedinteger[Any]]:
-        """[length] ids from a position in the split, within one document; no special tokens."""
+    def gather(self, starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> NDArray[np.unsignedinteger[Any]]:
+        """Ids of N segments one after the other: `lengths` [N] of them from positions `starts` [N] in the split.
+
+        Each lies within one document; no special tokens.
+        """
         ...
 
 
@@ -92,7 +98,7 @@ class PretrainingSource:
         self, split: TokenisedText, facts: TokenFacts, options: PretrainingOptions, fixed: bool = False
     ) -> None:
         self._split, self._facts, self._options, self._fixed = split, facts, options, fixed
-        self._plans: dict[int, PairPlan] = {}
+        self._plans: dict[int, Future[PairPlan]] = {}
         self._rules = MaskingRules(
             options.mask_probability,
             facts.mask_id,
@@ -105,9 +111,14 @@ class PretrainingSource:
         return len(self._plan(self._source_epoch(epoch)))
 
     def describe(self, epoch: int, indices: Indices) -> PairRows:
-        """The plan's rows of these samples."""
+        """The plan's rows of these samples.
+
+        Halfway through an epoch the plan of the next one is begun, so that no step waits for it.
+        """
         epoch = self._source_epoch(epoch)
         plan = self._plan(epoch)
+        if not self._fixed and indices[-1] >= len(plan) // 2:
+            self._begin_plan(epoch + 1)
         return PairRows(
             np.full(len(indices), epoch),
             indices,
@@ -174,19 +185,25 @@ class PretrainingSource:
 
     def _text(self, rows: PairRows) -> NDArray[np.unsignedinteger[Any]]:
         """Ids of A, B of the first sample, of the second, …"""
-        starts = np.stack((rows.a_start, rows.b_start), axis=1).ravel().tolist()
-        lengths = np.stack((rows.a_length, rows.b_length), axis=1).ravel().tolist()
-        return np.concatenate([self._split.tokens(*segment) for segment in zip(starts, lengths, strict=True)])
+        starts = np.stack((rows.a_start, rows.b_start), axis=1).ravel()
+        lengths = np.stack((rows.a_length, rows.b_length), axis=1).ravel()
+        return self._split.gather(starts, lengths)
 
     def _source_epoch(self, epoch: int) -> int:
         return 0 if self._fixed else epoch
 
     def _plan(self, epoch: int) -> PairPlan:
-        """The epoch's plan; the two latest are kept, for a batch may span two epochs."""
-        if epoch not in self._plans:
-            if len(self._plans) == _CACHED_PLANS:
-                del self._plans[min(self._plans)]
-            self._plans[epoch] = plan_epoch(
+        self._begin_plan(epoch)
+        return self._plans[epoch].result()
+
+    def _begin_plan(self, epoch: int) -> None:
+        """Make the plan of an epoch, unless it is there or under way; only the one before is kept beside it."""
+        if epoch in self._plans:
+            return
+        self._plans = {other: plan for other, plan in self._plans.items() if other == epoch - 1}
+        self._plans[epoch] = _in_thread(
+            partial(
+                plan_epoch,
                 self._split.sentence_lengths,
                 self._split.document_starts,
                 sequence_length=self._options.sequence_length,
@@ -194,4 +211,18 @@ class PretrainingSource:
                 seed=self._options.seed,
                 epoch=epoch,
             )
-        return self._plans[epoch]
+        )
+
+
+def _in_thread(work: Callable[[], PairPlan]) -> Future[PairPlan]:
+    """What a thread is working on. The process may end before it does, which a pool's threads would not allow."""
+    future: Future[PairPlan] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # whoever asks for the result gets it
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True, name="pair plan").start()
+    return future

@@ -8,6 +8,7 @@ length and every epoch's own pairs.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,46 +28,69 @@ if TYPE_CHECKING:
 TOKENIZER_FOLDER = "tokenizer"
 SPLITS = ("train", "validation")
 
-#: sentences of a document, each the ids of its tokens
-Sentences = Sequence[Sequence[int] | NDArray[Any]]
+
+@dataclass(frozen=True)
+class Documents:
+    """Token ids of D documents of S sentences, T ids in all; none is empty."""
+
+    tokens: NDArray[Any]
+    """[T] ids of all sentences one after the other: uint16, or uint32 where the vocabulary needs it"""
+    sentence_lengths: NDArray[np.int32]
+    """[S] ids of each sentence"""
+    sentence_counts: NDArray[np.int64]
+    """[D] sentences of each document"""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """[D] ids of each document."""
+        return np.add.reduceat(self.sentence_lengths, np.cumsum(self.sentence_counts) - self.sentence_counts)
 
 
-def token_dtype(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
-    """The narrowest type that holds every id."""
-    return np.uint16 if vocab_size <= 1 << 16 else np.uint32
-
-
-def write_shard(path: Path, documents: Sequence[Sentences], vocab_size: int) -> Shard:
+def write_shard(path: Path, documents: Documents) -> Shard:
     """Write one Arrow shard; equal documents make equal bytes.
+
+    The file is what `datasets` itself would write, which takes a second to import and a copy of the documents.
 
     Args:
         path: final name; the file is written aside first.
-        documents: each with at least one sentence, each sentence with at least one id.
+        documents: at least one.
     """
     import pyarrow as pa
-    from datasets import Features, List, Value
-    from datasets.arrow_writer import ArrowWriter
 
-    dtype = token_dtype(vocab_size)
-    lengths = [np.array([len(sentence) for sentence in document], dtype=np.int32) for document in documents]
-    tokens = [np.concatenate(list(document)).astype(dtype, copy=False) for document in documents]
-    table = pa.table({"tokens": _list_array(tokens, dtype), "sentence_lengths": _list_array(lengths, np.int32)})
-    features = Features({"tokens": List(Value(np.dtype(dtype).name)), "sentence_lengths": List(Value("int32"))})
+    tokens = _list_array(documents.tokens, documents.lengths)
+    table = pa.table(
+        {"tokens": tokens, "sentence_lengths": _list_array(documents.sentence_lengths, documents.sentence_counts)}
+    )
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": _features(table.schema)}})})
     aside = path.with_name(path.name + ".tmp")
-    with ArrowWriter(features=features, path=str(aside)) as writer:
-        writer.write_table(table, writer_batch_size=len(documents))
-        writer.finalize()
+    with pa.ipc.new_stream(str(aside), table.schema) as writer:
+        writer.write_table(table)
     aside.replace(path)
-    sizes = (len(documents), sum(map(len, lengths)), sum(map(len, tokens)))
+    sizes = (len(documents.sentence_counts), len(documents.sentence_lengths), len(documents.tokens))
     return Shard(path.name, hash_file(path), path.stat().st_size, *sizes)
 
 
-def _list_array(rows: Sequence[NDArray[Any]], dtype: Any) -> pa.ListArray:
+def _list_array(values: NDArray[Any], lengths: NDArray[np.integer]) -> pa.ListArray:
     import pyarrow as pa
 
-    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int32)
-    values = np.concatenate(rows) if rows else np.empty(0, dtype)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+    offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+    return pa.ListArray.from_arrays(_array(offsets), _array(values))
+
+
+def _array(values: NDArray[Any]) -> pa.Array:
+    """The values as an Arrow array over the same memory, without the pandas that `pa.array` imports."""
+    import pyarrow as pa
+
+    buffer = pa.py_buffer(np.ascontiguousarray(values))
+    return pa.Array.from_buffers(getattr(pa, values.dtype.name)(), len(values), [None, buffer])
+
+
+def _features(schema: pa.Schema) -> dict[str, Any]:
+    """The features of a data set of lists of numbers, as `datasets` notes them."""
+    return {
+        column.name: {"feature": {"dtype": str(column.type.value_type), "_type": "Value"}, "_type": "List"}
+        for column in schema
+    }
 
 
 def hash_file(path: Path) -> str:
@@ -101,11 +125,21 @@ class Split:
     def tokens(self, start: int, length: int) -> NDArray[Any]:
         """A read-only view of `length` ids from token `start` of the split (an exclusive sum of
         `sentence_lengths`); it must not cross a document."""
-        shard = int(np.searchsorted(self._starts, start, side="right")) - 1
-        offset = start - int(self._starts[shard])
-        view = self._tokens[shard][offset : offset + length]
+        (view,) = self._views(np.array([start]), np.array([length]))
         assert len(view) == length, "a slice crosses a document"
         return view
+
+    def gather(self, starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> NDArray[Any]:
+        """The ids of N >= 1 segments one after the other, each as by `tokens`."""
+        found: NDArray[Any] = np.concatenate(self._views(starts, lengths))
+        assert len(found) == lengths.sum(), "a slice crosses a document"
+        return found
+
+    def _views(self, starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> list[NDArray[Any]]:
+        shards = np.searchsorted(self._starts, starts, side="right") - 1
+        first = starts - self._starts[shards]
+        places = zip(shards.tolist(), first.tolist(), (first + lengths).tolist(), strict=True)
+        return [self._tokens[shard][start:stop] for shard, start, stop in places]
 
     def __reduce__(self) -> tuple[Callable[[Path, str], Split], tuple[Path, str]]:
         return _reopen, (self._folder, self.name)

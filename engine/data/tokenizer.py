@@ -54,6 +54,11 @@ class Vocabulary:
     def vocab_size(self) -> int:
         return len(self.tokens)
 
+    @property
+    def id_dtype(self) -> type[np.uint16] | type[np.uint32]:
+        """The narrowest type that holds every id."""
+        return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
+
     def id_of(self, token: str) -> int:
         index = self.backend.token_to_id(token)
         assert index is not None, token
@@ -105,16 +110,28 @@ class Vocabulary:
         return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
     @cached_property
+    def added_tokens(self) -> list[str]:
+        """The tokens that are found before the text is normalised and split, such as [MASK]."""
+        return [token.content for token in self.backend.get_added_tokens_decoder().values()]
+
+    @cached_property
     def splits_at_spaces(self) -> bool:
-        """True if the ids of a text are those of its space-separated words, as with BERT's own components."""
+        """True if the ids of a text are those of its space-separated words, as with BERT's own components.
+
+        It also tells that the normaliser deletes control characters.
+        """
         state = json.loads(self.backend.to_str())
-        components = [(state[name] or {}).get("type") for name in ("normalizer", "pre_tokenizer")]
-        whole = all(not re.search(r"\s", token["content"]) for token in state["added_tokens"])
-        return whole and components == ["BertNormalizer", "BertPreTokenizer"]
+        normalizer, splitter = state["normalizer"] or {}, state["pre_tokenizer"] or {}
+        whole = all(token.isprintable() and " " not in token for token in self.added_tokens)
+        cleaning = normalizer.get("type") == "BertNormalizer" and normalizer["clean_text"]
+        return bool(whole and cleaning and splitter.get("type") == "BertPreTokenizer")
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without special tokens around them; a literal [MASK] in the text is three plain pieces."""
-        texts = [_LITERAL.sub(r"[ \1 ]", text) for text in texts]
+        return self.encode_with_special(unquote(texts))
+
+    def encode_with_special(self, texts: Sequence[str]) -> list[list[int]]:
+        """As `encode_batch`, but special tokens in the texts are taken for such."""
         return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
@@ -136,6 +153,11 @@ class Vocabulary:
             **{f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS},
         }
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def unquote(texts: Iterable[str]) -> list[str]:
+    """The texts with quoted special tokens taken apart: [MASK] becomes [ MASK ]."""
+    return [_LITERAL.sub(r"[ \1 ]", text) if "[" in text else text for text in texts]
 
 
 def load_tokenizer(path: str | Path, lowercase: bool = True) -> Vocabulary:

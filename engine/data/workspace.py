@@ -128,12 +128,13 @@ class Workspace:
     def tokenizer(self) -> Path:
         return self.folder / TOKENIZER_FOLDER
 
+    def recorded(self, block: int) -> bool:
+        """Whether an earlier run finished a block of this number."""
+        return _record_of(self.folder, block).is_file()
+
     def finished(self, block: int, text_sha256: str) -> dict[str, Shard] | None:
-        """The shards of a block that an earlier run finished from the same text, if they are intact."""
-        path = self.folder / RECORDS / f"{block:05d}.json"
-        if not path.is_file():
-            return None
-        record = json.loads(path.read_text(encoding="utf-8"))
+        """The shards of a recorded block, if they are intact and made from the same text."""
+        record = json.loads(_record_of(self.folder, block).read_text(encoding="utf-8"))
         shards = {split: Shard(**shard) for split, shard in record["shards"].items()}
         intact = record["text_sha256"] == text_sha256 and all(map(self._is_intact, shards.values()))
         return shards if intact else None
@@ -166,7 +167,11 @@ class Workspace:
 def record_block(folder: Path, block: int, text_sha256: str, shards: dict[str, Shard]) -> None:
     """Note that a block's shards are complete."""
     content = {"text_sha256": text_sha256, "shards": {split: asdict(shard) for split, shard in shards.items()}}
-    write_aside(folder / RECORDS / f"{block:05d}.json", json.dumps(content))
+    write_aside(_record_of(folder, block), json.dumps(content))
+
+
+def _record_of(folder: Path, block: int) -> Path:
+    return folder / RECORDS / f"{block:05d}.json"
 
 
 def write_aside(path: Path, text: str) -> None:

@@ -352,3 +352,23 @@ def test_chunks_of_an_evaluation_come_in_falling_length() -> None:
     lengths = [tokens_of(source, batch.inputs["samples"]) for batch in batches]
     assert all(longer.min() >= shorter.max() for longer, shorter in pairwise(lengths))
     assert [samples([batch]) for batch in batches] == [sorted(samples([batch])) for batch in batches]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_micro_batches_are_tensors_of_this_process(workers: int) -> None:
+    """Sent by value: each tensor in shared memory would be a file for the training process to open."""
+    batches = training_batches(Numbers(10), BatchLayout(2, 2), Cursor(), workers)
+    batch = next(batches)
+    assert all(not tensor.is_shared() for tensor in batch.inputs.values())
+    batch.inputs["samples"][0] += 1
+    batches.close()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_micro_batches_are_pinned_for_a_gpu(workers: int) -> None:
+    batches = training_batches(Numbers(10), BatchLayout(2, 2), Cursor(), workers)
+    batch = next(batches)
+    assert all(tensor.is_pinned() for tensor in batch.inputs.values())
+    assert samples([batch]) == [(0, 0), (0, 1)]
+    batches.close()

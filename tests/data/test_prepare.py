@@ -107,7 +107,7 @@ def test_mpi_ranks_make_the_same_store(corpus: Path, tmp_path: Path) -> None:
     options = ("--source", corpus, "--vocab_size", 600, "--output")
     launcher = [mpirun, "--allow-run-as-root", "--oversubscribe", "-n", "3"]
     subprocess.run([*launcher, *command(*options, tmp_path / "mpi")], cwd=ROOT, check=True, capture_output=True)
-    prepare(config(corpus, tmp_path / "inline", shard_mb=16))
+    prepare(config(corpus, tmp_path / "inline", shard_mb=8))
     assert content(tmp_path / "mpi") == content(tmp_path / "inline")
     failed = subprocess.run(
         [*launcher, *command(*options, tmp_path / "other", "--shard_mb", 0)], cwd=ROOT, capture_output=True, text=True
@@ -267,6 +267,17 @@ def test_few_documents_suffice_without_a_held_out_split(tmp_path: Path) -> None:
     assert manifest.splits["validation"] == []
 
 
+def test_half_a_surrogate_pair_is_left_out(tmp_path: Path) -> None:
+    """Web crawls cut JSON strings in the middle of an escaped emoji."""
+    texts = [f"{ONE} More \ud83d of it. \U0001f600 \\udead"] * 4
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*texts, "\ud83d"]), encoding="ascii")
+    manifest = prepare(config(corpus, tmp_path / "store"))
+    assert sum(manifest.counts(split).documents for split in manifest.splits) == 4
+    clean = write_corpus(tmp_path / "clean.jsonl", [text.replace("\ud83d", "") for text in texts])
+    assert prepare(config(clean, tmp_path / "clean")).fingerprint == manifest.fingerprint
+
+
 def test_four_documents_are_halved() -> None:
     for seed in range(20):
         assert sorted(split_of(i, 0.01, seed) for i in range(4)) == ["train"] * 2 + ["validation"] * 2
@@ -288,9 +299,13 @@ def test_the_command_prepares_several_sources(corpus: Path, tmp_path: Path) -> N
     assert "is already prepared" in again.stdout
 
 
-def test_preparing_does_not_import_torch() -> None:
-    code = "import sys, launch.prepare, engine.data.store; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+def test_preparing_imports_no_slow_library(corpus: Path, tmp_path: Path) -> None:
+    """A small corpus takes less time than torch or `datasets` to import."""
+    arguments = ["--source", str(corpus), "--vocab_size", "600", "--workers", "0", "--output", str(tmp_path / "store")]
+    code = f"import sys, launch.prepare; launch.prepare.main({arguments}); import engine.data.store"
+    code += "; sys.exit(str({'torch', 'datasets', 'transformers', 'pandas'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.strip() == "set()"
 
 
 def test_a_store_is_complete_only_with_its_manifest(corpus: Path, tmp_path: Path) -> None:

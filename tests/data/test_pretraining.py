@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.data.loader import BatchLayout, training_batches
-from engine.data.pairs import plan_epoch
+from engine.data.pairs import PairPlan, plan_epoch
 from engine.data.pretraining import PretrainingOptions, PretrainingSource, TokenFacts
 from engine.data.source import Cursor, MicroBatch
 from engine.errors import UserError
@@ -139,8 +141,39 @@ def test_a_fixed_source_repeats_epoch_zero(text: Text, source: PretrainingSource
     fixed = PretrainingSource(text, FACTS, OPTIONS, fixed=True)
     indices = np.arange(30)
     assert fixed.epoch_size(4) == source.epoch_size(0)
+    last = np.array([fixed.epoch_size(0) - 1])
+    assert fixed.describe(4, last).epoch == 0
+    assert list(fixed._plans) == [0]
     assert torch.equal(collate(fixed, 4, *indices)["input_ids"], collate(source, 0, *indices)["input_ids"])
     assert fixed.totals(4, indices) == source.totals(0, indices)
+
+
+def test_the_next_plan_is_begun_halfway(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[tuple[int, str]] = []
+
+    def watched(*arguments: Any, epoch: int, **options: Any) -> PairPlan:
+        begun.append((epoch, threading.current_thread().name))
+        return plan_epoch(*arguments, epoch=epoch, **options)
+
+    monkeypatch.setattr("engine.data.pretraining.plan_epoch", watched)
+    source = PretrainingSource(text, FACTS, OPTIONS)
+    middle = source.epoch_size(0) // 2
+    source.describe(0, np.arange(middle))
+    assert [epoch for epoch, _ in begun] == [0]
+    source.describe(0, np.arange(middle - 3, middle + 1))
+    source.describe(0, np.arange(middle, middle + 4))
+    fresh = PretrainingSource(text, FACTS, OPTIONS)
+    assert np.array_equal(source.describe(1, np.arange(9)).a_start, fresh.describe(1, np.arange(9)).a_start)
+    assert begun[:2] == [(0, "pair plan"), (1, "pair plan")]
+    assert len(begun) == 3, "each source plans an epoch once"
+
+
+def test_plans_of_other_epochs_are_dropped(text: Text) -> None:
+    """A run that goes back after a fault plans its epoch again, once."""
+    source = PretrainingSource(text, FACTS, OPTIONS)
+    for epoch in (3, 4, 2, 3):
+        source.epoch_size(epoch)
+    assert sorted(source._plans) == [2, 3]
 
 
 def sequences(batch: MicroBatch) -> Counter[tuple[int, ...]]:
@@ -164,5 +197,7 @@ def test_batches_that_cross_epochs_are_the_same_at_every_layout(source: Pretrain
 
 
 def test_one_document_is_an_error_of_the_user() -> None:
-    with pytest.raises(UserError, match=r"1 document\(s\) with text"):
-        PretrainingSource(Text([[5, 6, 7]]), FACTS, OPTIONS).epoch_size(0)
+    source = PretrainingSource(Text([[5, 6, 7]]), FACTS, OPTIONS)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"1 document\(s\) with text"):
+            source.epoch_size(0)

@@ -10,15 +10,23 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
+from datasets.arrow_writer import ArrowWriter
 
 from engine.data.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, Shard
-from engine.data.store import Split, open_store, write_shard
+from engine.data.store import Documents, Split, open_store, write_shard
 from engine.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from engine.errors import UserError
 
 SHARDS = [[[[5, 6, 7], [8]], [[9, 10]]], [[[11], [12, 13], [14]]]]
 LENGTHS = [3, 1, 2, 1, 2, 1]
+
+
+def flat(documents: list[list[list[int]]], dtype: type = np.uint16) -> Documents:
+    sentences = [sentence for document in documents for sentence in document]
+    lengths = np.array([len(sentence) for sentence in sentences], np.int32)
+    return Documents(np.concatenate(sentences).astype(dtype), lengths, np.array([len(one) for one in documents]))
 
 
 def make_store(folder: Path) -> Path:
@@ -28,7 +36,7 @@ def make_store(folder: Path) -> Path:
     words = load_tokenizer(folder / "vocab.txt")
     (folder / "vocab.txt").unlink()
     words.save(folder / "tokenizer")
-    train = [write_shard(folder / f"train-{i:05d}.arrow", rows, len(tokens)) for i, rows in enumerate(SHARDS)]
+    train = [write_shard(folder / f"train-{i:05d}.arrow", flat(rows)) for i, rows in enumerate(SHARDS)]
     manifest = Manifest(
         FORMAT_VERSION, {"train": train, "validation": []}, [], {}, words.fingerprint, words.vocab_size, {}
     )
@@ -75,18 +83,42 @@ def test_an_empty_split_has_no_sentences(store: Path) -> None:
 
 
 def test_large_vocabularies_are_stored_in_32_bits(tmp_path: Path) -> None:
-    shard = write_shard(tmp_path / "a.arrow", [[[70_000, 1]]], 70_001)
+    shard = write_shard(tmp_path / "a.arrow", flat([[[70_000, 1]]], np.uint32))
     assert shard == Shard("a.arrow", shard.sha256, shard.bytes, documents=1, sentences=1, tokens=2)
     row = datasets.Dataset.from_file(str(tmp_path / "a.arrow"))
     assert row[0] == {"tokens": [70_000, 1], "sentence_lengths": [2]}
     assert row.features["tokens"].feature.dtype == "uint32"
-    write_shard(tmp_path / "b.arrow", [[[65_535]]], 65_536)
-    assert datasets.Dataset.from_file(str(tmp_path / "b.arrow")).features["tokens"].feature.dtype == "uint16"
 
 
 def test_equal_documents_make_equal_bytes(tmp_path: Path) -> None:
-    first, second = (write_shard(tmp_path / name, SHARDS[0], 15).sha256 for name in ("a.arrow", "b.arrow"))
+    first, second = (write_shard(tmp_path / name, flat(SHARDS[0])).sha256 for name in ("a.arrow", "b.arrow"))
     assert first == second
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+def test_a_shard_has_the_bytes_that_datasets_would_write(tmp_path: Path, dtype: type) -> None:
+    write_shard(tmp_path / "ours.arrow", flat(SHARDS[0], dtype))
+    ours = datasets.Dataset.from_file(str(tmp_path / "ours.arrow"))
+    numbers = {"tokens": np.dtype(dtype).name, "sentence_lengths": "int32"}
+    features = datasets.Features({name: datasets.List(datasets.Value(number)) for name, number in numbers.items()})
+    assert ours.features == features
+    assert ours.to_list() == [
+        {"tokens": [5, 6, 7, 8], "sentence_lengths": [3, 1]},
+        {"tokens": [9, 10], "sentence_lengths": [2]},
+    ]
+    with ArrowWriter(features=features, path=str(tmp_path / "theirs.arrow")) as writer:
+        writer.write_table(pa.table(ours.data.table))
+        writer.finalize()
+    assert (tmp_path / "ours.arrow").read_bytes() == (tmp_path / "theirs.arrow").read_bytes()
+
+
+def test_segments_are_gathered_across_shards(store: Path) -> None:
+    split = open_store(store).split("train")
+    found = split.gather(np.array([6, 0, 8]), np.array([3, 4, 2]))
+    assert found.tolist() == [11, 12, 13, 5, 6, 7, 8, 13, 14]
+    assert found.dtype == np.uint16
+    with pytest.raises(AssertionError, match="crosses a document"):
+        split.gather(np.array([0, 4]), np.array([2, 4]))
 
 
 def test_a_split_passes_to_spawned_processes(store: Path) -> None:
@@ -147,7 +179,7 @@ def test_damage_is_a_user_error_with_a_remedy(store: Path, case: str) -> None:
 
 def test_a_sentence_length_that_does_not_add_up_is_found(store: Path) -> None:
     manifest = open_store(store).manifest
-    wrong = write_shard(store / FIRST, [[[5, 6, 7], [8, 9]], [[10]]], 15)
+    wrong = write_shard(store / FIRST, flat([[[5, 6, 7], [8, 9]], [[10]]]))
     assert (wrong.tokens, wrong.bytes) == (manifest.splits["train"][0].tokens, manifest.splits["train"][0].bytes)
     content = (store / FIRST).read_bytes()
     at = content.index(np.array([3, 2, 1], np.int32).tobytes())

@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import transformers
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from engine.data.embedded import embedded_documents
 from engine.data.tokenizer import SPECIAL_TOKENS, Vocabulary, load_tokenizer, train_wordpiece
@@ -118,22 +118,78 @@ def test_text_without_words_is_a_user_error(tmp_path: Path) -> None:
         train_wordpiece(["some text"], tmp_path, 10)
 
 
-@hypothesis.given(
-    st.text(alphabet=st.sampled_from("aé\u0301 \t\n\x1c\x85\u00a0\u3000\u200b漢.,'[]MASKE1#"), max_size=40)
-)
-@hypothesis.settings(max_examples=200, deadline=None)
-def test_looking_words_up_encodes_as_the_tokenizer_does(words: Vocabulary, text: str) -> None:
-    texts = [text, f"[MASK] {text} [E1]"]
+def looked_up(cache: WordCache, texts: list[str]) -> list[list[int]]:
+    encoded = cache.encode(texts)
+    assert len(encoded.lengths) == len(texts)
+    return [part.tolist() for part in np.split(encoded.ids, np.cumsum(encoded.lengths))[:-1]]
+
+
+ODD = "aé\u0301 \t\n\0\1\x0b\x0c\x1c\x85\u00a0\u2028\u3000\u200b\ufffd漢.,()\"'[]MASKE1#"
+
+
+@hypothesis.given(st.lists(st.text(alphabet=st.sampled_from(ODD), max_size=40), min_size=1, max_size=3))
+@hypothesis.settings(max_examples=300, deadline=None)
+def test_looking_words_up_encodes_as_the_tokenizer_does(words: Vocabulary, found: list[str]) -> None:
+    texts = [*found, f"[MASK] {found[0]} [E1]", ""]
     cache = WordCache(words)
-    assert cache.encode_batch(texts) == words.encode_batch(texts)
-    assert cache.encode_batch(texts) == words.encode_batch(texts)
+    assert looked_up(cache, texts) == words.encode_batch(texts)
+    assert looked_up(cache, texts) == words.encode_batch(texts)
+
+
+def variant(words: Vocabulary, added: str | None = None, **normalizer: object) -> Vocabulary:
+    """The tokenizer with another added token and other options of its normaliser."""
+    state = json.loads(words.backend.to_str())
+    state["normalizer"].update(normalizer)
+    backend = Tokenizer.from_str(json.dumps(state))
+    if added is not None:
+        backend.add_tokens([AddedToken(added, normalized=True)])
+    return Vocabulary(backend, lowercase=True)
+
+
+VARIANTS: dict[str, tuple[str | None, dict[str, object]]] = {
+    "cased": (None, {"lowercase": False}),
+    "accents kept": (None, {"lowercase": False, "strip_accents": False}),
+    "control characters kept": (None, {"clean_text": False}),
+    "a token with punctuation": ("e.g.", {}),
+    "a token within words": ("ab", {}),
+    "a token with a control character": ("a\x1cb", {}),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_other_tokenizers_are_looked_up_alike(words: Vocabulary, name: str) -> None:
+    other = variant(words, VARIANTS[name][0], **VARIANTS[name][1])
+    texts = ["Say, e.g. (this), cab Ab. é.\u0301 ab", 'a\x1cb "c\x0cd\x85" \0 e\0f', *embedded_documents()[:3]]
+    cache = WordCache(other)
+    for _ in range(2):
+        assert looked_up(cache, texts) == other.encode_batch(texts)
+
+
+def test_a_text_that_turns_into_sep_is_no_end_of_a_word(words: Vocabulary) -> None:
+    """[SEP] is found in the normalised text too where a tokenizer says so; then words are encoded one by one."""
+    state = json.loads(words.backend.to_str())
+    for token in state["added_tokens"]:
+        token["normalized"] = True
+    other = Vocabulary(Tokenizer.from_str(json.dumps(state)), lowercase=True)
+    texts = ["some [sep] text, [Sep]", "more"]
+    assert other.sep_id in other.encode_batch(texts)[0]
+    assert looked_up(WordCache(other), texts) == other.encode_batch(texts)
+
+
+def test_ids_have_the_narrowest_type(words: Vocabulary) -> None:
+    assert WordCache(words).encode(["some text"]).ids.dtype == np.uint16
+    large = Tokenizer.from_str(words.backend.to_str())
+    large.add_tokens([f"token{number}" for number in range(1 << 16)])
+    encoded = WordCache(Vocabulary(large, lowercase=True)).encode(["token65535"])
+    assert encoded.ids.dtype == np.uint32
+    assert encoded.ids.tolist() == [words.vocab_size + (1 << 16) - 1]
 
 
 def test_a_full_word_cache_still_encodes_new_words(words: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.data.wordcache.CACHED_WORDS", 50)
     cache = WordCache(words)
     for text in embedded_documents()[:5] * 2:
-        assert cache.encode_batch([text]) == words.encode_batch([text])
+        assert looked_up(cache, [text]) == words.encode_batch([text])
 
 
 def test_words_are_not_looked_up_where_a_token_spans_a_space(words: Vocabulary) -> None:
@@ -142,7 +198,7 @@ def test_words_are_not_looked_up_where_a_token_spans_a_space(words: Vocabulary) 
     spanning = Vocabulary(other, lowercase=True)
     assert words.splits_at_spaces
     assert not spanning.splits_at_spaces
-    assert WordCache(spanning).encode_batch(["a [TWO WORDS] b"]) == spanning.encode_batch(["a [TWO WORDS] b"])
+    assert looked_up(WordCache(spanning), ["a [TWO WORDS] b"]) == spanning.encode_batch(["a [TWO WORDS] b"])
 
 
 BAD = {
@@ -176,4 +232,4 @@ def test_a_special_token_quoted_in_the_text_is_plain_text(words: Vocabulary) -> 
     (quoted,) = words.encode_batch(["the [MASK] and [SEP]"])
     assert set(quoted).issubset([*words.regular_ids.tolist(), words.unk_id])
     assert quoted == words.encode_batch(["the [ MASK ] and [ SEP ]"])[0]
-    assert WordCache(words).encode_batch(["the [MASK] and [SEP]"]) == [quoted]
+    assert looked_up(WordCache(words), ["the [MASK] and [SEP]"]) == [quoted]
