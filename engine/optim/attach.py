@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.kernels import ops
 from engine.optim.fused import FusedOptimizer
 from engine.optim.partition import shards
 
@@ -34,6 +35,8 @@ def attach(optimizer: FusedOptimizer, engine: Any) -> None:
         _take_clipping(optimizer, wrapper)
     else:
         _take_unscaling(optimizer, wrapper)
+        if _is_direct(wrapper):
+            _step_directly(optimizer, wrapper)
 
 
 def _clip_itself(optimizer: FusedOptimizer, engine: Any) -> None:
@@ -80,3 +83,38 @@ def _take_unscaling(optimizer: FusedOptimizer, wrapper: Any) -> None:
 def _own_precision(norm: Tensor | float) -> Tensor:
     """The norm as a tensor that isn't rounded yet: the factor is rounded once, as `mul_` would."""
     return norm if isinstance(norm, Tensor) else torch.tensor(norm, dtype=torch.float64)
+
+
+def _is_direct(wrapper: Any) -> bool:
+    """Stage 0 in bf16 on CPUs, with a DeepSpeed whose wrapper is the one that we know."""
+    if not all(hasattr(wrapper, name) for name in ("fp16_groups", "fp32_groups", "_skip_invalid_grad_norm")):
+        return False
+    weights = [weight for group in wrapper.fp16_groups for weight in group]
+    on_cpu = bool(weights) and ops.tensor_lists(weights[0].device) is not None
+    return on_cpu and all(weight.dtype == torch.bfloat16 for weight in weights)
+
+
+def _step_directly(optimizer: FusedOptimizer, wrapper: Any) -> None:
+    """The step reads bf16 gradients and writes bf16 weights, for which DeepSpeed makes five passes of its own.
+
+    Those are a look for overflow, the norm, fp32 gradients, their scaling, and the copy of the weights. The norm is
+    summed otherwise than DeepSpeed's, so the factor of clipping may differ in its last bits.
+    """
+    pairs = zip(wrapper.fp32_groups, wrapper.fp16_groups, strict=True)
+    optimizer.low_precision = {
+        id(master): weight for masters, weights in pairs for master, weight in zip(masters, weights, strict=True)
+    }
+
+    def step(closure: None = None) -> bool:
+        norm = optimizer.gradient_norm()
+        wrapper.overflow = not bool(norm.isfinite())
+        if wrapper.overflow:
+            skipped: bool = wrapper._skip_invalid_grad_norm()
+            return skipped
+        wrapper._global_grad_norm = float(norm)
+        wrapper._update_scale(False)
+        wrapper.unscale_and_clip_grads(norm.double())
+        optimizer.step()
+        return False
+
+    wrapper.step = step

@@ -32,6 +32,8 @@ class _Bucket:
     params: list[Tensor]
     grads: list[Tensor]
     states: list[dict[str, Tensor]]
+    copies: list[Tensor]
+    """weights of lower precision that the step refreshes; empty for none"""
 
     @property
     def adam(self) -> Adam:
@@ -52,6 +54,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         scale: multiplies the gradients of the next steps, once each tensor: what DeepSpeed would have multiplied
             them by in a pass of its own.
         loss_scale: what the loss of the next step was multiplied by; None where only DeepSpeed knows.
+        low_precision: by the id of an fp32 parameter the bf16 weight that the model has in its place: its gradient is
+            read, and it is refreshed.
         observing: while it is true, steps keep the norms of every parameter and of its update in `observed`.
         observed: norms by the parameter's name. Under ZeRO every rank has those of its process group's parameters.
     """
@@ -70,6 +74,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._segments: dict[Any, Segments] = {}
         self._layouts: dict[int, FlatLayout] = {}
         self._names: dict[int, str] = {}
+        self.low_precision: dict[int, Tensor] = {}
         self.scale: Callable[[], Tensor | float] = lambda: 1.0
         self.loss_scale: float | None = None
         self.observing = False
@@ -122,7 +127,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         numbers: dict[int, int] = {}
         counters: dict[int, Tensor] = {}
         for p in group["params"]:
-            grad = p.grad
+            grad, low = self.gradient_of(p), self.low_precision.get(id(p))
             if grad is None:
                 continue
             state = self._state_of(p)
@@ -136,12 +141,34 @@ class FusedOptimizer(torch.optim.Optimizer):
             alone = id(p) if id(p) in self._layouts else None
             key = (number, p.dtype, grad.dtype, p.device, alone)
             if key not in found:
-                found[key] = _Bucket(group, number, [], [], [])
+                found[key] = _Bucket(group, number, [], [], [], [])
             bucket = found[key]
             bucket.params.append(p)
             bucket.grads.append(grad.contiguous())
             bucket.states.append(state)
+            if low is not None or p.dtype != torch.float32:
+                bucket.copies.append(p if low is None else low)
         return list(found.values())
+
+    def gradient_of(self, p: Tensor) -> Tensor | None:
+        """What the next step takes for the gradient of a parameter."""
+        low = self.low_precision.get(id(p))
+        if low is None:
+            return p.grad
+        # DeepSpeed steps weights without a gradient too, as if it were zero.
+        return torch.zeros_like(low) if low.grad is None else low.grad
+
+    @torch.no_grad()
+    def gradient_norm(self) -> Tensor:
+        """[] fp32, the norm of all gradients as they are, where parameters are whole."""
+        assert not self._layouts, "the norm of a rank's pieces is not that of the parameters"
+        grads = [self.gradient_of(p) for group in self.param_groups for p in group["params"]]
+        given = [grad.contiguous() for grad in grads if grad is not None]
+        kernels = ops.tensor_lists(given[0].device)
+        assert kernels is not None
+        sizes = tuple(grad.numel() for grad in given)
+        norm: Tensor = kernels.global_norm(given, self._whole(sizes, 0.0, given[0].device))
+        return norm
 
     def _state_of(self, p: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[p]
@@ -155,11 +182,14 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _table(self, bucket: _Bucket) -> Segments:
         """The segments of whole parameters, one after the other."""
-        sizes, decay = tuple(p.numel() for p in bucket.params), bucket.group["weight_decay"]
-        key = (sizes, decay, bucket.params[0].device)
+        sizes = tuple(p.numel() for p in bucket.params)
+        return self._whole(sizes, bucket.group["weight_decay"], bucket.params[0].device)
+
+    def _whole(self, sizes: tuple[int, ...], decay: float, device: torch.device) -> Segments:
+        key = (sizes, decay, device)
         if key not in self._segments:
             offsets = [sum(sizes[:index]) for index in range(len(sizes))]
-            self._segments[key] = Segments.build(offsets, sizes, [decay] * len(sizes), device=bucket.params[0].device)
+            self._segments[key] = Segments.build(offsets, sizes, [decay] * len(sizes), device=device)
         return self._segments[key]
 
     def _norm(self, bucket: _Bucket) -> Tensor:
@@ -180,22 +210,22 @@ class FusedOptimizer(torch.optim.Optimizer):
         return self._update_whole(bucket, scale)
 
     def _update_whole(self, bucket: _Bucket, scale: Tensor) -> Tensor:
-        low = bucket.params[0].dtype != torch.float32
         states = bucket.states
-        weights = [state["master"] for state in states] if low else bucket.params
+        own = bucket.params[0].dtype == torch.float32
+        weights = bucket.params if own else [state["master"] for state in states]
         lists = [weights, bucket.grads, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]]
-        copies = bucket.params if low else None
+        copies = bucket.copies or None
         table = self._table(bucket)
         kernels = ops.tensor_lists(scale.device)
         if kernels is not None:
             flag = self._step_pieces(kernels, [*lists, copies], table, None, bucket, scale)
-            torch.autograd.graph.increment_version(bucket.params)
+            torch.autograd.graph.increment_version([*bucket.params, *bucket.copies])
             return flag
         flats = [_flat(members) for members in lists]
         flat_copy = None if copies is None else _flat(copies)
         flag = self._step_pieces(ops, [*flats, flat_copy], table, None, bucket, scale)
         written = [(flats[0], weights), (flats[2], lists[2]), (flats[3], lists[3])]
-        for flat, originals in written if flat_copy is None else [*written, (flat_copy, bucket.params)]:
+        for flat, originals in written if flat_copy is None else [*written, (flat_copy, bucket.copies)]:
             _unflatten(flat, originals)
         return flag
 

@@ -146,7 +146,9 @@ class RecordedUpdate:
 
     def _keep_present(self) -> None:
         """ZeRO 1 to 3 have the gradient of a shard only while it is stepped, and never after unscaling it."""
-        self._keep_gradients([shard.tensor.grad for shard in self.layout.shards])
+        fused = self.zero.fused
+        tensors = [shard.tensor for shard in self.layout.shards]
+        self._keep_gradients([tensor.grad if fused is None else fused.gradient_of(tensor) for tensor in tensors])
 
     @torch.no_grad()
     def _keep_gradients(self, gradients: Sequence[Tensor | None]) -> None:
