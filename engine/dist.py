@@ -5,7 +5,6 @@ Every function works in one process with no process group, where it is the ident
 
 from __future__ import annotations
 
-import ctypes
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -142,20 +141,6 @@ def set_rng_state(state: dict[str, object]) -> None:
     torch.set_rng_state(state["torch"])  # type: ignore[arg-type]
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])  # type: ignore[arg-type]
-
-
-def keep_freed_memory() -> None:
-    """Make glibc keep the memory of freed tensors for the next ones, unless the environment sets its thresholds.
-
-    By default blocks above 32 MiB go back to the kernel at once, and smaller ones when they end the heap: every step
-    then pays a page fault for each 4 KiB of its activations (measured: half the speed of a large product).
-    """
-    mmap_threshold, trim_threshold = -3, -1  # mallopt(3)
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    chosen = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"} & os.environ.keys()
-    if mallopt is not None and not chosen:
-        mallopt(mmap_threshold, 1 << 30)
-        mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def set_threads(local_size: int, threads: int | None) -> int:

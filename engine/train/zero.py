@@ -100,8 +100,6 @@ class ZeroEngine:
 
         share = min(1.0, local_size(os.environ) / torch.distributed.get_world_size())
         config = with_swap_folder(config, model, share)
-        if not torch.cuda.is_available():
-            dist.keep_freed_memory()  # not before: the trial of micro-batches gives back what didn't fit
         self.config = config
         self.accumulation: int = config["gradient_accumulation_steps"]
         self.stage: int = config["zero_optimization"]["stage"]
