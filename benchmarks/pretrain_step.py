@@ -9,8 +9,8 @@ padded, a loader process). Of the rival's variants and batches, tried for a few 
 compared with that of its leanest trial at our batch.
 
 Runs alternate. A step's time is the median distance of the lines that a run prints, clocked from outside, after those
-in which it compiles or warms up. Tokens count without padding. Memory is the largest sum of the proportional set sizes
-of a run's processes. The GEMM peak is measured between the runs, so its share moves with the machine's load.
+in which it compiles or warms up. Tokens count without padding. Memory is the largest sum over a
+run's processes of what isn't mapped from files. The GEMM peak is measured between the runs, so its share moves with the machine's load.
 """
 
 from __future__ import annotations
@@ -60,15 +60,18 @@ class Run:
 
 
 def proportional_bytes(session: int) -> int:
-    """Proportional set size of all processes of a session."""
+    """Memory of all processes of a session, shared pages by their share; without pages of mapped files, which the
+    kernel takes back when it needs them."""
     total = 0
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
         try:
             if os.getsid(int(folder.name)) == session:
-                found = re.search(r"^Pss:\s+(\d+) kB", (folder / "smaps_rollup").read_text(), re.MULTILINE)
-                total += int(found[1]) * 1024 if found else 0
+                found = re.findall(
+                    r"^Pss_(?:Anon|Shmem):\s+(\d+) kB", (folder / "smaps_rollup").read_text(), re.MULTILINE
+                )
+                total += sum(map(int, found)) * 1024
         except (OSError, ProcessLookupError):
             continue
     return total
@@ -116,7 +119,7 @@ def zerobert(size: str, job: Job, store: Path, output: Path, more: list[str]) ->
         f"--output={output}", f"--data.sequence_length={LENGTH}", "--data.short_sequence_probability=0",
         f"--data.workers={job.workers}", f"--train.global_batch={job.batch}", f"--train.micro_batch={job.batch}",
         f"--train.steps={job.steps}", f"--train.threads={job.threads}", "--train.precision=bf16",
-        "--train.zero_stage=1", "--train.log_interval=1", "--train.eval_samples=32", "--train.save_interval=null",
+        "--train.zero_stage=0", "--train.log_interval=1", "--train.eval_samples=32", "--train.save_interval=null",
         f"--optim.learning_rate={job.learning_rate}", "--train.verify_update=0", "--monitor.tensorboard=false", *more,
     ]  # fmt: skip
 
