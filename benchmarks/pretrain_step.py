@@ -9,8 +9,8 @@ padded, a loader process). Of the rival's variants and batches, tried for a few 
 compared with that of its leanest trial at our batch.
 
 Runs alternate. A step's time is the median distance of the lines that a run prints, clocked from outside, after those
-in which it compiles or warms up. Tokens count without padding. Memory is the largest sum over a
-run's processes of what isn't mapped from files. The GEMM peak is measured between the runs, so its share moves with the machine's load.
+in which it compiles or warms up. Tokens count without padding. Memory is the largest sum over a run's processes of
+what isn't mapped from files. The GEMM peak is measured between the runs, so its share moves with the machine's load.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ GOALS = {"mini": (4.0, 0.60, 0.6), "small": (2.5, None, None), "medium": (1.8, N
 MICRO_BATCH = {"tiny": 32, "mini": 32, "small": 32, "medium": 16, "base": 8}
 VARIANTS: dict[str, dict[str, Any]] = {"eager": {}, "compiled": {"compiled": True}}
 LENGTH = 128
-POLL_S = 0.25
+POLL_S = 1.0
 
 
 @dataclass(frozen=True)
