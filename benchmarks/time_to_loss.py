@@ -44,7 +44,7 @@ LEARNING_RATE = 1e-4
 TRIAL_STEPS = 30
 UNMEASURED = 10
 #: made for the rival beforehand; more than it trains on
-SAMPLES = 65536
+SAMPLES = 60_000
 Curve = list[list[float]]
 
 
@@ -120,6 +120,7 @@ def compare(given: argparse.Namespace, job: Job, scratch: Path) -> list[dict[str
             "our seconds to it": taken if taken is not None else "not reached", "share": ratios[-1],
             "our last loss": curves[f"zerobert, seed {seed}"][-1][1], "our steps": our_steps,
         }  # fmt: skip
+        print(f"seed {seed}: {table[f'seed {seed}']}, curve {curve_of(ours)}", file=sys.stderr, flush=True)
     table["all seeds"] = {"share, median": statistics.median(ratios), "highest": max(ratios), "goal": 0.25}
     rival_is = f"Trainer {given.variant}, batch {given.batch}, {given.minutes:g} minutes"
     title = f"{given.size}, {job.threads} thread(s), {rival_is}"

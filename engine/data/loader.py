@@ -12,7 +12,7 @@ import atexit
 import gc
 import signal
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -112,33 +112,59 @@ def training_batches(
     when they are started again: a fork may deadlock in the child before its first line of Python (seen with CPython
     3.11, once in some 100 starts). Close the iterator to end the processes.
 
+    They start with the call. Make it before the model: a fork keeps its own copy of all that the trainer later changes.
+
     Raises:
         RunError: the processes gave no sign of life, several times.
     """
-    done, stuck = 0, 0
-    while stuck < ATTEMPTS:
-        before = done
+    start = partial(_start, source, layout, cursor, workers)
+    return _restarted(start(PATIENCE, 0), start, workers)
+
+
+@dataclass(frozen=True)
+class _Loading:
+    """Loader processes at work, and what ends them."""
+
+    iterator: Any
+    end: Callable[[], None]
+
+    def items(self) -> Generator[MicroBatch, None, None]:
         try:
-            patience = PATIENCE * 2**stuck
-            for batch in _loaded(source, layout, cursor, workers, patience, skip=done):
+            yield from _items(self.iterator)
+        finally:
+            self.end()
+            atexit.unregister(self.end)
+
+
+def _restarted(
+    loading: _Loading, start: Callable[[float, int], _Loading], workers: int
+) -> Generator[MicroBatch, None, None]:
+    """Micro-batches of `loading`, and of its successors where processes got stuck."""
+    done, stuck = 0, 0
+    while True:
+        before, patience = done, PATIENCE * 2**stuck
+        try:
+            for batch in loading.items():
                 yield batch
                 done += 1
         except _StuckLoader:
             stuck = stuck + 1 if done == before else 1
-    raise RunError(
-        f"the data.workers ({workers}) gave no micro-batch, at last for {patience:g} s; set data.workers 0, or look "
-        "for a slow disk"
-    )
+            if stuck == ATTEMPTS:
+                raise RunError(
+                    f"the data.workers ({workers}) gave no micro-batch, at last for {patience:g} s; set data.workers "
+                    "0, or look for a slow disk"
+                ) from None
+            loading = start(PATIENCE * 2**stuck, done)
 
 
 class _StuckLoader(Exception):  # noqa: N818 - another attempt follows
     """Loader processes gave nothing for too long."""
 
 
-def _loaded(
+def _start(
     source: SampleSource, layout: BatchLayout, cursor: Cursor, workers: int, patience: float, skip: int
-) -> Generator[MicroBatch, None, None]:
-    """Micro-batches after the first `skip` ones from `cursor`, by loader processes of their own."""
+) -> _Loading:
+    """Begin to load the micro-batches after the first `skip` ones from `cursor`."""
     loader: DataLoader[Any] = DataLoader(
         _Collation(source),
         batch_size=None,
@@ -153,13 +179,9 @@ def _loaded(
         generator=torch.Generator(),
     )
     iterator = iter(loader)
-    end_workers = partial(_end_workers, weakref.ref(iterator))
-    atexit.register(end_workers)
-    try:
-        yield from _items(iterator)
-    finally:
-        end_workers()
-        atexit.unregister(end_workers)
+    end = partial(_end_workers, weakref.ref(iterator))
+    atexit.register(end)
+    return _Loading(iterator, end)
 
 
 def _items(iterator: Iterator[Any]) -> Iterator[MicroBatch]:

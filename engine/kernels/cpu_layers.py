@@ -152,12 +152,13 @@ def attention(
         starts, lengths: [B] int64, first token and number of tokens of each sequence.
 
     Returns:
-        context [T, H]; log-sum-exp of the scores [A, T] fp32.
+        context [T, H], zeros for tokens behind the last sequence; log-sum-exp of the scores [A, T] fp32.
     """
     context = torch.empty_like(query)
     log_sum = torch.empty(heads, query.shape[0])
     call = _attention(query, key, value, starts, lengths, dropout, context, log_sum)
     _loaded().attention_forward(ctypes.byref(call), torch.get_num_threads())
+    _clear_behind(lengths, context)
     return context, log_sum
 
 
@@ -172,13 +173,21 @@ def attention_backward(
     context: Tensor,
     log_sum: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value [T, H]."""
+    """Gradients of query, key and value [T, H], zeros for tokens behind the last sequence."""
     grad = grad.contiguous()
     found = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
     call = _attention(query, key, value, starts, lengths, dropout, context, log_sum)
     gradients = _AttentionGradients(grad.data_ptr(), *(tensor.data_ptr() for tensor in found))
     _loaded().attention_backward(ctypes.byref(call), ctypes.byref(gradients), torch.get_num_threads())
+    _clear_behind(lengths, *found)
     return found
+
+
+def _clear_behind(lengths: Tensor, *tensors: Tensor) -> None:
+    """Zero the rows of tokens that belong to no sequence."""
+    tokens = int(lengths.sum())
+    for tensor in tensors:
+        tensor[tokens:].zero_()
 
 
 def _attention(

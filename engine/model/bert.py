@@ -9,12 +9,16 @@ Shape legend: B sequences, T tokens in all of them, M masked tokens, H hidden si
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig
 
 from engine.kernels import linear_cross_entropy
 from engine.model.layers import BertActivatedDense, BertEmbeddings, BertLayer, BertLayerNorm, BertPooler
-from engine.model.packing import Packing
+from engine.model.packing import Packing, spare_rows
+
+#: the label of a row that doesn't count
+IGNORED = -100
 
 
 class BertEncoder(nn.Module):
@@ -62,7 +66,9 @@ class BertModel(nn.Module):
             Hidden states [T, H] and pooled vectors [B, H].
         """
         packing = Packing.from_lengths(lengths, input_ids.numel(), max_length)
-        hidden = self.encoder(self.embeddings(input_ids, token_type_ids, position_ids), packing)
+        hidden = self.embeddings(input_ids, token_type_ids, position_ids)
+        spare = spare_rows(packing.tokens, hidden)
+        hidden = self.encoder(F.pad(hidden, (0, 0, 0, spare)) if spare else hidden, packing)[: packing.tokens]
         return hidden, self.pooler(hidden.index_select(0, packing.starts))
 
 
@@ -74,7 +80,7 @@ class MlmDecoder(nn.Linear):
 
         Args:
             rows: [M, H] transformed hidden states.
-            labels: [M] token ids that were masked.
+            labels: [M] token ids that were masked; in training also `IGNORED`.
 
         Returns:
             loss_sum: fp32 scalar, the summed cross-entropies in nats; correct: int64 scalar, how many of the rows
@@ -175,5 +181,7 @@ class BertForPreTraining(nn.Module):
             predictions, in evaluation mode only: [M] int64, the most probable token of each masked row.
         """
         hidden, pooled = self.bert(input_ids, token_type_ids, position_ids, lengths, max_length)
+        if self.training and (spare := spare_rows(len(mlm_labels), hidden)):
+            mlm_positions, mlm_labels = F.pad(mlm_positions, (0, spare)), F.pad(mlm_labels, (0, spare), value=IGNORED)
         output: dict[str, Tensor] = self.cls(hidden.index_select(0, mlm_positions), pooled, mlm_labels, nsp_labels)
         return output

@@ -78,7 +78,7 @@ class BertSelfAttention(nn.Module):
             attn_mask=packing.key_mask,
             dropout_p=dropout,
         )
-        return packing.from_grid(context.transpose(1, 2).flatten(2))
+        return packing.from_grid(context.transpose(1, 2).flatten(2), len(hidden))
 
     def _split(self, projected: Tensor, packing: Packing) -> Tensor:
         """[T, H] to [B, A, S, D]."""

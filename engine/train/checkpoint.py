@@ -264,3 +264,14 @@ def load(zero: ZeroEngine, path: Path, state: RunState) -> None:
     except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
         raise DamagedCheckpointError(path, first_line(error)) from error
     dist.set_rng_state(rng)
+
+
+def resumption(state: RunState, path: Path, world_size: int, stage: int) -> str:
+    """What to tell about a resume: where it goes on and, if its layout is another one, what follows from that."""
+    told = f"resumed {path} at step {state.step}"
+    saved = (state.world_size, int(state.config["train"]["zero_stage"]))
+    if saved != (world_size, stage):
+        told += f", saved by {saved[0]} rank(s) at ZeRO stage {saved[1]}, now {world_size} rank(s) at stage {stage}"
+    if saved[0] != world_size:
+        told += "\nfrom here on dropout differs from that of the undisturbed run, whose ranks are other ones"
+    return told

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,17 +77,6 @@ def find_start(config: RunConfig) -> Path | None:
     return path
 
 
-def resumption(state: checkpoint.RunState, path: Path, world_size: int, stage: int) -> str:
-    """What to tell about a resume: where it goes on and, if its layout is another one, what follows from that."""
-    told = f"resumed {path} at step {state.step}"
-    saved = (state.world_size, int(state.config["train"]["zero_stage"]))
-    if saved != (world_size, stage):
-        told += f", saved by {saved[0]} rank(s) at ZeRO stage {saved[1]}, now {world_size} rank(s) at stage {stage}"
-    if saved[0] != world_size:
-        told += "\nfrom here on dropout differs from that of the undisturbed run, whose ranks are other ones"
-    return told
-
-
 class Trainer:
     """One run of one task on this rank."""
 
@@ -110,13 +99,15 @@ class Trainer:
         if config.train.deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports Inductor
             torch.use_deterministic_algorithms(config.train.deterministic)
         torch.autograd.set_detect_anomaly(config.train.detect_anomaly)
+        self.cursor = Cursor() if start is None else checkpoint.read_state(start).cursor
+        self.batches: Generator[MicroBatch, None, None] | None = self._load()
         model = task.build_model()
         stepping = world.device if config.zero.offload_optimizer == "none" else torch.device("cpu")
         self.zero = ZeroEngine(
             model, build_optimizer(model, config.optim, stepping, config.train.zero_stage), deepspeed
         )
         dist.seed_everything(config.seed, world.rank)
-        self.step, self.cursor = 0, Cursor()
+        self.step = 0
         self.best: float | None = None
         self.saver = Saver(
             self.output / "checkpoints", config.train.keep, background=config.train.async_save, say=self._say
@@ -141,7 +132,7 @@ class Trainer:
         checkpoint.load(self.zero, path, state)
         self.step, self.cursor, self.best = state.step, state.cursor, state.best
         told = [
-            resumption(state, path, self.world.size, self.config.train.zero_stage),
+            checkpoint.resumption(state, path, self.world.size, self.config.train.zero_stage),
             *self.saver.resume(path, state.step),
         ]
         if self.world.is_main:
@@ -181,12 +172,15 @@ class Trainer:
         if self.step < self.total and self.guard.pending_evaluation(self.step):
             self.evaluate()
         while self.step < self.total:
-            batches = training_batches(self.source, self.layout, self.cursor, self.config.data.workers)
+            batches, self.batches = self.batches or self._load(), None
             try:
                 with contextlib.closing(batches):
                     self._train(batches)
             except RollBack as back:
                 self._roll_back(back)
+
+    def _load(self) -> Generator[MicroBatch, None, None]:
+        return training_batches(self.source, self.layout, self.cursor, self.config.data.workers)
 
     def _train(self, batches: Iterator[MicroBatch]) -> None:
         train = self.config.train

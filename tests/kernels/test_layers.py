@@ -104,6 +104,23 @@ def test_attention_does_not_depend_on_threads_or_neighbours() -> None:
 
 
 @needs_attention
+def test_tokens_behind_the_last_sequence_neither_give_nor_take() -> None:
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.tensor([5, 30])
+    starts = lengths.cumsum(0) - lengths
+    inputs = [torch.randn(40, 32, generator=generator).bfloat16() for _ in range(3)]
+    results = []
+    for rows in (35, 40):
+        leaves = [tensor[:rows].clone().requires_grad_() for tensor in inputs]
+        context = _Attention.apply(*leaves, starts, lengths, 2, NO_DROPOUT)
+        context.backward(torch.ones_like(context))
+        results.append([context, *(leaf.grad for leaf in leaves)])
+    for exact, padded in zip(*results, strict=True):
+        assert torch.equal(padded[:35], exact)
+        assert not padded[35:].any()
+
+
+@needs_attention
 def test_large_scores_stay_finite() -> None:
     """A softmax of one hot entry: exp of large differences must neither overflow nor leave NaNs."""
     q = torch.full((20, 16), 60.0).bfloat16().requires_grad_()

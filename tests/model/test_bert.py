@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 from engine.kernels import ops
+from engine.model import bert
 from engine.model.bert import BertForPreTraining, BertModel
 from engine.model.build import initialise
 from engine.model.packing import pack
@@ -136,6 +137,25 @@ def test_training_gives_the_losses_and_gradients_of_evaluation(config: BertConfi
     for name in fused:
         torch.testing.assert_close(fused[name], plain[name], **TOLERANCE)
     for ours, theirs in zip(fused_grads, plain_grads, strict=True):
+        torch.testing.assert_close(ours, theirs, **TOLERANCE)
+
+
+def test_rows_that_only_round_a_shape_change_nothing(
+    config: BertConfig, batch: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+    model = BertForPreTraining(config)
+    results = []
+    for spare in (0, 7):
+        monkeypatch.setattr(bert, "spare_rows", lambda *_, spare=spare: spare)
+        model.zero_grad()
+        output = model(**batch)
+        (output["mlm_loss_sum"] / 6 + output["nsp_loss_sum"] / 5).backward()
+        results.append((output, [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    (plain, plain_grads), (padded, padded_grads) = results
+    for name in plain:
+        torch.testing.assert_close(padded[name], plain[name], **TOLERANCE)
+    for ours, theirs in zip(padded_grads, plain_grads, strict=True):
         torch.testing.assert_close(ours, theirs, **TOLERANCE)
 
 

@@ -20,9 +20,9 @@ from engine.train.checkpoint import (
     complete_checkpoints,
     find,
     read_state,
+    resumption,
 )
 from engine.train.durable import seal
-from engine.train.loop import resumption
 from launch.export import main as export
 from tests.train.runs import run
 
