@@ -13,8 +13,25 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 from engine.kernels.layers import fused_attention, normalised_sum
+from engine.kernels.linear import linear, linear_gelu
 from engine.model.activations import activation
 from engine.model.packing import Packing
+
+
+class BertLinear(nn.Linear):
+    """A linear layer on packed tokens; see `engine.kernels.linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, inputs] to [T, outputs]."""
+        return linear(x, self.weight, self.bias)
+
+
+class BertLinearGelu(nn.Linear):
+    """A linear layer and the exact GELU behind it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, inputs] to [T, outputs]."""
+        return linear_gelu(x, self.weight, self.bias)
 
 
 class BertLayerNorm(nn.LayerNorm):
@@ -58,9 +75,9 @@ class BertSelfAttention(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.heads = config.num_attention_heads
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.query = BertLinear(config.hidden_size, config.hidden_size)
+        self.key = BertLinear(config.hidden_size, config.hidden_size)
+        self.value = BertLinear(config.hidden_size, config.hidden_size)
         self.dropout_probability = config.attention_probs_dropout_prob
 
     def forward(self, hidden: Tensor, packing: Packing) -> Tensor:
@@ -91,7 +108,7 @@ class BertResidualOutput(nn.Module):
 
     def __init__(self, config: BertConfig, input_size: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(input_size, config.hidden_size)
+        self.dense = BertLinear(input_size, config.hidden_size)
         self.LayerNorm = BertLayerNorm(config)
         self.dropout_probability = config.hidden_dropout_prob
 
@@ -120,8 +137,10 @@ class BertActivatedDense(nn.Module):
 
     def __init__(self, config: BertConfig, output_size: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, output_size)
-        self.activation = activation(config.hidden_act)
+        function = activation(config.hidden_act)
+        exact_gelu = isinstance(function, nn.GELU) and function.approximate == "none"
+        self.dense = (BertLinearGelu if exact_gelu else BertLinear)(config.hidden_size, output_size)
+        self.activation = nn.Identity() if exact_gelu else function
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[T, H] to [T, output_size]."""

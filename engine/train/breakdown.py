@@ -27,7 +27,7 @@ PATTERNS = tuple(
         ("optimizer", r"^optimizer\.step|^zerobert::(adamw|lamb|global_norm)|^aten::_fused_(adam|sgd)"),
         ("communication", r"^(c10d|gloo|nccl|mpi)[:_]|record_param_comms|^communication: "),
         ("attention", r"^_attention"),
-        ("element-wise", r"^_normalisedsum"),
+        ("element-wise", r"^_normalisedsum|^_linear"),
         (HOST, r"^(?!\w+::)|^autograd::|^torch::"),
         ("attention", r"attention"),
         ("embedding", r"::_?embedding"),

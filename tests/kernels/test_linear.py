@@ -1,0 +1,104 @@
+"""Linear layers with bias and GELU on CPUs, against float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from engine.kernels import linear as kernels
+from engine.kernels import ops
+from engine.kernels.cpu_library import library
+
+needs_kernels = pytest.mark.skipif(library() is None, reason="no C++ compiler")
+#: bf16 keeps 8 bits: rounding is off by 2^-9 at most, and GELU's argument is rounded before the bias too
+ROUNDING = 6e-3
+
+
+def apart(ours: Tensor | None, exact: Tensor | None) -> float:
+    assert ours is not None
+    assert exact is not None
+    return float((ours.detach().double() - exact.detach()).norm() / exact.detach().norm())
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["linear", "linear_gelu"])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(7, 8, 3), (40, 64, 17), (301, 96, 160)])
+def test_results_and_gradients(name: str, rows: int, inputs: int, outputs: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    shapes = ((rows, inputs), (outputs, inputs), (outputs,), (rows, outputs))
+    x, weight, bias, grad = (torch.randn(shape, generator=generator).bfloat16() for shape in shapes)
+    plain: dict[str, Callable[..., Tensor]] = {"linear": F.linear, "linear_gelu": lambda *all_: F.gelu(F.linear(*all_))}
+    exact = [tensor.double().requires_grad_() for tensor in (x, weight, bias)]
+    ours = [tensor.requires_grad_() for tensor in (x, weight, bias)]
+    result, expected = getattr(kernels, name)(*ours), plain[name](*exact)
+    result.backward(grad)
+    expected.backward(grad.double())
+    assert result.grad_fn is not None
+    assert "Linear" in type(result.grad_fn).__name__
+    assert apart(result, expected) < ROUNDING
+    for mine, right in zip(ours, exact, strict=True):
+        assert apart(mine.grad, right.grad) < ROUNDING
+
+
+@needs_kernels
+def test_gelu_of_every_bf16_number() -> None:
+    """No rounding but that of the result and 1.1e-6 of the number; infinities and NaN as in torch."""
+    x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)[:, None]
+    ours, exact = kernels.gelu(x, torch.zeros(1).bfloat16()).double(), F.gelu(x.double())
+    finite = x.isfinite() & (x.abs() < 1e30)
+    allowed = exact.abs() * 2.0**-8 + x.double().abs().clamp(max=5.0) * 1.1e-6
+    assert bool(((ours - exact).abs() <= allowed)[finite].all())
+    assert bool((ours[x.isnan()]).isnan().all())
+    assert float(ours[x == torch.inf]) == torch.inf
+
+
+@needs_kernels
+def test_the_slope_of_gelu_for_every_bf16_number() -> None:
+    x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)[:, None]
+    x = x[x.isfinite() & (x.abs() < 1e30)][:, None]
+    exact = x.double().requires_grad_()
+    F.gelu(exact).sum().backward()
+    ours, of_bias = kernels.gelu_backward(torch.ones_like(x), x, torch.zeros(1).bfloat16())
+    assert exact.grad is not None
+    assert float((ours.double() - exact.grad).abs().max()) < 2.0**-8 + 1e-5
+    assert of_bias == pytest.approx(float(exact.grad.sum()), rel=1e-5)
+
+
+@needs_kernels
+def test_sums_over_rows_have_the_same_bits_for_any_number_of_threads() -> None:
+    x = torch.randn(1000, 33, generator=torch.Generator().manual_seed(1)).bfloat16()
+    threads = torch.get_num_threads()
+    together = kernels.column_sum(x)
+    try:
+        torch.set_num_threads(1)
+        single = kernels.column_sum(x)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(together, single)
+    torch.testing.assert_close(together, x.float().sum(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_plain_torch_takes_what_the_kernels_do_not(dtype: torch.dtype) -> None:
+    x, weight, bias = torch.randn(4, 8).to(dtype), torch.randn(3, 8).to(dtype), torch.randn(3).to(dtype)
+    ops.select("reference" if dtype == torch.bfloat16 else "auto")
+    try:
+        assert torch.equal(kernels.linear(x, weight, bias), F.linear(x, weight, bias))
+        assert torch.equal(kernels.linear_gelu(x, weight, bias), F.gelu(F.linear(x, weight, bias)))
+    finally:
+        ops.select("auto")
+
+
+@needs_kernels
+def test_frozen_factors_get_no_gradient() -> None:
+    x, weight, bias = (torch.randn(shape).bfloat16() for shape in ((4, 8), (3, 8), (3,)))
+    bias.requires_grad_()
+    kernels.linear(x, weight, bias).sum().backward()
+    assert bias.grad is not None
+    assert bias.grad.tolist() == [4.0] * 3
+    assert x.grad is None
+    assert weight.grad is None
