@@ -8,8 +8,9 @@ compiled or not, with the batch that gives it the most tokens/s (--variant, --ba
 zerobert trains on the same store with a recipe of its own (`RECIPE` below) for a share of the time. Both are scored on
 the same held-out samples, with the same masks.
 
-Times are steps times the median time of a step, without start-up, compilation and evaluation, each measured in the run
-itself; so a busy machine stretches a run and not its curve. `--ablate` takes each part of the recipe away in turn.
+Times are steps times the median time of a step, without start-up, compilation and evaluation. Both are measured in
+trials, right after each other and before the long runs: let the machine be idle then. Later, other work stretches the
+runs and not their curves. `--ablate` takes each part of the recipe away in turn.
 """
 
 from __future__ import annotations
@@ -41,18 +42,17 @@ RECIPE = {
     "warm-up 5 %": ("--optim.warmup=0.05", "--optim.warmup=0.1"),
 }
 LEARNING_RATE = 1e-4
-TRIAL_STEPS = 30
+TRIAL_STEPS = 40
 UNMEASURED = 10
 #: made for the rival beforehand; more than it trains on
 SAMPLES = 60_000
 Curve = list[list[float]]
 
 
-def curve_of(run: Run) -> Curve:
-    """[seconds, held-out MLM loss] at each evaluation of our run."""
+def curve_of(run: Run, step_s: float) -> Curve:
+    """[seconds, held-out MLM loss] at each evaluation of our run, whose steps take `step_s`."""
     found = (re.match(r"evaluation at step (\d+): .*?mlm_loss ([\d.]+)", line) for line in run.printed)
-    step = run.step_s(UNMEASURED)
-    return [[int(one[1]) * step, float(one[2])] for one in found if one]
+    return [[int(one[1]) * step_s, float(one[2])] for one in found if one]
 
 
 def time_to(curve: Curve, loss: float) -> float | None:
@@ -83,16 +83,15 @@ def train(options: list[str], job: Job, steps: int, given: argparse.Namespace, o
     )
 
 
-def steps_in(seconds: float, trial: Run) -> int:
-    """Steps that fit into a time at a trial's median."""
-    return max(1, round(seconds / trial.step_s(UNMEASURED)))
+def steps_in(seconds: float, step_s: float) -> int:
+    """Steps of `step_s` seconds that fit into a time."""
+    return max(1, round(seconds / step_s))
 
 
 def compare(given: argparse.Namespace, job: Job, scratch: Path) -> list[dict[str, Any]]:
     """Both for each seed in turn, then the ablation."""
     rival = replace(job, batch=given.batch, **VARIANTS[given.variant])
     trial = observe(command(given.peer_python, replace(rival, steps=TRIAL_STEPS, held_out=None)), job.threads)
-    steps = steps_in(given.minutes * 60, trial)
     recipe = [ours for ours, _ in RECIPE.values()]
     own = observe(
         zerobert(
@@ -100,7 +99,9 @@ def compare(given: argparse.Namespace, job: Job, scratch: Path) -> list[dict[str
         ),
         job.threads,
     )
-    our_steps = steps_in(given.minutes * 60 * given.share, own)
+    step_s, our_step_s = trial.step_s(UNMEASURED), own.step_s(UNMEASURED)
+    steps, our_steps = steps_in(given.minutes * 60, step_s), steps_in(given.minutes * 60 * given.share, our_step_s)
+    print(f"{steps} steps of {step_s:.3f} s against {our_steps} of {our_step_s:.3f} s", file=sys.stderr, flush=True)
     table: dict[str, dict[str, Any]] = {}
     curves: dict[str, Curve] = {}
     ratios = []
@@ -110,8 +111,8 @@ def compare(given: argparse.Namespace, job: Job, scratch: Path) -> list[dict[str
             command(given.peer_python, replace(rival, steps=steps, warmup=steps // 10, seed=seed)), job.threads
         )
         ours = train(recipe, replace(job, seed=seed), our_steps, given, scratch / f"seed-{seed}")
-        loss, seconds = reached(theirs), theirs.step_s(UNMEASURED) * steps
-        curves[f"zerobert, seed {seed}"] = curve_of(ours)
+        loss, seconds = reached(theirs), step_s * steps
+        curves[f"zerobert, seed {seed}"] = curve_of(ours, our_step_s)
         curves[f"Trainer, seed {seed}"] = [[seconds, loss]]
         taken = time_to(curves[f"zerobert, seed {seed}"], loss)
         ratios.append((taken or float("inf")) / seconds)
@@ -120,7 +121,7 @@ def compare(given: argparse.Namespace, job: Job, scratch: Path) -> list[dict[str
             "our seconds to it": taken if taken is not None else "not reached", "share": ratios[-1],
             "our last loss": curves[f"zerobert, seed {seed}"][-1][1], "our steps": our_steps,
         }  # fmt: skip
-        print(f"seed {seed}: {table[f'seed {seed}']}, curve {curve_of(ours)}", file=sys.stderr, flush=True)
+        print(f"seed {seed}: {table[f'seed {seed}']}, curve {curve_of(ours, our_step_s)}", file=sys.stderr, flush=True)
     table["all seeds"] = {"share, median": statistics.median(ratios), "highest": max(ratios), "goal": 0.25}
     rival_is = f"Trainer {given.variant}, batch {given.batch}, {given.minutes:g} minutes"
     title = f"{given.size}, {job.threads} thread(s), {rival_is}"
@@ -135,7 +136,7 @@ def ablation(given: argparse.Namespace, job: Job, steps: int, scratch: Path) -> 
         options = [standard if name == left_out else ours for name, (ours, standard) in RECIPE.items()]
         name = f"without {left_out}" if left_out else "whole recipe"
         run = train(options, job, steps, given, scratch / f"ablation-{len(found)}")
-        found[name] = {"held-out MLM loss": curve_of(run)[-1][1]}
+        found[name] = {"held-out MLM loss": curve_of(run, 1.0)[-1][1]}
         found[name]["worse by"] = found[name]["held-out MLM loss"] - found["whole recipe"]["held-out MLM loss"]
     return {"title": f"ablation, {steps} steps of {given.our_batch}", "rivals": found}
 
