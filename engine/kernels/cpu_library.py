@@ -117,7 +117,7 @@ def load(path: Path) -> ctypes.CDLL:
         forward, backward = getattr(lib, f"layer_norm_{name}"), getattr(lib, f"layer_norm_backward_{name}")
         forward.argtypes, forward.restype = [pointer, number], None
         backward.argtypes, backward.restype = [*[pointer] * 6, number], None
-    for name in ("gelu_bf16", "gelu_backward_bf16", "column_sum_bf16"):
+    for name in ("gelu_bf16", "gelu_backward_bf16", "column_sum_bf16", "add_rows_bf16"):
         getattr(lib, name).restype = None
     lib.attention_usable.restype = ctypes.c_bool
     if lib.attention_usable():

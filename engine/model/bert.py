@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig
 
 from engine.kernels import linear_cross_entropy
+from engine.kernels.embedding import TiedGradient
 from engine.model.layers import BertActivatedDense, BertEmbeddings, BertLayer, BertLayerNorm, BertPooler
 from engine.model.packing import Packing, spare_rows
 
@@ -54,6 +55,7 @@ class BertModel(nn.Module):
         position_ids: Tensor,
         lengths: Tensor,
         max_length: int | None = None,
+        tied: TiedGradient | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Encode a packed batch.
 
@@ -61,12 +63,13 @@ class BertModel(nn.Module):
             input_ids, token_type_ids, position_ids: [T] int64.
             lengths: [B] int64, tokens of each sequence, at least 1.
             max_length: the largest of them, if the caller knows it: saves a wait for the device on a GPU.
+            tied: where a decoder that shares the word embeddings' weight leaves its gradient.
 
         Returns:
             Hidden states [T, H] and pooled vectors [B, H].
         """
         packing = Packing.from_lengths(lengths, input_ids.numel(), max_length)
-        hidden = self.embeddings(input_ids, token_type_ids, position_ids)
+        hidden = self.embeddings(input_ids, token_type_ids, position_ids, tied)
         spare = spare_rows(packing.tokens, hidden)
         hidden = self.encoder(F.pad(hidden, (0, 0, 0, spare)) if spare else hidden, packing)[: packing.tokens]
         return hidden, self.pooler(hidden.index_select(0, packing.starts))
@@ -75,19 +78,23 @@ class BertModel(nn.Module):
 class MlmDecoder(nn.Linear):
     """Projection to the vocabulary and its loss in one module: one fused operator in training."""
 
-    def forward(self, rows: Tensor, labels: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, rows: Tensor, labels: Tensor, tied: TiedGradient | None = None
+    ) -> dict[str, Tensor]:
         """Decode and score masked rows.
 
         Args:
             rows: [M, H] transformed hidden states.
             labels: [M] token ids that were masked; in training also `IGNORED`.
+            tied: what the embeddings that share the weight were given.
 
         Returns:
             loss_sum: fp32 scalar, the summed cross-entropies in nats; correct: int64 scalar, how many of the rows
             have their label as the most probable token; predictions, in evaluation mode only: [M] int64, those tokens.
         """
         if self.training:
-            loss_sum, correct = linear_cross_entropy(rows, self.weight, self.bias, labels, return_hits=True)
+            weight = self.weight if tied is None else tied.decoder(self.weight)
+            loss_sum, correct = linear_cross_entropy(rows, weight, self.bias, labels, return_hits=True)
             return {"loss_sum": loss_sum, "correct": correct}
         logits = nn.functional.linear(rows, self.weight, self.bias).float()
         predictions = logits.detach().argmax(-1)
@@ -120,9 +127,9 @@ class BertLMPredictionHead(nn.Module):
         self.decoder = MlmDecoder(config.hidden_size, config.vocab_size)
         self.bias = self.decoder.bias
 
-    def forward(self, rows: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def forward(self, rows: Tensor, labels: Tensor, tied: TiedGradient | None = None) -> dict[str, Tensor]:
         """See `MlmDecoder.forward`."""
-        output: dict[str, Tensor] = self.decoder(self.transform(rows), labels)
+        output: dict[str, Tensor] = self.decoder(self.transform(rows), labels, tied)
         return output
 
 
@@ -134,9 +141,11 @@ class BertPreTrainingHeads(nn.Module):
         self.predictions = BertLMPredictionHead(config)
         self.seq_relationship = nn.Linear(config.hidden_size, 2)
 
-    def forward(self, rows: Tensor, pooled: Tensor, mlm_labels: Tensor, nsp_labels: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, rows: Tensor, pooled: Tensor, mlm_labels: Tensor, nsp_labels: Tensor, tied: TiedGradient | None = None
+    ) -> dict[str, Tensor]:
         """Masked rows [M, H] and pooled vectors [B, H] to the outputs of `BertForPreTraining.forward`."""
-        mlm = self.predictions(rows, mlm_labels)
+        mlm = self.predictions(rows, mlm_labels, tied)
         nsp_logits = self.seq_relationship(pooled).float()
         output = {
             "mlm_loss_sum": mlm["loss_sum"],
@@ -180,8 +189,10 @@ class BertForPreTraining(nn.Module):
             mlm_loss_sum, nsp_loss_sum: fp32 scalars in nats; mlm_correct, nsp_correct: int64 scalars;
             predictions, in evaluation mode only: [M] int64, the most probable token of each masked row.
         """
-        hidden, pooled = self.bert(input_ids, token_type_ids, position_ids, lengths, max_length)
+        tied = TiedGradient()
+        hidden, pooled = self.bert(input_ids, token_type_ids, position_ids, lengths, max_length, tied)
         if self.training and (spare := spare_rows(len(mlm_labels), hidden)):
             mlm_positions, mlm_labels = F.pad(mlm_positions, (0, spare)), F.pad(mlm_labels, (0, spare), value=IGNORED)
-        output: dict[str, Tensor] = self.cls(hidden.index_select(0, mlm_positions), pooled, mlm_labels, nsp_labels)
+        rows = hidden.index_select(0, mlm_positions)
+        output: dict[str, Tensor] = self.cls(rows, pooled, mlm_labels, nsp_labels, tied)
         return output

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig
 
+from engine.kernels.embedding import TiedGradient
 from engine.kernels.layers import fused_attention, normalised_sum
 from engine.kernels.linear import linear, linear_gelu
 from engine.model.activations import activation
@@ -50,20 +51,34 @@ class BertLayerNorm(nn.LayerNorm):
         return normalised_sum(states, residual, self.weight, self.bias, self.eps, **options)
 
 
+class BertWordEmbeddings(nn.Embedding):
+    """An embedding that may share its weight with a decoder."""
+
+    def forward(self, input_ids: Tensor, tied: TiedGradient | None = None) -> Tensor:  # type: ignore[override]
+        """[T] to [T, H]; with `tied` its gradient joins that of the decoder."""
+        if tied is None:
+            return super().forward(input_ids)
+        return tied.embedding(input_ids, self.weight, self.padding_idx)
+
+
 class BertEmbeddings(nn.Module):
     """Sum of word, segment and position embeddings, normalised."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.word_embeddings = BertWordEmbeddings(
+            config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id
+        )
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = BertLayerNorm(config)
         self.dropout_probability = config.hidden_dropout_prob
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, tied: TiedGradient | None = None
+    ) -> Tensor:
         """Three [T] index tensors to [T, H]."""
-        words = self.word_embeddings(input_ids)
+        words = self.word_embeddings(input_ids, tied)
         hidden = words + self.token_type_embeddings(token_type_ids) + self.position_embeddings(position_ids)
         normalised: Tensor = self.LayerNorm(hidden, output_dropout=self.dropout_probability)
         return normalised

@@ -1,0 +1,112 @@
+"""An embedding whose weight is a decoder's too: its gradient is added to the decoder's, not made beside it.
+
+Autograd would fill a table with zeros, add the tokens' rows to it, and then add the whole table to the decoder's
+gradient: several passes over the largest parameter, and memory for it twice. The backward pass reaches the decoder
+first, so its gradient can wait for the rows.
+
+Shape legend: T tokens, V vocabulary size, H width.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from engine.kernels.cpu_library import library
+from engine.kernels.ops import fused
+
+
+class TiedGradient:
+    """Where the decoder's gradient waits for the embedding's, for one forward and backward pass."""
+
+    def __init__(self) -> None:
+        self._expected = False
+        self._gradient: Tensor | None = None
+
+    def embedding(self, ids: Tensor, weight: Tensor, padding_idx: int | None) -> Tensor:
+        """Rows of the weight.
+
+        Args:
+            ids: [T] int64; weight: [V, H]; padding_idx: the token whose row gets no gradient from here.
+
+        Returns:
+            [T, H].
+        """
+        if not _takes(weight):
+            return F.embedding(ids, weight, padding_idx)
+        self._expected = True
+        found: Tensor = _Lookup.apply(ids, weight, padding_idx, self)
+        return found
+
+    def decoder(self, weight: Tensor) -> Tensor:
+        """The weight [V, H] for the decoder, whose gradient is to wait; called after `embedding`."""
+        if not self._expected or not weight.requires_grad:
+            return weight
+        waiting: Tensor = _Waiting.apply(weight, self)
+        return waiting
+
+    def put(self, gradient: Tensor) -> None:
+        """Keep the decoder's gradient, which nobody else may hold."""
+        assert self._gradient is None, "one backward pass a forward pass"
+        self._gradient = gradient
+
+    def take(self, weight: Tensor) -> Tensor:
+        """The decoder's gradient, or zeros if there is none."""
+        gradient, self._gradient = self._gradient, None
+        return torch.zeros_like(weight) if gradient is None else gradient
+
+
+def _takes(weight: Tensor) -> bool:
+    """Whether the gradient of this weight can wait; not where ZeRO-3 releases the weight between the two modules."""
+    usable = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and not hasattr(weight, "ds_id")
+    trained = weight.requires_grad and torch.is_grad_enabled()
+    return usable and trained and fused(weight.device) and library() is not None
+
+
+class _Lookup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight: Tensor, padding_idx: int | None, tied: TiedGradient) -> Tensor:
+        ctx.save_for_backward(ids, weight)
+        ctx.padding_idx, ctx.tied = padding_idx, tied
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        ids, weight = ctx.saved_tensors
+        table = ctx.tied.take(weight)
+        add_rows(table, ids, grad, ctx.padding_idx)
+        return None, table, None, None
+
+
+class _Waiting(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, tied: TiedGradient) -> Tensor:
+        ctx.tied = tied
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:  # type: ignore[override]
+        ctx.tied.put(grad)
+        return None, None
+
+
+def add_rows(table: Tensor, ids: Tensor, values: Tensor, left_out: int | None = None) -> None:
+    """`table[ids] += values` in place, bf16 on CPUs, with fp32 sums of the values of one id.
+
+    Args:
+        table: [V, H]; ids: [T] int64; values: [T, H]; left_out: an id whose values aren't added.
+    """
+    places, order = ids.sort(stable=True)
+    if left_out is not None:
+        kept = places != left_out
+        places, order = places[kept], order[kept]
+    values = values.contiguous()
+    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (table, values, places, order))
+    assert table.is_contiguous()
+    lib = library()
+    assert lib is not None
+    lib.add_rows_bf16(*pointers, ctypes.c_longlong(len(places)), table.shape[1], torch.get_num_threads())
