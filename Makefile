@@ -43,6 +43,7 @@ certify: install ## kill -9 runs at random moments, resume them in other layouts
 	$(BIN)/zerobert certify
 
 bench: install ## every benchmark against its peers, with pictures, under runs/bench: hours; BENCH="--quick" for minutes
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[bench]"
 	$(BIN)/python -m benchmarks.all $(BENCH)
 
 check: install ## ruff, mypy and clang-format, changing nothing

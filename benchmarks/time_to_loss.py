@@ -36,11 +36,15 @@ from benchmarks.pretrain_step import LENGTH, VARIANTS, Run, make_samples, observ
 #: what our recipe does differently, and the standard that an ablation goes back to
 RECIPE = {
     "learning rate 2e-3": ("--optim.learning_rate=2e-3", "--optim.learning_rate=1e-4"),
+    "linear decay": ("--optim.schedule=linear", "--optim.schedule=constant"),
     "no dropout": ("--model.hidden_dropout=0.0", "--model.hidden_dropout=0.1"),
     "no attention dropout": ("--model.attention_dropout=0.0", "--model.attention_dropout=0.1"),
     "second moment 0.98": ("--optim.betas=[0.9,0.98]", "--optim.betas=[0.9,0.999]"),
     "warm-up 5 %": ("--optim.warmup=0.05", "--optim.warmup=0.1"),
 }
+SMALL_BATCH = "small batch"
+#: sequences a step in BERT's recipe
+STANDARD_BATCH = 256
 LEARNING_RATE = 1e-4
 TRIAL_STEPS = 40
 UNMEASURED = 10
@@ -73,14 +77,14 @@ def reached(run: Run) -> float:
 
 
 def train(options: list[str], job: Job, steps: int, given: argparse.Namespace, output: Path) -> Run:
-    """One run of ours that evaluates `given.evaluations` times."""
+    """One run of ours on as many sequences as `steps` steps of our batch take, with `given.evaluations` evaluations."""
+    steps = max(1, steps * given.our_batch // job.batch)
     more = [
         *options, f"--train.eval_interval={max(1, steps // given.evaluations)}", f"--seed={job.seed}",
         f"--train.eval_samples={given.held_out}", *given.zerobert,
     ]  # fmt: skip
-    return observe(
-        zerobert(given.size, replace(job, steps=steps, batch=given.our_batch), given.data, output, more), job.threads
-    )
+    more.append(f"--train.micro_batch={min(job.batch, given.our_batch)}")
+    return observe(zerobert(given.size, replace(job, steps=steps), given.data, output, more), job.threads)
 
 
 def steps_in(seconds: float, step_s: float) -> int:
@@ -110,7 +114,7 @@ def compare(given: argparse.Namespace, job: Job, scratch: Path) -> list[dict[str
         theirs = observe(
             command(given.peer_python, replace(rival, steps=steps, warmup=steps // 10, seed=seed)), job.threads
         )
-        ours = train(recipe, replace(job, seed=seed), our_steps, given, scratch / f"seed-{seed}")
+        ours = train(recipe, replace(job, seed=seed, batch=given.our_batch), our_steps, given, scratch / f"seed-{seed}")
         loss, seconds = reached(theirs), step_s * steps
         curves[f"zerobert, seed {seed}"] = curve_of(ours, our_step_s)
         curves[f"Trainer, seed {seed}"] = [[seconds, loss]]
@@ -122,23 +126,26 @@ def compare(given: argparse.Namespace, job: Job, scratch: Path) -> list[dict[str
             "our last loss": curves[f"zerobert, seed {seed}"][-1][1], "our steps": our_steps,
         }  # fmt: skip
         print(f"seed {seed}: {table[f'seed {seed}']}, curve {curve_of(ours, our_step_s)}", file=sys.stderr, flush=True)
-    table["all seeds"] = {"share, median": statistics.median(ratios), "highest": max(ratios), "goal": 0.25}
+    if ratios:
+        table["all seeds"] = {"share, median": statistics.median(ratios), "highest": max(ratios), "goal": 0.25}
     rival_is = f"Trainer {given.variant}, batch {given.batch}, {given.minutes:g} minutes"
     title = f"{given.size}, {job.threads} thread(s), {rival_is}"
-    rows: list[dict[str, Any]] = [{"title": title, "rivals": table, "curves": curves}]
+    rows: list[dict[str, Any]] = [{"title": title, "rivals": table, "curves": curves}] if ratios else []
     return rows + ([ablation(given, job, our_steps, scratch)] if given.ablate else [])
 
 
 def ablation(given: argparse.Namespace, job: Job, steps: int, scratch: Path) -> dict[str, Any]:
     """The last held-out loss of the recipe without one part at a time, after equal steps."""
     found: dict[str, dict[str, Any]] = {}
-    for left_out in (None, *RECIPE):
+    for left_out in (None, *RECIPE, SMALL_BATCH):
         options = [standard if name == left_out else ours for name, (ours, standard) in RECIPE.items()]
         name = f"without {left_out}" if left_out else "whole recipe"
-        run = train(options, job, steps, given, scratch / f"ablation-{len(found)}")
+        batch = STANDARD_BATCH if left_out == SMALL_BATCH else given.our_batch
+        run = train(options, replace(job, batch=batch), steps, given, scratch / f"ablation-{len(found)}")
         found[name] = {"held-out MLM loss": curve_of(run, 1.0)[-1][1]}
         found[name]["worse by"] = found[name]["held-out MLM loss"] - found["whole recipe"]["held-out MLM loss"]
-    return {"title": f"ablation, {steps} steps of {given.our_batch}", "rivals": found}
+        print(f"{name}: {found[name]}", file=sys.stderr, flush=True)
+    return {"title": f"ablation, {steps * given.our_batch} sequences", "rivals": found}
 
 
 def parse() -> argparse.Namespace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shutil
@@ -228,6 +229,11 @@ def test_the_page_tells_of_every_benchmark() -> None:
     page = (ROOT / "benchmarks" / "README.md").read_text()
     assert [name for name in runner.BENCHMARKS if f"benchmarks.{name}" not in page] == []
     assert len(page.splitlines()) < 150
+
+
+@pytest.mark.parametrize("name", runner.BENCHMARKS)
+def test_every_benchmark_can_be_imported(name: str) -> None:
+    assert callable(importlib.import_module(f"benchmarks.{name}").main)
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
