@@ -9,8 +9,10 @@ is dropped or repeated at the end of an epoch.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import gc
 import signal
+import sys
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
@@ -32,6 +34,7 @@ LARGEST_DEFAULT_MICRO_BATCH = 32
 #: seconds without a micro-batch after which the loader processes are started again, doubled each time in a row
 PATIENCE = 30.0
 ATTEMPTS = 4
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -324,7 +327,10 @@ def _prepare_worker(_worker: int) -> None:
 
     A signal to the whole process group asks the trainer to save and stop; it must not end its loaders first. And
     garbage that the fork copied, another loader perhaps, belongs to the trainer: collected here, it would hang.
+    A trainer that is killed takes it along: what it has sent fills the pipe; without a reader it would wait forever.
     """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
     gc.freeze()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

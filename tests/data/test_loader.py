@@ -262,6 +262,37 @@ raise RuntimeError("the trainer broke")
 """
 
 
+KILLED_RUN = """
+import os, signal
+from engine.data.loader import BatchLayout, training_batches
+from engine.data.source import Cursor
+from tests.data.test_loader import Large
+
+batches = training_batches(Large(100), BatchLayout(4, 4), Cursor(), 1)
+print(int(next(batches).inputs["process"]), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+class Large(Numbers):
+    """Micro-batches that no pipe holds."""
+
+    def collate(self, description: Any) -> dict[str, Tensor]:
+        return {**super().collate(description), "filling": torch.zeros(1 << 20)}
+
+
+def test_a_trainer_that_is_killed_leaves_no_workers() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", KILLED_RUN], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert result.returncode == -signal.SIGKILL
+    worker, began = int(result.stdout), time.perf_counter()
+    while running(worker) and time.perf_counter() - began < 10:
+        time.sleep(0.05)
+    assert not running(worker)
+
+
 @pytest.mark.parametrize("where", ["loader", "trainer"])
 def test_a_crash_does_not_wait_for_workers_that_ignore_its_signal(where: str) -> None:
     root = Path(__file__).parents[2]
