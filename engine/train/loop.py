@@ -27,6 +27,7 @@ from engine.train import checkpoint
 from engine.train.audit import Audit
 from engine.train.faults import RollBack, found_late
 from engine.train.guard import Guard, unsaved
+from engine.train.memory import release_freed, share_with_forks
 from engine.train.meter import Meter
 from engine.train.monitor import Monitor, Progress, memory_bytes
 from engine.train.preempt import Stop, Stopped
@@ -100,6 +101,7 @@ class Trainer:
             torch.use_deterministic_algorithms(config.train.deterministic)
         torch.autograd.set_detect_anomaly(config.train.detect_anomaly)
         self.cursor = Cursor() if start is None else checkpoint.read_state(start).cursor
+        share_with_forks()
         self.batches: Generator[MicroBatch, None, None] | None = self._load()
         model = task.build_model()
         stepping = world.device if config.zero.offload_optimizer == "none" else torch.device("cpu")
@@ -168,6 +170,7 @@ class Trainer:
         return RunResult(self.step, self.loss, self.evaluation, self.output / "export")
 
     def _train_to_the_end(self) -> None:
+        release_freed()  # what building the model took
         self.guard.check()
         if self.step < self.total and self.guard.pending_evaluation(self.step):
             self.evaluate()

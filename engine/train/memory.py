@@ -84,14 +84,31 @@ def fits(task: Task, micro_batch: int, precision: Precision, device: torch.devic
     return True
 
 
+def release_freed() -> None:
+    """Return to the system what malloc keeps of memory that was freed, where the C library can (glibc)."""
+    gc.collect()
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def share_with_forks() -> None:
+    """Prepare for processes that are forked from here and live on: they share pages until somebody writes to them.
+
+    Freed memory would be used again here and stay there, and the garbage collector marks every object that it looks at.
+    From now on it leaves alone those that are there.
+    """
+    release_freed()
+    gc.freeze()
+
+
 def forget_peak(device: torch.device) -> None:
     """Give cached memory back and start the rank's peak anew; on Linux and GPUs only."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return
-    with contextlib.suppress(OSError, AttributeError):  # glibc and Linux alone have them
-        ctypes.CDLL(None).malloc_trim(0)
+    release_freed()
+    with contextlib.suppress(OSError):  # Linux alone has it
         Path("/proc/self/clear_refs").write_text("5")
 
 
