@@ -27,7 +27,7 @@ from engine.train import checkpoint
 from engine.train.audit import Audit
 from engine.train.faults import RollBack, found_late
 from engine.train.guard import Guard, unsaved
-from engine.train.memory import release_freed, share_with_forks
+from engine.train.memory import keep_heap, release_freed, share_with_forks
 from engine.train.meter import Meter
 from engine.train.monitor import Monitor, Progress, memory_bytes
 from engine.train.preempt import Stop, Stopped
@@ -171,6 +171,7 @@ class Trainer:
 
     def _train_to_the_end(self) -> None:
         release_freed()  # what building the model took
+        keep_heap()
         self.guard.check()
         if self.step < self.total and self.guard.pending_evaluation(self.step):
             self.evaluate()

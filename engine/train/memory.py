@@ -20,6 +20,10 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SEARCHED = 2048
 #: how torch's CPU allocator and CUDA's say it, where they raise a plain RuntimeError
 PHRASES = ("can't allocate memory", "out of memory", "cannot allocate memory")
+#: options of glibc's mallopt
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+#: the largest that malloc's own adaption of its mmap threshold reaches, and more than a heap's end will ever be free
+MAPPED_FROM, TRIMMED_FROM = 32 << 20, (1 << 31) - 1
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -89,6 +93,20 @@ def release_freed() -> None:
     gc.collect()
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def keep_heap() -> None:
+    """Let malloc (glibc) keep the end of its heap that a step has freed, unless the environment sets its thresholds.
+
+    Each step would return it and get it again, cleared page by page: 2 % of a step of BERT-base on 2 CPU threads. The
+    peak stays what it was. Larger chunks than 32 MB are still mapped on their own: in the heap they would leave gaps.
+    """
+    if any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return
+    with contextlib.suppress(AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, MAPPED_FROM)
+        mallopt(M_TRIM_THRESHOLD, TRIMMED_FROM)
 
 
 def share_with_forks() -> None:

@@ -65,6 +65,36 @@ def test_a_collection_after_a_fork_leaves_shared_pages_alone() -> None:
     assert private["not"] - private["shared"] > 20_000
 
 
+KEEP = """
+import resource, torch
+from engine.train.memory import keep_heap
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        held = [torch.ones(1 << 20) for _ in range(40)]
+        del held
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+keep_heap()
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(not GLIBC, reason="no glibc")
+@pytest.mark.parametrize("mine", [None, "67108864"])
+def test_the_end_of_the_heap_is_kept_unless_the_environment_says_otherwise(
+    mine: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    if mine is not None:
+        monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", mine)
+    command = [sys.executable, "-c", KEEP]
+    faults = int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout)
+    assert (faults < 1000) == (mine is None)
+
+
 def test_the_collector_leaves_what_is_there_alone() -> None:
     before = gc.get_freeze_count()
     share_with_forks()
