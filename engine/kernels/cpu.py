@@ -59,7 +59,8 @@ def available() -> bool:
     return library() is not None
 
 
-def _library() -> ctypes.CDLL:
+def loaded() -> ctypes.CDLL:
+    """The library, where it is available."""
     lib = library()
     assert lib is not None
     return lib
@@ -82,7 +83,7 @@ def softmax_cross_entropy_(
     hit = torch.empty(rows, dtype=torch.bool)
     grad_bias = torch.empty(0 if bias is None or not gradient else classes, dtype=torch.float32)
     target, bias = target.contiguous(), None if bias is None else bias.contiguous()
-    getattr(_library(), f"softmax_cross_entropy_{NAMES[logits.dtype]}")(
+    getattr(loaded(), f"softmax_cross_entropy_{NAMES[logits.dtype]}")(
         logits.data_ptr(),
         logits.stride(0),
         None if bias is None else bias.data_ptr(),
@@ -104,7 +105,7 @@ def softmax_cross_entropy_(
 def global_norm(grad: Buffer, segments: Segments) -> Tensor:
     """See `reference.global_norm`."""
     table = _Tables(segments, grad=grad)
-    return torch.tensor(_library().global_norm(table.pointer, table.kind("grad"), torch.get_num_threads()))
+    return torch.tensor(loaded().global_norm(table.pointer, table.kind("grad"), torch.get_num_threads()))
 
 
 def adamw_step_(
@@ -120,7 +121,7 @@ def adamw_step_(
     """See `reference.adamw_step_`."""
     table = _Tables(segments, param=param, grad=grad, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, copy=copy)
     hyper = _hyper(adam, grad_scale)
-    nonfinite = _library().adamw_step(table.pointer, ctypes.byref(hyper), *table.kinds(), torch.get_num_threads())
+    nonfinite = loaded().adamw_step(table.pointer, ctypes.byref(hyper), *table.kinds(), torch.get_num_threads())
     return torch.tensor(nonfinite, dtype=torch.int32)
 
 
@@ -139,7 +140,7 @@ def lamb_step_(
     table = _Tables(segments, param=param, grad=grad, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, copy=copy)
     hyper = _hyper(adam, grad_scale, trust)
     ratio = torch.empty(len(segments.length), dtype=torch.float32)
-    step = _library().lamb_step
+    step = loaded().lamb_step
     nonfinite = step(table.pointer, ctypes.byref(hyper), *table.kinds(), ratio.data_ptr(), torch.get_num_threads())
     return torch.tensor(nonfinite, dtype=torch.int32), ratio
 
@@ -158,7 +159,7 @@ def lamb_moments_(
     hyper = _hyper(adam, grad_scale)
     squares = torch.empty((len(segments.length), 2), dtype=torch.float64)
     arguments = (table.kind("grad"), squares.data_ptr(), torch.get_num_threads())
-    nonfinite = _library().lamb_moments(table.pointer, ctypes.byref(hyper), *arguments)
+    nonfinite = loaded().lamb_moments(table.pointer, ctypes.byref(hyper), *arguments)
     return torch.tensor(nonfinite, dtype=torch.int32), squares
 
 
@@ -179,7 +180,7 @@ def lamb_apply_(
     hyper = _hyper(adam, grad_scale)
     ratio = ratio.contiguous()
     arguments = (*table.kinds(), ratio.data_ptr(), int(nonfinite), torch.get_num_threads())
-    _library().lamb_apply(table.pointer, ctypes.byref(hyper), *arguments)
+    loaded().lamb_apply(table.pointer, ctypes.byref(hyper), *arguments)
 
 
 def _hyper(adam: Adam, grad_scale: Tensor, trust: Trust | None = None) -> _Hyper:

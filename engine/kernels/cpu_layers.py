@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.kernels.cpu import NAMES
+from engine.kernels.cpu import NAMES, loaded
 from engine.kernels.cpu_library import library
 
 #: a head's width must be a multiple of a vector of so many numbers
@@ -157,7 +157,7 @@ def attention(
     context = torch.empty_like(query)
     log_sum = torch.empty(heads, query.shape[0])
     call = _attention(query, key, value, starts, lengths, dropout, context, log_sum)
-    _loaded().attention_forward(ctypes.byref(call), torch.get_num_threads())
+    loaded().attention_forward(ctypes.byref(call), torch.get_num_threads())
     _clear_behind(lengths, context)
     return context, log_sum
 
@@ -178,7 +178,7 @@ def attention_backward(
     found = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
     call = _attention(query, key, value, starts, lengths, dropout, context, log_sum)
     gradients = _AttentionGradients(grad.data_ptr(), *(tensor.data_ptr() for tensor in found))
-    _loaded().attention_backward(ctypes.byref(call), ctypes.byref(gradients), torch.get_num_threads())
+    loaded().attention_backward(ctypes.byref(call), ctypes.byref(gradients), torch.get_num_threads())
     _clear_behind(lengths, *found)
     return found
 
@@ -219,11 +219,5 @@ def _attention(
     )
 
 
-def _loaded() -> ctypes.CDLL:
-    lib = library()
-    assert lib is not None
-    return lib
-
-
 def _function(name: str, like: Tensor) -> Any:
-    return getattr(_loaded(), f"{name}_{NAMES[like.dtype]}")
+    return getattr(loaded(), f"{name}_{NAMES[like.dtype]}")

@@ -117,8 +117,9 @@ def load(path: Path) -> ctypes.CDLL:
         forward, backward = getattr(lib, f"layer_norm_{name}"), getattr(lib, f"layer_norm_backward_{name}")
         forward.argtypes, forward.restype = [pointer, number], None
         backward.argtypes, backward.restype = [*[pointer] * 6, number], None
-    for name in ("gelu_bf16", "gelu_backward_bf16", "column_sum_bf16", "add_rows_bf16"):
-        getattr(lib, name).restype = None
+    for name, buffers in (("gelu", 3), ("gelu_backward", 5), ("column_sum", 2), ("add_rows", 4)):
+        function = getattr(lib, f"{name}_bf16")
+        function.argtypes, function.restype = [*[pointer] * buffers, long, number, number], None
     lib.attention_usable.restype = ctypes.c_bool
     if lib.attention_usable():
         lib.attention_forward.argtypes, lib.attention_forward.restype = [pointer, number], None

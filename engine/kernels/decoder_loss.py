@@ -23,6 +23,8 @@ from engine.kernels.ops import softmax_cross_entropy_
 LOGIT_BYTES = 1 << 30
 #: fp16 can't hold gradients near 1 / V; its slopes are kept this many times as large
 FP16_SCALE = 256.0
+#: the class of a row that doesn't count
+IGNORED = -100
 
 
 def linear_cross_entropy(
@@ -31,7 +33,7 @@ def linear_cross_entropy(
     bias: Tensor | None,
     target: Tensor,
     *,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORED,
     label_smoothing: float = 0.0,
     reduction: Literal["sum", "mean"] = "sum",
     return_hits: bool = False,

@@ -9,14 +9,13 @@ Shape legend: T tokens, V vocabulary size, H width.
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from engine.kernels.cpu_library import library
+from engine.kernels.cpu import loaded
 from engine.kernels.ops import fused
 
 
@@ -64,7 +63,7 @@ def _takes(weight: Tensor) -> bool:
     """Whether the gradient of this weight can wait; not where ZeRO-3 releases the weight between the two modules."""
     usable = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and not hasattr(weight, "ds_id")
     trained = weight.requires_grad and torch.is_grad_enabled()
-    return usable and trained and fused(weight.device) and library() is not None
+    return usable and trained and fused(weight.device)
 
 
 class _Lookup(torch.autograd.Function):
@@ -104,9 +103,7 @@ def add_rows(table: Tensor, ids: Tensor, values: Tensor, left_out: int | None = 
     if left_out is not None:
         kept = places != left_out
         places, order = places[kept], order[kept]
-    values = values.contiguous()
-    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (table, values, places, order))
     assert table.is_contiguous()
-    lib = library()
-    assert lib is not None
-    lib.add_rows_bf16(*pointers, ctypes.c_longlong(len(places)), table.shape[1], torch.get_num_threads())
+    values = values.contiguous()
+    pointers = (tensor.data_ptr() for tensor in (table, values, places, order))
+    loaded().add_rows_bf16(*pointers, len(places), table.shape[1], torch.get_num_threads())

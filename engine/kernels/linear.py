@@ -10,14 +10,13 @@ Shape legend: T rows, I inputs, O outputs.
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from engine.kernels.cpu_library import library
+from engine.kernels.cpu import loaded
 from engine.kernels.ops import fused
 
 
@@ -48,7 +47,7 @@ def _takes(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     """Whether the kernels take these tensors."""
     alike = x.device.type == "cpu" and all(tensor.dtype == torch.bfloat16 for tensor in (x, weight, bias))
     usable = alike and x.ndim == 2 and x.numel() > 0 and torch.backends.mkldnn.is_available()
-    return usable and fused(x.device) and library() is not None
+    return usable and fused(x.device)
 
 
 class _Linear(torch.autograd.Function):
@@ -112,6 +111,5 @@ def column_sum(x: Tensor) -> Tensor:
 
 def _call(name: str, tensors: tuple[Tensor, ...], rows: Tensor) -> None:
     assert all(tensor.is_contiguous() for tensor in tensors)
-    function = getattr(library(), name)
-    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors)
-    function(*pointers, ctypes.c_longlong(rows.shape[0]), rows.shape[1], torch.get_num_threads())
+    pointers = (tensor.data_ptr() for tensor in tensors)
+    getattr(loaded(), name)(*pointers, *rows.shape, torch.get_num_threads())

@@ -14,12 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig
 
 from engine.kernels import linear_cross_entropy
+from engine.kernels.decoder_loss import IGNORED
 from engine.kernels.embedding import TiedGradient
 from engine.model.layers import BertActivatedDense, BertEmbeddings, BertLayer, BertLayerNorm, BertPooler
 from engine.model.packing import Packing, spare_rows
-
-#: the label of a row that doesn't count
-IGNORED = -100
 
 
 class BertEncoder(nn.Module):

@@ -100,7 +100,8 @@ class Trainer:
         if config.train.deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports Inductor
             torch.use_deterministic_algorithms(config.train.deterministic)
         torch.autograd.set_detect_anomaly(config.train.detect_anomaly)
-        self.cursor = Cursor() if start is None else checkpoint.read_state(start).cursor
+        state = None if start is None else checkpoint.read_state(start)
+        self.cursor = Cursor() if state is None else state.cursor
         share_with_forks()
         self.batches: Generator[MicroBatch, None, None] | None = self._load()
         model = task.build_model()
@@ -114,8 +115,8 @@ class Trainer:
         self.saver = Saver(
             self.output / "checkpoints", config.train.keep, background=config.train.async_save, say=self._say
         )
-        if start is not None:
-            self._resume(start)
+        if start is not None and state is not None:
+            self._resume(start, state)
         self.output.mkdir(parents=True, exist_ok=True)
         self.monitor = Monitor(config, self.step)
         if world.is_main:
@@ -129,8 +130,7 @@ class Trainer:
         self.evaluation: Evaluation | None = None
         guard.attach(self.zero, None if start is None else self.step, self.total)
 
-    def _resume(self, path: Path) -> None:
-        state = checkpoint.read_state(path)
+    def _resume(self, path: Path, state: checkpoint.RunState) -> None:
         checkpoint.load(self.zero, path, state)
         self.step, self.cursor, self.best = state.step, state.cursor, state.best
         told = [
@@ -215,7 +215,7 @@ class Trainer:
         if path is None:
             raise RunError(f"{back}, and there is no checkpoint to roll back to; set train.save_interval")
         self._say(f"{back}: rolling back, and leaving its batch out")
-        self._resume(path)
+        self._resume(path, checkpoint.read_state(path))
         self.guard.policy.go_back(self.step)
         self.meter = Meter(self.zero.device)
         self.monitor.close()
