@@ -53,10 +53,10 @@ SAMPLES = 60_000
 Curve = list[list[float]]
 
 
-def curve_of(run: Run, step_s: float) -> Curve:
-    """[seconds, held-out MLM loss] at each evaluation of our run, whose steps take `step_s`."""
+def evaluations(run: Run) -> list[tuple[int, float]]:
+    """Step and held-out MLM loss of each evaluation of our run."""
     found = (re.match(r"evaluation at step (\d+): .*?mlm_loss ([\d.]+)", line) for line in run.printed)
-    return [[int(one[1]) * step_s, float(one[2])] for one in found if one]
+    return [(int(one[1]), float(one[2])) for one in found if one]
 
 
 def time_to(curve: Curve, loss: float) -> float | None:
@@ -82,8 +82,8 @@ def train(options: list[str], job: Job, steps: int, given: argparse.Namespace, o
     more = [
         *options, f"--train.eval_interval={max(1, steps // given.evaluations)}", f"--seed={job.seed}",
         f"--train.eval_samples={given.held_out}", *given.zerobert,
+        f"--train.micro_batch={min(job.batch, given.our_batch)}",
     ]  # fmt: skip
-    more.append(f"--train.micro_batch={min(job.batch, given.our_batch)}")
     return observe(zerobert(given.size, replace(job, steps=steps), given.data, output, more), job.threads)
 
 
@@ -116,16 +116,16 @@ def compare(given: argparse.Namespace, job: Job, scratch: Path) -> list[dict[str
         )
         ours = train(recipe, replace(job, seed=seed, batch=given.our_batch), our_steps, given, scratch / f"seed-{seed}")
         loss, seconds = reached(theirs), step_s * steps
-        curves[f"zerobert, seed {seed}"] = curve_of(ours, our_step_s)
-        curves[f"Trainer, seed {seed}"] = [[seconds, loss]]
-        taken = time_to(curves[f"zerobert, seed {seed}"], loss)
+        curve = [[step * our_step_s, value] for step, value in evaluations(ours)]
+        curves |= {f"zerobert, seed {seed}": curve, f"Trainer, seed {seed}": [[seconds, loss]]}
+        taken = time_to(curve, loss)
         ratios.append((taken or float("inf")) / seconds)
         table[f"seed {seed}"] = {
             "Trainer's loss": loss, "its seconds": seconds, "its steps": steps,
             "our seconds to it": taken if taken is not None else "not reached", "share": ratios[-1],
-            "our last loss": curves[f"zerobert, seed {seed}"][-1][1], "our steps": our_steps,
+            "our last loss": curve[-1][1], "our steps": our_steps,
         }  # fmt: skip
-        print(f"seed {seed}: {table[f'seed {seed}']}, curve {curve_of(ours, our_step_s)}", file=sys.stderr, flush=True)
+        print(f"seed {seed}: {table[f'seed {seed}']}, curve {curve}", file=sys.stderr, flush=True)
     if ratios:
         table["all seeds"] = {"share, median": statistics.median(ratios), "highest": max(ratios), "goal": 0.25}
     rival_is = f"Trainer {given.variant}, batch {given.batch}, {given.minutes:g} minutes"
@@ -142,7 +142,7 @@ def ablation(given: argparse.Namespace, job: Job, steps: int, scratch: Path) -> 
         name = f"without {left_out}" if left_out else "whole recipe"
         batch = STANDARD_BATCH if left_out == SMALL_BATCH else given.our_batch
         run = train(options, replace(job, batch=batch), steps, given, scratch / f"ablation-{len(found)}")
-        found[name] = {"held-out MLM loss": curve_of(run, 1.0)[-1][1]}
+        found[name] = {"held-out MLM loss": evaluations(run)[-1][1]}
         found[name]["worse by"] = found[name]["held-out MLM loss"] - found["whole recipe"]["held-out MLM loss"]
         print(f"{name}: {found[name]}", file=sys.stderr, flush=True)
     return {"title": f"ablation, {steps * given.our_batch} sequences", "rivals": found}

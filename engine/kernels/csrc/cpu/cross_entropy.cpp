@@ -3,11 +3,8 @@
 // A row is read from memory once and written once: its passes run in the core's second-level cache (30522 classes are
 // 122 KB in fp32) over a copy in fp32, which for fp32 rows is the row itself. The bias is added and its gradient summed
 // on the way, so neither costs a pass over the logits.
-#include <omp.h>
-
-#include <memory>
-
 #include "../math.cuh"
+#include "row_sums.h"
 
 namespace {
 
@@ -17,9 +14,6 @@ struct Options {
     float scale;
     bool gradient;
 };
-
-// Rows are cut into so many groups whatever the number of threads, so the sum over rows has the same bits for all.
-constexpr int kGroups = 16;
 
 // Copies x + bias to `e`, which may be `x` itself, and returns the maximum. Without a bias its pointer is null.
 template <bool biased, class T>

@@ -3,15 +3,12 @@
 // Forward: z = dropout(x) + residual, y = (z - mean) / std * weight + bias, out = dropout(y). Either dropout and the
 // residual may be missing. Backward reads z, never a mask. Sums over rows are made in groups whose number doesn't
 // depend on the number of threads, so the result has the same bits for all.
-#include <omp.h>
-
-#include <memory>
+#include <algorithm>
 
 #include "dropout.h"
+#include "row_sums.h"
 
 namespace {
-
-constexpr int kGroups = 16;
 
 template <class T>
 struct NormRows {
@@ -142,21 +139,13 @@ void grad_row(const NormRows<T>& n, const NormGrads<T>& g, long long row, float*
 template <class T>
 void backward(const NormRows<T>& n, const NormGrads<T>& g, float* grad_weight, float* grad_bias, int threads) {
     const size_t width = n.width;
-    const std::unique_ptr<float[]> sums(new float[kGroups * 2 * width]());
-#pragma omp parallel num_threads(threads)
-    {
+    const std::unique_ptr<float[]> sums(new float[2 * width]);
+    sum_rows(n.rows, 2 * width, sums.get(), threads, [&](long long begin, long long end, float* part) {
         const std::unique_ptr<float[]> dy(new float[width]);
-#pragma omp for schedule(static)
-        for (int group = 0; group < kGroups; group++) {
-            const long long begin = n.rows * group / kGroups, end = n.rows * (group + 1) / kGroups;
-            for (long long row = begin; row < end; row++) grad_row(n, g, row, dy.get(), sums.get() + group * 2 * width);
-        }
-    }
-    for (int group = 0; group < kGroups; group++) {
-        const float* part = sums.get() + group * 2 * width;
-        for (size_t i = 0; i < width; i++) grad_weight[i] = (group ? grad_weight[i] : 0.f) + part[i];
-        for (size_t i = 0; i < width; i++) grad_bias[i] = (group ? grad_bias[i] : 0.f) + part[width + i];
-    }
+        for (long long row = begin; row < end; row++) grad_row(n, g, row, dy.get(), part);
+    });
+    std::copy_n(sums.get(), width, grad_weight);
+    std::copy_n(sums.get() + width, width, grad_bias);
 }
 
 }  // namespace

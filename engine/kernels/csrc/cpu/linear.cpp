@@ -3,15 +3,10 @@
 // The matrix product comes without its bias; GELU (Hendrycks and Gimpel 2016) is the exact one, x * Phi(x). The sums
 // over rows are made in groups whose number doesn't depend on the number of threads, so they have the same bits for
 // all.
-#include <omp.h>
-
-#include <memory>
-
 #include "../math.cuh"
+#include "row_sums.h"
 
 namespace {
-
-constexpr int kGroups = 16;
 
 // Odd functions of x as x * P(x^2) on [-5, 5], constant beyond: the distribution function of the normal distribution
 // less 1/2, within 1.1e-6 everywhere, and the derivative of GELU less 1/2, within 7e-6 (near 5, where it is cut off).
@@ -63,21 +58,6 @@ void add_row(const T* x, float* sum, int width) {
     for (int i = 0; i < width; i++) sum[i] += to_f(x[i]);
 }
 
-// Calls `work(row, sum)` for every row and adds the groups' sums [width] up.
-template <class Work>
-void sum_rows(long long rows, int width, float* total, int threads, Work work) {
-    const std::unique_ptr<float[]> sums(new float[size_t(kGroups) * width]());
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int group = 0; group < kGroups; group++) {
-        const long long begin = rows * group / kGroups, end = rows * (group + 1) / kGroups;
-        for (long long row = begin; row < end; row++) work(row, sums.get() + size_t(group) * width);
-    }
-    for (int group = 0; group < kGroups; group++) {
-        const float* part = sums.get() + size_t(group) * width;
-        for (int i = 0; i < width; i++) total[i] = (group ? total[i] : 0.f) + part[i];
-    }
-}
-
 }  // namespace
 
 extern "C" void gelu_bf16(const bf16* x, const bf16* bias, bf16* out, long long rows, int width, int threads) {
@@ -87,12 +67,14 @@ extern "C" void gelu_bf16(const bf16* x, const bf16* bias, bf16* out, long long 
 
 extern "C" void gelu_backward_bf16(const bf16* grad, const bf16* x, const bf16* bias, bf16* grad_x, float* grad_bias,
                                    long long rows, int width, int threads) {
-    sum_rows(rows, width, grad_bias, threads, [=](long long row, float* sum) {
-        const long long at = row * width;
-        gelu_grad_row(grad + at, x + at, bias, grad_x + at, sum, width);
+    sum_rows(rows, width, grad_bias, threads, [=](long long begin, long long end, float* part) {
+        for (long long at = begin * width; at < end * width; at += width)
+            gelu_grad_row(grad + at, x + at, bias, grad_x + at, part, width);
     });
 }
 
 extern "C" void column_sum_bf16(const bf16* x, float* sum, long long rows, int width, int threads) {
-    sum_rows(rows, width, sum, threads, [=](long long row, float* part) { add_row(x + row * width, part, width); });
+    sum_rows(rows, width, sum, threads, [=](long long begin, long long end, float* part) {
+        for (long long row = begin; row < end; row++) add_row(x + row * width, part, width);
+    });
 }
