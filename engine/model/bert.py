@@ -2,12 +2,15 @@
 
 A state dict is interchangeable with transformers' `BertForPreTraining`; the forward pass is our own. Batches are
 packed (see `engine.model.packing`), so padding never reaches a linear layer, and the MLM head sees masked rows only.
+So do the last layer's parts behind its attention, which see first tokens too: nobody reads the other states.
 
-Shape legend: B sequences, T tokens in all of them, M masked tokens, H hidden size, V vocabulary size.
+Shape legend: B sequences, T tokens in all of them, M masked tokens, R tokens whose last states are read, H hidden size,
+V vocabulary size.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
@@ -28,11 +31,13 @@ class BertEncoder(nn.Module):
         self.layer = nn.ModuleList([BertLayer(config) for _ in range(config.num_hidden_layers)])
         self.activation_checkpointing = activation_checkpointing
 
-    def forward(self, hidden: Tensor, packing: Packing) -> Tensor:
-        """[T, H] to [T, H]."""
+    def forward(self, hidden: Tensor, packing: Packing, read: Tensor | None = None) -> Tensor:
+        """[T, H] to [T, H], or to [R, H] of the tokens whose indices are `read`."""
         recompute = self.activation_checkpointing and self.training
-        for layer in self.layer:
-            hidden = checkpoint(layer, hidden, packing, use_reentrant=False) if recompute else layer(hidden, packing)
+        last = len(self.layer) - 1
+        for index, layer in enumerate(self.layer):
+            given = (hidden, packing, read if index == last else None)
+            hidden = checkpoint(layer, *given, use_reentrant=False) if recompute else layer(*given)
         return hidden
 
 
@@ -54,6 +59,7 @@ class BertModel(nn.Module):
         lengths: Tensor,
         max_length: int | None = None,
         tied: TiedGradient | None = None,
+        read: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Encode a packed batch.
 
@@ -62,15 +68,21 @@ class BertModel(nn.Module):
             lengths: [B] int64, tokens of each sequence, at least 1.
             max_length: the largest of them, if the caller knows it: saves a wait for the device on a GPU.
             tied: where a decoder that shares the word embeddings' weight leaves its gradient.
+            read: [R] int64, indices of the tokens whose hidden states are wanted, of all if absent.
 
         Returns:
-            Hidden states [T, H] and pooled vectors [B, H].
+            Hidden states [T, H], or [R, H], and pooled vectors [B, H].
         """
         packing = Packing.from_lengths(lengths, input_ids.numel(), max_length)
         hidden = self.embeddings(input_ids, token_type_ids, position_ids, tied)
         spare = spare_rows(packing.tokens, hidden)
-        hidden = self.encoder(F.pad(hidden, (0, 0, 0, spare)) if spare else hidden, packing)[: packing.tokens]
-        return hidden, self.pooler(hidden.index_select(0, packing.starts))
+        hidden = F.pad(hidden, (0, 0, 0, spare)) if spare else hidden
+        if read is None:
+            hidden = self.encoder(hidden, packing)[: packing.tokens]
+            return hidden, self.pooler(hidden.index_select(0, packing.starts))
+        rows = torch.cat((packing.starts, read))
+        states = self.encoder(hidden, packing, F.pad(rows, (0, spare_rows(len(rows), hidden))))
+        return states[packing.batch : len(rows)], self.pooler(states[: packing.batch])
 
 
 class MlmDecoder(nn.Linear):
@@ -188,9 +200,8 @@ class BertForPreTraining(nn.Module):
             predictions, in evaluation mode only: [M] int64, the most probable token of each masked row.
         """
         tied = TiedGradient()
-        hidden, pooled = self.bert(input_ids, token_type_ids, position_ids, lengths, max_length, tied)
-        if self.training and (spare := spare_rows(len(mlm_labels), hidden)):
-            mlm_positions, mlm_labels = F.pad(mlm_positions, (0, spare)), F.pad(mlm_labels, (0, spare), value=IGNORED)
-        rows = hidden.index_select(0, mlm_positions)
+        rows, pooled = self.bert(input_ids, token_type_ids, position_ids, lengths, max_length, tied, mlm_positions)
+        if self.training and (spare := spare_rows(len(mlm_labels), rows)):
+            rows, mlm_labels = F.pad(rows, (0, 0, 0, spare)), F.pad(mlm_labels, (0, spare), value=IGNORED)
         output: dict[str, Tensor] = self.cls(rows, pooled, mlm_labels, nsp_labels, tied)
         return output

@@ -29,12 +29,17 @@ class Dimensions:
 def forward_flops(dimensions: Dimensions, lengths: Sequence[int], masked: float) -> float:
     """FLOPs of the forward pass over packed sequences: linear layers, attention's two products, pooler, heads.
 
+    The last layer's states are needed of first and masked tokens only: its products behind attention count for those.
+
     Args:
         lengths: tokens of each sequence; a token attends to those of its own sequence only.
         masked: rows that the MLM head sees, over all sequences; 0 without that head.
     """
     hidden, tokens, squares = dimensions.hidden, sum(lengths), sum(length * length for length in lengths)
-    linear = 2 * tokens * dimensions.layers * (4 * hidden * hidden + 2 * hidden * dimensions.intermediate)
+    read = len(lengths) + masked
+    behind_attention = hidden * hidden + 2 * hidden * dimensions.intermediate
+    linear = 2 * tokens * dimensions.layers * 3 * hidden * hidden
+    linear += 2 * (tokens * (dimensions.layers - 1) + read) * behind_attention
     attention = dimensions.layers * 4 * squares * hidden
     mlm = 2 * masked * (hidden * hidden + hidden * dimensions.vocabulary)
     pooled = 2 * len(lengths) * (hidden * hidden + hidden * dimensions.classes)

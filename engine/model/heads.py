@@ -37,7 +37,8 @@ class BertForSequenceClassification(nn.Module):
         Returns:
             logits: fp32 [B, classes]; with labels also loss_sum, the summed cross-entropies in nats (fp32 scalar).
         """
-        _, pooled = self.bert(input_ids, token_type_ids, position_ids, lengths, max_length)
+        nothing = lengths.new_empty(0)  # of the last states the pooler reads its own, and nobody any other
+        _, pooled = self.bert(input_ids, token_type_ids, position_ids, lengths, max_length, read=nothing)
         logits = self.classifier(self.dropout(pooled)).float()
         if labels is None:
             return {"logits": logits}

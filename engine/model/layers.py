@@ -1,6 +1,6 @@
 """The parts of a BERT encoder (Devlin et al. 2019) on packed tokens, under transformers' parameter names.
 
-Shape legend: T tokens of the packed batch, H hidden size, B sequences, S tokens in the longest, A heads, D = H / A.
+Shape legend: T tokens of the packed batch, R those whose states are read, H hidden size, B sequences, S tokens in the longest, A heads, D = H / A.
 
 Under ZeRO-3 a module's weights are there only while that module's own `forward` runs, so no module reads the
 parameters of another one, and what modules exchange are plain tensors.
@@ -141,9 +141,12 @@ class BertAttention(nn.Module):
         self.self = BertSelfAttention(config)
         self.output = BertResidualOutput(config, config.hidden_size)
 
-    def forward(self, hidden: Tensor, packing: Packing) -> Tensor:
-        """[T, H] to [T, H]."""
-        output: Tensor = self.output(self.self(hidden, packing), hidden)
+    def forward(self, hidden: Tensor, packing: Packing, read: Tensor | None = None) -> Tensor:
+        """[T, H] to [T, H], or to [R, H] of the tokens whose indices are `read`."""
+        context = self.self(hidden, packing)
+        if read is not None:
+            context, hidden = context.index_select(0, read), hidden.index_select(0, read)
+        output: Tensor = self.output(context, hidden)
         return output
 
 
@@ -172,9 +175,9 @@ class BertLayer(nn.Module):
         self.intermediate = BertActivatedDense(config, config.intermediate_size)
         self.output = BertResidualOutput(config, config.intermediate_size)
 
-    def forward(self, hidden: Tensor, packing: Packing) -> Tensor:
-        """[T, H] to [T, H]."""
-        attended = self.attention(hidden, packing)
+    def forward(self, hidden: Tensor, packing: Packing, read: Tensor | None = None) -> Tensor:
+        """[T, H] to [T, H]; with `read` [R] to [R, H]: attention sees all tokens, what follows those alone."""
+        attended = self.attention(hidden, packing, read)
         output: Tensor = self.output(self.intermediate(attended), attended)
         return output
 
