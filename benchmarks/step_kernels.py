@@ -44,7 +44,8 @@ class Variant:
 
     name: str
     masked_rows: bool
-    """the MLM head sees masked rows only, and no padding is computed outside of attention"""
+    """the MLM head sees masked rows only, the last layer behind its attention those and first tokens, and no padding is
+    computed outside of attention"""
     fused_loss: bool
     fused_optimizer: bool
     """unscaling, clipping and the bf16 copy in the step"""
@@ -88,6 +89,12 @@ class Step:
         """Of a micro-batch, as linear layers see them."""
         return self.micro_batch * self.length * (self.fill if variant.masked_rows else 1.0)
 
+    def behind_attention(self, variant: Variant) -> list[float]:
+        """Rows of a micro-batch that each layer's parts behind attention see."""
+        tokens = self.tokens(variant)
+        last = self.micro_batch + self.masked * tokens if variant.masked_rows else tokens
+        return [tokens] * (self.shape.layers - 1) + [last]
+
 
 def product(part: str, rows: float, inner: float, columns: float) -> Kernel:
     """[rows, inner] times [inner, columns]."""
@@ -108,15 +115,22 @@ def linear_backward(part: str, rows: float, inner: float, columns: float) -> lis
 
 def forward(step: Step, variant: Variant) -> list[Kernel]:
     """The forward pass of a micro-batch."""
-    layer = [*_attention(step, variant), *_feed_forward(step, variant)]
-    return [*_embedding(step, variant), *layer * step.shape.layers, *_head(step, variant), *_pooler(step)]
+    layers = [
+        kernel
+        for rows in step.behind_attention(variant)
+        for kernel in (*_attention(step, variant, rows), *_feed_forward(step, variant, rows))
+    ]
+    return [*_embedding(step, variant), *layers, *_head(step, variant), *_pooler(step)]
 
 
 def backward(step: Step, variant: Variant) -> list[Kernel]:
     """The backward pass of a micro-batch."""
-    layer = [*_feed_forward_backward(step, variant), *_attention_backward(step, variant)]
-    layers = layer * step.shape.layers
-    ends = [*_head_backward(step, variant), *_pooler_backward(step)]
+    layers = [
+        kernel
+        for rows in reversed(step.behind_attention(variant))
+        for kernel in (*_feed_forward_backward(step, variant, rows), *_attention_backward(step, variant, rows))
+    ]
+    ends = [*_head_backward(step, variant), *_pooler_backward(step, variant)]
     return [*ends, *layers, *_embedding_backward(step, variant)]
 
 
@@ -184,8 +198,11 @@ def _normalised_backward(variant: Variant, part: str, elements: float) -> list[K
     return [sweep(part, elements, 3), sweep(part, elements, 2), sweep(part, elements, 2, masks=1)]
 
 
-def _attention(step: Step, variant: Variant) -> list[Kernel]:
-    """Three projections, attention, output projection, residual sum. Packed sequences go through a padded grid."""
+def _attention(step: Step, variant: Variant, rows: float) -> list[Kernel]:
+    """Three projections, attention, output projection, residual sum. Packed sequences go through a padded grid.
+
+    What is behind attention sees `rows`; where these aren't all, context and residual are picked.
+    """
     tokens, hidden = step.tokens(variant), step.shape.hidden
     scores = step.micro_batch * step.length**2
     state, grid = tokens * hidden, step.micro_batch * step.length * hidden
@@ -195,17 +212,21 @@ def _attention(step: Step, variant: Variant) -> list[Kernel]:
         found += [*copies, sweep("attention", state, 2)]
     statistics = FULL * step.micro_batch * step.length * step.shape.heads
     found.append(Kernel("attention", 4.0 * scores * hidden, LOW * 4 * grid + statistics))
-    found.append(product("output projection", tokens, hidden, hidden))
-    return [*found, *_normalised(variant, "residual + LayerNorm", state)]
+    if rows < tokens:
+        found += [sweep("output projection", rows * hidden, 2)] * 2
+    found.append(product("output projection", rows, hidden, hidden))
+    return [*found, *_normalised(variant, "residual + LayerNorm", rows * hidden)]
 
 
-def _attention_backward(step: Step, variant: Variant) -> list[Kernel]:
-    """As `_attention`; five products where the forward pass has two, in three launches."""
+def _attention_backward(step: Step, variant: Variant, rows: float) -> list[Kernel]:
+    """As `_attention`; five products where the forward pass has two, in three launches. Picked rows go into zeros."""
     tokens, hidden = step.tokens(variant), step.shape.hidden
     scores = step.micro_batch * step.length**2
     state, grid = tokens * hidden, step.micro_batch * step.length * hidden
-    found = _normalised_backward(variant, "residual + LayerNorm", state)
-    found += linear_backward("output projection", tokens, hidden, hidden)
+    found = _normalised_backward(variant, "residual + LayerNorm", rows * hidden)
+    found += linear_backward("output projection", rows, hidden, hidden)
+    if rows < tokens:
+        found += [sweep("output projection", state, 1), sweep("output projection", rows * hidden, 3)] * 2
     if variant.masked_rows and step.fill < 1:
         found += [sweep("attention", grid, 1), sweep("attention", state, 2 + 3 * 2, launches=4)]
     statistics = 2 * FULL * step.micro_batch * step.length * step.shape.heads
@@ -215,24 +236,24 @@ def _attention_backward(step: Step, variant: Variant) -> list[Kernel]:
     return [*found, sweep("residual + LayerNorm", state, 3)]
 
 
-def _feed_forward(step: Step, variant: Variant) -> list[Kernel]:
-    tokens, hidden, inner = step.tokens(variant), step.shape.hidden, step.shape.intermediate
+def _feed_forward(step: Step, variant: Variant, rows: float) -> list[Kernel]:
+    hidden, inner = step.shape.hidden, step.shape.intermediate
     return [
-        product("FFN", tokens, hidden, inner),
-        sweep("GELU", tokens * inner, 2),
-        product("FFN", tokens, inner, hidden),
-        *_normalised(variant, "residual + LayerNorm", tokens * hidden),
+        product("FFN", rows, hidden, inner),
+        sweep("GELU", rows * inner, 2),
+        product("FFN", rows, inner, hidden),
+        *_normalised(variant, "residual + LayerNorm", rows * hidden),
     ]
 
 
-def _feed_forward_backward(step: Step, variant: Variant) -> list[Kernel]:
-    tokens, hidden, inner = step.tokens(variant), step.shape.hidden, step.shape.intermediate
+def _feed_forward_backward(step: Step, variant: Variant, rows: float) -> list[Kernel]:
+    hidden, inner = step.shape.hidden, step.shape.intermediate
     return [
-        *_normalised_backward(variant, "residual + LayerNorm", tokens * hidden),
-        *linear_backward("FFN", tokens, inner, hidden),
-        sweep("GELU", tokens * inner, 3),
-        *linear_backward("FFN", tokens, hidden, inner),
-        sweep("residual + LayerNorm", tokens * hidden, 3),
+        *_normalised_backward(variant, "residual + LayerNorm", rows * hidden),
+        *linear_backward("FFN", rows, inner, hidden),
+        sweep("GELU", rows * inner, 3),
+        *linear_backward("FFN", rows, hidden, inner),
+        sweep("residual + LayerNorm", rows * hidden, 3),
     ]
 
 
@@ -261,11 +282,10 @@ def _rows(step: Step, variant: Variant) -> float:
 
 
 def _head(step: Step, variant: Variant) -> list[Kernel]:
-    """Rows picked; dense, GELU, LayerNorm; decoder; the loss, whose bytes are those of both passes."""
+    """Dense, GELU, LayerNorm; decoder; the loss, whose bytes are those of both passes."""
     part, rows, hidden, classes = "MLM head and loss", _rows(step, variant), step.shape.hidden, step.shape.vocabulary
     loss = Kernel(part, 0.0, logit_bytes(variant.fused_loss) * rows * classes, 4 if variant.fused_loss else 7)
     return [
-        sweep(part, rows * hidden, 2 if variant.masked_rows else 0, launches=int(variant.masked_rows)),
         product(part, rows, hidden, hidden),
         sweep(part, rows * hidden, 2 + 2, launches=2),
         product(part, rows, hidden, classes),
@@ -274,15 +294,16 @@ def _head(step: Step, variant: Variant) -> list[Kernel]:
 
 
 def _head_backward(step: Step, variant: Variant) -> list[Kernel]:
-    """As `_head`; the rows' gradients are added into zeros, and those to what comes from the pooler."""
+    """As `_head`; the rows' gradients go into zeros, or are all there, and are added to what comes from the pooler."""
     part, rows, hidden, classes = "MLM head and loss", _rows(step, variant), step.shape.hidden, step.shape.vocabulary
     found = linear_backward(part, rows, hidden, classes)
     if variant.fused_loss:
         found.append(sweep(part, rows * hidden, 4, launches=2))
     found.append(sweep(part, rows * hidden, 5 + 3, launches=3))
     found += linear_backward(part, rows, hidden, hidden)
-    scattered = sweep(part, step.tokens(variant) * hidden, 1) if variant.masked_rows else sweep(part, 0, 0, launches=0)
-    return [*found, scattered, sweep(part, step.tokens(variant) * hidden, 3)]
+    state = step.behind_attention(variant)[-1] * hidden
+    scattered = sweep(part, state, 1) if variant.masked_rows else sweep(part, 0, 0, launches=0)
+    return [*found, scattered, sweep(part, state, 3)]
 
 
 def _pooler(step: Step) -> list[Kernel]:
@@ -295,9 +316,9 @@ def _pooler(step: Step) -> list[Kernel]:
     ]
 
 
-def _pooler_backward(step: Step) -> list[Kernel]:
+def _pooler_backward(step: Step, variant: Variant) -> list[Kernel]:
     part, rows, hidden = "pooler and NSP", step.micro_batch, step.shape.hidden
-    state = step.micro_batch * step.length * hidden  # the first tokens' gradients among zeros
+    state = step.behind_attention(variant)[-1] * hidden  # the first tokens' gradients among zeros
     return [
         sweep(part, state, 1, launches=8),
         *linear_backward(part, rows, hidden, 2),

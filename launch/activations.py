@@ -2,7 +2,8 @@
 
 All sequences are taken to be full: packed batches of shorter ones have fewer tokens, and their grids of queries, keys
 and values are as large. Names: e bytes an element, T tokens, H hidden size, I feed-forward size, B sequences, S their
-length, A heads, M masked rows, V vocabulary.
+length, A heads, M masked rows, R rows that the last layer computes behind its attention (masked and first tokens), V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Pass:
     head: int
     """rows and logits of the MLM head, and the decoder's gradient while that is made"""
     layer: int
-    """what the backward pass of the last layer needs beside `kept`, when the head's rows and logits are gone"""
+    """what the widest backward pass of a layer needs beside `kept`, when the head's rows and logits are gone"""
     end: int
     """when the backward pass reaches the embeddings"""
 
@@ -36,20 +37,24 @@ class Pass:
 
 def passes(work: Workload) -> Pass:
     """The bytes of a micro-batch's passes."""
-    encoder = work.shape.layers * layer_bytes(work)
-    layer = _tied_gradient(work) + _layer_backward(work)
+    layers, read = work.shape.layers, _read(work)
     if work.activation_checkpointing:
         # The first layer's input is the embeddings' output; one layer at a time is computed again.
-        encoder = (work.shape.layers - 1) * _hidden(work)
-        layer += layer_bytes(work)
-    else:
-        encoder -= _hidden(work)  # the last layer's output: the heads select rows of it, and keep those
+        encoder = (layers - 1) * _hidden(work)
+    else:  # without the last layer's output, which is the head's
+        encoder = (layers - 1) * layer_bytes(work) + layer_bytes(work, read) - _hidden(work, read)
+    layer = _tied_gradient(work) + _widest_backward(work)
     return Pass(embedding_bytes(work) + encoder, head_bytes(work), layer, _end_bytes(work))
 
 
-def _hidden(work: Workload) -> int:
-    """e T H, a hidden state."""
-    return work.width * work.tokens * work.shape.hidden
+def _read(work: Workload) -> int:
+    """R."""
+    return min(work.tokens, work.micro_batch + work.masked)
+
+
+def _hidden(work: Workload, rows: int | None = None) -> int:
+    """e T H, a hidden state; or that of so many rows."""
+    return work.width * (work.tokens if rows is None else rows) * work.shape.hidden
 
 
 def _mask(work: Workload, elements: int, width: int) -> int:
@@ -57,22 +62,24 @@ def _mask(work: Workload, elements: int, width: int) -> int:
     return elements * (width if work.accelerator == "cpu" else 1) if work.dropout > 0 else 0
 
 
-def _norm_statistics(work: Workload) -> int:
+def _norm_statistics(rows: int) -> int:
     """Mean and reciprocal deviation of a LayerNorm."""
-    return 2 * FP32 * work.tokens
+    return 2 * FP32 * rows
 
 
-def layer_bytes(work: Workload) -> int:
-    """What one Transformer layer keeps.
+def layer_bytes(work: Workload, rows: int | None = None) -> int:
+    """What one Transformer layer keeps; the last one keeps only `rows` of the tokens behind its attention.
 
     In fp32: its attention; of each of its two residual outputs the mask and the LayerNorm's input; the two LayerNorms'
     outputs, which are inputs of linear layers; input and output of GELU. With masks of one byte and without attention's
     scores that is the 34 T H of Korthikanti et al. 2022, equation 2, in 16 bits.
     """
-    hidden = _hidden(work)
-    masks = 2 * _mask(work, work.tokens * work.shape.hidden, work.width)
-    feed_forward = 2 * work.width * work.tokens * work.shape.intermediate
-    return attention_bytes(work) + 4 * hidden + masks + feed_forward + 2 * _norm_statistics(work)
+    rows = work.tokens if rows is None else rows
+    hidden = _hidden(work, rows)
+    picked = hidden if rows < work.tokens else 0  # of the context, which attention keeps whole
+    masks = 2 * _mask(work, rows * work.shape.hidden, work.width)
+    feed_forward = 2 * work.width * rows * work.shape.intermediate
+    return attention_bytes(work) + picked + 4 * hidden + masks + feed_forward + 2 * _norm_statistics(rows)
 
 
 def attention_bytes(work: Workload) -> int:
@@ -92,7 +99,7 @@ def embedding_bytes(work: Workload) -> int:
     """The LayerNorm's input, the mask, the output, and three int64 index tensors."""
     indices = 3 * 8 * work.tokens
     mask = _mask(work, work.tokens * work.shape.hidden, work.width)
-    return 2 * _hidden(work) + mask + _norm_statistics(work) + indices
+    return 2 * _hidden(work) + mask + _norm_statistics(work.tokens) + indices
 
 
 def _tied_gradient(work: Workload) -> int:
@@ -114,10 +121,23 @@ def head_bytes(work: Workload) -> int:
     return logits + states + FP32 * vocabulary + _tied_gradient(work)
 
 
-def _layer_backward(work: Workload) -> int:
-    """A layer's backward pass at its widest: gradients of GELU's output, of the residual, and of the second weight."""
+def _widest_backward(work: Workload) -> int:
+    """What the backward pass of the last layer or of the one before needs beside all that is kept."""
+    read, again = _read(work), work.activation_checkpointing
+    last = layer_bytes(work, read)
+    behind = last - attention_bytes(work)
+    gradients = 5 * _hidden(work) - behind  # of context, residual, queries, keys and values, with what is behind gone
+    widest = (last if again else 0) + max(_feed_forward_backward(work, read), gradients)
+    if work.shape.layers == 1:
+        return widest
+    released = _hidden(work) - layer_bytes(work) if again else last
+    return max(widest, _feed_forward_backward(work, work.tokens) - released)
+
+
+def _feed_forward_backward(work: Workload, rows: int) -> int:
+    """Gradients of GELU's output, of the residual, and of the second weight."""
     shape = work.shape
-    return work.width * (work.tokens * (shape.intermediate + shape.hidden) + shape.intermediate * shape.hidden)
+    return work.width * (rows * (shape.intermediate + shape.hidden) + shape.intermediate * shape.hidden)
 
 
 def _end_bytes(work: Workload) -> int:

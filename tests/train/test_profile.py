@@ -60,7 +60,8 @@ def check_run(found: Profiled, ranks: int) -> None:
     assert sum(summary["parts"].values()) == pytest.approx(summary["step_seconds"], rel=1e-6)
     # two clocks, the profiler's and ours, and what lies between their readings
     assert sum(summary["kinds"].values()) == pytest.approx(summary["step_seconds"], rel=0.05)
-    assert all(summary["parts"][part] > 0 for part in PARTS)
+    idle = {"gradient reduction"} if ranks == 1 and "--train.zero_stage=0" in found.options else set()
+    assert all(summary["parts"][part] > 0 for part in set(PARTS) - idle)
     for kind in ("matrix products", "attention", "element-wise", "embedding", "optimizer", "copies and casts"):
         assert summary["kinds"][kind] > 0, kind
     assert 0 < summary["mfu"] < 1.2
