@@ -1,6 +1,6 @@
 """Layer normalisation with dropout and residual, and packed attention, on CPUs: calls into the C++ library.
 
-Shape legend: T tokens, H width, B sequences, A heads.
+Shape legend: T tokens, Q queries, H width, B sequences, A heads.
 """
 
 from __future__ import annotations
@@ -44,14 +44,13 @@ class _Attention(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("query", "key", "value")),
         ("stride", ctypes.c_longlong),
-        ("start", ctypes.c_void_p),
-        ("length", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("start", "length", "query_start", "query_length")),
         *((name, ctypes.c_int) for name in ("sequences", "heads", "width")),
         ("scale", ctypes.c_float),
         ("dropout", _Dropout),
         ("context", ctypes.c_void_p),
         ("log_sum", ctypes.c_void_p),
-        ("tokens", ctypes.c_longlong),
+        ("queries", ctypes.c_longlong),
     )
 
 
@@ -142,23 +141,44 @@ def _norm_rows(
     return _NormRows(x.shape[0], x.shape[1], eps, inner.to_c(), outer.to_c(), *pointers)
 
 
+@dataclass(frozen=True)
+class Sequences:
+    """Which tokens attend to which."""
+
+    starts: Tensor
+    """[B] int64, first token of each sequence"""
+    lengths: Tensor
+    """[B] int64, its tokens"""
+    query_starts: Tensor
+    """[B] int64, first of its tokens that are queries, among all queries"""
+    query_lengths: Tensor
+    """[B] int64, how many of its tokens are queries"""
+
+    @classmethod
+    def of(cls, starts: Tensor, lengths: Tensor, read: Tensor | None = None) -> Sequences:
+        """Each sequence to itself; only of the tokens `read` [R], in ascending order, where that is given."""
+        if read is None:
+            return cls(starts, lengths, starts, lengths)
+        bounds = torch.cat((torch.searchsorted(read, starts), torch.tensor([len(read)])))
+        return cls(starts, lengths, bounds[:-1], bounds.diff())
+
+
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, starts: Tensor, lengths: Tensor, heads: int, dropout: Dropout
+    query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, heads: int, dropout: Dropout
 ) -> tuple[Tensor, Tensor]:
-    """Scaled dot-product attention of each packed sequence to itself.
+    """Scaled dot-product attention of packed sequences.
 
     Args:
-        query, key, value: [T, H] bf16.
-        starts, lengths: [B] int64, first token and number of tokens of each sequence.
+        query: [Q, H] bf16; key, value: [T, H] bf16.
 
     Returns:
-        context [T, H], zeros for tokens behind the last sequence; log-sum-exp of the scores [A, T] fp32.
+        context [Q, H], zeros for queries behind the last sequence's; log-sum-exp of the scores [A, Q] fp32.
     """
     context = torch.empty_like(query)
     log_sum = torch.empty(heads, query.shape[0])
-    call = _attention(query, key, value, starts, lengths, dropout, context, log_sum)
+    call = _attention(query, key, value, sequences, dropout, context, log_sum)
     loaded().attention_forward(ctypes.byref(call), torch.get_num_threads())
-    _clear_behind(lengths, context)
+    _clear_behind(sequences.query_lengths, context)
     return context, log_sum
 
 
@@ -167,19 +187,19 @@ def attention_backward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    starts: Tensor,
-    lengths: Tensor,
+    sequences: Sequences,
     dropout: Dropout,
     context: Tensor,
     log_sum: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value [T, H], zeros for tokens behind the last sequence."""
+    """Gradients of query [Q, H], key and value [T, H], zeros behind the last sequence."""
     grad = grad.contiguous()
     found = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-    call = _attention(query, key, value, starts, lengths, dropout, context, log_sum)
+    call = _attention(query, key, value, sequences, dropout, context, log_sum)
     gradients = _AttentionGradients(grad.data_ptr(), *(tensor.data_ptr() for tensor in found))
     loaded().attention_backward(ctypes.byref(call), ctypes.byref(gradients), torch.get_num_threads())
-    _clear_behind(lengths, *found)
+    _clear_behind(sequences.query_lengths, found[0])
+    _clear_behind(sequences.lengths, *found[1:])
     return found
 
 
@@ -194,28 +214,27 @@ def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    starts: Tensor,
-    lengths: Tensor,
+    sequences: Sequences,
     dropout: Dropout,
     context: Tensor,
     log_sum: Tensor,
 ) -> _Attention:
-    assert all(tensor.is_contiguous() for tensor in (query, key, value, starts, lengths))
-    heads, tokens = log_sum.shape
+    places = (sequences.starts, sequences.lengths, sequences.query_starts, sequences.query_lengths)
+    assert all(tensor.is_contiguous() for tensor in (query, key, value, *places))
+    heads, queries = log_sum.shape
     width = query.shape[1] // heads
     return _Attention(
         *(tensor.data_ptr() for tensor in (query, key, value)),
         query.shape[1],
-        starts.data_ptr(),
-        lengths.data_ptr(),
-        len(lengths),
+        *(tensor.data_ptr() for tensor in places),
+        len(sequences.starts),
         heads,
         width,
         width**-0.5,
         dropout.to_c(),
         context.data_ptr(),
         log_sum.data_ptr(),
-        tokens,
+        queries,
     )
 
 

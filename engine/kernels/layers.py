@@ -3,7 +3,7 @@
 On CPUs these are our kernels, elsewhere plain torch. Dropout there is a hash of a seed that is drawn from torch's
 global generator, so masks are neither stored nor read, and a resumed run drops the same.
 
-Shape legend: T tokens, H width, B sequences, A heads.
+Shape legend: T tokens, Q queries, H width, B sequences, A heads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from engine.kernels import cpu_layers
-from engine.kernels.cpu_layers import NO_DROPOUT, Dropout
+from engine.kernels.cpu_layers import NO_DROPOUT, Dropout, Sequences
 from engine.kernels.ops import fused
 
 
@@ -48,22 +48,35 @@ def normalised_sum(
     return F.dropout(F.layer_norm(summed, weight.shape, weight, bias, eps), output_dropout)
 
 
+def fuses_attention(states: Tensor, heads: int) -> bool:
+    """Whether `fused_attention` takes tensors like `states` [T, H]: now bf16 on CPUs with AVX512-BF16."""
+    return fused(states.device) and cpu_layers.attends(states, heads)
+
+
 def fused_attention(
-    query: Tensor, key: Tensor, value: Tensor, starts: Tensor, lengths: Tensor, heads: int, *, dropout: float = 0.0
-) -> Tensor | None:
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    starts: Tensor,
+    lengths: Tensor,
+    heads: int,
+    *,
+    dropout: float = 0.0,
+    read: Tensor | None = None,
+) -> Tensor:
     """Attention (Vaswani et al. 2017) of each packed sequence to itself, without a padded grid.
 
     Args:
-        query, key, value: [T, H], heads side by side.
+        query: [Q, H], heads side by side; key, value: [T, H].
         starts, lengths: [B] int64, first token and number of tokens of each sequence.
         dropout: of the probabilities.
+        read: [R] int64, the tokens in ascending order whose queries `query` holds; it may have more rows. All without.
 
     Returns:
-        [T, H]; None where no kernel takes these tensors (now: all but bf16 on CPUs with AVX512-BF16).
+        [Q, H], zeros for rows that are no query of a sequence.
     """
-    if not fused(query.device) or not cpu_layers.attends(query, heads):
-        return None
-    context: Tensor = _Attention.apply(query, key, value, starts, lengths, heads, _drawn(dropout))
+    sequences = Sequences.of(starts, lengths, read)
+    context: Tensor = _Attention.apply(query, key, value, sequences, heads, _drawn(dropout))
     return context
 
 
@@ -105,18 +118,17 @@ class _Attention(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        starts: Tensor,
-        lengths: Tensor,
+        sequences: Sequences,
         heads: int,
         dropout: Dropout,
     ) -> Tensor:
-        context, log_sum = cpu_layers.attention(query, key, value, starts, lengths, heads, dropout)
-        ctx.save_for_backward(query, key, value, starts, lengths, context, log_sum)
-        ctx.dropout = dropout
+        context, log_sum = cpu_layers.attention(query, key, value, sequences, heads, dropout)
+        ctx.save_for_backward(query, key, value, context, log_sum)
+        ctx.sequences, ctx.dropout = sequences, dropout
         return context
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        query, key, value, starts, lengths, context, log_sum = ctx.saved_tensors
-        arguments = (query, key, value, starts, lengths, ctx.dropout, context, log_sum)
-        return (*cpu_layers.attention_backward(grad, *arguments), None, None, None, None)
+        query, key, value, context, log_sum = ctx.saved_tensors
+        arguments = (query, key, value, ctx.sequences, ctx.dropout, context, log_sum)
+        return (*cpu_layers.attention_backward(grad, *arguments), None, None, None)

@@ -32,7 +32,7 @@ class BertEncoder(nn.Module):
         self.activation_checkpointing = activation_checkpointing
 
     def forward(self, hidden: Tensor, packing: Packing, read: Tensor | None = None) -> Tensor:
-        """[T, H] to [T, H], or to [R, H] of the tokens whose indices are `read`."""
+        """[T, H] to [T, H]; `read` is the last layer's, see `BertLayer.forward`."""
         recompute = self.activation_checkpointing and self.training
         last = len(self.layer) - 1
         for index, layer in enumerate(self.layer):
@@ -68,7 +68,7 @@ class BertModel(nn.Module):
             lengths: [B] int64, tokens of each sequence, at least 1.
             max_length: the largest of them, if the caller knows it: saves a wait for the device on a GPU.
             tied: where a decoder that shares the word embeddings' weight leaves its gradient.
-            read: [R] int64, indices of the tokens whose hidden states are wanted, of all if absent.
+            read: [R] int64, the tokens whose hidden states are wanted; all if absent.
 
         Returns:
             Hidden states [T, H], or [R, H], and pooled vectors [B, H].
@@ -80,9 +80,9 @@ class BertModel(nn.Module):
         if read is None:
             hidden = self.encoder(hidden, packing)[: packing.tokens]
             return hidden, self.pooler(hidden.index_select(0, packing.starts))
-        rows = torch.cat((packing.starts, read))
-        states = self.encoder(hidden, packing, F.pad(rows, (0, spare_rows(len(rows), hidden))))
-        return states[packing.batch : len(rows)], self.pooler(states[: packing.batch])
+        rows, order = torch.cat((packing.starts, read)).sort()
+        states = self.encoder(hidden, packing, rows).index_select(0, order.argsort())
+        return states[packing.batch :], self.pooler(states[: packing.batch])
 
 
 class MlmDecoder(nn.Linear):

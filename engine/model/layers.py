@@ -1,6 +1,7 @@
 """The parts of a BERT encoder (Devlin et al. 2019) on packed tokens, under transformers' parameter names.
 
-Shape legend: T tokens of the packed batch, R those whose states are read, H hidden size, B sequences, S tokens in the longest, A heads, D = H / A.
+Shape legend: T tokens of the packed batch, R those whose states are read, H hidden size, B sequences, S tokens in the
+longest, A heads, D = H / A.
 
 Under ZeRO-3 a module's weights are there only while that module's own `forward` runs, so no module reads the
 parameters of another one, and what modules exchange are plain tensors.
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 from engine.kernels.embedding import TiedGradient
-from engine.kernels.layers import fused_attention, normalised_sum
+from engine.kernels.layers import fused_attention, fuses_attention, normalised_sum
 from engine.kernels.linear import linear, linear_gelu
 from engine.model.activations import activation
-from engine.model.packing import Packing
+from engine.model.packing import Packing, pick
 
 
 class BertLinear(nn.Linear):
@@ -95,14 +96,14 @@ class BertSelfAttention(nn.Module):
         self.value = BertLinear(config.hidden_size, config.hidden_size)
         self.dropout_probability = config.attention_probs_dropout_prob
 
-    def forward(self, hidden: Tensor, packing: Packing) -> Tensor:
-        """[T, H] to [T, H]."""
-        query, key, value = self.query(hidden), self.key(hidden), self.value(hidden)
+    def forward(self, hidden: Tensor, packing: Packing, asking: Tensor, read: Tensor | None) -> Tensor:
+        """[T, H] to [T, H], or to [Q, H]: `asking` [Q, H] has the states of the tokens `read`, and rows behind them."""
         dropout = self.dropout_probability if self.training else 0.0
-        sequences = (packing.starts, packing.lengths, self.heads)
-        fused = fused_attention(query, key, value, *sequences, dropout=dropout)
-        if fused is not None:
-            return fused
+        fused = fuses_attention(hidden, self.heads)
+        query, key, value = self.query(asking if fused else hidden), self.key(hidden), self.value(hidden)
+        if fused:
+            sequences = (packing.starts, packing.lengths, self.heads)
+            return fused_attention(query, key, value, *sequences, dropout=dropout, read=read)
         context = nn.functional.scaled_dot_product_attention(
             self._split(query, packing),
             self._split(key, packing),
@@ -110,7 +111,8 @@ class BertSelfAttention(nn.Module):
             attn_mask=packing.key_mask,
             dropout_p=dropout,
         )
-        return packing.from_grid(context.transpose(1, 2).flatten(2), len(hidden))
+        states = packing.from_grid(context.transpose(1, 2).flatten(2), len(hidden))
+        return states if read is None else pick(states, read)
 
     def _split(self, projected: Tensor, packing: Packing) -> Tensor:
         """[T, H] to [B, A, S, D]."""
@@ -142,11 +144,9 @@ class BertAttention(nn.Module):
         self.output = BertResidualOutput(config, config.hidden_size)
 
     def forward(self, hidden: Tensor, packing: Packing, read: Tensor | None = None) -> Tensor:
-        """[T, H] to [T, H], or to [R, H] of the tokens whose indices are `read`."""
-        context = self.self(hidden, packing)
-        if read is not None:
-            context, hidden = context.index_select(0, read), hidden.index_select(0, read)
-        output: Tensor = self.output(context, hidden)
+        """[T, H] to [T, H]; with `read` see `BertLayer.forward`."""
+        asking = hidden if read is None else pick(hidden, read)
+        output: Tensor = self.output(self.self(hidden, packing, asking, read), asking)
         return output
 
 
@@ -176,7 +176,11 @@ class BertLayer(nn.Module):
         self.output = BertResidualOutput(config, config.intermediate_size)
 
     def forward(self, hidden: Tensor, packing: Packing, read: Tensor | None = None) -> Tensor:
-        """[T, H] to [T, H]; with `read` [R] to [R, H]: attention sees all tokens, what follows those alone."""
+        """[T, H] to [T, H].
+
+        With `read`, [R] tokens in ascending order, to [R or more, H]: only these ask, though all are asked (where
+        attention is torch's all ask), and what follows attention sees them alone.
+        """
         attended = self.attention(hidden, packing, read)
         output: Tensor = self.output(self.intermediate(attended), attended)
         return output

@@ -79,6 +79,13 @@ def spare_rows(rows: int, like: Tensor) -> int:
     return -rows % (1 << max(0, rows.bit_length() - ROUNDING.bit_length()))
 
 
+def pick(states: Tensor, rows: Tensor) -> Tensor:
+    """Some rows [R] of [T, H], and zeros as `spare_rows` has it."""
+    picked = states.index_select(0, rows)
+    spare = spare_rows(len(rows), states)
+    return F.pad(picked, (0, 0, 0, spare)) if spare else picked
+
+
 def pack(input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> dict[str, Tensor]:
     """A padded batch as packed keyword arguments of the models.
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from engine.kernels import cpu, cpu_layers, ops
-from engine.kernels.cpu_layers import NO_DROPOUT, Dropout
-from engine.kernels.layers import _Attention, _NormalisedSum, fused_attention, normalised_sum
+from engine.kernels.cpu_layers import NO_DROPOUT, Dropout, Sequences
+from engine.kernels.layers import _Attention, _NormalisedSum, fused_attention, fuses_attention, normalised_sum
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="no C++ compiler for the CPU kernels")
 attends = cpu.available() and cpu_layers.attends(torch.zeros(1, 16, dtype=torch.bfloat16), 1)
@@ -42,16 +42,21 @@ def apart(ours: Tensor | None, exact: Tensor | None) -> float:
     return float((ours.double() - exact).norm() / exact.norm())
 
 
-def exact_attention(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], heads: int, dropout: Dropout) -> Tensor:
+def exact_attention(
+    q: Tensor, k: Tensor, v: Tensor, lengths: list[int], heads: int, dropout: Dropout, read: Tensor | None = None
+) -> Tensor:
+    """With `read`, `q` holds those tokens' queries alone."""
     width, start, parts = q.shape[1] // heads, 0, []
+    tokens = torch.arange(len(k)) if read is None else read
     for length in lengths:
         rows = slice(start, start + length)
+        asking = ((tokens >= start) & (tokens < start + length)).nonzero().flatten()
         found = []
         for head in range(heads):
             columns = slice(head * width, (head + 1) * width)
-            scores = q[rows, columns] @ k[rows, columns].T / width**0.5
+            scores = q[asking, columns] @ k[rows, columns].T / width**0.5
             seed = int(hashed(torch.tensor(dropout.seed + head)))
-            kept = factors(dropout, torch.arange(start, start + length), length, seed)
+            kept = factors(dropout, asking, length, seed)
             found.append((scores.softmax(-1) * kept) @ v[rows, columns])
         parts.append(torch.cat(found, 1))
         start += length
@@ -74,7 +79,7 @@ def test_attention_and_its_gradients(heads: int, width: int, lengths: list[int],
         tensor.requires_grad_()
     count = torch.tensor(lengths)
     dropout = Dropout(probability, 1234)
-    context = _Attention.apply(*ours, count.cumsum(0) - count, count, heads, dropout)
+    context = _Attention.apply(*ours, Sequences.of(count.cumsum(0) - count, count), heads, dropout)
     expected = exact_attention(*exact, lengths, heads, dropout)
     context.backward(grad)
     expected.backward(grad.double())
@@ -84,21 +89,57 @@ def test_attention_and_its_gradients(heads: int, width: int, lengths: list[int],
 
 
 @needs_attention
+@pytest.mark.parametrize("probability", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("lengths", "read"),
+    [
+        ([5, 130, 17], [0, 5, 135]),
+        ([128, 5, 66], [0, 3, 4, 127, 127, 128, 134, 198]),
+        ([70, 20, 9], [*range(1, 68), 95]),
+        ([3, 4], []),
+    ],
+)
+def test_some_tokens_ask_and_all_are_asked(lengths: list[int], read: list[int], probability: float) -> None:
+    """A sequence may have more queries than a block, one, or none; rows behind the queries get and give nothing."""
+    generator = torch.Generator().manual_seed(5)
+    q, grad = (torch.randn(len(read) + 2, 64, generator=generator).bfloat16() for _ in range(2))
+    k, v = (torch.randn(sum(lengths), 64, generator=generator).bfloat16() for _ in range(2))
+    ours, exact = [q, k, v], [t.double().requires_grad_() for t in (q[: len(read)], k, v)]
+    for tensor in ours:
+        tensor.requires_grad_()
+    count, asking = torch.tensor(lengths), torch.tensor(read, dtype=torch.int64)
+    dropout = Dropout(probability, 1234)
+    context = _Attention.apply(*ours, Sequences.of(count.cumsum(0) - count, count, asking), 2, dropout)
+    context.backward(grad)
+    assert not context[len(read) :].any()
+    assert not q.grad[len(read) :].any()
+    if not read:
+        assert not k.grad.any()
+        assert not v.grad.any()
+        return
+    expected = exact_attention(*exact, lengths, 2, dropout, asking)
+    expected.backward(grad[: len(read)].double())
+    assert apart(context[: len(read)], expected) < 4e-3
+    for mine, right in zip((q.grad[: len(read)], k.grad, v.grad), exact, strict=True):
+        assert apart(mine, right.grad) < 4e-3
+
+
+@needs_attention
 def test_attention_does_not_depend_on_threads_or_neighbours() -> None:
     generator = torch.Generator().manual_seed(3)
     lengths = torch.tensor([40, 128, 9])
     q, k, v = (torch.randn(177, 64, generator=generator).bfloat16() for _ in range(3))
     starts = lengths.cumsum(0) - lengths
-    together, _ = cpu_layers.attention(q, k, v, starts, lengths, 2, NO_DROPOUT)
+    together, _ = cpu_layers.attention(q, k, v, Sequences.of(starts, lengths), 2, NO_DROPOUT)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        single, _ = cpu_layers.attention(q, k, v, starts, lengths, 2, NO_DROPOUT)
+        single, _ = cpu_layers.attention(q, k, v, Sequences.of(starts, lengths), 2, NO_DROPOUT)
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(together, single)
     alone, _ = cpu_layers.attention(
-        q[40:168], k[40:168], v[40:168], torch.tensor([0]), torch.tensor([128]), 2, NO_DROPOUT
+        q[40:168], k[40:168], v[40:168], Sequences.of(torch.tensor([0]), torch.tensor([128])), 2, NO_DROPOUT
     )
     assert torch.equal(together[40:168], alone)
 
@@ -112,7 +153,7 @@ def test_tokens_behind_the_last_sequence_neither_give_nor_take() -> None:
     results = []
     for rows in (35, 40):
         leaves = [tensor[:rows].clone().requires_grad_() for tensor in inputs]
-        context = _Attention.apply(*leaves, starts, lengths, 2, NO_DROPOUT)
+        context = _Attention.apply(*leaves, Sequences.of(starts, lengths), 2, NO_DROPOUT)
         context.backward(torch.ones_like(context))
         results.append([context, *(leaf.grad for leaf in leaves)])
     for exact, padded in zip(*results, strict=True):
@@ -128,20 +169,19 @@ def test_large_scores_stay_finite() -> None:
     k[3], k[5] = 60.0, -60.0
     v = torch.arange(20.0)[:, None].expand(20, 16).bfloat16().contiguous()
     context = fused_attention(q, k, v, torch.tensor([0]), torch.tensor([20]), 1)
-    assert context is not None
     context.sum().backward()
     assert torch.equal(context, torch.full_like(context, 3.0))
     assert bool(q.grad.isfinite().all())
 
 
 def test_attention_takes_only_what_it_can() -> None:
-    lengths, start = torch.tensor([4]), torch.tensor([0])
-    for tensor, heads in ((torch.zeros(4, 64), 1), (torch.zeros(4, 24, dtype=torch.bfloat16), 1)):
-        assert fused_attention(tensor, tensor, tensor, start, lengths, heads) is None
+    half = torch.zeros(4, 64, dtype=torch.bfloat16)
+    assert fuses_attention(half, 1) == attends
+    for tensor in (torch.zeros(4, 64), torch.zeros(4, 24, dtype=torch.bfloat16)):
+        assert not fuses_attention(tensor, 1)
     ops.select("reference")
     try:
-        half = torch.zeros(4, 64, dtype=torch.bfloat16)
-        assert fused_attention(half, half, half, start, lengths, 1) is None
+        assert not fuses_attention(half, 1)
     finally:
         ops.select("auto")
 

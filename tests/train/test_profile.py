@@ -195,8 +195,8 @@ def test_flops_of_packed_sequences_are_their_sum() -> None:
     assert training_flops(dimensions, [40, 7], 7) == 3 * parts
     assert forward_flops(dimensions, [40], 6) < forward_flops(dimensions, [47], 6)
     of_six = forward_flops(dimensions, [40], 6) - forward_flops(dimensions, [40], 0)
-    head, behind_the_last_attention = 64 * 64 + 64 * 1000, 64 * 64 + 2 * 64 * 256
-    assert of_six == 2 * 6 * (head + behind_the_last_attention)
+    head, of_the_last_layer = 64 * 64 + 64 * 1000, 2 * 64 * 64 + 2 * 64 * 256
+    assert of_six == 2 * 6 * (head + of_the_last_layer)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@
 // again. A head of a sequence is one thread's work, in blocks that stay in the core's second-level cache.
 //
 // Products take bf16 and add in fp32 (vdpbf16ps), which wants pairs of the inner index side by side: "pairs" below are
-// [inner / 2][columns] of 32 bits. Shapes: S tokens of a sequence, P = S rounded up to a vector, D width of a head.
+// [inner / 2][columns] of 32 bits. Not every token of a sequence need be a query. Shapes: S tokens of a sequence, P = S
+// rounded up to a vector, D width of a head, T tokens and Q queries in all.
 #if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 10 : __GNUC__ >= 10)
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")
 #include <immintrin.h>
@@ -155,15 +156,16 @@ void transpose(const bf16* x, Index ld, int rows, int padded, int width, bf16* t
 }
 
 struct Attention {
-    const bf16 *query, *key, *value;  // [T, heads * D]
+    const bf16 *query, *key, *value;  // [Q, heads * D], [T, heads * D] twice
     Index stride;                     // elements between two tokens of query, key and value
-    const long long *start, *length;  // [sequences]
+    const long long *start, *length;  // [sequences], of keys and values
+    const long long *query_start, *query_length;
     int sequences, heads, width;
     float scale;
     Dropout dropout;
-    bf16* context;   // [T, heads * D]
-    float* log_sum;  // [heads, T]
-    Index tokens;
+    bf16* context;   // [Q, heads * D]
+    float* log_sum;  // [heads, Q]
+    Index queries;
 };
 
 // Memory of one thread, cut in turn.
@@ -214,9 +216,10 @@ float softmax_row(const Attention& t, float* scores, int length, int width, uint
 
 void forward_head(const Attention& t, int sequence, int head, Arena& arena) {
     arena.reset();
-    const Index start = t.start[sequence], width = t.width, ldc = t.heads * width;
-    const int length = int(t.length[sequence]), wide = padded(length);
-    const Index offset = start * t.stride + head * width;
+    const Index start = t.query_start[sequence], width = t.width, ldc = t.heads * width;
+    const int length = int(t.length[sequence]), wide = padded(length), queries = int(t.query_length[sequence]);
+    const Index offset = t.start[sequence] * t.stride + head * width;
+    const bf16* query = t.query + start * t.stride + head * width;
     auto* keys = arena.take<uint32_t>(size_t(wide) * width / 2);
     auto* values = arena.take<uint32_t>(size_t(wide) * width / 2);
     auto* scores = arena.take<float>(size_t(kBlock) * wide);
@@ -225,13 +228,13 @@ void forward_head(const Attention& t, int sequence, int head, Arena& arena) {
     pack_columns(t.key + offset, t.stride, length, wide, int(width), keys);
     pack_rows(t.value + offset, t.stride, length, wide, int(width), values);
     const uint32_t key = head_key(t, head);
-    for (int first = 0; first < length; first += kBlock) {
-        const int rows = length - first < kBlock ? length - first : kBlock;
-        multiply(rows, wide, int(width) / 2, t.query + offset + first * t.stride, t.stride, keys, wide, scores, wide);
+    for (int first = 0; first < queries; first += kBlock) {
+        const int rows = queries - first < kBlock ? queries - first : kBlock;
+        multiply(rows, wide, int(width) / 2, query + first * t.stride, t.stride, keys, wide, scores, wide);
         float sums[kBlock];
         for (int i = 0; i < rows; i++) {
             const uint32_t row = row_key(key, uint32_t(start + first + i));
-            t.log_sum[head * t.tokens + start + first + i] =
+            t.log_sum[head * t.queries + start + first + i] =
                 softmax_row(t, scores + Index(i) * wide, length, wide, row, probabilities + Index(i) * wide, sums + i);
         }
         multiply(rows, int(width), wide / 2, probabilities, wide, values, width, out, width);
@@ -246,7 +249,7 @@ void forward_head(const Attention& t, int sequence, int head, Arena& arena) {
 
 struct Gradients {
     const bf16* grad;           // of context
-    bf16 *query, *key, *value;  // [T, heads * D]
+    bf16 *query, *key, *value;  // as the tensors
 };
 
 Lanes load_bf16(const bf16* x) {
@@ -265,7 +268,7 @@ void deltas(const bf16* grad, const bf16* context, Index ld, int length, int wid
     }
 }
 
-// What the backward pass knows of each query of a head; [P].
+// What the backward pass knows of each query of a head, rounded up to vectors.
 struct Queries {
     float *log_sum, *delta;
     uint32_t* key;
@@ -296,29 +299,32 @@ void store_rows(const float* from, int rows, int width, bf16* to, Index ld) {
 
 void backward_head(const Attention& t, const Gradients& g, int sequence, int head, Arena& arena) {
     arena.reset();
-    const Index start = t.start[sequence], ldc = Index(t.heads) * t.width;
-    const int length = int(t.length[sequence]), wide = padded(length), width = t.width;
-    const Index offset = start * t.stride + head * width, place = start * ldc + head * width;
-    const bf16 *query = t.query + offset, *key = t.key + offset, *value = t.value + offset, *grad = g.grad + place;
+    const Index start = t.query_start[sequence], ldc = Index(t.heads) * t.width, first_key = t.start[sequence];
+    const int length = int(t.length[sequence]), width = t.width, key_wide = padded(length);
+    const int asked = int(t.query_length[sequence]), wide = padded(asked);
+    const Index offset = first_key * t.stride + head * width, of_keys = first_key * ldc + head * width;
+    const Index place = start * ldc + head * width;
+    const bf16 *key = t.key + offset, *value = t.value + offset;
+    const bf16 *query = t.query + start * t.stride + head * width, *grad = g.grad + place;
     const size_t half = size_t(wide) * width / 2, block = size_t(kBlock) * wide;
     auto *queries = arena.take<uint32_t>(half), *query_rows = arena.take<uint32_t>(half);
     auto *grads = arena.take<uint32_t>(half), *grad_rows = arena.take<uint32_t>(half);
-    auto* keys = arena.take<bf16>(2 * half);
+    auto* keys = arena.take<bf16>(size_t(key_wide) * width);
     auto *scores = arena.take<float>(block), *of_dropped = arena.take<float>(block);
     auto *dropped = arena.take<bf16>(block), *slope = arena.take<bf16>(block);
     auto* slope_rows = arena.take<uint32_t>(block / 2);
     auto* of_query = arena.take<float>(2 * half);  // transposed: [D, P]
     auto* out = arena.take<float>(size_t(kBlock) * width);
     const Queries q{arena.take<float>(wide), arena.take<float>(wide), arena.take<uint32_t>(wide)};
-    pack_columns(query, t.stride, length, wide, width, queries);
-    pack_rows(query, t.stride, length, wide, width, query_rows);
-    pack_columns(grad, ldc, length, wide, width, grads);
-    pack_rows(grad, ldc, length, wide, width, grad_rows);
-    transpose(key, t.stride, length, wide, width, keys);
-    deltas(grad, t.context + place, ldc, length, wide, width, q.delta);
+    pack_columns(query, t.stride, asked, wide, width, queries);
+    pack_rows(query, t.stride, asked, wide, width, query_rows);
+    pack_columns(grad, ldc, asked, wide, width, grads);
+    pack_rows(grad, ldc, asked, wide, width, grad_rows);
+    transpose(key, t.stride, length, key_wide, width, keys);
+    deltas(grad, t.context + place, ldc, asked, wide, width, q.delta);
     const uint32_t head_seed = head_key(t, head);
     for (int i = 0; i < wide; i++) {
-        q.log_sum[i] = i < length ? t.log_sum[head * t.tokens + start + i] : INFINITY;
+        q.log_sum[i] = i < asked ? t.log_sum[head * t.queries + start + i] : INFINITY;
         q.key[i] = row_key(head_seed, uint32_t(start + i));
     }
     for (int first = 0; first < length; first += kBlock) {
@@ -332,12 +338,12 @@ void backward_head(const Attention& t, const Gradients& g, int sequence, int hea
         if (even > rows) memset(slope + Index(rows) * wide, 0, sizeof(bf16) * wide);
         pack_rows(slope, wide, even, even, wide, slope_rows);
         multiply(rows, width, wide / 2, dropped, wide, grad_rows, width, out, width);
-        store_rows(out, rows, width, g.value + place + first * ldc, ldc);
+        store_rows(out, rows, width, g.value + of_keys + first * ldc, ldc);
         multiply(rows, width, wide / 2, slope, wide, query_rows, width, out, width);
-        store_rows(out, rows, width, g.key + place + first * ldc, ldc);
-        multiply(width, wide, even / 2, keys + first, wide, slope_rows, wide, of_query, wide, first > 0);
+        store_rows(out, rows, width, g.key + of_keys + first * ldc, ldc);
+        multiply(width, wide, even / 2, keys + first, key_wide, slope_rows, wide, of_query, wide, first > 0);
     }
-    for (int i = 0; i < length; i++)
+    for (int i = 0; i < asked; i++)
         for (int j = 0; j < width; j++) g.query[place + i * ldc + j] = from_f<bf16>(of_query[Index(j) * wide + i]);
 }
 
