@@ -109,7 +109,7 @@ def compare(given: argparse.Namespace, job: Job, scratch: Path) -> list[dict[str
     table: dict[str, dict[str, Any]] = {}
     curves: dict[str, Curve] = {}
     ratios = []
-    for seed in range(1, given.seeds + 1):
+    for seed in range(given.first_seed, given.first_seed + given.seeds):
         make_samples(given.data, given.held_out, Path(str(job.held_out)), split="validation", seed=seed)
         theirs = observe(
             command(given.peer_python, replace(rival, steps=steps, warmup=steps // 10, seed=seed)), job.threads
@@ -157,7 +157,8 @@ def parse() -> argparse.Namespace:
     add("--peer-python", default=sys.executable, help="interpreter with transformers and accelerate")
     add("--minutes", type=float, default=20.0, help="the rival's time")
     add("--share", type=float, default=0.25, help="ours, as a share of it")
-    add("--seeds", type=int, default=3)
+    add("--seeds", type=int, default=3, help="runs of each; each prints its result when it is done")
+    add("--first-seed", type=int, default=1, help="seed of the first, to go on with where another call ended")
     add("--variant", default="compiled", choices=list(VARIANTS), help="of the rival")
     add("--batch", type=int, default=8, help="the rival's sequences a step")
     add("--our-batch", type=int, default=64, help="our sequences a step")
