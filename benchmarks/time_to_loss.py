@@ -35,7 +35,7 @@ from benchmarks.pretrain_step import LENGTH, VARIANTS, Run, make_samples, observ
 
 #: what our recipe does differently, and the standard that an ablation goes back to
 RECIPE = {
-    "learning rate 2e-3": ("--optim.learning_rate=2e-3", "--optim.learning_rate=1e-4"),
+    "learning rate 5e-4": ("--optim.learning_rate=5e-4", "--optim.learning_rate=1e-4"),
     "linear decay": ("--optim.schedule=linear", "--optim.schedule=constant"),
     "no dropout": ("--model.hidden_dropout=0.0", "--model.hidden_dropout=0.1"),
     "no attention dropout": ("--model.attention_dropout=0.0", "--model.attention_dropout=0.1"),
@@ -161,7 +161,7 @@ def parse() -> argparse.Namespace:
     add("--first-seed", type=int, default=1, help="seed of the first, to go on with where another call ended")
     add("--variant", default="compiled", choices=list(VARIANTS), help="of the rival")
     add("--batch", type=int, default=8, help="the rival's sequences a step")
-    add("--our-batch", type=int, default=64, help="our sequences a step")
+    add("--our-batch", type=int, default=16, help="our sequences a step")
     add("--held-out", type=int, default=512, help="held-out samples")
     add("--evaluations", type=int, default=12, help="points of our curve")
     add("--ablate", action="store_true", help="also train without each part of the recipe")
