@@ -60,8 +60,10 @@ def check_run(found: Profiled, ranks: int) -> None:
     assert sum(summary["parts"].values()) == pytest.approx(summary["step_seconds"], rel=1e-6)
     # two clocks, the profiler's and ours, and what lies between their readings
     assert sum(summary["kinds"].values()) == pytest.approx(summary["step_seconds"], rel=0.05)
+    # DeepSpeed has nothing to reduce on one rank at stage 0
     idle = {"gradient reduction"} if ranks == 1 and "--train.zero_stage=0" in found.options else set()
-    assert all(summary["parts"][part] > 0 for part in set(PARTS) - idle)
+    assert {part for part in PARTS if summary["parts"][part] == 0} == idle
+    assert min(summary["parts"].values()) >= 0
     for kind in ("matrix products", "attention", "element-wise", "embedding", "optimizer", "copies and casts"):
         assert summary["kinds"][kind] > 0, kind
     assert 0 < summary["mfu"] < 1.2
@@ -69,14 +71,14 @@ def check_run(found: Profiled, ranks: int) -> None:
     assert summary["flops_per_step"] == pytest.approx(expected_flops(found), rel=1e-9)
     assert [Path(path).name for path in summary["traces"]] == [f"rank{rank}.pt.trace.json" for rank in range(ranks)]
     for path in summary["traces"]:
-        check_trace(json.loads(Path(path).read_text())["traceEvents"])
+        check_trace(json.loads(Path(path).read_text())["traceEvents"], set(PARTS) - {OTHER} - idle)
 
 
-def check_trace(events: list[dict[str, Any]]) -> None:
+def check_trace(events: list[dict[str, Any]], parts: set[str]) -> None:
     ranges = [event["name"] for event in events if event.get("cat") == "user_annotation"]
     steps = [f"ProfilerStep#{step}" for step in range(FIRST, FIRST + RECORDED)]
     assert [name for name in ranges if name.startswith("ProfilerStep")] == steps
-    assert set(PARTS) - {OTHER} <= set(ranges)
+    assert set(PARTS) & set(ranges) == parts
     assert sum(event.get("cat") == "cpu_op" for event in events) > 100 * RECORDED
 
 
