@@ -20,7 +20,7 @@ from engine.kernels import linear_cross_entropy
 from engine.kernels.decoder_loss import IGNORED
 from engine.kernels.embedding import TiedGradient
 from engine.model.layers import BertActivatedDense, BertEmbeddings, BertLayer, BertLayerNorm, BertPooler
-from engine.model.packing import Packing, spare_rows
+from engine.model.packing import Packing, spare_rows, with_spare_rows
 
 
 class BertEncoder(nn.Module):
@@ -75,8 +75,7 @@ class BertModel(nn.Module):
         """
         packing = Packing.from_lengths(lengths, input_ids.numel(), max_length)
         hidden = self.embeddings(input_ids, token_type_ids, position_ids, tied)
-        spare = spare_rows(packing.tokens, hidden)
-        hidden = F.pad(hidden, (0, 0, 0, spare)) if spare else hidden
+        hidden = with_spare_rows(hidden)
         if read is None:
             hidden = self.encoder(hidden, packing)[: packing.tokens]
             return hidden, self.pooler(hidden.index_select(0, packing.starts))

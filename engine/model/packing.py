@@ -79,11 +79,15 @@ def spare_rows(rows: int, like: Tensor) -> int:
     return -rows % (1 << max(0, rows.bit_length() - ROUNDING.bit_length()))
 
 
+def with_spare_rows(states: Tensor) -> Tensor:
+    """[T, H] and behind it rows of zeros, as many as `spare_rows` says."""
+    spare = spare_rows(len(states), states)
+    return F.pad(states, (0, 0, 0, spare)) if spare else states
+
+
 def pick(states: Tensor, rows: Tensor) -> Tensor:
-    """Some rows [R] of [T, H], and zeros as `spare_rows` has it."""
-    picked = states.index_select(0, rows)
-    spare = spare_rows(len(rows), states)
-    return F.pad(picked, (0, 0, 0, spare)) if spare else picked
+    """Some rows [R] of [T, H], with spare ones."""
+    return with_spare_rows(states.index_select(0, rows))
 
 
 def pack(input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> dict[str, Tensor]:
