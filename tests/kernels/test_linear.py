@@ -45,10 +45,11 @@ def test_results_and_gradients(name: str, rows: int, inputs: int, outputs: int) 
 
 
 @needs_kernels
-def test_gelu_of_every_bf16_number() -> None:
+@pytest.mark.parametrize("width", [1, 16], ids=["numbers", "vectors"])
+def test_gelu_of_every_bf16_number(width: int) -> None:
     """No rounding but that of the result and 1.1e-6 of the number; infinities and NaN as in torch."""
-    x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)[:, None]
-    ours, exact = kernels.gelu(x, torch.zeros(1).bfloat16()).double(), F.gelu(x.double())
+    x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).view(-1, width)
+    ours, exact = kernels.gelu(x, torch.zeros(width).bfloat16()).double(), F.gelu(x.double())
     finite = x.isfinite() & (x.abs() < 1e30) & (x.abs() > 1e-37)  # halves of the smallest ones round in steps
     allowed = exact.abs() * 2.0**-8 + x.double().abs().clamp(max=5.0) * 1.1e-6
     assert bool(((ours - exact).abs() <= allowed)[finite].all())
@@ -57,15 +58,17 @@ def test_gelu_of_every_bf16_number() -> None:
 
 
 @needs_kernels
-def test_the_slope_of_gelu_for_every_bf16_number() -> None:
-    x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)[:, None]
-    x = x[x.isfinite() & (x.abs() < 1e30)][:, None]
+@pytest.mark.parametrize("width", [1, 16], ids=["numbers", "vectors"])
+def test_the_slope_of_gelu_for_every_bf16_number(width: int) -> None:
+    x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    x = x[x.isfinite() & (x.abs() < 1e30)]
+    x = x[: len(x) // width * width].view(-1, width)
     exact = x.double().requires_grad_()
     F.gelu(exact).sum().backward()
-    ours, of_bias = kernels.gelu_backward(torch.ones_like(x), x, torch.zeros(1).bfloat16())
+    ours, of_bias = kernels.gelu_backward(torch.ones_like(x), x, torch.zeros(width).bfloat16())
     assert exact.grad is not None
     assert float((ours.double() - exact.grad).abs().max()) < 2.0**-8 + 1e-5
-    assert of_bias == pytest.approx(float(exact.grad.sum()), rel=1e-5)
+    assert float(of_bias.sum()) == pytest.approx(float(exact.grad.sum()), rel=1e-5)
 
 
 @needs_kernels

@@ -6,55 +6,15 @@
 // Products take bf16 and add in fp32 (vdpbf16ps), which wants pairs of the inner index side by side: "pairs" below are
 // [inner / 2][columns] of 32 bits. Not every token of a sequence need be a query. Shapes: S tokens of a sequence, P = S
 // rounded up to a vector, D width of a head, T tokens and Q queries in all.
-#if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 10 : __GNUC__ >= 10)
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")
-#include <immintrin.h>
 #include <omp.h>
 #include <stdlib.h>
 
-#include "dropout.h"
+#include "lanes.h"
 
+#ifdef HAS_LANES
 namespace {
 
-constexpr int kLanes = 16, kRows = 6, kBlock = 64;
-
-using Lanes = __m512;
-using Index = long long;
-
-Lanes exp_lanes(Lanes x) {
-    const Lanes y = _mm512_max_ps(x, _mm512_set1_ps(-104.f));
-    const Lanes n = _mm512_roundscale_ps(_mm512_mul_ps(y, _mm512_set1_ps(1.44269504f)), 8);
-    Lanes r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), y);
-    r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), r);
-    Lanes p = _mm512_set1_ps(1.3981999507e-3f);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
-    p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.f)));
-    return _mm512_scalef_ps(p, n);
-}
-
-__m512i hash_lanes(__m512i x) {
-    x = _mm512_xor_si512(x, _mm512_srli_epi32(x, 16));
-    x = _mm512_mullo_epi32(x, _mm512_set1_epi32(0x7feb352d));
-    x = _mm512_xor_si512(x, _mm512_srli_epi32(x, 15));
-    x = _mm512_mullo_epi32(x, _mm512_set1_epi32(int(0x846ca68bu)));
-    return _mm512_xor_si512(x, _mm512_srli_epi32(x, 16));
-}
-
-// Which of sixteen (row key, column) elements stay; `columns` are already multiplied (see dropout.h).
-__mmask16 kept(__m512i keys, __m512i columns, const Dropout& d) {
-    const __m512i hashes = hash_lanes(_mm512_xor_si512(keys, columns));
-    return _mm512_cmpge_epu32_mask(hashes, _mm512_set1_epi32(int(d.threshold)));
-}
-
-__m512i column_products(int first) {
-    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    return _mm512_mullo_epi32(_mm512_add_epi32(lanes, _mm512_set1_epi32(first)), _mm512_set1_epi32(int(0x9e3779b9u)));
-}
-
-void store_bf16(bf16* to, Lanes x) { _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh(x)); }
+constexpr int kRows = 6, kBlock = 64;
 
 // ROWS x (COLUMNS * 16) of C = A B, or C += A B.
 template <int ROWS, int COLUMNS>
@@ -119,18 +79,28 @@ void multiply(int rows, int columns, int pairs, const bf16* a, Index lda, const 
     }
 }
 
+// Calls store(pair of columns, first row, that pair of sixteen rows) for all of [S, D], with zeros from S to P.
+template <class Store>
+void each_pair_of_columns(const bf16* x, Index ld, int rows, int padded, int width, Store store) {
+    for (int i = 0; i < padded; i += kLanes)
+        for (int k = 0; k < width / 2; k += kLanes) {
+            const int pairs = width / 2 - k < kLanes ? width / 2 - k : kLanes;
+            __m512i block[kLanes];
+#pragma GCC unroll 16
+            for (int r = 0; r < kLanes; r++) {
+                const __mmask16 there = i + r < rows ? (1 << pairs) - 1 : 0;
+                block[r] = _mm512_maskz_loadu_epi32(there, x + (i + r) * ld + 2 * k);
+            }
+            transpose_lanes(block);
+            for (int p = 0; p < pairs; p++) store(k + p, i, block[p]);
+        }
+}
+
 // Pairs of columns: [S, D] to [D / 2][P], zero beyond S.
 void pack_columns(const bf16* x, Index ld, int rows, int padded, int width, uint32_t* to) {
-    for (int j = 0; j < padded; j += kLanes) {
-        const __mmask16 valid = j + kLanes <= rows ? 0xffff : rows > j ? (1 << (rows - j)) - 1 : 0;
-        const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        const __m512i offset = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(int(ld / 2)));
-        for (int k = 0; k < width / 2; k++) {
-            const int* first = (const int*)(x + j * ld) + k;
-            const __m512i zero = _mm512_setzero_si512();
-            _mm512_storeu_si512(to + k * padded + j, _mm512_mask_i32gather_epi32(zero, valid, offset, first, 4));
-        }
-    }
+    each_pair_of_columns(x, ld, rows, padded, width, [=](int pair, int row, __m512i lanes) {
+        _mm512_storeu_si512(to + Index(pair) * padded + row, lanes);
+    });
 }
 
 // Sixteen pairs of two rows of sixteen.
@@ -149,10 +119,14 @@ void pack_rows(const bf16* x, Index ld, int rows, int padded, int width, uint32_
         }
 }
 
+// [S, D] to [D][P], zero beyond S.
 void transpose(const bf16* x, Index ld, int rows, int padded, int width, bf16* to) {
-    memset(to, 0, sizeof(bf16) * size_t(padded) * width);
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < width; j++) to[j * padded + i] = x[i * ld + j];
+    each_pair_of_columns(x, ld, rows, padded, width, [=](int pair, int row, __m512i lanes) {
+        auto* first = (__m256i*)(to + Index(2 * pair) * padded + row);
+        auto* second = (__m256i*)(to + Index(2 * pair + 1) * padded + row);
+        _mm256_storeu_si256(first, _mm512_cvtepi32_epi16(lanes));
+        _mm256_storeu_si256(second, _mm512_cvtepi32_epi16(_mm512_srli_epi32(lanes, 16)));
+    });
 }
 
 struct Attention {
@@ -252,11 +226,6 @@ struct Gradients {
     bf16 *query, *key, *value;  // as the tensors
 };
 
-Lanes load_bf16(const bf16* x) {
-    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)x));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-}
-
 // Per query: the sum over the head of gradient times context.
 void deltas(const bf16* grad, const bf16* context, Index ld, int length, int wide, int width, float* to) {
     for (int i = 0; i < wide; i++) {
@@ -295,6 +264,19 @@ void store_rows(const float* from, int rows, int width, bf16* to, Index ld) {
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < width; j += kLanes)
             store_bf16(to + i * ld + j, _mm512_loadu_ps(from + Index(i) * width + j));
+}
+
+// [D][P] fp32 to [S, D].
+void store_transposed(const float* from, int padded, int rows, int width, bf16* to, Index ld) {
+    for (int i = 0; i < rows; i += kLanes)
+        for (int j = 0; j < width; j += kLanes) {
+            __m512i block[kLanes];
+#pragma GCC unroll 16
+            for (int k = 0; k < kLanes; k++) block[k] = _mm512_loadu_si512(from + Index(j + k) * padded + i);
+            transpose_lanes(block);
+            for (int k = 0; k < kLanes && i + k < rows; k++)
+                store_bf16(to + (i + k) * ld + j, _mm512_castsi512_ps(block[k]));
+        }
 }
 
 void backward_head(const Attention& t, const Gradients& g, int sequence, int head, Arena& arena) {
@@ -343,8 +325,7 @@ void backward_head(const Attention& t, const Gradients& g, int sequence, int hea
         store_rows(out, rows, width, g.key + of_keys + first * ldc, ldc);
         multiply(width, wide, even / 2, keys + first, key_wide, slope_rows, wide, of_query, wide, first > 0);
     }
-    for (int i = 0; i < asked; i++)
-        for (int j = 0; j < width; j++) g.query[place + i * ldc + j] = from_f<bf16>(of_query[Index(j) * wide + i]);
+    store_transposed(of_query, wide, asked, width, g.query + place, ldc);
 }
 
 size_t arena_bytes(const Attention& t) {
@@ -356,10 +337,7 @@ size_t arena_bytes(const Attention& t) {
 
 }  // namespace
 
-extern "C" bool attention_usable() {
-    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-}
+extern "C" bool attention_usable() { return lanes_usable(); }
 
 extern "C" void attention_forward(const Attention* t, int threads) {
 #pragma omp parallel num_threads(threads)
