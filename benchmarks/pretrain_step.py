@@ -39,7 +39,9 @@ from benchmarks.startup import end_session
 
 #: what the issue of each size is held to: rivals' tokens/s, share of the GEMM peak, share of the rival's memory
 GOALS = {"mini": (4.0, 0.60, 0.6), "small": (2.5, None, None), "medium": (1.8, None, None), "base": (1.4, 0.75, 0.8)}
-MICRO_BATCH = {"tiny": 32, "mini": 32, "small": 32, "medium": 16, "base": 8}
+MICRO_BATCH = {"tiny": 64, "mini": 64, "small": 32, "medium": 32, "base": 32}
+#: batches that the rival tries beside ours
+RIVAL_BATCHES = (8, 32)
 VARIANTS: dict[str, dict[str, Any]] = {"eager": {}, "compiled": {"compiled": True}}
 LENGTH = 128
 POLL_S = 1.0
@@ -167,7 +169,7 @@ def fastest_variant(job: Job, given: argparse.Namespace) -> tuple[str, int, dict
     of the leanest at our batch."""
     rates: dict[tuple[str, int], float] = {}
     peaks = []
-    for batch in sorted({8, job.batch} if not given.same_batch else {job.batch}):
+    for batch in sorted({job.batch} if given.same_batch else {*RIVAL_BATCHES, job.batch}):
         for name, more in VARIANTS.items():
             short = replace(job, steps=given.variant_steps, batch=batch, **more)
             try:
