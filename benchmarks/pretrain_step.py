@@ -79,8 +79,11 @@ def proportional_bytes(session: int) -> int:
     return total
 
 
-def observe(arguments: list[str], threads: int) -> Run:
+def observe(arguments: list[str], threads: int, undisturbed: range = range(0)) -> Run:
     """Run a command, and note when it prints "step N" and the most memory that it takes.
+
+    Args:
+        undisturbed: how many steps are done while memory isn't looked at, which takes a core for tens of milliseconds.
 
     Raises:
         RuntimeError: it fails; with the end of what it printed.
@@ -91,14 +94,16 @@ def observe(arguments: list[str], threads: int) -> Run:
         start_new_session=True,
     )  # fmt: skip
     peaks, over = [0], threading.Event()
+    times: list[float] = []
+    printed: list[str] = []
 
     def watch() -> None:
         while not over.wait(POLL_S):
-            peaks.append(proportional_bytes(process.pid))
+            if len(times) not in undisturbed:
+                peaks.append(proportional_bytes(process.pid))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    times, printed = [], []
     try:
         for line in process.stdout or ():
             printed.append(line)
@@ -209,12 +214,13 @@ def compare(size: str, given: argparse.Namespace, scratch: Path) -> dict[str, An
     rates: dict[str, list[float]] = {"zerobert": [], "Trainer": []}
     memory: dict[str, list[float]] = {name: [] for name in rates}
     shares = []
+    measured = range(given.unmeasured, given.steps)
     for index in range(given.repeats):
         before = gemm_peak(job.threads)
         output = scratch / f"{size}-{index}"
-        ours = observe(zerobert(size, job, given.data, output, given.zerobert), job.threads)
+        ours = observe(zerobert(size, job, given.data, output, given.zerobert), job.threads, measured)
         peak = statistics.mean((before, gemm_peak(job.threads)))
-        theirs = observe(command(given.peer_python, rival), job.threads)
+        theirs = observe(command(given.peer_python, rival), job.threads, measured)
         for name, run, own in (("zerobert", ours, job), ("Trainer", theirs, rival)):
             rates[name].append(own.batch * tokens / run.step_s(given.unmeasured))
             memory[name].append(run.peak_bytes / 1e6)
