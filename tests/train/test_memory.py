@@ -95,6 +95,26 @@ def test_the_end_of_the_heap_is_kept_unless_the_environment_says_otherwise(
     assert (faults < 1000) == (mine is None)
 
 
+HUGE = """
+from engine.train.memory import RESERVED, keep_heap
+
+keep_heap()
+lines = iter(open("/proc/self/smaps"))
+heap = next(line for line in lines if line.rstrip().endswith("[heap]"))
+begin, end = (int(bound, 16) for bound in heap.split()[0].split("-"))
+flags = next(line for line in lines if line.startswith("VmFlags:"))
+print(end - begin >= RESERVED, "hg" in flags.split())
+"""
+
+
+@pytest.mark.skipif(not GLIBC, reason="no glibc")
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no huge pages in this kernel")
+def test_the_heap_has_addresses_in_reserve_and_asks_for_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    said = subprocess.run([sys.executable, "-c", HUGE], capture_output=True, text=True, check=True, timeout=120).stdout
+    assert said.split() == ["True", "True"]
+
+
 def test_the_collector_leaves_what_is_there_alone() -> None:
     before = gc.get_freeze_count()
     share_with_forks()
