@@ -28,6 +28,9 @@ TOP_PAD = 128 << 10
 MAPPED_FROM, TRIMMED_FROM = 1 << 30, (1 << 31) - 1
 #: addresses that the heap is extended by at once, near the most that an option of mallopt can say
 RESERVED = (1 << 31) - (64 << 20)
+#: bytes and number of the requests that make malloc extend it
+REQUEST, REQUESTS = 32 << 20, 64
+#: of madvise
 MADV_HUGEPAGE = 14
 
 
@@ -127,8 +130,8 @@ def _extend_heap() -> None:
     lib.sbrk.argtypes, lib.sbrk.restype = [ctypes.c_ssize_t], ctypes.c_void_p
     before = lib.sbrk(0)
     held: list[int] = []
-    while lib.sbrk(0) == before and len(held) < 64:  # free chunks are used up first
-        held.append(lib.malloc(MAPPED_FROM // 32))
+    while lib.sbrk(0) == before and len(held) < REQUESTS:  # free chunks are used up first
+        held.append(lib.malloc(REQUEST))
     for chunk in held:
         lib.free(chunk)
 

@@ -23,7 +23,7 @@ template <int n, class V>
 inline __attribute__((always_inline)) V half_plus_odd(const float (&coefficients)[n], V x) {
     const V cut = at_least(at_most(x, 5.f), -5.f);
     const V s = cut * cut * 0.08f - 1.f;
-    V p = coefficients[0] - V{};
+    V p = coefficients[0] - V{};  // a number alone would not turn into a vector
 #pragma GCC unroll 16
     for (int i = 1; i < n; i++) p = p * s + coefficients[i];
     return 0.5f + cut * p;

@@ -10,6 +10,7 @@ inline Lanes at_least(Lanes x, float bound) { return _mm512_max_ps(_mm512_set1_p
 
 }  // namespace
 
+// Behind the bounds of vectors, which its templates find only if they are declared by now.
 #include "gelu.h"
 
 bool gelu_lanes_usable(int width) { return lanes_usable() && width % kLanes == 0; }
