@@ -10,6 +10,7 @@ Shape legend: T rows, I inputs, O outputs.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -46,8 +47,14 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _takes(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     """Whether the kernels take these tensors."""
     alike = x.device.type == "cpu" and all(tensor.dtype == torch.bfloat16 for tensor in (x, weight, bias))
-    usable = alike and x.ndim == 2 and x.numel() > 0 and torch.backends.mkldnn.is_available()
+    usable = alike and x.ndim == 2 and x.numel() > 0 and _has_bf16_products()
     return usable and fused(x.device)
+
+
+@cache
+def _has_bf16_products() -> bool:
+    """Whether oneDNN multiplies bf16 matrices on this CPU: it needs AVX-512 or newer, and fails without."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class _Linear(torch.autograd.Function):

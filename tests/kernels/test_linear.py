@@ -14,6 +14,7 @@ from engine.kernels import ops
 from engine.kernels.cpu_library import library
 
 needs_kernels = pytest.mark.skipif(library() is None, reason="no C++ compiler")
+needs_products = pytest.mark.skipif(not kernels._has_bf16_products(), reason="oneDNN has no bf16 products here")
 #: bf16 keeps 8 bits: rounding is off by 2^-9 at most, and GELU's argument is rounded before the bias too
 ROUNDING = 6e-3
 
@@ -24,7 +25,19 @@ def apart(ours: Tensor | None, exact: Tensor | None) -> float:
     return float((ours.detach().double() - exact.detach()).norm() / exact.detach().norm())
 
 
+@pytest.mark.parametrize("name", ["linear", "linear_gelu"])
+def test_a_cpu_without_bf16_products_takes_plain_torch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_has_bf16_products", lambda: False)
+    x, weight, bias = (torch.ones(shape).bfloat16().requires_grad_() for shape in ((4, 8), (3, 8), (3,)))
+    result = getattr(kernels, name)(x, weight, bias)
+    assert result.grad_fn is not None
+    assert "Linear" not in type(result.grad_fn).__name__
+    plain = F.linear(x, weight, bias)
+    assert torch.equal(result, plain if name == "linear" else F.gelu(plain))
+
+
 @needs_kernels
+@needs_products
 @pytest.mark.parametrize("name", ["linear", "linear_gelu"])
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(7, 8, 3), (40, 64, 17), (301, 96, 160)])
 def test_results_and_gradients(name: str, rows: int, inputs: int, outputs: int) -> None:
