@@ -10,7 +10,6 @@ import torch
 from engine import dist
 from engine.config import RunConfig
 from engine.data.loader import BatchLayout, evaluation_batches
-from engine.model.pretrained import load_pretrained
 from engine.tasks.task import Evaluation, Task
 from engine.train.loop import RunResult, to_device
 
@@ -24,11 +23,20 @@ def evaluate_export(task: Task, exported: Path, split: str, micro_batch: int, wo
     source = task.evaluation_source(split)
     if source is None:
         return None
-    model = task.build_model()
-    load_pretrained(model, exported)
+    model = task.load_export(exported)
     model.to(world.device).eval()
     batches = evaluation_batches(source, world.rank, world.size, micro_batch, 0)
     return task.evaluate(model, (to_device(batch, world.device) for batch in batches))
+
+
+def chosen(result: RunResult, metric: str | None) -> str:
+    """Which weights were exported, and how to have the others."""
+    if result.best is None or result.best.step is None:
+        return ""
+    told = f" (best {metric} {result.best.value:.4f}, at step {result.best.step} of {result.steps}"
+    if result.best.step != result.steps:
+        told += "; zerobert export RUN --weights last gives the last step's"
+    return told + ")"
 
 
 def final_report(task: Task, config: RunConfig, result: RunResult, layout: BatchLayout, world: dist.World) -> None:
@@ -43,7 +51,7 @@ def final_report(task: Task, config: RunConfig, result: RunResult, layout: Batch
     if world.is_main and evaluation is not None:
         folder = Path(config.output) / "report"
         print(task.report(evaluation, folder))
-        print(f"model     {result.exported}")
+        print(f"model     {result.exported}{chosen(result, task.best_metric)}")
         if config.monitor.tensorboard:
             print(f"curves    tensorboard --logdir {Path(config.output) / 'tensorboard'}")
         sys.stdout.flush()

@@ -1,14 +1,23 @@
-"""From a run's checkpoint to a Hugging Face folder, in one process and without the ranks that wrote it."""
+"""From a run's files to a Hugging Face folder, in one process and without the ranks that wrote them.
+
+What is exported is the content of a checkpoint, or of the run's own export of its best weights, and nothing else:
+today's data and options may be others than those of the run.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import BertConfig
 
 from engine.errors import UserError
-from engine.model.folder import export_huggingface
-from engine.tasks.task import Task
+from engine.model.folder import CONFIG_FILE, ORIGIN_FILE, WEIGHTS_FILE, export_huggingface, tokenizer_files
 from engine.train.archive import full_weights
-from engine.train.checkpoint import STATE_FILE, newest_intact, refuse_damaged
+from engine.train.checkpoint import STATE_FILE, RunState, newest_intact, read_state, refuse_damaged
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -26,10 +35,59 @@ def find_checkpoint(path: Path) -> Path:
     return newest
 
 
-def export_checkpoint(checkpoint: Path, task: Task, output: Path) -> None:
-    """Write a checkpoint of `task` as a Hugging Face folder.
+def best_of(run: Path) -> dict[str, Any] | None:
+    """What a run's own export tells of its best weights: metric, value and step; None where it has none.
 
     Raises:
-        UserError: a file of the checkpoint is missing or damaged.
+        UserError: the file is damaged.
     """
-    export_huggingface(full_weights(checkpoint), task.build_model().config, task.tokenizer, output)
+    path = run / "export" / ORIGIN_FILE
+    if not path.is_file():
+        return None
+    try:
+        best: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8"))["best"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"run: {path} is damaged ({error}); export the last checkpoint with --weights last") from error
+    return best
+
+
+def export_best(run: Path, output: Path) -> None:
+    """Write the best weights of a run, which its own export holds.
+
+    Raises:
+        UserError: a file of that is missing or damaged.
+    """
+    folder = run / "export"
+    try:
+        weights = load_file(folder / WEIGHTS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"run: {folder / WEIGHTS_FILE} cannot be read ({error}); take --weights last") from error
+    origin = json.loads((folder / ORIGIN_FILE).read_text(encoding="utf-8"))
+    export_huggingface(weights, _config(folder), tokenizer_files(folder), output, origin)
+
+
+def export_checkpoint(checkpoint: Path, output: Path) -> RunState:
+    """Write a checkpoint as a Hugging Face folder.
+
+    Returns:
+        The state of the checkpoint.
+
+    Raises:
+        UserError: a file of the checkpoint is missing or damaged, or an earlier version saved it.
+    """
+    state = read_state(checkpoint)
+    if state.facts is None:
+        raise UserError(
+            f"run: {checkpoint} was saved by an earlier version, without its labels and tokenizer; go on with that run "
+            "(--resume auto) for a step or more, then export it"
+        )
+    origin = {"step": state.step, "best": None, "facts": state.facts}
+    export_huggingface(full_weights(checkpoint), _config(checkpoint), tokenizer_files(checkpoint), output, origin)
+    return state
+
+
+def _config(folder: Path) -> BertConfig:
+    try:
+        return BertConfig.from_json_file(folder / CONFIG_FILE)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"run: {folder / CONFIG_FILE} cannot be read ({error}); restore it") from error

@@ -1,27 +1,58 @@
-"""`zerobert export`: a run's checkpoint as a Hugging Face folder, on a machine of any kind, without ranks."""
+"""`zerobert export`: a run's weights as a Hugging Face folder, on a machine of any kind, without ranks."""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
+from engine.errors import UserError
 from engine.train.quiet import silence_libraries
 from launch.cli import CommandParser
+
+DESCRIPTION = """Write a run's weights as a folder that transformers opens.
+
+  zerobert export runs/sst2 --output my-classifier                  the best weights of a fine-tuning run
+  zerobert export runs/sst2 --weights last --output my-classifier   those of its newest checkpoint
+  zerobert export runs/base/checkpoints/step-020000 --output bert   those of that step
+
+Labels and tokenizer are those of the run, whatever its data files hold today."""
 
 
 def main(arguments: list[str]) -> int:
     """Put whole fp32 weights together from the ranks' files and write them."""
-    parser = CommandParser(prog="zerobert export", description=__doc__)
+    parser = CommandParser(
+        prog="zerobert export", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=str, help="output folder of a run, or one of its step-NNNNNN folders")
     parser.add_argument("--output", type=str, required=True, help="folder to write")
+    parser.add_argument(
+        "--weights",
+        choices=("best", "last"),
+        help="best: of the best evaluation, where the task has a metric for it; last: of the newest checkpoint; "
+        "by default the best if there are any",
+    )
     values = parser.parse_args(arguments)
     silence_libraries()
-    from engine.config import from_dict
-    from engine.export import export_checkpoint, find_checkpoint
-    from engine.train.checkpoint import read_state
-    from launch.train import build_task
-
-    checkpoint = find_checkpoint(Path(values.run))
-    task = build_task(from_dict(read_state(checkpoint).config))
-    export_checkpoint(checkpoint, task, Path(values.output))
-    print(f"exported {checkpoint} to {values.output}")
+    print(export(Path(values.run), Path(values.output), values.weights), flush=True)
     return 0
+
+
+def export(run: Path, output: Path, weights: str | None) -> str:
+    """Write the wanted weights; what was written, in words.
+
+    Raises:
+        UserError: they aren't there, or are damaged.
+    """
+    from engine.export import best_of, export_best, export_checkpoint, find_checkpoint
+
+    best = None if weights == "last" else best_of(run)
+    if best is None and weights == "best":
+        raise UserError(f"weights: {str(run)!r} has no best weights; take --weights last")
+    if best is not None:
+        export_best(run, output)
+        told = f"the best {best['metric']}, {best['value']:.4f} at step {best['step']}"
+        return f"exported {run / 'export'} ({told}) to {output}; --weights last takes the newest checkpoint"
+    checkpoint = find_checkpoint(run)
+    state = export_checkpoint(checkpoint, output)
+    told = "" if state.best is None else f"; the best evaluation was {state.best:.4f} at step {state.best_step}"
+    return f"exported {checkpoint} to {output}{told}"

@@ -121,7 +121,7 @@ def checked_task(config: RunConfig) -> Any:
         UserError: data or model that don't fit, or too little text for pairs.
     """
     from engine.optim.schedule import check_phases
-    from engine.train.loop import total_steps
+    from engine.train.start import total_steps
 
     task = build_task(config)
     check_phases(config.optim, total_steps(config.train, task.train_source().epoch_size(0)))
@@ -169,10 +169,11 @@ def watch(config: RunConfig, launcher: Launcher) -> Watchdog:
 def run(config: RunConfig, launcher: Launcher, guard: Guard, given: frozenset[str] = frozenset()) -> None:
     """Check what needs the ranks or the data, then train and report; collective."""
     from engine.data.loader import resolve_layout
-    from engine.dist import agreed
+    from engine.dist import agreed, gather_objects
     from engine.evaluate import final_report
-    from engine.train.loop import Trainer, find_start
+    from engine.train.loop import Trainer
     from engine.train.monitor import check_monitor
+    from engine.train.start import find_start, is_over, recorded_facts, set_report_aside
     from launch.deepspeed_run import complete, record, resolved
     from launch.fit import explained_memory
 
@@ -187,14 +188,20 @@ def run(config: RunConfig, launcher: Launcher, guard: Guard, given: frozenset[st
     config = agreed(lambda: prepare_embedded(config, world.is_main))
     start = agreed(lambda: find_start(config))
     task = agreed(lambda: checked_task(config))
+    facts = agreed(lambda: recorded_facts(task, config, start) if world.is_main else {})
+    if any(gather_objects(world.is_main and is_over(task, config, start, facts))):
+        if world.is_main:
+            print(f"{config.output} is finished; its model is in export/ and nothing was changed", flush=True)
+        return
     if batch.micro_batch == "auto":
         config, layout = fitted(config, task, world)
     deepspeed = agreed(lambda: resolved(config, layout, accelerator))
     agreed(lambda: guard.count_start(config.resume, start))
     with guard.reporting(), explained_memory(config, task, layout, world):
-        trainer = agreed(lambda: Trainer(task, config, deepspeed.values, layout, world, start, guard))
+        trainer = agreed(lambda: Trainer(task, config, deepspeed.values, layout, world, start, guard, facts))
     if world.is_main:
         record(config, deepspeed)
+        set_report_aside(Path(config.output))
         print(
             f"{launcher.name}: {world.size} rank(s) on {accelerator}, ZeRO-{batch.zero_stage}, {batch.precision}; "
             f"global batch {layout.global_batch} = {world.size} x {layout.micro_batch} x {layout.accumulation}, "

@@ -20,7 +20,7 @@ from transformers import BertConfig
 from engine.data.prepare import PrepareConfig, prepare
 from engine.model.bert import BertForPreTraining
 from engine.model.build import initialise
-from engine.model.folder import export_huggingface
+from engine.model.folder import export_huggingface, tokenizer_files
 from tests.train.runs import ROOT, environment
 from tests.train.runs import run as launch
 
@@ -138,7 +138,7 @@ def write_inputs(folder: Path) -> None:
     config = BertConfig(vocab_size=400, max_position_embeddings=32, **sizes)
     model = BertForPreTraining(config)
     initialise(model, 1)
-    export_huggingface(model.state_dict(), config, folder / "other" / "tokenizer", folder / "model")
+    export_huggingface(model.state_dict(), config, tokenizer_files(folder / "other" / "tokenizer"), folder / "model")
     (folder / "roberta").mkdir()
     (folder / "roberta" / "config.json").write_text('{"model_type": "roberta"}')
     (folder / "empty").mkdir()

@@ -5,8 +5,10 @@ Shapes: N examples, B examples of a batch, T tokens of a batch (packed end to en
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -166,6 +168,14 @@ class LabelledSource:
         self.fixed = fixed
         self.group = group
         self._orders: dict[int, Indices] = {}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the token ids, segments and class ids of all examples, in order."""
+        digest = hashlib.sha256()
+        for array in (self.encoded.tokens, self.encoded.offsets, self.encoded.first_lengths, self.labels):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     def epoch_size(self, epoch: int) -> int:
         return len(self.labels)

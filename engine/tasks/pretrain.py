@@ -21,7 +21,8 @@ from engine.data.tokenizer import load_tokenizer
 from engine.errors import UserError
 from engine.model.bert import BertForPreTraining
 from engine.model.build import build_config, initialise
-from engine.model.pretrained import load_pretrained
+from engine.model.pretrained import LoadReport, check_segments, load_pretrained
+from engine.tasks.identity import Fact, base_weights
 from engine.tasks.task import Evaluation, StepOutput
 
 SHOWN_SENTENCES = 4
@@ -48,7 +49,9 @@ class Pretraining:
         self._sources: dict[str, PretrainingSource] = {}
         self.evaluation_samples = config.train.eval_samples
         self.bert_config = build_config(config.model, self.vocabulary.vocab_size, self.vocabulary.pad_id)
+        self.loaded: LoadReport | None = None
         self._check_positions()
+        check_segments(self.bert_config, config.model.init_from, "pre-training on pairs of segments")
         self._check_tokenizer()
 
     def _check_positions(self) -> None:
@@ -69,11 +72,28 @@ class Pretraining:
 
     def build_model(self) -> nn.Module:
         """BERT with both heads: seeded weights, or those of model.init_from."""
-        model = BertForPreTraining(self.bert_config, self.config.model.activation_checkpointing)
+        model = self._new_model()
         initialise(model, self.config.seed)
         if self.config.model.init_from:
-            load_pretrained(model, Path(self.config.model.init_from))
+            self.loaded = load_pretrained(model, Path(self.config.model.init_from))
         return model
+
+    def load_export(self, folder: Path) -> nn.Module:
+        """BERT with both heads, and the weights of an exported folder."""
+        model = self._new_model()
+        load_pretrained(model, folder)
+        return model
+
+    def _new_model(self) -> BertForPreTraining:
+        return BertForPreTraining(self.bert_config, self.config.model.activation_checkpointing)
+
+    def facts(self) -> list[Fact]:
+        """The store's content, the tokenizer, and the weights that training starts from."""
+        return [
+            Fact("tokenizer's rules and pieces", "data.path", self.store.manifest.tokenizer_fingerprint),
+            Fact("prepared texts", "data.path", self.store.manifest.fingerprint),
+            Fact("base weights", "model.init_from", base_weights(self.config.model.init_from)),
+        ]
 
     def train_source(self) -> PretrainingSource:
         return self._source("train")

@@ -22,8 +22,9 @@ from engine.data.source import MicroBatch
 from engine.data.tokenizer import load_tokenizer
 from engine.model.build import build_config, initialise
 from engine.model.heads import BertForSequenceClassification
-from engine.model.pretrained import load_pretrained
+from engine.model.pretrained import LoadReport, check_segments, load_pretrained
 from engine.tasks import report
+from engine.tasks.identity import Fact, base_weights
 from engine.tasks.task import Evaluation, StepOutput
 
 
@@ -48,6 +49,9 @@ class SequenceClassification:
         splits = read_splits(config.labelled, config.seed)
         self.names = class_names(splits["train"])
         self.bert_config = build_config(config.model, self.vocabulary.vocab_size, self.vocabulary.pad_id, self.names)
+        self.loaded: LoadReport | None = None
+        if config.labelled.text_pair:
+            check_segments(self.bert_config, config.model.init_from, "labelled.text_pair")
         labels = {split: class_ids(examples, self.names) for split, examples in splits.items()}
         self.majority = int(np.bincount(labels["train"]).argmax())
         self.sources = {
@@ -67,13 +71,32 @@ class SequenceClassification:
 
     def build_model(self) -> BertForSequenceClassification:
         """The pre-trained encoder under a fresh classifier."""
-        model = BertForSequenceClassification(self.bert_config, self.config.model.activation_checkpointing)
+        model = self._new_model()
         initialise(model, self.config.seed)
         # a classifier in the folder was trained for classes that need not be these, even when there are as many
-        fresh = {name: value.clone() for name, value in model.classifier.state_dict().items()}
-        load_pretrained(model, self.tokenizer)
-        model.classifier.load_state_dict(fresh)
+        self.loaded = load_pretrained(model, self.tokenizer, without=("classifier.",))
         return model
+
+    def load_export(self, folder: Path) -> BertForSequenceClassification:
+        """The encoder and the classifier of an exported folder."""
+        model = self._new_model()
+        load_pretrained(model, folder)
+        return model
+
+    def _new_model(self) -> BertForSequenceClassification:
+        return BertForSequenceClassification(self.bert_config, self.config.model.activation_checkpointing)
+
+    def facts(self) -> list[Fact]:
+        """Classes, tokenizer, the encoded examples that are learned and that choose the best, and the base weights."""
+        test = self.sources.get("test")
+        return [
+            Fact("classes", "labelled.train", list(self.names)),
+            Fact("tokenizer's rules and pieces", "model.init_from", self.vocabulary.fingerprint),
+            Fact("training examples", "labelled.train", self.sources["train"].fingerprint),
+            Fact("validation examples", "labelled.validation", self.sources["validation"].fingerprint),
+            Fact("test examples", "labelled.test", test and test.fingerprint, fixed=False),
+            Fact("base weights", "model.init_from", base_weights(self.config.model.init_from)),
+        ]
 
     def train_source(self) -> LabelledSource:
         return self.sources["train"]

@@ -8,11 +8,14 @@
             index.json               where the ranges of every parameter lie; see `engine.train.archive`
             rank-NNNNN.safetensors   fp32 weights and optimizer states that rank N wrote
             rng-rank-N.pt            random generators of rank N
+            config.json              the model as transformers describes it, with the names of its classes
+            tokenizer.json, ...      the tokenizer's files
         aside-step-000200/           one that a resume from an earlier step left behind
 
 `engine.train.saver` writes them, `engine.train.commit` names them. Any number of ranks resumes at any ZeRO stage:
 parameters are saved under their names and without ZeRO's padding, and the cursor counts samples. Only the random
-generators belong to a rank; another number of ranks seeds new ones.
+generators belong to a rank; another number of ranks seeds new ones. What the weights mean is in the checkpoint too, so
+an export reads nothing else, and a resume is refused where today's data or options contradict it.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -29,29 +32,43 @@ import torch
 
 import engine
 from engine import dist
+from engine.config import ModelConfig
 from engine.data.source import Cursor
 from engine.errors import UserError
+from engine.tasks.identity import MAY_CHANGE
 from engine.train.archive import first_line
 from engine.train.durable import SEAL, FileFacts, is_sealed, seal, sha256_of
 from engine.train.zero import ZeroEngine
 
 STATE_FILE = "state.json"
-#: of the folder's files; 1 was DeepSpeed's own, 2 had no hashes
-FORMAT = 3
+#: of the folder's files; 1 was DeepSpeed's own, 2 had no hashes, 3 didn't say what the weights mean
+FORMAT = 4
+READABLE_FORMATS = (3, 4)
 UNSEALED_FORMATS = (1, 2)
-#: configuration that a resume can't change, because states or data order depend on it
+#: the base weights count by their content, and recomputation changes no value
+FREE_MODEL_FIELDS = ("init_from", "activation_checkpointing")
+#: configuration that a resume can't change, because states, data order or the best score depend on it
 FIXED_FIELDS = (
     "task",
     "seed",
-    "model",
+    *(f"model.{part.name}" for part in fields(ModelConfig) if part.name not in FREE_MODEL_FIELDS),
     "data.sequence_length",
     "data.short_sequence_probability",
     "data.mask_probability",
     "data.whole_word_masking",
-    "labelled.train",
+    "labelled.text",
+    "labelled.text_pair",
+    "labelled.label",
+    "labelled.max_length",
+    "labelled.metric",
+    "labelled.group_by_length",
     "optim.name",
     "train.precision",
 )
+#: fixed too where a checkpoint doesn't know the content behind them
+NAMES_OF_CONTENT = ("model.init_from", "labelled.train")
+#: what differs between two starts of a run and needs no telling
+UNTOLD_FIELDS = ("resume", "output", "train.zero_stage")
 
 
 @dataclass(frozen=True)
@@ -64,6 +81,10 @@ class RunState:
     config: dict[str, Any]
     best: float | None = None
     """best value so far of the task's metric"""
+    best_step: int | None = None
+    """the step that had it; None too where an earlier version saved it"""
+    facts: dict[str, Any] | None = None
+    """what `engine.tasks.identity` tells of the run; None where an earlier version saved it"""
     micro_batch: int = 0
     version: str = engine.__version__
     format: int = FORMAT
@@ -212,7 +233,7 @@ def read_state(path: Path) -> RunState:
         sealed = values.pop(SEAL, None) is not None or found not in UNSEALED_FORMATS
         if sealed and not is_sealed(text):
             raise ValueError("it is not what was written, by its SHA-256")
-        if found == FORMAT:
+        if found in READABLE_FORMATS:
             files = {name: FileFacts(**facts) for name, facts in values["files"].items()}
             return RunState(**{**values, "cursor": Cursor(**values["cursor"]), "files": files})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -224,14 +245,6 @@ def read_state(path: Path) -> RunState:
     )
 
 
-def lookup(config: dict[str, Any], name: str) -> Any:
-    """The value of a dotted field."""
-    value: Any = config
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
-
-
 def check_resumable(state: RunState, path: Path, config: dict[str, Any]) -> None:
     """Refuse a resume with a configuration that contradicts the checkpoint.
 
@@ -239,11 +252,32 @@ def check_resumable(state: RunState, path: Path, config: dict[str, Any]) -> None
         UserError: names the field and both values.
     """
     # Samples that are grouped by length are ordered by global batches, so a cursor means nothing in other ones.
-    grouped = bool(lookup(state.config, "labelled.group_by_length"))
-    for name in (*FIXED_FIELDS, "labelled.group_by_length", *(["train.global_batch"] if grouped else [])):
-        saved, given = lookup(json.loads(json.dumps(state.config)), name), lookup(json.loads(json.dumps(config)), name)
-        if saved != given and (saved or given):  # a checkpoint from before an option has None for its default
-            raise UserError(f"{name}: {given!r} differs from {saved!r} in {path}; set it back, or use another --output")
+    grouped = ("train.global_batch",) if flat(state.config).get("labelled.group_by_length") else ()
+    fixed = {*FIXED_FIELDS, *grouped, *(NAMES_OF_CONTENT if state.facts is None else ())}
+    for name, saved, given in differences(state.config, config):
+        if name in fixed:
+            raise UserError(
+                f"{name}: {given!r} differs from {saved!r} in {path}; "
+                f"set it back ({MAY_CHANGE}), or use another --output"
+            )
+
+
+def differences(saved: dict[str, Any], given: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(dotted field, saved value, given value) of every field that differs, in the order of the given ones.
+
+    A checkpoint from before an option has None for it, which is no difference from a default that is off.
+    """
+    left, right = flat(json.loads(json.dumps(saved))), flat(json.loads(json.dumps(given)))
+    pairs = [(name, left.get(name), value) for name, value in right.items()]
+    return [(name, old, new) for name, old, new in pairs if old != new and (old or new)]
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of dicts as one dict of dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
 
 
 def load(zero: ZeroEngine, path: Path, state: RunState) -> None:
@@ -266,12 +300,19 @@ def load(zero: ZeroEngine, path: Path, state: RunState) -> None:
     dist.set_rng_state(rng)
 
 
-def resumption(state: RunState, path: Path, world_size: int, stage: int) -> str:
-    """What to tell about a resume: where it goes on and, if its layout is another one, what follows from that."""
+def resumption(state: RunState, path: Path, world_size: int, config: dict[str, Any]) -> str:
+    """What to tell about a resume: where it goes on, what changed since, and what follows from that."""
+    stage = int(config["train"]["zero_stage"])
     told = f"resumed {path} at step {state.step}"
     saved = (state.world_size, int(state.config["train"]["zero_stage"]))
     if saved != (world_size, stage):
         told += f", saved by {saved[0]} rank(s) at ZeRO stage {saved[1]}, now {world_size} rank(s) at stage {stage}"
     if saved[0] != world_size:
         told += "\nfrom here on dropout differs from that of the undisturbed run, whose ranks are other ones"
+    known = flat(state.config)
+    changed = [one for one in differences(state.config, config) if one[0] in known and one[0] not in UNTOLD_FIELDS]
+    if changed:
+        told += "\nchanged since then: " + ", ".join(f"{name} {old!r} -> {new!r}" for name, old, new in changed)
+    if state.facts is None:
+        told += "\nan earlier version saved it, without labels, tokenizer and data: make sure that they are the same"
     return told

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from engine.train.checkpoint import (
     checkpoint_step,
     complete_checkpoints,
     damage,
-    generators_file,
 )
 from engine.train.durable import FileFacts, make_folder, replace_durably, sync_folder, write_durably
 from engine.train.states import Snapshot
@@ -55,10 +55,10 @@ def clean(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def write_part(partial: Path, snapshot: Snapshot, generators: bytes) -> None:
+def write_part(partial: Path, snapshot: Snapshot, further: Mapping[str, bytes]) -> None:
     """Write one rank's files, and then the list of them: there is one when, and only when, all are on the disk."""
     files = snapshot.write(partial)
-    files[generators_file(snapshot.rank)] = write_durably(partial / generators_file(snapshot.rank), generators)
+    files |= {name: write_durably(partial / name, content) for name, content in further.items()}
     listed = partial / part_file(snapshot.rank)
     aside = listed.with_suffix(".new")
     write_durably(aside, json.dumps({name: asdict(facts) for name, facts in files.items()}).encode())

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,14 @@ import torch
 import yaml
 
 from engine import dist, kernels
-from engine.config import RunConfig, TrainConfig
+from engine.config import RunConfig
 from engine.data.loader import BatchLayout, evaluation_batches, training_batches
 from engine.data.source import Cursor, MicroBatch
 from engine.errors import RunError
-from engine.model.folder import export_huggingface
+from engine.model.folder import CONFIG_FILE, export_huggingface, tokenizer_files
 from engine.optim.build import build_optimizer
 from engine.optim.schedule import learning_rate
-from engine.tasks.task import Evaluation, Task
+from engine.tasks.task import Best, Evaluation, Task
 from engine.train import checkpoint
 from engine.train.audit import Audit
 from engine.train.faults import RollBack, found_late
@@ -34,10 +34,9 @@ from engine.train.preempt import Stop, Stopped
 from engine.train.profile import Profile, check_profile
 from engine.train.recording import BACKWARD, FORWARD, OPTIMIZER
 from engine.train.saver import Saver
+from engine.train.start import tell_loaded, total_steps
 from engine.train.verify import UpdateCertificate
 from engine.train.zero import ZeroEngine
-
-DEFAULT_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -49,33 +48,14 @@ class RunResult:
     """training loss at the last point of the curve"""
     evaluation: Evaluation | None
     exported: Path
-
-
-def total_steps(train: TrainConfig, epoch_size: int) -> int:
-    """Optimizer steps of the run, from train.steps or train.epochs."""
-    if train.steps is not None:
-        return train.steps
-    if train.epochs is not None:
-        return max(1, math.ceil(train.epochs * epoch_size / train.global_batch))
-    return DEFAULT_STEPS
+    best: Best | None
+    """of what was exported; None where the task has no best and the last weights are"""
 
 
 def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
     """The micro-batch with its tensors on `device` and its longest length on the host."""
     inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.inputs.items()}
     return replace(batch, inputs=inputs, max_length=int(batch.inputs["lengths"].max()))
-
-
-def find_start(config: RunConfig) -> Path | None:
-    """The checkpoint that the run resumes, verified and checked against it before anything is built; collective.
-
-    Raises:
-        UserError: `resume` asks for what isn't there, or for a checkpoint that is damaged or contradicts the run.
-    """
-    path = checkpoint.find(config.resume, Path(config.output) / "checkpoints")
-    if path is not None:
-        checkpoint.check_resumable(checkpoint.read_state(path), path, config.to_dict())
-    return path
 
 
 class Trainer:
@@ -90,8 +70,15 @@ class Trainer:
         world: dist.World,
         start: Path | None,
         guard: Guard,
+        facts: dict[str, Any],
     ) -> None:
+        """
+        Args:
+            start: the checkpoint to go on from.
+            facts: what every checkpoint tells of data and model; see `engine.tasks.identity`.
+        """
         self.task, self.config, self.layout, self.world, self.guard = task, config, layout, world, guard
+        self.facts = facts
         self.output = Path(config.output)
         self.source = task.train_source()
         self.total = total_steps(config.train, self.source.epoch_size(0))
@@ -111,9 +98,14 @@ class Trainer:
         )
         dist.seed_everything(config.seed, world.rank)
         self.step = 0
-        self.best: float | None = None
+        self.best: Best | None = None
+        self.tokenizer = tokenizer_files(task.tokenizer) if world.is_main else {}
         self.saver = Saver(
-            self.output / "checkpoints", config.train.keep, background=config.train.async_save, say=self._say
+            self.output / "checkpoints",
+            config.train.keep,
+            background=config.train.async_save,
+            say=self._say,
+            meaning={CONFIG_FILE: task.bert_config.to_json_string().encode(), **self.tokenizer},
         )
         if start is not None and state is not None:
             self._resume(start, state)
@@ -121,6 +113,8 @@ class Trainer:
         self.monitor = Monitor(config, self.step)
         if world.is_main:
             self._record_config(deepspeed)
+            if start is None:
+                tell_loaded(task, config)
         self.meter = Meter(self.zero.device)
         updates = config.train.verify_update
         self.certificate = UpdateCertificate(self.zero, config.optim, updates, self.output, self._say)
@@ -132,9 +126,10 @@ class Trainer:
 
     def _resume(self, path: Path, state: checkpoint.RunState) -> None:
         checkpoint.load(self.zero, path, state)
-        self.step, self.cursor, self.best = state.step, state.cursor, state.best
+        self.step, self.cursor = state.step, state.cursor
+        self.best = None if state.best is None else Best(state.best, state.best_step)
         told = [
-            checkpoint.resumption(state, path, self.world.size, self.config.train.zero_stage),
+            checkpoint.resumption(state, path, self.world.size, self.config.to_dict()),
             *self.saver.resume(path, state.step),
         ]
         if self.world.is_main:
@@ -167,7 +162,7 @@ class Trainer:
         self.saver.wait()
         self.progress.close()
         self.monitor.close()
-        return RunResult(self.step, self.loss, self.evaluation, self.output / "export")
+        return RunResult(self.step, self.loss, self.evaluation, self.output / "export", self.best)
 
     def _train_to_the_end(self) -> None:
         release_freed()  # what building the model took
@@ -345,17 +340,21 @@ class Trainer:
         for name, pixels in evaluation.images.items():
             self.monitor.image(f"eval/{name}", pixels, self.step)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in evaluation.scalars.items())
-        self.progress.say(f"evaluation at step {self.step}: {shown}")
+        best = f"; the best {self.task.best_metric} so far" if self._is_best(evaluation) else ""
+        self.progress.say(f"evaluation at step {self.step}: {shown}{best}")
 
     def _keep_best(self, evaluation: Evaluation) -> None:
-        name = self.task.best_metric
-        if name is None:
-            return
-        value = evaluation.scalars[name]
-        sign = 1.0 if self.task.higher_is_better else -1.0
-        if self.best is None or sign * value > sign * self.best:
-            self.best = value
+        if self._is_best(evaluation):
+            assert self.task.best_metric is not None
+            self.best = Best(evaluation.scalars[self.task.best_metric], self.step)
             self.export()
+
+    def _is_best(self, evaluation: Evaluation) -> bool:
+        name = self.task.best_metric
+        if name is None or self.best is None:
+            return name is not None
+        sign = 1.0 if self.task.higher_is_better else -1.0
+        return sign * evaluation.scalars[name] > sign * self.best.value
 
     def save(self, *, required: bool = False) -> None:
         """Begin to write a checkpoint; collective.
@@ -369,7 +368,9 @@ class Trainer:
             cursor=self.cursor,
             world_size=self.world.size,
             config=json.loads(json.dumps(self.config.to_dict())),
-            best=self.best,
+            best=None if self.best is None else self.best.value,
+            best_step=None if self.best is None else self.best.step,
+            facts=self.facts,
             micro_batch=self.layout.micro_batch,
         )
         with self.guard.doing("saving"):
@@ -387,6 +388,7 @@ class Trainer:
         self.saver.wait()
         weights = self.zero.full_state_dict()
         if self.world.is_main:
-            model_config = self.zero.model.module.config
-            export_huggingface(weights, model_config, self.task.tokenizer, self.output / "export")
+            best = None if self.best is None else {"metric": self.task.best_metric, **asdict(self.best)}
+            origin = {"step": self.step, "best": best, "facts": self.facts}
+            export_huggingface(weights, self.task.bert_config, self.tokenizer, self.output / "export", origin)
         dist.barrier()

@@ -15,7 +15,7 @@ import io
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ import torch
 from engine import dist
 from engine.errors import RunError
 from engine.train import commit, states
-from engine.train.checkpoint import RunState, checkpoint_name
+from engine.train.checkpoint import RunState, checkpoint_name, generators_file
 from engine.train.zero import ZeroEngine
 
 DONE, WRITING, FAILED = range(3)
@@ -56,18 +56,28 @@ class Saver:
     ends. Older checkpoints stay as they are.
     """
 
-    def __init__(self, folder: Path, keep: int, *, background: bool, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        *,
+        background: bool,
+        say: Callable[[str], None] = print,
+        meaning: Mapping[str, bytes] | None = None,
+    ) -> None:
         """
         Args:
             folder: the run's `checkpoints` folder; what a dead save left there is removed.
             keep: newest checkpoints to keep, at least 1.
             background: go on while threads write, at the price of a copy in memory; see `states.snapshot`.
             say: tells a person of a save that failed; called on every rank.
+            meaning: further files of every checkpoint, which say what the weights mean; written by rank 0.
         """
         self._folder, self._keep, self._background, self._say = folder, keep, background, say
         self._writer: PartWriter | None = None
         self._newest: int | None = None
         self._rank, self._ranks = dist.place()
+        self._meaning = dict(meaning or {}) if self._rank == 0 else {}
         if self._rank == 0:
             commit.clean(folder)
 
@@ -101,7 +111,7 @@ class Saver:
         if any(dist.gather_objects(writer.failure)):
             self._fail(writer)
             return
-        writer.take(states.snapshot(zero.model, copy=self._background))
+        writer.take(states.snapshot(zero.model, copy=self._background), self._meaning)
         writer.start()
         self._writer = writer
         if not self._background:
@@ -159,13 +169,13 @@ class PartWriter(threading.Thread):
         self.failure: Failure | None = None
         self.defect: Exception | None = None
         self._ended = threading.Event()
-        self._taken: tuple[states.Snapshot, bytes] | None = None
+        self._taken: tuple[states.Snapshot, dict[str, bytes]] | None = None
 
-    def take(self, snapshot: states.Snapshot) -> None:
-        """What to write: the states, and the random generators as they are now."""
+    def take(self, snapshot: states.Snapshot, meaning: Mapping[str, bytes]) -> None:
+        """What to write: the states, the random generators as they are now, and what they mean."""
         generators = io.BytesIO()
         torch.save(dist.rng_state(), generators)
-        self._taken = snapshot, generators.getvalue()
+        self._taken = snapshot, {**meaning, generators_file(snapshot.rank): generators.getvalue()}
 
     def run(self) -> None:
         self.attempt(self._write)

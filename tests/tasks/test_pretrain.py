@@ -13,7 +13,7 @@ from engine.config import RunConfig
 from engine.data.loader import evaluation_batches, resolve_layout, training_batches
 from engine.data.source import Cursor
 from engine.errors import UserError
-from engine.model.folder import export_huggingface
+from engine.model.folder import export_huggingface, tokenizer_files
 from engine.tasks.pretrain import Pretraining, escape, loss_shares
 
 
@@ -99,7 +99,7 @@ def test_weights_of_another_vocabulary_of_the_same_size_are_refused(
     vocab["the"], vocab["of"] = vocab["of"], vocab["the"]
     tokenizer.write_text(json.dumps(state))
     model = task.build_model()
-    export_huggingface(model.state_dict(), model.config, tmp_path / "tokenizer", tmp_path / "model")
+    export_huggingface(model.state_dict(), model.config, tokenizer_files(tmp_path / "tokenizer"), tmp_path / "model")
     with pytest.raises(UserError, match=r"model\.init_from: the vocabulary of .* is not the one"):
         Pretraining(config(store, init_from=str(tmp_path / "model")))
 
@@ -108,7 +108,7 @@ def test_a_sequence_longer_than_the_loaded_models_positions_is_refused(
     task: Pretraining, store: Path, tmp_path: Path
 ) -> None:
     model = task.build_model()
-    export_huggingface(model.state_dict(), model.config, store / "tokenizer", tmp_path / "model")
+    export_huggingface(model.state_dict(), model.config, tokenizer_files(store / "tokenizer"), tmp_path / "model")
     run = config(store, init_from=str(tmp_path / "model"))
     run.data = replace(run.data, sequence_length=128)
     with pytest.raises(UserError, match=r"data\.sequence_length: 128 exceeds the 64 positions"):

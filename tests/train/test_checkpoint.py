@@ -26,7 +26,7 @@ from engine.train.durable import seal
 from launch.export import main as export
 from tests.train.runs import run
 
-STATE = RunState(step=4, cursor=Cursor(1, 8, 64), world_size=2, config=RunConfig().to_dict(), best=0.5)
+STATE = RunState(step=4, cursor=Cursor(1, 8, 64), world_size=2, config=RunConfig().to_dict(), best=0.5, facts={})
 
 
 def write(folder: Path, step: int) -> Path:
@@ -77,27 +77,45 @@ def test_a_damaged_state_is_named(tmp_path: Path, content: str) -> None:
         read_state(path)
 
 
-@pytest.mark.parametrize("older", [{}, {"format": 1}, {"format": 2}, {"format": 4, "new": 0}])
+@pytest.mark.parametrize("older", [{}, {"format": 1}, {"format": 2}, {"format": 5, "new": 0}])
 def test_another_format_is_refused_with_the_version_that_reads_it(tmp_path: Path, older: dict[str, Any]) -> None:
     """Also where `auto` could go on from an older one: it is not damaged, and its steps are not to be lost."""
     path = write(tmp_path, 4)
     values = {name: value for name, value in asdict(STATE).items() if name != "format"}
     values |= {"version": "0.9.1", **older}
-    (path / STATE_FILE).write_text(seal(values) if older.get("format", 1) > 3 else json.dumps(values))
+    (path / STATE_FILE).write_text(seal(values) if older.get("format", 1) > 4 else json.dumps(values))
     write(tmp_path, 3)
-    reason = f"of checkpoint format {older.get('format', 1)} and this version reads format 3; .*wrote it \\(0.9.1\\)"
+    reason = f"of checkpoint format {older.get('format', 1)} and this version reads format 4; .*wrote it \\(0.9.1\\)"
     with pytest.raises(UserError, match=f"resume: .*{reason}"):
         find("auto", tmp_path)
 
 
+def changed(part: str, **values: Any) -> dict[str, Any]:
+    """The default configuration with other values in one of its parts."""
+    config = RunConfig()
+    return replace(config, **{part: replace(getattr(config, part), **values)}).to_dict()
+
+
 def test_a_resume_tells_what_changed() -> None:
-    path = Path("step-000004")
-    assert resumption(STATE, path, 2, 2) == "resumed step-000004 at step 4"
-    stage = resumption(STATE, path, 2, 3)
+    path, same = Path("step-000004"), RunConfig().to_dict()
+    assert resumption(STATE, path, 2, same) == "resumed step-000004 at step 4"
+    stage = resumption(STATE, path, 2, changed("train", zero_stage=3))
     assert stage == "resumed step-000004 at step 4, saved by 2 rank(s) at ZeRO stage 2, now 2 rank(s) at stage 3"
-    first, second = resumption(STATE, path, 4, 2).splitlines()
+    first, second = resumption(STATE, path, 4, same).splitlines()
     assert first.endswith("saved by 2 rank(s) at ZeRO stage 2, now 4 rank(s) at stage 2")
     assert "dropout differs" in second
+    batch = resumption(STATE, path, 2, changed("train", global_batch=128))
+    assert batch.splitlines()[1] == "changed since then: train.global_batch 64 -> 128"
+    rate = resumption(STATE, path, 2, changed("optim", learning_rate=0.5, betas=(0.9, 0.98)))
+    assert rate.splitlines()[1].endswith("optim.learning_rate 0.0001 -> 0.5, optim.betas [0.9, 0.999] -> [0.9, 0.98]")
+
+
+def test_a_checkpoint_that_does_not_know_its_data_says_so() -> None:
+    older = replace(STATE, facts=None)
+    assert "make sure that they are the same" in resumption(older, Path("step-000004"), 2, RunConfig().to_dict())
+    with pytest.raises(UserError, match=r"^model\.init_from: 'bert' differs from None"):
+        check_resumable(older, Path("step-000004"), changed("model", init_from="bert"))
+    check_resumable(STATE, Path("step-000004"), changed("model", init_from="bert"))  # there the content is compared
 
 
 @pytest.mark.parametrize(
@@ -107,21 +125,27 @@ def test_a_resume_tells_what_changed() -> None:
         ("train", "precision", "bf16"),
         ("data", "sequence_length", 256),
         ("model", "layers", 9),
+        ("model", "hidden_dropout", 0.2),
+        ("labelled", "text", "review"),
+        ("labelled", "text_pair", "answer"),
+        ("labelled", "label", "stars"),
+        ("labelled", "max_length", 64),
+        ("labelled", "metric", "loss"),
+        ("labelled", "group_by_length", True),
     ],
 )
 def test_a_configuration_that_contradicts_the_checkpoint_is_refused(
     tmp_path: Path, part: str, field: str, value: object
 ) -> None:
-    config = RunConfig()
-    setattr(config, part, replace(getattr(config, part), **{field: value}))
-    with pytest.raises(UserError, match=f"^{part}.* differs from"):
-        check_resumable(STATE, tmp_path, config.to_dict())
+    with pytest.raises(UserError, match=f"^{part}.{field}: .* differs from .* may change"):
+        check_resumable(STATE, tmp_path, changed(part, **{field: value}))
 
 
 def test_a_longer_run_in_another_layout_is_no_contradiction(tmp_path: Path) -> None:
-    config = RunConfig()
-    config.train = replace(config.train, steps=123456, log_interval=1, zero_stage=3, micro_batch=1)
-    check_resumable(STATE, tmp_path, config.to_dict())
+    check_resumable(
+        STATE, tmp_path, changed("train", steps=123456, log_interval=1, zero_stage=3, micro_batch=1, global_batch=128)
+    )
+    check_resumable(STATE, tmp_path, changed("model", activation_checkpointing=True))
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +163,10 @@ def test_retention_keeps_the_newest(finished: Path) -> None:
     assert (folder / "latest").read_text() == "step-000004"
     assert not list(folder.glob(".partial*"))
     of_rank = {f"rng-rank-{rank}.pt" for rank in range(2)} | {f"rank-0000{rank}.safetensors" for rank in range(2)}
-    assert {path.name for path in (folder / "step-000004").iterdir()} == {"state.json", "index.json", *of_rank}
+    assert {path.name for path in (folder / "step-000004").iterdir()} == {
+        *("state.json", "index.json", "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"),
+        *of_rank,
+    }
 
 
 def test_an_export_of_the_last_checkpoint_equals_the_runs_own(finished: Path, tmp_path: Path) -> None:

@@ -1,0 +1,95 @@
+"""Where a run starts: at its first step, or from a checkpoint that it must not contradict; or it is over already."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from engine.config import RunConfig, TrainConfig
+from engine.errors import UserError
+from engine.model.folder import ORIGIN_FILE
+from engine.tasks import identity
+from engine.tasks.task import Task
+from engine.train import checkpoint
+
+DEFAULT_STEPS = 1000
+
+
+def total_steps(train: TrainConfig, epoch_size: int) -> int:
+    """Optimizer steps of the run, from train.steps or train.epochs."""
+    if train.steps is not None:
+        return train.steps
+    if train.epochs is not None:
+        return max(1, math.ceil(train.epochs * epoch_size / train.global_batch))
+    return DEFAULT_STEPS
+
+
+def find_start(config: RunConfig) -> Path | None:
+    """The checkpoint that the run resumes, verified and checked against it before anything is built; collective.
+
+    Raises:
+        UserError: `resume` asks for what isn't there, or for a checkpoint that is damaged or contradicts the run.
+    """
+    path = checkpoint.find(config.resume, Path(config.output) / "checkpoints")
+    if path is not None:
+        checkpoint.check_resumable(checkpoint.read_state(path), path, config.to_dict())
+    return path
+
+
+def recorded_facts(task: Task, config: RunConfig, start: Path | None) -> dict[str, Any]:
+    """What the run's checkpoints tell of its data and model, compared with the one that it goes on from.
+
+    Raises:
+        UserError: the checkpoint was made with other data, or is beyond the end of the run.
+    """
+    facts = task.facts()
+    if start is not None:
+        state = checkpoint.read_state(start)
+        if state.facts is not None:
+            identity.check_same(facts, state.facts, start)
+        total = total_steps(config.train, task.train_source().epoch_size(0))
+        if total < state.step:
+            field = "train.steps" if config.train.epochs is None else "train.epochs"
+            raise UserError(
+                f"{field}: the run would end at step {total} and {start} is at step {state.step}; "
+                f"give at least {state.step} steps, or another --output"
+            )
+    return identity.values(facts)
+
+
+def tell_loaded(task: Task, config: RunConfig) -> None:
+    """Say what the weights that training starts from gave to the model, in the run's folder tensor by tensor."""
+    folder = config.model.init_from
+    if task.loaded is not None:
+        print(f"weights of {folder}: {task.loaded}", flush=True)
+        values = {"folder": folder, **asdict(task.loaded)}
+        (Path(config.output) / "loaded_weights.json").write_text(json.dumps(values, indent=1) + "\n")
+
+
+def is_over(task: Task, config: RunConfig, start: Path | None, facts: dict[str, Any]) -> bool:
+    """Whether nothing is left to do: the last step is saved, and its export and report are there."""
+    output = Path(config.output)
+    if start is None or start.parent.resolve() != (output / "checkpoints").resolve():
+        return False
+    state = checkpoint.read_state(start)
+    total = total_steps(config.train, task.train_source().epoch_size(0))
+    if state.step != total or state.facts != facts:
+        return False
+    if task.best_metric is not None:  # its export comes before the end, its report after it
+        return (output / "report").is_dir()
+    origin = output / "export" / ORIGIN_FILE
+    return origin.is_file() and bool(json.loads(origin.read_text(encoding="utf-8"))["step"] == total)
+
+
+def set_report_aside(output: Path) -> None:
+    """Give the report of an earlier end of the run another name, for this start will end otherwise."""
+    folder = output / "report"
+    if folder.exists():
+        numbers = itertools.count(1)
+        free = next(path for path in (output / f"report-{n}" for n in numbers) if not path.exists())
+        folder.rename(free)
+        print(f"set the report of an earlier end of this run aside as {free}", flush=True)
