@@ -11,10 +11,13 @@ from transformers import BertConfig
 
 from engine.config import ModelConfig
 from engine.errors import UserError
-from engine.model.pretrained import load_config
+from engine.model.pretrained import SIZES, load_config
 
 #: Published checkpoints round their vocabulary up to one of these, so that the decoder's matrix tiles evenly.
 VOCABULARY_MULTIPLES = (1, 8, 64, 128)
+#: all that a run takes from the config.json of the model it starts from: labels, problem type, custom code and the rest
+#: tell of what that model was used for
+ARCHITECTURE = (*SIZES, "hidden_act", "initializer_range", "layer_norm_eps")
 
 
 def build_config(
@@ -22,7 +25,7 @@ def build_config(
 ) -> BertConfig:
     """The architecture of a run: the dimensions of `model`, or of the folder `model.init_from` where that is given.
 
-    Dropout always comes from `model`. The vocabulary is not rounded.
+    Dropout always comes from `model`, the padding token from the tokenizer. The vocabulary is not rounded.
 
     Args:
         vocab_size: number of token ids that the data uses.
@@ -34,14 +37,16 @@ def build_config(
     if model.init_from is None:
         config = _fresh_config(model, vocab_size, pad_token_id)
     else:
-        config = load_config(Path(model.init_from))
-        _check_vocabulary(config, vocab_size, model.init_from)
+        found = load_config(Path(model.init_from))
+        _check_vocabulary(found, vocab_size, model.init_from)
+        config = BertConfig(**{name: getattr(found, name) for name in ARCHITECTURE}, pad_token_id=pad_token_id)
     config.hidden_dropout_prob = model.hidden_dropout
     config.attention_probs_dropout_prob = model.attention_dropout
     config.classifier_dropout = model.classifier_dropout
     if labels is not None:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
+        config.problem_type = "single_label_classification"
     return config
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -29,19 +31,31 @@ TIED = {
 }
 
 
-def export_huggingface(state_dict: Mapping[str, Tensor], config: BertConfig, tokenizer_folder: Path, out: Path) -> None:
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+#: where the weights come from: step, best score, and what the run's checkpoints tell of its data
+ORIGIN_FILE = "zerobert.json"
+
+
+def export_huggingface(
+    state_dict: Mapping[str, Tensor],
+    config: BertConfig,
+    tokenizer: Mapping[str, bytes],
+    out: Path,
+    origin: Mapping[str, Any] | None = None,
+) -> None:
     """Write config.json, model.safetensors and the tokenizer's files to `out`, in the weights' own precision.
 
     The folder appears whole or not at all; an earlier export at `out` is replaced.
 
     Args:
         state_dict: every parameter of the model under transformers' names, whole (not a ZeRO partition).
-        tokenizer_folder: holds tokenizer.json or vocab.txt.
+        tokenizer: the content of its files; see `tokenizer_files`.
+        origin: what to tell of the weights in zerobert.json, as JSON.
 
     Raises:
-        UserError: no tokenizer there, or `out` exists and is no export.
+        UserError: `out` exists and is no export.
     """
-    tokenizer = _tokenizer_files(tokenizer_folder)
     _check_replaceable(out)
     weights = untied(state_dict)
     architecture = architecture_of(weights)
@@ -51,10 +65,13 @@ def export_huggingface(state_dict: Mapping[str, Tensor], config: BertConfig, tok
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
-        described.to_json_file(partial / "config.json")
-        for path in tokenizer:
-            shutil.copyfile(path, partial / path.name)
+        save_file(weights, partial / WEIGHTS_FILE, metadata={"format": "pt"})
+        described.to_json_file(partial / CONFIG_FILE)
+        for name, content in tokenizer.items():
+            (partial / name).write_bytes(content)
+        if origin is not None:
+            text = json.dumps(origin, indent=1, ensure_ascii=False) + "\n"
+            (partial / ORIGIN_FILE).write_text(text, encoding="utf-8")
         _replace(out, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -97,15 +114,20 @@ def _check_complete(weights: Mapping[str, Tensor], config: BertConfig, architect
     assert not wrong, f"the state dict is not that of a {architecture} of this configuration: {', '.join(wrong)}"
 
 
-def _tokenizer_files(folder: Path) -> list[Path]:
-    files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    if not any(path.name in ("tokenizer.json", "vocab.txt") for path in files):
+def tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """The content of a tokenizer's files by their names.
+
+    Raises:
+        UserError: there is none in the folder.
+    """
+    files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+    if not files.keys() & {"tokenizer.json", "vocab.txt"}:
         raise UserError(f"{folder}: it holds no tokenizer; give a folder with tokenizer.json or vocab.txt")
     return files
 
 
 def _check_replaceable(out: Path) -> None:
-    is_export = (out / "config.json").is_file() and (out / "model.safetensors").is_file()
+    is_export = (out / CONFIG_FILE).is_file() and (out / WEIGHTS_FILE).is_file()
     empty = out.is_dir() and not any(out.iterdir())
     if out.exists() and not is_export and not empty:
         raise UserError(f"{out}: it exists and is not an exported model; give another path or remove it")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +23,53 @@ from engine.model.activations import ACTIVATIONS
 
 #: what an encoder is useless without; a missing pooler or head is common and starts fresh
 ESSENTIAL = ("embeddings.", "encoder.")
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+)
 
 
 @dataclass(frozen=True)
 class LoadReport:
     """What a folder of weights gave to a model."""
 
+    taken: tuple[str, ...]
+    """the model's parameters that have the folder's values"""
     initialised: tuple[str, ...]
     """the model's parameters that the folder lacks, which keep their initial values"""
     unused: tuple[str, ...]
     """tensors of the folder that the model has no place for"""
 
     def __str__(self) -> str:
-        parts = (("newly initialised", self.initialised), ("unused", self.unused))
-        return "; ".join(f"{title}: {', '.join(names) or 'none'}" for title, names in parts)
+        """One line, by module: "taken: embeddings (5), encoder layers 0 to 5 (96); newly initialised: ..."."""
+        parts = (("taken", self.taken), ("newly initialised", self.initialised), ("unused", self.unused))
+        return "; ".join(f"{title}: {by_module(names) or 'nothing'}" for title, names in parts)
+
+
+def by_module(names: Iterable[str]) -> str:
+    """Parameters in words, a module each with the number of its tensors; layers of the encoder together."""
+    counts: Counter[str] = Counter()
+    layers: set[int] = set()
+    for name in names:
+        parts = name.removeprefix("bert.").split(".")
+        module = ".".join(parts[:2]) if parts[0] == "cls" else parts[0]
+        if parts[:2] == ["encoder", "layer"]:
+            layers.add(int(parts[2]))
+            module = "encoder"
+        counts[module] += 1
+    title = f"encoder layers {_runs(sorted(layers))}"
+    return ", ".join(f"{title if module == 'encoder' else module} ({count})" for module, count in counts.items())
+
+
+def _runs(numbers: Sequence[int]) -> str:
+    """Ascending whole numbers with their gaps: [0, 1, 2, 5] -> "0 to 2, 5"."""
+    groups = [[n for _, n in group] for _, group in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+    return ", ".join(f"{group[0]} to {group[-1]}" if len(group) > 1 else str(group[0]) for group in groups)
 
 
 def load_config(folder: Path) -> BertConfig:
@@ -60,6 +95,11 @@ def load_config(folder: Path) -> BertConfig:
 def _check_variant(path: Path, config: BertConfig) -> None:
     heads = config.num_attention_heads
     positions = getattr(config, "position_embedding_type", "absolute")
+    quantised, pruned = getattr(config, "quantization_config", None), getattr(config, "pruned_heads", None)
+    for name in SIZES:
+        size = getattr(config, name)
+        if size < 1:
+            raise UserError(f"{path}: {name} {size!r} is not allowed; give a model where it is above 0")
     checks = (
         (config.hidden_act in ACTIVATIONS, "hidden_act", config.hidden_act, f"one of {', '.join(ACTIVATIONS)}"),
         (config.hidden_size % heads == 0, "num_attention_heads", heads, f"a divisor of {config.hidden_size}"),
@@ -67,23 +107,42 @@ def _check_variant(path: Path, config: BertConfig) -> None:
         (not config.is_decoder, "is_decoder", config.is_decoder, "false"),
         (not config.add_cross_attention, "add_cross_attention", config.add_cross_attention, "false"),
         (config.tie_word_embeddings, "tie_word_embeddings", config.tie_word_embeddings, "true"),
+        (quantised is None, "quantization_config", quantised, "absent, with weights as plain numbers"),
+        (not pruned, "pruned_heads", pruned, "empty, with whole layers"),
     )
     for supported, name, value, wanted in checks:
         if not supported:
             raise UserError(f"{path}: {name} {value!r} is not supported; give a model where it is {wanted}")
 
 
-def load_pretrained(model: nn.Module, folder: Path) -> LoadReport:
+def check_segments(config: BertConfig, folder: str | None, what: str) -> None:
+    """Refuse a model that can't tell the second of two segments from the first.
+
+    Raises:
+        UserError: names the folder and `what` needs two.
+    """
+    if config.type_vocab_size < 2:
+        raise UserError(
+            f"model.init_from: {folder!r} has type_vocab_size {config.type_vocab_size} and {what} needs 2; "
+            "give a model with two segment types"
+        )
+
+
+def load_pretrained(model: nn.Module, folder: Path, without: tuple[str, ...] = ()) -> LoadReport:
     """Copy the weights of a Hugging Face folder into `model`, whose other parameters keep their values.
 
     Reads safetensors or, in their absence, pickled weights (tensors only), whole or in shards; names with or without
     the prefix `bert.`, and LayerNorm's old gamma and beta. A classifier of another shape counts as unused.
 
+    Args:
+        without: beginnings of the names of parameters that keep their values whatever the folder holds.
+
     Raises:
         UserError: no folder, weights that are missing, damaged, of another shape, or not those of a BERT.
     """
     load_config(folder)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    named = model.named_parameters(remove_duplicate=False)
+    parameters = {name: parameter for name, parameter in named if not name.startswith(without)}
     tensors = _read_weights(folder)
     found = {_parameter_name(name, parameters): name for name in tensors}
     fitting = {
@@ -97,7 +156,9 @@ def load_pretrained(model: nn.Module, folder: Path) -> LoadReport:
     _check_essential(folder, initialised)
     taken = {found[target] for target in fitting}
     unused = tuple(sorted(name for name in tensors if name not in taken and not name.endswith("_ids")))
-    return LoadReport(initialised, unused)
+    _check_known(folder, unused)
+    held = tuple(name for name, parameter in model.named_parameters() if parameter in loaded)
+    return LoadReport(held, initialised, unused)
 
 
 @torch.no_grad()
@@ -138,19 +199,37 @@ def _check_essential(folder: Path, missing: tuple[str, ...]) -> None:
         )
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    readers: tuple[tuple[str, Callable[[Path], dict[str, Tensor]]], ...] = (
-        ("model.safetensors", _read_safetensors),
-        ("pytorch_model.bin", _read_pickled),
-    )
-    for name, read in readers:
+def _check_known(folder: Path, unused: tuple[str, ...]) -> None:
+    """An encoder with more parameters than BERT's computes something else, which must not be cut down in silence."""
+    unknown = [name for name in unused if name.removeprefix("bert.").startswith(ESSENTIAL)]
+    if unknown:
+        raise UserError(
+            f"{folder}: its encoder has {len(unknown)} parameters that a BERT of its config.json lacks, {unknown[0]} "
+            "the first; give a plain BERT whose config.json and weights belong together"
+        )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a folder's weights: safetensors or, in their absence, pickled; one or several shards.
+
+    Raises:
+        UserError: there are none.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
-            return read(folder / name)
+            return [folder / name]
         index = folder / f"{name}.index.json"
         if index.is_file():
-            shards = sorted(set(_read_json(index, "restore the file").get("weight_map", {}).values()))
-            return {key: tensor for shard in shards for key, tensor in read(folder / shard).items()}
+            shards = _read_json(index, "restore the file").get("weight_map", {})
+            return [folder / shard for shard in sorted(set(shards.values()))]
     raise UserError(f"{folder}: it holds no weights; add model.safetensors or pytorch_model.bin")
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        weights |= _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
+    return weights
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 from engine.data.source import MicroBatch, SampleSource
+from engine.model.pretrained import LoadReport
+from engine.tasks.identity import Fact
 
 
 @dataclass
@@ -45,6 +47,16 @@ class Evaluation:
     """what the final report is made of"""
 
 
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation of a run so far, whose weights are its export."""
+
+    value: float
+    """of the task's best_metric"""
+    step: int | None
+    """None where an earlier version saved the value alone"""
+
+
 class Task(Protocol):
     """A data set, a model, a loss and its metrics."""
 
@@ -58,8 +70,19 @@ class Task(Protocol):
     evaluation_samples: int
     """samples of a held-out evaluation; 0 takes all"""
 
+    loaded: LoadReport | None
+    """what `build_model` took from model.init_from; None before, and where weights are drawn"""
+
+    def facts(self) -> list[Fact]:
+        """What the weights and scores mean nothing without; reads the base weights."""
+        ...
+
     def build_model(self) -> nn.Module:
         """The model with its initial weights, in fp32 on the CPU; equal on every rank."""
+        ...
+
+    def load_export(self, folder: Path) -> nn.Module:
+        """The model with the weights of an export of this task, in fp32 on the CPU."""
         ...
 
     def train_source(self) -> SampleSource: ...

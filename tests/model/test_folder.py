@@ -15,7 +15,7 @@ from engine.config import ModelConfig
 from engine.errors import UserError
 from engine.model.bert import BertForPreTraining, BertModel
 from engine.model.build import build_config, initialise
-from engine.model.folder import export_huggingface, untied
+from engine.model.folder import export_huggingface, tokenizer_files, untied
 from engine.model.heads import BertForSequenceClassification
 from engine.model.packing import pack
 from engine.model.pretrained import load_pretrained
@@ -65,7 +65,7 @@ def test_pre_training_export_gives_equal_logits(
     model: BertForPreTraining, tokenizer: Path, tmp_path: Path, padded: dict[str, Tensor]
 ) -> None:
     out = tmp_path / "runs" / "export"
-    export_huggingface(model.state_dict(), model.config, tokenizer, out)
+    export_huggingface(model.state_dict(), model.config, tokenizer_files(tokenizer), out)
     hidden, pooled = model.bert(**pack(**padded))
     head = model.cls.predictions
     logits = nn.functional.linear(head.transform(hidden), head.decoder.weight, head.decoder.bias)
@@ -88,7 +88,7 @@ def test_classifier_export_gives_equal_logits_and_labels(
     config = build_config(SIZE, len(WORDS), labels=["bad", "fair", "good"])
     model = BertForSequenceClassification(config).eval()
     initialise(model, seed=6)
-    export_huggingface(model.state_dict(), config, tokenizer, tmp_path / "export")
+    export_huggingface(model.state_dict(), config, tokenizer_files(tokenizer), tmp_path / "export")
     peer = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "export")
     torch.testing.assert_close(peer(**padded).logits, model(**pack(**padded))["logits"], **TOLERANCE)
     assert peer.config.id2label == {0: "bad", 1: "fair", 2: "good"}
@@ -96,7 +96,7 @@ def test_classifier_export_gives_equal_logits_and_labels(
 
 
 def test_export_loads_back_into_the_engine(model: BertForPreTraining, tokenizer: Path, tmp_path: Path) -> None:
-    export_huggingface(model.state_dict(), model.config, tokenizer, tmp_path / "export")
+    export_huggingface(model.state_dict(), model.config, tokenizer_files(tokenizer), tmp_path / "export")
     again = BertForPreTraining(build_config(ModelConfig(init_from=str(tmp_path / "export")), len(WORDS)))
     report = load_pretrained(again, tmp_path / "export")
     assert report.initialised == report.unused == ()
@@ -104,7 +104,7 @@ def test_export_loads_back_into_the_engine(model: BertForPreTraining, tokenizer:
 
 
 def test_tied_tensors_are_written_once(model: BertForPreTraining, tokenizer: Path, tmp_path: Path) -> None:
-    export_huggingface(model.state_dict(), model.config, tokenizer, tmp_path / "export")
+    export_huggingface(model.state_dict(), model.config, tokenizer_files(tokenizer), tmp_path / "export")
     with safe_open(tmp_path / "export" / "model.safetensors", "pt") as file:
         names = set(file.keys())
     assert names == model.state_dict().keys() - {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
@@ -120,7 +120,7 @@ def test_tied_tensors_that_differ_are_never_written(model: BertForPreTraining, t
     state = model.state_dict()
     state["cls.predictions.decoder.weight"] = state["cls.predictions.decoder.weight"] + 1
     with pytest.raises(AssertionError, match="tied but differ"):
-        export_huggingface(state, model.config, tokenizer, tmp_path / "export")
+        export_huggingface(state, model.config, tokenizer_files(tokenizer), tmp_path / "export")
     assert not (tmp_path / "export").exists()
 
 
@@ -138,13 +138,13 @@ def test_an_incomplete_state_dict_is_never_written(
         name = "module.extra"
         state[name] = torch.zeros(1)
     with pytest.raises(AssertionError, match=name):
-        export_huggingface(state, model.config, tokenizer, tmp_path / "export")
+        export_huggingface(state, model.config, tokenizer_files(tokenizer), tmp_path / "export")
     assert not (tmp_path / "export").exists()
 
 
 def test_a_bare_encoder_exports_in_its_own_precision(tokenizer: Path, tmp_path: Path) -> None:
     model = BertModel(build_config(SIZE, len(WORDS))).to(torch.bfloat16)
-    export_huggingface(model.state_dict(), model.config, tokenizer, tmp_path / "export")
+    export_huggingface(model.state_dict(), model.config, tokenizer_files(tokenizer), tmp_path / "export")
     peer = open_strictly("BertModel", tmp_path / "export")
     assert peer.dtype == torch.bfloat16
     assert torch.equal(peer.pooler.dense.weight, model.pooler.dense.weight)
@@ -153,7 +153,7 @@ def test_a_bare_encoder_exports_in_its_own_precision(tokenizer: Path, tmp_path: 
 def test_config_names_the_architecture_and_the_tokenizer_comes_along(
     model: BertForPreTraining, tokenizer: Path, tmp_path: Path
 ) -> None:
-    export_huggingface(model.state_dict(), model.config, tokenizer, tmp_path / "export")
+    export_huggingface(model.state_dict(), model.config, tokenizer_files(tokenizer), tmp_path / "export")
     values = json.loads((tmp_path / "export" / "config.json").read_text())
     assert (values["architectures"], values["model_type"]) == (["BertForPreTraining"], "bert")
     assert str(tmp_path) not in json.dumps(values)
@@ -165,11 +165,11 @@ def test_config_names_the_architecture_and_the_tokenizer_comes_along(
 
 def test_an_earlier_export_is_replaced_whole(model: BertForPreTraining, tokenizer: Path, tmp_path: Path) -> None:
     out = tmp_path / "export"
-    export_huggingface(model.state_dict(), model.config, tokenizer, out)
+    export_huggingface(model.state_dict(), model.config, tokenizer_files(tokenizer), out)
     (out / "added_tokens.json").write_text("{}")
     with torch.no_grad():
         model.bert.pooler.dense.bias.fill_(3.0)
-    export_huggingface(model.state_dict(), model.config, tokenizer, out)
+    export_huggingface(model.state_dict(), model.config, tokenizer_files(tokenizer), out)
     assert float(open_strictly("BertForPreTraining", out).bert.pooler.dense.bias[0]) == 3.0
     assert not (out / "added_tokens.json").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"tokenizer", "export"}
@@ -177,12 +177,12 @@ def test_an_earlier_export_is_replaced_whole(model: BertForPreTraining, tokenize
 
 def test_a_failed_export_keeps_the_earlier_one(model: BertForPreTraining, tokenizer: Path, tmp_path: Path) -> None:
     out = tmp_path / "export"
-    export_huggingface(model.state_dict(), model.config, tokenizer, out)
+    export_huggingface(model.state_dict(), model.config, tokenizer_files(tokenizer), out)
     before = (out / "model.safetensors").read_bytes()
     (tokenizer / "tokenizer.json").unlink()
     (tokenizer / "vocab.txt").unlink()
     with pytest.raises(UserError, match="it holds no tokenizer"):
-        export_huggingface(model.state_dict(), model.config, tokenizer, out)
+        export_huggingface(model.state_dict(), model.config, tokenizer_files(tokenizer), out)
     assert (out / "model.safetensors").read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"tokenizer", "export"}
 
@@ -191,7 +191,7 @@ def test_remains_of_a_killed_export_do_not_matter(model: BertForPreTraining, tok
     for name in (".export.partial", ".export.old"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_text("half")
-    export_huggingface(model.state_dict(), model.config, tokenizer, tmp_path / "export")
+    export_huggingface(model.state_dict(), model.config, tokenizer_files(tokenizer), tmp_path / "export")
     open_strictly("BertForPreTraining", tmp_path / "export")
     assert {path.name for path in tmp_path.iterdir()} == {"tokenizer", "export"}
 
@@ -207,7 +207,7 @@ def test_what_is_no_export_is_never_replaced(
     else:
         out.write_text("mine")
     with pytest.raises(UserError, match="it exists and is not an exported model"):
-        export_huggingface(model.state_dict(), model.config, tokenizer, out)
+        export_huggingface(model.state_dict(), model.config, tokenizer_files(tokenizer), out)
     assert out.exists()
 
 
@@ -216,7 +216,7 @@ def test_real_weights_survive_the_round_trip(tmp_path: Path, padded: dict[str, T
     config = build_config(ModelConfig(init_from=str(source)), 30522)
     model = BertModel(config).eval()
     load_pretrained(model, source)
-    export_huggingface(model.state_dict(), config, source, tmp_path / "export")
+    export_huggingface(model.state_dict(), config, tokenizer_files(source), tmp_path / "export")
     exported = open_strictly("BertModel", tmp_path / "export")
     original = transformers.BertModel.from_pretrained(source).eval()
     with torch.no_grad():
