@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
-from engine.errors import UserError
+from engine.errors import SharedError, UserError
 
 T = TypeVar("T")
 
@@ -77,6 +78,59 @@ def gather_objects(value: T) -> list[T]:
     return gathered  # type: ignore[return-value]
 
 
+@dataclass(frozen=True)
+class Report:
+    """What a rank says of its own mistakes."""
+
+    rank: int
+    host: str
+    reader: str
+    """who reads what it prints; see `own_reader`"""
+    mistake: str | None
+
+
+#: as many different readers hear of a mistake that isn't theirs
+MOST_READERS = 8
+
+
+def own_reader(env: Mapping[str, str]) -> str:
+    """Who reads what this process prints: two ranks with equal readers need not say the same.
+
+    srun and mpirun give each rank a pipe, and one person reads them all.
+    """
+    for name in ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK"):
+        if name in env:
+            return name
+    try:
+        stream = os.fstat(2)
+    except OSError:
+        return "nobody"
+    return f"{socket.gethostname()} {stream.st_dev} {stream.st_ino}"
+
+
+def shared_mistake(reports: Sequence[Report], rank: int) -> SharedError | None:
+    """What a rank makes of the mistakes that the ranks have told: the first one's, which ends all; None without one.
+
+    Rank 0 tells the user, and of each other reader the first rank. Where rank 0 has a mistake, the others most
+    likely have the same.
+
+    Args:
+        reports: of the ranks that are known, in any order.
+        rank: one of them.
+    """
+    ordered = sorted(reports, key=lambda report: report.rank)
+    first = next((report for report in ordered if report.mistake), None)
+    if first is None:
+        return None
+    own = next(report for report in ordered if report.rank == rank)
+    shown = own if own.mistake else first
+    readers = list(dict.fromkeys(r.reader for r in ordered if r.rank == 0 or first.rank != 0 or not r.mistake))
+    speaker = next(report.rank for report in ordered if report.reader == own.reader)
+    speaks = speaker == rank and own.reader in readers[:MOST_READERS]
+    where = "" if shown.rank == 0 and rank == 0 else f"rank {shown.rank} on {shown.host}: "
+    return SharedError(where + str(shown.mistake), speaks=speaks)
+
+
 def agreed(work: Callable[[], T]) -> T:
     """Do `work` on every rank; a user's mistake that any of them meets is raised on all; collective.
 
@@ -87,10 +141,13 @@ def agreed(work: Callable[[], T]) -> T:
     try:
         result = work()
     except UserError as error:
+        if not _active():
+            raise
         message = str(error)
-    messages = [m for m in gather_objects(message) if m]
-    if messages:
-        raise UserError(messages[0])
+    reports = gather_objects(Report(place()[0], socket.gethostname(), own_reader(os.environ), message))
+    mistake = shared_mistake(reports, place()[0])
+    if mistake is not None:
+        raise mistake
     return result  # type: ignore[return-value]
 
 

@@ -14,8 +14,16 @@ class UserError(ValueError):
         super().__init__(" ".join(message.split()))
 
 
-class NodeError(UserError):
-    """A mistake in how one node is set up, which only its own ranks can tell: the first of them does."""
+class SharedError(UserError):
+    """A mistake that the ranks have told one another of, so that all of them end.
+
+    Attributes:
+        speaks: whether this rank is one that tells the user.
+    """
+
+    def __init__(self, message: str, *, speaks: bool) -> None:
+        super().__init__(message)
+        self.speaks = speaks
 
 
 class RunError(RuntimeError):
@@ -40,6 +48,10 @@ class LostRankError(RunError):
     def __init__(self, message: str, *, speaks: bool) -> None:
         super().__init__(message)
         self.speaks = speaks
+
+
+class LateRanksError(RunError):
+    """Ranks that didn't come to the start within fault.hang_timeout; the exit code is `HANG_EXIT_CODE`."""
 
 
 #: exit code of a rank that has made no progress for fault.hang_timeout (EX_TEMPFAIL): start the job again

@@ -2,23 +2,26 @@
 
 Exit codes: 0 done, or stopped by a signal and saved (the run's folder then holds the file REQUEUE); 1 a failure of ours
 or of the machine; 2 a mistake in what the user gave, which another start would only repeat; 75 a rank made no progress
-for fault.hang_timeout; 130 interrupted by Ctrl-C, saved if anything was trained.
+for fault.hang_timeout, or didn't come to the start; 130 interrupted by Ctrl-C, saved if anything was trained.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import difflib
 import os
 import re
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from engine.errors import LostRankError, NodeError, RunError, UserError
+from engine.errors import HANG_EXIT_CODE, LateRanksError, LostRankError, RunError, SharedError, UserError
 from launch.launcher import is_first_rank
 
 #: seconds for a save under way to end once another rank has gone: it succeeds if that rank had done its part
@@ -93,24 +96,52 @@ def end_now(code: int) -> NoReturn:
     os._exit(code)
 
 
+def leave(code: int) -> NoReturn:
+    """End the process with a code that isn't 0: saves under way end first, but nothing that libraries do at the exit.
+
+    They would wait: for ranks that have gone, for processes, for a connection.
+    """
+    atexit.register(_vanish, code)
+    sys.exit(code)
+
+
+def _vanish(code: int) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def tell(error: Exception) -> None:
+    """Print the one line of an error."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+
+
 def run_command(main: Callable[[list[str]], int], arguments: list[str] | None = None) -> NoReturn:
     """Run a command's `main` and end the process with its exit code.
 
-    A user's mistake prints one line; among the ranks of a run, which all meet it, only rank 0 does. What only the ranks
-    of a node meet its first one tells.
+    A user's mistake prints one line; among the ranks of a run, which all meet it, only rank 0 does, unless the error
+    itself says which ranks speak. A defect keeps its traceback, and under a debugger it is the debugger's.
     """
     try:
         code = main(sys.argv[1:] if arguments is None else arguments)
     except LostRankError as error:
         if error.speaks:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            tell(error)
         end_now(1)
     except (UserError, RunError) as error:
-        alone = isinstance(error, NodeError)
-        if os.environ.get("LOCAL_RANK", "0") == "0" if alone else is_first_rank(os.environ):
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        code = 2 if isinstance(error, UserError) else 1
+        if error.speaks if isinstance(error, SharedError) else is_first_rank(os.environ):
+            tell(error)
+        code = 2 if isinstance(error, UserError) else HANG_EXIT_CODE if isinstance(error, LateRanksError) else 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
+        if is_first_rank(os.environ):
+            print("interrupted", file=sys.stderr, flush=True)
         code = 130
-    sys.exit(code)
+    except Exception:
+        if sys.gettrace() is not None:
+            raise
+        traceback.print_exc()
+        code = 1
+    if code == 0:
+        sys.exit(0)
+    leave(code)

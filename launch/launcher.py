@@ -44,12 +44,13 @@ def detect_launcher(env: Mapping[str, str], free_port: int) -> Launcher:
     allocation is no srun task (it has no step) and trains in one process.
 
     Args:
-        env: the process environment.
-        free_port: rendezvous port of a plain process.
+        env: the process environment; an empty variable is as none.
+        free_port: rendezvous port of a plain process; 0: whichever is free when it is opened.
 
     Raises:
         UserError: variables that contradict one another, or a world smaller than the one that SLURM started.
     """
+    env = {name: value for name, value in env.items() if value}
     if "RANK" in env or "WORLD_SIZE" in env:
         return announced(env)
     tasks = slurm_tasks(env)
@@ -188,6 +189,12 @@ def announced_rank(env: Mapping[str, str]) -> int:
         if rank.isdecimal() and size.isdecimal() and int(rank) < int(size):
             return int(rank)
     return 0
+
+
+def empty_variables(env: Mapping[str, str]) -> list[str]:
+    """The launchers' variables that are set to nothing, which DeepSpeed would take for set."""
+    names = {*RENDEZVOUS, *(name for pair in WORLDS for name in pair), "LOCAL_WORLD_SIZE", "LOCAL_SIZE"}
+    return sorted(name for name in names if env.get(name) == "")
 
 
 def is_first_rank(env: Mapping[str, str]) -> bool:

@@ -5,12 +5,14 @@ Everything is one configuration tree: defaults, then a YAML recipe, then dotted 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if __name__ == "__main__":  # run as a file: import the packages of this checkout and not this folder's modules
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -18,16 +20,27 @@ if __name__ == "__main__":  # run as a file: import the packages of this checkou
 from jsonargparse import SUPPRESS, ActionConfigFile
 
 from engine.config import RunConfig
-from engine.train.preempt import Stopped, StopRequest
+from engine.errors import SharedError, UserError
+from engine.train.preempt import Stopped, StopRequest, agreed_stop, is_scheduled, write_marker
 from engine.train.quiet import silence_libraries
-from launch.cli import CommandParser, run_command
+from launch.cli import CommandParser, run_command, tell
 from launch.deepspeed_json import adopt
-from launch.launcher import Launcher, announced_rank, check_world, detect_launcher, is_first_rank
+from launch.launcher import (
+    Launcher,
+    announced_rank,
+    check_world,
+    detect_launcher,
+    empty_variables,
+    is_first_rank,
+)
+from launch.requeue import newest_step
 
 if TYPE_CHECKING:
     from engine.data.loader import BatchLayout
     from engine.dist import World
     from engine.train.guard import Guard
+    from engine.train.meeting import Meeting
+    from engine.train.output import OutputLock
     from engine.train.watchdog import Watchdog
 
 DESCRIPTION = """Pre-train BERT (MLM + NSP) or fine-tune it, sharded by DeepSpeed ZeRO.
@@ -135,24 +148,37 @@ def train(config: RunConfig, launcher: Launcher, request: StopRequest, given: fr
         The exit code.
     """
     from engine.train.guard import Guard
+    from engine.train.output import OutputLock, lost_output
     from engine.train.zero import end_ranks, start_ranks
 
-    watchdog = watch(config, launcher)
-    world = start_ranks(config.train.threads)
+    output = Path(config.output)
+    watchdog, lock = watch(config, launcher), OutputLock(output)
+    world = None
     try:
+        meeting = meet(config, lock, request, watchdog)
+        world = start_ranks(config.train.threads, meeting=meeting)
+        watchdog.open()
         run(config, launcher, Guard(config, world, request, watchdog), given)
         code = 0
     except Stopped as stopped:
+        if world is None:
+            not_started(stopped, output)
         code = stopped.code
-    except Exception as error:
+    except BaseException as error:
+        lock.abandon()
         lost = watchdog.lost_rank(error)
-        watchdog.end(str(error) if lost is None else lost.LAST_WORD)
+        watchdog.end(str(error) or type(error).__name__ if lost is None else lost.LAST_WORD)
         if lost is not None:
             raise lost from error
-        end_ranks(world, together=False)
+        if world is not None:
+            end_ranks(world, together=False)
+        if isinstance(error, OSError) and (found := lost_output(output, error)) is not None:
+            raise found from error
         raise
     watchdog.end()
-    end_ranks(world)
+    if world is not None:
+        end_ranks(world)
+    lock.release()
     return code
 
 
@@ -164,6 +190,50 @@ def watch(config: RunConfig, launcher: Launcher) -> Watchdog:
     watchdog = Watchdog(Path(config.output), announced_rank(os.environ), launcher.world_size, timeout)
     watchdog.start()
     return watchdog
+
+
+def meet(config: RunConfig, lock: OutputLock, request: StopRequest, watchdog: Watchdog) -> Meeting:
+    """Where this rank tells the others that it is ready, its folder is its own, or what is wrong."""
+    from engine.train.meeting import Meeting
+    from engine.train.output import check_output
+
+    return Meeting(
+        check=lambda rank: lock.take() if rank == 0 else check_output(lock.output),
+        asked=lambda: agreed_stop(request.counts(), is_scheduled(os.environ)),
+        alive=lambda: watchdog.feed("meeting of the ranks"),
+        limit=watchdog.timeout,
+        tell=tell,
+    )
+
+
+def tell_ranks(mistake: UserError) -> NoReturn:
+    """Tell of a mistake that this rank has met before the ranks meet, to the user and to the other ranks; collective.
+
+    Where the ranks can't meet, rank 0 gets a moment to speak for all: most launchers then end the others.
+
+    Raises:
+        UserError: always.
+    """
+    rank = announced_rank(os.environ)
+    if rank == 0:
+        tell(mistake)
+    from engine.train.meeting import Meeting, place_of
+
+    place = place_of(os.environ)
+    if place is not None and place.size > 1:
+        Meeting().settle(place, mistake)
+    if rank > 0:
+        time.sleep(2.0)
+    raise SharedError(f"rank {rank}: {mistake}" if rank else str(mistake), speaks=rank > 0)
+
+
+def not_started(stopped: Stopped, output: Path) -> None:
+    """Leave word that the run was stopped before its ranks had met; another start is to go on with it."""
+    if not is_first_rank(os.environ):
+        return
+    if not stopped.stop.by_a_person and output.is_dir():
+        write_marker(output, newest_step(output) or 0)
+    print(f"stopped by {stopped.stop.reason} before all ranks were there; nothing was saved", flush=True)
 
 
 def run(config: RunConfig, launcher: Launcher, guard: Guard, given: frozenset[str] = frozenset()) -> None:
@@ -235,11 +305,18 @@ def free_port() -> int:
 def main(arguments: list[str]) -> int:
     """The command: parse, recognise the launcher, train."""
     silence_libraries()
-    config, given = parse_given(arguments)
-    launcher = detect_launcher(os.environ, free_port())
+    for name in empty_variables(os.environ):
+        del os.environ[name]
+    try:
+        config, given = parse_given(arguments)
+        launcher = detect_launcher(os.environ, free_port=0)
+    except UserError as error:
+        with contextlib.suppress(UserError):
+            os.environ.update(detect_launcher(os.environ, free_port=0).variables)
+        tell_ranks(error)
+    os.environ.update(launcher.variables)
     if launcher.notice and is_first_rank(os.environ):
         print(f"note: {launcher.notice}", flush=True)
-    os.environ.update(launcher.variables)
     request = StopRequest()
     request.listen(launched=launcher.name in ("deepspeed", "torchrun", "mpirun"))
     return train(config, launcher, request, given)

@@ -9,10 +9,6 @@ is dropped or repeated at the end of an epoch.
 from __future__ import annotations
 
 import atexit
-import ctypes
-import gc
-import signal
-import sys
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
@@ -24,9 +20,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.data._utils import signal_handling
 
 from engine.data.lengths import KnowsLengths, deal, longest_first
+from engine.data.loader_processes import (
+    LoaderContext,
+    end_workers,
+    kill_workers,
+    start_iterator,
+    worker_preparation,
+)
 from engine.data.source import Cursor, Indices, MicroBatch, SampleSource
 from engine.errors import RunError, UserError
 
@@ -34,7 +36,6 @@ LARGEST_DEFAULT_MICRO_BATCH = 32
 #: seconds without a micro-batch after which the loader processes are started again, doubled each time in a row
 PATIENCE = 30.0
 ATTEMPTS = 4
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,21 @@ def training_batches(
     They start with the call. Make it before the model: a fork keeps its own copy of all that the trainer later changes.
 
     Raises:
+        UserError: the source ends before the cursor.
         RunError: the processes gave no sign of life, several times.
     """
+    _check_cursor(source, cursor)
     start = partial(_start, source, layout, cursor, workers)
     return _restarted(start(PATIENCE, 0), start, workers)
+
+
+def _check_cursor(source: SampleSource, cursor: Cursor) -> None:
+    size = source.epoch_size(cursor.epoch)
+    if cursor.offset >= size:
+        raise UserError(
+            f"data: {size} samples are in epoch {cursor.epoch} and the run goes on after {cursor.offset} of them, so "
+            "it began with other data; give that data, or start anew in another output folder"
+        )
 
 
 @dataclass(frozen=True)
@@ -174,15 +186,15 @@ def _start(
         sampler=islice(_requests(source, layout, cursor), skip, None),
         num_workers=workers,
         collate_fn=_unchanged,
-        worker_init_fn=_prepare_worker,
-        multiprocessing_context="fork" if workers else None,
+        worker_init_fn=worker_preparation(),
+        multiprocessing_context=LoaderContext() if workers else None,
         timeout=patience if workers else 0,
         pin_memory=torch.cuda.is_available(),
         # Without its own generator a DataLoader takes a number from the global one, which a resume must not.
         generator=torch.Generator(),
     )
-    iterator = iter(loader)
-    end = partial(_end_workers, weakref.ref(iterator))
+    iterator = start_iterator(loader)
+    end = partial(end_workers, weakref.ref(iterator))
     atexit.register(end)
     return _Loading(iterator, end)
 
@@ -195,7 +207,7 @@ def _items(iterator: Iterator[Any]) -> Iterator[MicroBatch]:
         except RuntimeError as error:
             if "timed out" not in str(error):
                 raise
-            _kill_workers(iterator)
+            kill_workers(iterator)
             raise _StuckLoader from error
         if isinstance(item, UserError):
             raise item
@@ -320,38 +332,3 @@ class _Collation(Dataset[Any]):
 
 def _unchanged(item: Any) -> Any:
     return item
-
-
-def _prepare_worker(_worker: int) -> None:
-    """Set up a fresh loader process.
-
-    A signal to the whole process group asks the trainer to save and stop; it must not end its loaders first. And
-    garbage that the fork copied, another loader perhaps, belongs to the trainer: collected here, it would hang.
-    A trainer that is killed takes it along: what it has sent fills the pipe; without a reader it would wait forever.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    gc.freeze()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _kill_workers(iterator: Any) -> None:
-    """End workers of which one may be stuck in its fork, where it heeds no other signal.
-
-    torch would take their deaths for a crash and raise in the main thread, unless it has forgotten them before.
-    """
-    signal_handling._remove_worker_pids(id(iterator))  # type: ignore[attr-defined]
-    iterator._worker_pids_set = False
-    for process in iterator._workers:
-        process.kill()
-
-
-def _end_workers(iterator: weakref.ref[Any]) -> None:
-    """Ask the workers through their queues to end, now and not when the iterator happens to be collected.
-
-    A crash's traceback may keep it until the interpreter exits, which sends SIGTERM, which they ignore, and waits.
-    """
-    alive = iterator()
-    if alive is not None and hasattr(alive, "_shutdown_workers"):  # one without workers has no such method
-        alive._shutdown_workers()

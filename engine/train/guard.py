@@ -25,6 +25,7 @@ from engine.train.checkpoint import read_state
 from engine.train.durable import write_atomically
 from engine.train.faults import FaultPolicy
 from engine.train.heartbeat import Heartbeat, Starts, State
+from engine.train.output import is_used
 from engine.train.preempt import Stop, Stopped, StopRequest
 from engine.train.slowness import SlowRanks
 from engine.train.watchdog import Watchdog
@@ -67,16 +68,17 @@ class Guard:
         if resume == "auto":
             heartbeat.check_restart(starts, step, self.config, self.output)
             self.output.mkdir(parents=True, exist_ok=True)
-        self.heartbeat = Heartbeat(self.output, enabled=True, ranks=self.world.size, restarts=starts.starts)
+        self.heartbeat = Heartbeat(self.output, enabled=False, ranks=self.world.size, restarts=starts.starts)
         self.watchdog.on_hang = lambda: self.heartbeat.update("failed")
         self._starts = starts.next(step)
-        if self.output.is_dir():
+        if resume == "auto" or is_used(self.output):
             self._begin()
 
     def _begin(self) -> None:
         """The folder is there: keep the count, and show where the run is."""
         heartbeat.write_starts(self.output, self._starts)
         (self.output / preempt.MARKER).unlink(missing_ok=True)
+        self.heartbeat.enabled = True
         self.heartbeat.write()
 
     def attach(self, zero: ZeroEngine, start: int | None, total: int) -> None:
@@ -105,8 +107,8 @@ class Guard:
             yield
         except Stopped:
             raise
-        except BaseException:
-            self.heartbeat.update("failed")
+        except BaseException as error:
+            self.heartbeat.update("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
             raise
 
     def finished(self) -> None:
@@ -264,7 +266,7 @@ class Guard:
             heartbeat.forgive_start(self.output)
             if not stop.by_a_person:
                 preempt.write_marker(self.output, step)
-        self.heartbeat.update("preempted", step=step)
+        self.heartbeat.update("interrupted" if stop.by_a_person else "preempted", step=step)
         where = f"checkpoint {saved}; --resume auto goes on" if saved is not None else "nothing was saved"
         return f"stopped by {stop.reason} at step {step}; {where}"
 

@@ -20,7 +20,7 @@ from engine.config import FaultConfig
 from engine.errors import UserError
 from engine.train.durable import write_atomically
 
-State = Literal["starting", "training", "saving", "evaluating", "done", "preempted", "failed"]
+State = Literal["starting", "training", "saving", "evaluating", "done", "preempted", "interrupted", "failed"]
 HEARTBEAT_FILE = "heartbeat.json"
 RESTARTS_FILE = "restarts.json"
 #: seconds between two writes while the state stays
@@ -34,7 +34,7 @@ class Heartbeat:
     """
 
     def __init__(self, output: Path, *, enabled: bool, ranks: int = 1, restarts: int = 0) -> None:
-        self._path, self._enabled = output / HEARTBEAT_FILE, enabled
+        self._path, self.enabled = output / HEARTBEAT_FILE, enabled
         self._written = -math.inf
         self._values: dict[str, object] = {
             "time": 0.0,
@@ -66,7 +66,7 @@ class Heartbeat:
         for name, value in values.items():
             assert name in self._values
             self._values[name] = value if value is not None and math.isfinite(value) else None
-        if self._enabled and (changed or time.monotonic() - self._written >= INTERVAL):
+        if self.enabled and (changed or time.monotonic() - self._written >= INTERVAL):
             self.write()
 
     def write(self) -> None:

@@ -6,7 +6,7 @@ import ipaddress
 import socket
 from collections.abc import Callable, Mapping
 
-from engine.errors import NodeError
+from engine.errors import UserError
 
 
 def address_of(host: str) -> str | None:
@@ -30,7 +30,7 @@ def check_interface(env: Mapping[str, str], local_size: int, host: str, lookup: 
         lookup: the address that a name leads to here, None if there is none.
 
     Raises:
-        NodeError: there are other hosts, and they can't reach this one.
+        UserError: there are other hosts, and they can't reach this one.
     """
     others = int(env.get("WORLD_SIZE") or "1") - local_size
     if others <= 0 or env.get("GLOO_SOCKET_IFNAME") or is_loopback(lookup(env.get("MASTER_ADDR", ""))):
@@ -38,7 +38,7 @@ def check_interface(env: Mapping[str, str], local_size: int, host: str, lookup: 
     address = lookup(host)
     if address is None or is_loopback(address):
         leads = "leads to no address" if address is None else f"is {address}"
-        raise NodeError(
+        raise UserError(
             f"GLOO_SOCKET_IFNAME: not set, and {host} {leads} on that host, where {others} rank(s) of other hosts "
             "can't reach it; set it to the interface of the nodes' network (`ip -brief address`), or correct /etc/hosts"
         )

@@ -9,6 +9,7 @@ Open MPI 5 on one machine:
 | SIGTERM | dies at once, the ranks get nothing | the ranks get it, and SIGKILL 30 s later | and SIGKILL at once |
 | SIGINT | dies at once, the ranks get nothing | the ranks get it, and SIGKILL 30 s later | as SIGTERM |
 
+SIGHUP, which a closed terminal sends to all of its processes, asks as SIGTERM does, unless it is ignored (`nohup`).
 So the end of the launcher is a request to stop too: the ranks would otherwise train on with nobody to end them. For
 `deepspeed` that is the end of its command or of the process that it runs a node; over pdsh and SSH, where a shell stays
 above the ranks, that nobody reads what rank 0 prints. A signal to the whole process group
@@ -32,8 +33,8 @@ from typing import Any, TextIO
 from engine.train.durable import replace_durably
 
 #: what asks for a stop, the most personal first: who typed Ctrl-C gets an interrupted run, whatever else comes with it
-REASONS = ("SIGINT", "SIGUSR1", "SIGTERM", "the end of the launcher")
-LAUNCHER_ENDED = REASONS[3]
+REASONS = ("SIGINT", "SIGUSR1", "SIGTERM", "SIGHUP", "the end of the launcher")
+LAUNCHER_ENDED = REASONS[4]
 MARKER = "REQUEUE"
 
 
@@ -84,9 +85,14 @@ class StopRequest:
         self._launcher: tuple[Path | None, int, int] | None = None
 
     def listen(self, *, launched: bool) -> None:
-        """Take SIGUSR1 and SIGTERM from now on, and with `launched` look after the process that started this one."""
-        for number in (signal.SIGUSR1, signal.SIGTERM):
-            signal.signal(number, self._note)
+        """Take SIGUSR1, SIGTERM and SIGHUP from now on.
+
+        Args:
+            launched: look after the process that started this one.
+        """
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN or number != signal.SIGHUP:
+                signal.signal(number, self._note)
         if launched:
             above = _deepspeed_launch(os.getppid())
             self._launcher = (above, os.getppid(), _parent(above) if above else 0)

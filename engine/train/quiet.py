@@ -13,6 +13,7 @@ def silence_libraries() -> None:
     """Keep transformers, datasets and torch to errors; call before they are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # the stacks in C++ of a store whose other side has gone
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     for name in ("torch.distributed", "transformers", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from engine.errors import HANG_EXIT_CODE, LostRankError
 from engine.train.durable import write_atomically
+from engine.train.output import is_used
 
 #: seconds between beats where the time-out doesn't ask for more
 LONGEST_INTERVAL = 30.0
@@ -137,13 +138,19 @@ class Watchdog:
         self._idle = 0.0
         self._host = socket.gethostname()
         self._ended: str | None = None
+        self._opened = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Watch from now on; a beat that an earlier start left is removed."""
-        self._beat_file.unlink(missing_ok=True)
+        """Watch from now on; nothing is written before `open`, since another run may have the folder."""
         self._thread.start()
+
+    def open(self) -> None:
+        """The folder is this run's: leave beats there from now on; one of an earlier start is removed."""
+        self._opened = True
+        with contextlib.suppress(OSError):
+            self._beat_file.unlink(missing_ok=True)
 
     def feed(self, activity: str, step: int | None = None) -> None:
         """This rank begins something, after `step` steps."""
@@ -167,8 +174,8 @@ class Watchdog:
         return 3 * self.interval + 1
 
     def beat(self) -> None:
-        """Write where this rank is, if the run has its folder already; a full disk is no reason to end."""
-        if not self.output.is_dir():
+        """Write where this rank is, once the run has written anything else; a full disk is no reason to end."""
+        if not self._opened or not is_used(self.output):
             return
         found = Beat(
             self.rank, self._step, self._activity, self._count, self._idle, self._host, os.getpid(), self._ended

@@ -22,13 +22,16 @@ from engine.optim.partition import shards
 from engine.optim.swap import mend_gradients
 from engine.train import states
 from engine.train.interface import address_of, check_interface
+from engine.train.meeting import Meeting, place_of
 from engine.train.norms import ParameterNorms
 from engine.train.nvme import with_swap_folder
 from engine.train.quiet import import_deepspeed, without_compiler
 
 
-def start_ranks(threads: int | None = None, timeout: timedelta = timedelta(minutes=30)) -> dist.World:
-    """Join the process group that the launcher announced and return this process's place in it.
+def start_ranks(
+    threads: int | None = None, timeout: timedelta = timedelta(minutes=30), meeting: Meeting | None = None
+) -> dist.World:
+    """Join the process group that the launcher announced and return this process's place in it; collective.
 
     DeepSpeed's shared-memory all-reduce for CPUs is turned off: it compiles C++ at the first start, needs ninja,
     and leaves a 69 MB file in /dev/shm a rank and run. gloo does its work.
@@ -36,9 +39,11 @@ def start_ranks(threads: int | None = None, timeout: timedelta = timedelta(minut
     Args:
         threads: CPU threads of this rank; None divides the cores among the machine's ranks.
         timeout: of a collective, after which a rank gives up on the others.
+        meeting: where the ranks tell their mistakes before they join.
 
     Raises:
-        NodeError: ranks of other hosts can't reach this one.
+        UserError: ranks of other hosts can't reach this one; with a meeting any rank's mistake, on all of them.
+        Stopped: in the meeting, if a rank was asked to stop.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -47,8 +52,13 @@ def start_ranks(threads: int | None = None, timeout: timedelta = timedelta(minut
     from deepspeed.accelerator import get_accelerator
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if get_accelerator().device_name() == "cpu":
-        check_interface(os.environ, local_size(os.environ), socket.gethostname(), address_of)
+    if meeting is not None and place_of(os.environ) is None:  # under mpirun, which sets no such variables
+        deepspeed.comm.comm.mpi_discovery(verbose=False)
+    place = place_of(os.environ)
+    if meeting is not None and place is not None:
+        meeting.hold(place, check_node)
+    else:
+        check_node()
     deepspeed.init_distributed(verbose=False, timeout=timeout)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     accelerator = get_accelerator()
@@ -65,6 +75,18 @@ def start_ranks(threads: int | None = None, timeout: timedelta = timedelta(minut
     )
     dist.set_threads(world.local_size, threads)
     return world
+
+
+def check_node() -> None:
+    """Find out whether ranks of other hosts can reach those of this one, where that is known.
+
+    Raises:
+        UserError: they can't.
+    """
+    from deepspeed.accelerator import get_accelerator
+
+    if get_accelerator().device_name() == "cpu":
+        check_interface(os.environ, local_size(os.environ), socket.gethostname(), address_of)
 
 
 def local_size(env: Mapping[str, str]) -> int:

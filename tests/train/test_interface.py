@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.errors import NodeError
+from engine.errors import UserError
 from engine.train.interface import address_of, check_interface
 
 ADDRESSES = {"node1": "10.0.0.1", "node2": "127.0.1.1", "node3": "::1", "localhost": "127.0.0.1"}
@@ -30,7 +30,7 @@ def test_hosts_that_need_not_or_can_be_reached(host: str, env: dict[str, str]) -
     [("node2", "node2 is 127.0.1.1"), ("node3", "node3 is ::1"), ("node4", "node4 leads to no address")],
 )
 def test_hosts_that_others_would_wait_for(host: str, words: str) -> None:
-    with pytest.raises(NodeError, match=f"^GLOO_SOCKET_IFNAME: not set, and {words} on that host, where 3 rank"):
+    with pytest.raises(UserError, match=f"^GLOO_SOCKET_IFNAME: not set, and {words} on that host, where 3 rank"):
         check_interface(TWO | {"WORLD_SIZE": "4"}, 1, host, ADDRESSES.get)
 
 
