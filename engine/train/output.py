@@ -26,9 +26,9 @@ FILES = ("config.yaml", "deepspeed.json", "deepspeed_reasons.json", "heartbeat.j
 
 
 def is_used(output: Path) -> bool:
-    """Whether a run has left anything in its folder; the lock is none of it."""
+    """Whether the folder is there, and not for its lock alone: a start that fails leaves none."""
     try:
-        return any(path.name != LOCK for path in output.iterdir())
+        return [path.name for path in output.iterdir()] != [LOCK]
     except OSError:
         return False
 
@@ -43,8 +43,8 @@ def check_output(output: Path) -> None:
     while not os.path.lexists(at):
         at = at.parent
     if not at.is_dir():
-        what = "a link to nothing" if at.is_symlink() and not at.exists() else "no folder"
-        raise unwritable(output, what if at == output else f"{at} is {what}")
+        what = "a link to nothing" if not at.exists() else "a file"
+        raise unwritable(output, f"it is {what}" if at == output else f"{at} is {what}")
     if not os.access(at, os.W_OK | os.X_OK):
         raise unwritable(output, "this user may not write there" if at == output else f"this user may not write {at}")
     if at != output:
@@ -52,7 +52,7 @@ def check_output(output: Path) -> None:
     for name in FOLDERS:
         path = output / name
         if os.path.lexists(path) and not path.is_dir():
-            raise unwritable(output, f"{path} is no folder")
+            raise unwritable(output, f"{path} is a file or a link to nothing")
         if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
             raise unwritable(output, f"this user may not write {path}")
     for name in FILES:

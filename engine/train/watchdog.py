@@ -138,17 +138,18 @@ class Watchdog:
         self._idle = 0.0
         self._host = socket.gethostname()
         self._ended: str | None = None
-        self._opened = False
+        self._held_back = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Watch from now on; nothing is written before `open`, since another run may have the folder."""
+        """Watch from now on; no beat is written before `open`, since another run may have the folder."""
+        self._held_back = True
         self._thread.start()
 
     def open(self) -> None:
         """The folder is this run's: leave beats there from now on; one of an earlier start is removed."""
-        self._opened = True
+        self._held_back = False
         with contextlib.suppress(OSError):
             self._beat_file.unlink(missing_ok=True)
 
@@ -174,8 +175,8 @@ class Watchdog:
         return 3 * self.interval + 1
 
     def beat(self) -> None:
-        """Write where this rank is, once the run has written anything else; a full disk is no reason to end."""
-        if not self._opened or not is_used(self.output):
+        """Write where this rank is, if the run has its folder already; a full disk is no reason to end."""
+        if self._held_back or not is_used(self.output):
             return
         found = Beat(
             self.rank, self._step, self._activity, self._count, self._idle, self._host, os.getpid(), self._ended

@@ -60,7 +60,7 @@ def test_closing_the_iterator_ends_the_workers(batches_of_a_worker: Generator[Mi
     assert time.perf_counter() - began < 4
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_workers_survive_the_signals_of_a_preemption(
     batches_of_a_worker: Generator[MicroBatch, None, None], number: signal.Signals
 ) -> None:

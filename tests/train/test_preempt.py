@@ -32,6 +32,7 @@ STEPS = 8
         (["SIGTERM", "SIGUSR1"], True, Stop("SIGUSR1", False)),
         (["SIGINT", "SIGTERM"], False, Stop("SIGINT", True)),
         (["SIGINT"], True, Stop("SIGINT", False)),
+        (["SIGHUP", LAUNCHER_ENDED], False, Stop("SIGHUP", False)),
         ([LAUNCHER_ENDED], False, Stop(LAUNCHER_ENDED, False)),
     ],
 )
@@ -44,22 +45,38 @@ def test_only_an_interrupt_by_a_person_is_no_success() -> None:
 
 
 def test_a_request_notes_signals_and_takes_one_interrupt_only() -> None:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    taken = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in taken}
     streams = sys.stdout, sys.stderr
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         request = StopRequest()
         request.listen(launched=False)
-        assert request.counts() == [0, 0, 0, 0]
+        assert request.counts() == [0, 0, 0, 0, 0]
         with pytest.raises(KeyboardInterrupt):  # nothing to save before the loop
             os.kill(os.getpid(), signal.SIGINT)
         request.listen_to_interrupts()
-        for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+        for number in taken:
             os.kill(os.getpid(), number)
-        assert request.counts() == [1, 1, 1, 0]
+        assert request.counts() == [1, 1, 1, 1, 0]
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
     finally:
         sys.stdout, sys.stderr = streams
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_hang_up_that_is_ignored_stays_ignored() -> None:
+    """`nohup` starts a command so."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        request = StopRequest()
+        request.listen(launched=False)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert request.counts() == [0, 0, 0, 0, 0]
+    finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -164,10 +181,10 @@ def test_the_end_of_a_launcher_is_noticed_where_there_is_one(tmp_path: Path, kil
     rank, launch, command = tmp_path / "rank.py", tmp_path / "deepspeed.launcher.launch.py", tmp_path / "command.py"
     rank.write_text(
         "import time; from engine.train.preempt import StopRequest\n"
-        f"request = StopRequest(); request.listen(launched={launched}); print(request.counts()[3], flush=True)\n"
+        f"request = StopRequest(); request.listen(launched={launched}); print(request.counts()[-1], flush=True)\n"
         "end = time.monotonic() + 1.5\n"
-        "while time.monotonic() < end and not request.counts()[3]: time.sleep(0.02)\n"
-        "print(request.counts()[3])"
+        "while time.monotonic() < end and not request.counts()[-1]: time.sleep(0.02)\n"
+        "print(request.counts()[-1])"
     )
     for script, child in ((launch, rank), (command, launch)):
         script.write_text(
@@ -239,8 +256,20 @@ def test_an_interrupt_saves_and_exits_with_130(store: Path, tmp_path: Path) -> N
     assert process.returncode == 130, printed
     assert f"stopped by SIGINT at step 3; checkpoint {tmp_path / 'checkpoints' / 'step-000003'}" in printed
     assert not tracebacks(printed)
+    assert heartbeat(tmp_path)["state"] == "interrupted"
     assert not (tmp_path / MARKER).exists()
     assert not (tmp_path / "export").exists()
+
+
+def test_a_closed_terminal_saves(store: Path, tmp_path: Path) -> None:
+    hang_up = accident(0, 2, "kill", int(signal.SIGHUP))
+    options = [f"--data.path={store}", "--train.steps=4", "--data.workers=1"]
+    process = start(tmp_path, *options, accidents=[hang_up], launcher="python", ranks=1)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, printed
+    assert "stopped by SIGHUP at step 2; checkpoint " in printed
+    assert (tmp_path / MARKER).read_text() == "2\n"
+    assert heartbeat(tmp_path)["state"] == "preempted"
 
 
 def two_ranks(store: Path) -> list[str]:
