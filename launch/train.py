@@ -272,6 +272,8 @@ def run(config: RunConfig, launcher: Launcher, guard: Guard, given: frozenset[st
     if world.is_main:
         record(config, deepspeed)
         set_report_aside(Path(config.output))
+        for line in task.describe_data():
+            print(line)
         print(
             f"{launcher.name}: {world.size} rank(s) on {accelerator}, ZeRO-{batch.zero_stage}, {batch.precision}; "
             f"global batch {layout.global_batch} = {world.size} x {layout.micro_batch} x {layout.accumulation}, "

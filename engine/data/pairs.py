@@ -1,6 +1,6 @@
 """The sentence pairs of an epoch for next-sentence prediction, from sentence lengths alone.
 
-The algorithm is that of BERT's create_pretraining_data.py (Devlin et al. 2019) with four changes:
+The algorithm is that of BERT's create_pretraining_data.py (Devlin et al. 2019) with five changes:
 
 - The target length is drawn for each pair, not once a document, so that short documents don't shift the share
   of short pairs.
@@ -10,6 +10,9 @@ The algorithm is that of BERT's create_pretraining_data.py (Devlin et al. 2019) 
   random. With a share f of such chunks, the others are random with probability (0.5 - f) / (1 - f) here,
   which keeps the split at 50/50 as long as f is below one half. f is measured in each block of documents.
 - Pairs are made once an epoch, not ten times in advance.
+- A sentence longer than half a pair, which truncation may cut however the pair is made, is divided into equal parts
+  of at most a quarter of a pair, each a sentence from then on. Whole, it would lose both ends in nearly every epoch:
+  truncation takes about as much off its front as off its back.
 
 Every random number is a function of (seed, epoch, first sentence of the chunk). So all sentences' chunks are
 computed at once as if each began a chunk, and the chunks that do are those which the documents' first
@@ -31,10 +34,13 @@ Int64s = NDArray[np.int64]
 Int32s = NDArray[np.int32]
 Flags = NDArray[np.bool_]
 
+#: of the algorithm where a sentence is over-long; without one, plans are those of version 1, which divided none
+PLAN_VERSION = 2
 #: sentences planned at a time (whole documents); bounds the memory of temporaries
 BLOCK_SENTENCES = 2**20
 
 _TARGET, _A_END, _COIN, _DOCUMENT, _SENTENCE, _FRONT_A, _FRONT_B, _ORDER = range(8)
+_SPECIAL_TOKENS = 3
 _BALANCE_ROUNDS, _BALANCE_TOLERANCE = 16, 1e-3
 _STRIDE = 16
 
@@ -81,16 +87,30 @@ def plan_epoch(
         UserError: fewer than two documents have text.
     """
     lengths, starts = _without_empty(sentence_lengths, document_starts)
+    lengths, starts = _without_over_long(lengths, starts, sequence_length - _SPECIAL_TOKENS)
     if len(starts) - 1 < 2:
         raise UserError(
             f"data.path: {len(starts) - 1} document(s) with text; next-sentence prediction draws from another "
             "document, so give at least 2 (plain text can be split at blank lines)"
         )
     corpus = _Corpus(lengths, starts)
-    rules = _Rules(sequence_length - 3, short_sequence_probability, derive_key(seed, PAIRS_DOMAIN, epoch))
+    rules = _Rules(sequence_length - _SPECIAL_TOKENS, short_sequence_probability, derive_key(seed, PAIRS_DOMAIN, epoch))
     blocks = [_plan_block(corpus, first, last, rules) for first, last in _blocks(corpus.starts)]
     order = np.argsort(rules.bits(_ORDER, np.arange(sum(map(len, blocks)))))
     return PairPlan(*(np.concatenate([getattr(b, field.name) for b in blocks])[order] for field in fields(PairPlan)))
+
+
+def plan_version(sentence_lengths: NDArray[np.integer], sequence_length: int) -> int:
+    """The first version of the algorithm that makes the same plans of these sentences as this one.
+
+    A run goes on in the data order that it began with as long as this is the same.
+
+    Args:
+        sentence_lengths: [S] tokens of each sentence.
+        sequence_length: as for `plan_epoch`.
+    """
+    limit = sequence_length - _SPECIAL_TOKENS
+    return PLAN_VERSION if sentence_lengths.max(initial=0) > _longest(limit) else 1
 
 
 def truncated_lengths(a: ArrayLike, b: ArrayLike, limit: int) -> tuple[Int64s, Int64s]:
@@ -158,6 +178,31 @@ def _without_empty(
         starts = np.concatenate(([0], np.cumsum(kept)))[starts]
         lengths = lengths[kept]
     return lengths, np.unique(starts).astype(np.int64)
+
+
+def _longest(limit: int) -> int:
+    """Tokens of the longest segment that truncation of a pair to `limit` leaves whole, whatever the other segment."""
+    return limit // 2
+
+
+def _without_over_long(
+    lengths: NDArray[np.integer], starts: Int64s, limit: int
+) -> tuple[NDArray[np.integer], Int64s]:
+    """Divide over-long sentences into parts, which count as sentences; token positions stay as they are."""
+    over_long = np.flatnonzero(lengths > _longest(limit))
+    if over_long.size == 0:
+        return lengths, starts
+    whole = lengths[over_long]
+    parts = (whole - 1) // (limit // 4) + 1
+    added = np.concatenate(([0], np.cumsum(parts - 1, dtype=np.int64)))
+    number = np.arange(parts.sum(dtype=np.int64)) - np.repeat(added[:-1] + np.arange(len(parts)), parts)
+    place = np.repeat(over_long + added[:-1], parts) + number
+    divided = np.empty(len(lengths) + added[-1], lengths.dtype)
+    short = np.ones(len(divided), np.bool_)
+    short[place] = False
+    divided[short] = np.delete(lengths, over_long)
+    divided[place] = np.repeat(whole // parts, parts) + (number < np.repeat(whole % parts, parts))
+    return divided, starts + added[np.searchsorted(over_long, starts)]
 
 
 def _blocks(starts: Int64s) -> Iterator[tuple[int, int]]:

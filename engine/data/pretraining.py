@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.data.coverage import shown_share
 from engine.data.masking import MaskingRules, mask_tokens, masked_count, sample_keys
-from engine.data.pairs import PairPlan, plan_epoch
+from engine.data.pairs import PairPlan, plan_epoch, plan_version
 from engine.data.source import Indices
 
 Int64s = NDArray[np.int64]
@@ -91,7 +92,7 @@ class PretrainingSource:
     """MLM + NSP samples of a split; with `fixed`, every epoch is epoch 0, for evaluation.
 
     Raises:
-        UserError: from `epoch_size`, `describe` and `totals`, when fewer than two documents have text.
+        UserError: from `epoch_size`, `describe`, `summary` and `totals`, when fewer than two documents have text.
     """
 
     def __init__(
@@ -104,6 +105,20 @@ class PretrainingSource:
             facts.mask_id,
             facts.regular_ids,
             facts.continues_word if options.whole_word else None,
+        )
+
+    @property
+    def plan_version(self) -> int:
+        """See `engine.data.pairs.plan_version`."""
+        return plan_version(self._split.sentence_lengths, self._options.sequence_length)
+
+    def summary(self) -> str:
+        """What an epoch shows of the text, in a line: of the epoch at hand, which needs no plan of its own."""
+        plan = self._plan(min(self._plans, default=0))
+        shown = shown_share(plan, int(self._split.sentence_lengths.sum(dtype=np.int64)))
+        return (
+            f"an epoch shows {100 * shown:.1f} % of the text's tokens, in {len(plan):,} sequences of up to "
+            f"{self._options.sequence_length}"
         )
 
     def epoch_size(self, epoch: int) -> int:

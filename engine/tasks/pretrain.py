@@ -70,6 +70,10 @@ class Pretraining:
                     f"prepared with; prepare the data with --tokenizer {folder}"
                 )
 
+    def describe_data(self) -> list[str]:
+        """What an epoch shows of the text."""
+        return [self.train_source().summary()]
+
     def build_model(self) -> nn.Module:
         """BERT with both heads: seeded weights, or those of model.init_from."""
         model = self._new_model()

@@ -69,6 +69,10 @@ class SequenceClassification:
         group = self.config.train.global_batch if self.config.labelled.group_by_length and not fixed else None
         return LabelledSource(encoded, labels, self.config.seed, fixed, group)
 
+    def describe_data(self) -> list[str]:
+        """Nothing: every epoch shows every example."""
+        return []
+
     def build_model(self) -> BertForSequenceClassification:
         """The pre-trained encoder under a fresh classifier."""
         model = self._new_model()

@@ -77,6 +77,10 @@ class Task(Protocol):
         """What the weights and scores mean nothing without; reads the base weights."""
         ...
 
+    def describe_data(self) -> list[str]:
+        """Lines for the start of a run about what it learns from."""
+        ...
+
     def build_model(self) -> nn.Module:
         """The model with its initial weights, in fp32 on the CPU; equal on every rank."""
         ...
