@@ -185,9 +185,7 @@ def _longest(limit: int) -> int:
     return limit // 2
 
 
-def _without_over_long(
-    lengths: NDArray[np.integer], starts: Int64s, limit: int
-) -> tuple[NDArray[np.integer], Int64s]:
+def _without_over_long(lengths: NDArray[np.integer], starts: Int64s, limit: int) -> tuple[NDArray[np.integer], Int64s]:
     """Divide over-long sentences into parts, which count as sentences; token positions stay as they are."""
     over_long = np.flatnonzero(lengths > _longest(limit))
     if over_long.size == 0:

