@@ -2,7 +2,8 @@
 
 - "auto", and what the file leaves out, is what the run's options give.
 - A concrete value is taken over where the option is not given.
-- Where both are given and differ, the run is refused.
+- Where both are given in the same place and differ, the run is refused. A recipe's options give way to a file that the
+  command line names, and a file that a recipe names to the command line's options.
 - Values without an option of the run go to DeepSpeed as they are.
 
 Nothing here imports torch or DeepSpeed, so a wrong file is refused at once.
@@ -129,11 +130,16 @@ def _rest(path: str, values: dict[str, Any], told: list[str]) -> Iterator[tuple[
         yield key, int(converted) if isinstance(converted, float) and converted.is_integer() else converted
 
 
-def adopt(config: RunConfig, given: frozenset[str]) -> RunConfig:
+def adopt(
+    config: RunConfig, given: frozenset[str], later: frozenset[str] = frozenset(), *, complete: bool = True
+) -> RunConfig:
     """The run's options completed by its DeepSpeed JSON; the same if it names none.
 
     Args:
-        given: the dotted options that the command line and the recipe set.
+        given: the dotted options that were set where the file is named, on the command line or in a recipe: they must
+            not contradict it. Those set before that (a recipe's, where the command line names the file) give way.
+        later: those that were set after that, which win over the file.
+        complete: as in `RunConfig.validate`.
 
     Raises:
         UserError: the file is wrong, or contradicts an option; names both sides, both values and the remedy.
@@ -142,17 +148,21 @@ def adopt(config: RunConfig, given: frozenset[str]) -> RunConfig:
         return config
     file = load(config.deepspeed_config)
     claims: dict[str, Claim] = {}
-    for claim in file.claims:
+    if "train.epochs" in later:
+        later |= {"train.steps"}
+    for claim in (claim for claim in file.claims if claim.field not in later):
         other = claims.setdefault(claim.field, claim)
         if other.value != claim.value:
             problem = f"is {claim.shown!r} and {other.key} is {other.shown!r}; both set {claim.field}: keep one"
             raise fail(file.path, claim.key, problem)
     if "train.steps" in claims and "train.epochs" in given:
         raise _contradiction(file.path, claims["train.steps"], "train.epochs", config.train.epochs)
+    if "train.steps" in claims:
+        config = with_option(config, "train.epochs", None)
     order = sorted(claims.values(), key=lambda claim: claim.field == "optim.warmup")  # a share needs train.steps
     for claim in order:
         config = _with_claim(config, claim, given, file.path)
-    _validate(config, claims, file.path)
+    _validate(config, claims, file.path, complete)
     return config
 
 
@@ -182,10 +192,10 @@ def _contradiction(path: str, claim: Claim, name: str, mine: Any) -> UserError:
     )
 
 
-def _validate(config: RunConfig, claims: dict[str, Claim], path: str) -> None:
+def _validate(config: RunConfig, claims: dict[str, Claim], path: str, complete: bool) -> None:
     """The run's own checks, with the key of the file where one of its values is what fails."""
     try:
-        config.validate()
+        config.validate(complete)
     except UserError as error:
         named = [claim for field, claim in claims.items() if str(error).startswith(f"{field}:")]
         origin = f" ({named[0].field} comes from {named[0].key} in {path})" if named else ""

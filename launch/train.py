@@ -17,14 +17,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if __name__ == "__main__":  # run as a file: import the packages of this checkout and not this folder's modules
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from jsonargparse import SUPPRESS, ActionConfigFile
-
 from engine.config import RunConfig
 from engine.errors import SharedError, UserError
 from engine.train.preempt import Stopped, StopRequest, agreed_stop, is_scheduled, write_marker
 from engine.train.quiet import silence_libraries
-from launch.cli import CommandParser, run_command, tell
-from launch.deepspeed_json import adopt
+from launch.cli import run_command, tell
 from launch.launcher import (
     Launcher,
     announced_rank,
@@ -33,6 +30,7 @@ from launch.launcher import (
     empty_variables,
     is_first_rank,
 )
+from launch.options import build_parser, debug_config, parse_options
 from launch.requeue import newest_step
 
 if TYPE_CHECKING:
@@ -43,22 +41,7 @@ if TYPE_CHECKING:
     from engine.train.output import OutputLock
     from engine.train.watchdog import Watchdog
 
-DESCRIPTION = """Pre-train BERT (MLM + NSP) or fine-tune it, sharded by DeepSpeed ZeRO.
-
-  python launch/train.py --debug                                     one process, tiny model, few steps
-  deepspeed launch/train.py --config launch/recipes/pretrain_base.yaml --data.path data/wiki
-  deepspeed --num_accelerators 2 launch/train.py --config ...        2 ranks (CPU ranks with DS_ACCELERATOR=cpu)
-"""
-
-
-def build_parser() -> CommandParser:
-    """The parser of the training command."""
-    parser = CommandParser(prog="train.py", description=DESCRIPTION)
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML recipe; launch/recipes holds ours")
-    parser.add_argument("--debug", action="store_true", help="tiny model, few steps, deterministic, no workers")
-    parser.add_argument("--local_rank", type=int, default=0, help=SUPPRESS)
-    parser.add_class_arguments(RunConfig)
-    return parser
+__all__ = ["build_parser", "debug_config", "main", "parse", "parse_given", "run", "train"]
 
 
 def parse(arguments: list[str]) -> RunConfig:
@@ -67,41 +50,13 @@ def parse(arguments: list[str]) -> RunConfig:
     Raises:
         UserError: the first wrong field, value or combination.
     """
-    return parse_given(arguments)[0]
+    return parse_options(arguments).config
 
 
 def parse_given(arguments: list[str]) -> tuple[RunConfig, frozenset[str]]:
     """The configuration of `parse`, and the dotted options that the command line and the recipe give (not as null)."""
-    parser = build_parser()
-    values = parser.instantiate(parser.parse_args(arguments))
-    set_here = parser.parse_args(arguments, defaults=False).as_flat()
-    given = frozenset(name for name, value in vars(set_here).items() if value is not None)
-    config = adopt(RunConfig(**{name: values[name] for name in RunConfig.__dataclass_fields__}), given)
-    if values.debug:
-        config = debug_config(config)
-    config.validate()
-    return config, given
-
-
-def debug_config(config: RunConfig) -> RunConfig:
-    """The same run, small and strict: to step through with a debugger."""
-    train = replace(
-        config.train,
-        steps=min(config.train.steps or 10, 10),
-        epochs=None,
-        global_batch=min(config.train.global_batch, 8),
-        micro_batch=None,
-        log_interval=1,
-        eval_samples=32,
-        save_interval=None,
-        deterministic=True,
-        detect_anomaly=True,
-    )
-    model = config.model
-    if not model.init_from:
-        model = replace(model, size="tiny", hidden_size=64, layers=2, heads=2, intermediate_size=128)
-    fault = replace(config.fault, hang_timeout=None)
-    return replace(config, train=train, model=model, data=replace(config.data, workers=0), fault=fault)
+    options = parse_options(arguments)
+    return options.config, options.given
 
 
 def prepare_embedded(config: RunConfig, is_main: bool) -> RunConfig:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import math
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from engine.config.check import require
@@ -39,8 +40,11 @@ class RunConfig:
     fault: FaultConfig = field(default_factory=FaultConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
-    def validate(self) -> None:
+    def validate(self, complete: bool = True) -> None:
         """Check every field and every combination that needs neither data nor hardware.
+
+        Args:
+            complete: whether fine-tuning must have labelled data and a model; a plan needs neither.
 
         Raises:
             UserError: names the first field that is wrong.
@@ -48,13 +52,14 @@ class RunConfig:
         require(self.task in get_args(TaskName), "task", self.task, f"choose one of {', '.join(get_args(TaskName))}")
         require(bool(self.output), "output", self.output, "give a folder")
         require(0 <= self.seed < 2**32, "seed", self.seed, "give a whole number in [0, 2^32)")
-        parts = (self.model, self.data, self.labelled, self.optim, self.train, self.zero, self.fault, self.monitor)
+        parts = ("model", "data", "labelled", "optim", "train", "zero", "fault", "monitor")
         for part in parts:
-            part.validate()
+            _check_finite(part, getattr(self, part))
+            getattr(self, part).validate()
         self.zero.check_stage(self.train.zero_stage)
         if self.task == "pretrain":
             self._validate_pretraining()
-        else:
+        elif complete:
             require(
                 bool(self.labelled.train), "labelled.train", self.labelled.train, "give a file of labelled examples"
             )
@@ -70,6 +75,15 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """The tree as plain values, ready for JSON and YAML."""
         return asdict(self)
+
+
+def _check_finite(part: str, values: Any) -> None:
+    """Refuse infinities and NaN, which YAML can write as .inf and .nan."""
+    for one in fields(values):
+        value = getattr(values, one.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            finite = not isinstance(number, float) or math.isfinite(number)
+            require(finite, f"{part}.{one.name}", value, "give a finite number")
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:

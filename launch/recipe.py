@@ -1,0 +1,233 @@
+"""A recipe, the YAML file of --config, read so that nothing in it is lost or taken for something else.
+
+A plain scalar means what its field wants: a field of text takes what stands there (`label: no`, `output: 5`), one of
+true and false takes YAML 1.1's words too (`on`, `off`), and numbers are those of YAML 1.2's core schema (`1e-4`, and
+`010` is ten).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+import yaml
+
+from engine.config import RunConfig
+from engine.errors import UserError
+
+NULLS = ("", "~", "null", "Null", "NULL")
+TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+INTEGER = re.compile(r"[-+]?[0-9][0-9_]*|0x[0-9a-fA-F]+|0o[0-7]+")
+NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?")
+SPECIAL = {"inf": math.inf, "nan": math.nan}
+#: what stands before the name of a tag that a file gives explicitly, and the tags that a plain file has
+STANDARD = "tag:yaml.org,2002:"
+IMPLICIT = {f"{STANDARD}{kind}" for kind in ("str", "seq", "map")}
+
+#: a mapping's entries: key, its node, the value's node
+Entries = list[tuple[str, yaml.Node, yaml.Node]]
+
+
+@cache
+def field_types() -> Mapping[str, tuple[type, ...]]:
+    """Every dotted field of a run, and the types that it takes; a section takes `dict`."""
+    found: dict[str, tuple[type, ...]] = {"debug": (bool,)}
+    for name, kind in get_type_hints(RunConfig).items():
+        if is_dataclass(kind):
+            found[name] = (dict,)
+            hints = get_type_hints(kind)
+            found |= {f"{name}.{one.name}": _types(hints[one.name]) for one in fields(kind)}
+        else:
+            found[name] = _types(kind)
+    return found
+
+
+def _types(hint: Any) -> tuple[type, ...]:
+    """The plain types of a field's annotation; a Literal of words is text."""
+    inner = get_args(hint)
+    if not inner:
+        return (hint,)
+    flat = (_types(one) if isinstance(one, type) or get_args(one) else (type(one),) for one in inner)
+    return tuple(kind for kinds in flat for kind in kinds)
+
+
+def read_recipe(path: str) -> dict[str, Any]:
+    """The fields of a recipe, nested as the file nests them.
+
+    Raises:
+        UserError: the file can't be read or is no recipe: a key twice, an empty section, a list, several documents.
+    """
+    root = _compose(path, _text(path))
+    if not isinstance(root, yaml.MappingNode):
+        kind = "a list" if isinstance(root, yaml.SequenceNode) else f"only {root.value!r}"
+        raise UserError(f"config: {path} holds {kind}, and no fields; write fields such as train: {{steps: 1000}}")
+    reader = _Reader(path)
+    values: dict[str, Any] = reader.section(root, "")
+    return values
+
+
+def _text(path: str) -> str:
+    file = Path(path)
+    if file.is_dir():
+        inside = file / "config.yaml"
+        remedy = f"give {inside}" if inside.is_file() else "give a YAML file"
+        raise UserError(f"config: {path!r} is a folder; {remedy}")
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"config: {path} is not UTF-8 text; save it as UTF-8") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"config: {path!r} can't be read ({reason}); give a recipe, such as those in launch/recipes"
+        ) from (error)
+
+
+def _compose(path: str, text: str) -> yaml.Node:
+    """The file's tree, its scalars not interpreted yet."""
+    try:
+        documents = list(yaml.compose_all(text, Loader=yaml.BaseLoader))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = "" if mark is None else f", line {mark.line + 1}"
+        tab = "; indent with spaces, not tabs" if "'\\t'" in str(error.problem) else "; correct it"
+        raise UserError(f"config: the recipe is not YAML ({path}{line}: {error.problem}){tab}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"config: the recipe is not YAML ({path}: {error}); correct it") from error
+    documents = [one for one in documents if one is not None]
+    if len(documents) > 1:
+        line = documents[1].start_mark.line + 1
+        raise UserError(f"config: {path} holds {len(documents)} documents, the second from line {line}; keep one")
+    if not documents or (isinstance(documents[0], yaml.ScalarNode) and documents[0].value in NULLS):
+        raise UserError(f"config: {path} is empty; write fields such as train: {{steps: 1000}}, or leave --config out")
+    return documents[0]
+
+
+class _Reader:
+    """Turns the tree of one file into values."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.lines: dict[str, int] = {}
+        """of each field that was read, by its dotted name"""
+        self.trail: list[int] = []
+        """mappings that are being read, by which one that contains itself is known"""
+
+    def fail(self, name: str, node: yaml.Node, problem: str) -> UserError:
+        """What is wrong with a field."""
+        return UserError(f"{name}: {problem} (line {_line(node)} of {self.path})")
+
+    def section(self, node: yaml.MappingNode, prefix: str) -> dict[str, Any]:
+        """The fields of a mapping; dotted keys are the same as nested ones."""
+        if id(node) in self.trail:
+            raise self.fail(prefix or "config", node, "it contains itself; write the fields out")
+        self.trail.append(id(node))
+        values: dict[str, Any] = {}
+        for key, key_node, value in self.entries(node, prefix):
+            name = f"{prefix}.{key}" if prefix else key
+            inner: Any = values
+            *sections, last = key.split(".")
+            for section in sections:
+                inner = inner.setdefault(section, {})
+                if not isinstance(inner, dict):
+                    raise self.fail(name, key_node, f"{section} has a value of its own; give one of the two")
+            found = self.value(value, name)
+            if not isinstance(found, dict):
+                self.once(name, key_node)
+            inner[last] = {**inner.get(last, {}), **found} if isinstance(found, dict) else found
+        self.trail.pop()
+        return values
+
+    def once(self, name: str, node: yaml.Node) -> None:
+        """Note a field, and refuse one that another spelling gave already."""
+        if name in self.lines:
+            raise self.twice(name, self.lines[name], _line(node))
+        self.lines[name] = _line(node)
+
+    def twice(self, name: str, first: int, second: int) -> UserError:
+        """What is wrong with a key that stands there twice."""
+        section = field_types().get(name) == (dict,)
+        remedy = "join the two sections" if section else "delete one"
+        return UserError(f"{name}: given twice in {self.path}, in line {first} and line {second}; {remedy}")
+
+    def entries(self, node: yaml.MappingNode, prefix: str) -> Entries:
+        """A mapping's own entries, each key once, and those of the mappings that `<<` merges into it."""
+        found: dict[str, tuple[str, yaml.Node, yaml.Node]] = {}
+        merged: list[yaml.Node] = []
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise self.fail(prefix or "config", key, "a list or a mapping can't be a field's name; correct it")
+            if key.value == "<<" and key.style is None:
+                merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
+                continue
+            name = f"{prefix}.{key.value}" if prefix else key.value
+            if key.value in found:
+                raise self.twice(name, _line(found[key.value][1]), _line(key))
+            found[key.value] = (key.value, key, value)
+        for one in merged:
+            if not isinstance(one, yaml.MappingNode):
+                raise self.fail(prefix or "config", one, "<< merges mappings only; correct it")
+            for entry in self.entries(one, prefix):
+                found.setdefault(entry[0], entry)
+        return list(found.values())
+
+    def value(self, node: yaml.Node, name: str) -> Any:
+        """The value of a field, or of a section."""
+        if node.tag not in IMPLICIT:
+            tag = node.tag.replace(STANDARD, "!!")
+            raise self.fail(name, node, f"tags such as {tag} aren't read; leave it out")
+        kinds = field_types().get(name)
+        if kinds == (dict,) and not isinstance(node, yaml.MappingNode):
+            if isinstance(node, yaml.ScalarNode) and node.value in NULLS:
+                raise self.fail(name, node, "nothing stands under it; indent its fields under it, or delete it")
+            raise self.fail(name, node, "its fields must stand under it, such as {steps: 1000}; correct it")
+        if isinstance(node, yaml.MappingNode):
+            return self.section(node, name)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(one, f"{name}[]") for one in node.value]
+        assert isinstance(node, yaml.ScalarNode)
+        found = scalar(node.value, plain=node.style is None, kinds=kinds or ())
+        if found is None and kinds is not None and NoneType not in kinds:
+            raise self.fail(name, node, "null is not allowed; give a value, or delete it")
+        return found
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def scalar(text: str, *, plain: bool, kinds: tuple[type, ...]) -> Any:
+    """What a scalar means for a field that takes `kinds`.
+
+    Args:
+        plain: whether it stands there without quotes.
+    """
+    if not plain:
+        return text
+    if text in NULLS:
+        return None
+    if bool in kinds and text.lower() in TRUTHS:
+        return TRUTHS[text.lower()]
+    number = next(_numbers(text), None)
+    if str in kinds and (number is None or not {int, float} & set(kinds)):
+        return text
+    if number is not None:
+        return number
+    return TRUTHS.get(text.lower(), text) if not kinds else text
+
+
+def _numbers(text: str) -> Iterator[int | float]:
+    """The number that a plain scalar is, if it is one."""
+    if INTEGER.fullmatch(text):
+        yield int(text, 0 if text[1:2] in ("x", "o") else 10)
+    elif NUMBER.fullmatch(text):
+        yield float(text)
+    elif text.lower().lstrip("+-")[:1] == "." and text.lower().lstrip("+-")[1:] in SPECIAL:
+        sign = -1 if text.startswith("-") else 1
+        yield sign * SPECIAL[text.lower().lstrip("+-")[1:]]
