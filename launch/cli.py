@@ -16,12 +16,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from argparse import SUPPRESS, Action
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from engine.errors import HANG_EXIT_CODE, LateRanksError, LostRankError, RunError, SharedError, UserError
+from launch.helptext import HelpFormatter
 from launch.launcher import is_first_rank
 
 #: seconds for a save under way to end once another rank has gone: it succeeds if that rank had done its part
@@ -34,28 +36,81 @@ class CommandParser(ArgumentParser):
     """jsonargparse's parser whose errors are one line that names the field, the value and the remedy."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+        super().__init__(*args, allow_abbrev=False, **{"formatter_class": HelpFormatter, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UserError(explain(message, known_options(self)))
 
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
+        """The values of a command line; tells of an option that is given twice, of which the last counts.
+
+        Raises:
+            UserError: a wrong option; one that takes several values, given twice.
+        """
+        if kwargs.get("defaults", True):
+            for note in repeated(self, sys.argv[1:] if args is None else args):
+                if is_first_rank(os.environ):
+                    print(f"note: {note}", file=sys.stderr, flush=True)
+        return super().parse_args(args, *rest, **kwargs)
+
 
 def known_options(parser: ArgumentParser) -> list[str]:
-    """Every dotted option of a parser, without the dashes."""
-    return [name.lstrip("-") for action in parser._actions for name in action.option_strings if name.startswith("--")]
+    """Every dotted option of a parser that its help shows, without the dashes."""
+    shown = [action for action in parser._actions if action.help != SUPPRESS]
+    return [name.lstrip("-") for action in shown for name in action.option_strings if name.startswith("--")]
+
+
+def repeated(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
+    """What to tell of options that a command line gives twice with different values.
+
+    Raises:
+        UserError: an option of several values, whose first ones would be lost.
+    """
+    actions = {name: action for action in parser._actions for name in action.option_strings}
+    found: dict[str, list[str]] = {}
+    notes = []
+    for index, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        action = actions.get(name)
+        if action is None or action.help == SUPPRESS:
+            continue
+        values = [value] if equals else values_of(action, arguments[index + 1 :])
+        before = found.get(action.dest, values)
+        shown = name.lstrip("-")
+        if before != values and action.nargs in ("+", "*"):
+            raise UserError(f"{shown}: given twice, {before} and {values}; write all values after one --{shown}")
+        if before != values:
+            notes.append(f"{shown} is given twice, as {' '.join(before)} and {' '.join(values)}; the last counts")
+        found[action.dest] = values
+    return notes
+
+
+def values_of(action: Action, following: Sequence[str]) -> list[str]:
+    """An option's values among the arguments that follow it."""
+    end = next((index for index, one in enumerate(following) if one.startswith("--")), len(following))
+    if action.nargs in ("+", "*"):
+        return list(following[:end])
+    return list(following[: 0 if action.nargs == 0 else min(1, end)])
 
 
 def explain(message: str, options: list[str]) -> str:
     """One plain line from a parser's message, with the nearest option where a name is unknown."""
+    absent = re.search(r"argument (\S+): expected (?:one|at least one|\d+) argument", message)
+    if absent:
+        return f"{absent[1].split('/')[-1].lstrip('-')}: its value is missing; give one after it"
+    flag = re.search(r"argument (\S+): ignored explicit argument (.+)", message)
+    if flag:
+        return f"{flag[1].lstrip('-')}: {flag[2]} is not allowed; it takes no value"
+    required = re.search(r"the following arguments are required: (.+)", message)
+    if required:
+        first, *others = required[1].split(", ")
+        return f"{first}: not given{', nor ' + ', '.join(others) if others else ''}; --help tells what it is"
     unknown = re.search(r"unrecognized arguments: (\S+)", message)
     if unknown:
         return unknown_option(unknown[1].split("=")[0].lstrip("-"), options)
     group = re.search(r"Group '([^']+)' does not accept option '([^']+)'", message)
     if group:
         return unknown_option(f"{group[1]}.{group[2]}", options)
-    broken = re.search(r"Problems parsing config: (.+)", message, re.DOTALL)
-    if broken:
-        return f"config: the recipe is not YAML ({' '.join(broken[1].split())}); correct it"
     top = re.search(r"Option '([^']+)' is not accepted", message)
     if top:
         return unknown_option(top[1], options)

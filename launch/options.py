@@ -6,7 +6,7 @@ Of fields that exclude each other (`REPLACED`) the later source wins too; given 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 from jsonargparse import SUPPRESS, ActionConfigFile
@@ -45,6 +45,8 @@ NEEDS = {
     "optim.power": ("optim.schedule", "polynomial"),
     "optim.decay": ("optim.schedule", "wsd"),
 }
+#: sections of the configuration, whose fields are given one by one
+SECTIONS = tuple(one.name for one in fields(RunConfig) if one.default_factory is not MISSING)
 #: the model and its dimensions under --debug
 DEBUG_MODEL = {"size": "tiny", "hidden_size": 64, "layers": 2, "heads": 2, "intermediate_size": 128}
 
@@ -74,6 +76,9 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--local_rank", type=int, default=0, help=SUPPRESS)
     parser.add_class_arguments(RunConfig)
+    for action in parser._actions:
+        if action.dest in SECTIONS:
+            action.help = SUPPRESS  # jsonargparse's own way to give a section as a file
     return parser
 
 
@@ -118,6 +123,8 @@ def split_recipes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     while left:
         one = left.pop(0)
         name, equals, path = one.partition("=")
+        if name.removeprefix("--") in SECTIONS and name.startswith("--"):
+            raise UserError(f"{name[2:]}: it is a section; give its fields one by one, as {name}.NAME VALUE")
         if name != "--config":
             rest.append(one)
             continue

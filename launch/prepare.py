@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
-
-from jsonargparse import DefaultHelpFormatter
 
 from engine.data.executor import open_executor
 from engine.data.prepare import PrepareConfig, prepare
@@ -24,10 +21,6 @@ the command is given again. Under mpirun the output folder must be on a file sys
 
 #: fields that read better as plain options than as YAML lists and booleans
 PLAIN = {"source", "special_tokens", "overwrite"}
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the lines of the examples."""
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -58,7 +51,7 @@ def parse(arguments: list[str]) -> PrepareConfig:
     Raises:
         UserError: an unknown option or a value of the wrong type.
     """
-    parser = CommandParser(prog="zerobert prepare", description=DESCRIPTION, formatter_class=HelpFormatter)
+    parser = CommandParser(prog="zerobert prepare", description=DESCRIPTION)
     add_arguments(parser)
     return PrepareConfig(**parser.parse_args(arguments).as_dict())
 

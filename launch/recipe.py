@@ -67,8 +67,9 @@ def read_recipe(path: str) -> dict[str, Any]:
     if not isinstance(root, yaml.MappingNode):
         kind = "a list" if isinstance(root, yaml.SequenceNode) else f"only {root.value!r}"
         raise UserError(f"config: {path} holds {kind}, and no fields; write fields such as train: {{steps: 1000}}")
-    reader = _Reader(path)
-    values: dict[str, Any] = reader.section(root, "")
+    values = _Reader(path).section(root, "")
+    if "config" in values:
+        raise UserError(f"config: {path} names another recipe; give both on the command line, --config twice")
     return values
 
 

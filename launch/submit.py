@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -12,14 +11,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
-from jsonargparse import DefaultHelpFormatter
-
 from engine.config import RunConfig
 from engine.errors import RunError, UserError
 from launch import slurm, snapshot
 from launch.cli import CommandParser, known_options, unknown_option
 from launch.sbatch import JobConfig, Submission, check_path, log_path, log_pattern, render, shown
-from launch.train import build_parser, parse
+from launch.train import build_parser, parse_given
 
 DESCRIPTION = """Submit a training run to SLURM: one srun task a rank, no SSH.
 
@@ -47,13 +44,9 @@ KEPT_DEFAULTS = {
 }
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the lines of the example."""
-
-
 def job_parser() -> CommandParser:
     """The parser of the job's own options."""
-    parser = CommandParser(prog="zerobert submit", description=DESCRIPTION, formatter_class=HelpFormatter)
+    parser = CommandParser(prog="zerobert submit", description=DESCRIPTION)
     types = get_type_hints(JobConfig)
     for field in fields(JobConfig):
         # not the optional type itself, whose values jsonargparse reads as YAML: to it "#1" is null
@@ -105,8 +98,9 @@ def parse_submission(arguments: list[str]) -> tuple[JobConfig, RunConfig, bool]:
     dry_run = bool(values.pop("dry_run"))
     job = JobConfig(**values)
     job.validate()
-    config = parse(["--resume=auto", *training])
-    config = replace(config, output=str(Path(config.output).absolute()))
+    config, given = parse_given(training)
+    resume = config.resume if "resume" in given else "auto"
+    config = replace(config, resume=resume, output=str(Path(config.output).absolute()))
     check_path("output", Path(config.output))
     check_run(job, config)
     return job, config, dry_run

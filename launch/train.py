@@ -229,8 +229,9 @@ def run(config: RunConfig, launcher: Launcher, guard: Guard, given: frozenset[st
         set_report_aside(Path(config.output))
         for line in task.describe_data():
             print(line)
+        ranks = "one process" if launcher.name == "none" else f"{launcher.name}: {world.size} rank(s)"
         print(
-            f"{launcher.name}: {world.size} rank(s) on {accelerator}, ZeRO-{batch.zero_stage}, {batch.precision}; "
+            f"{ranks} on {accelerator}, ZeRO-{batch.zero_stage}, {batch.precision}; "
             f"global batch {layout.global_batch} = {world.size} x {layout.micro_batch} x {layout.accumulation}, "
             f"{trainer.total} steps",
             flush=True,
