@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 
@@ -27,22 +28,28 @@ COMMANDS = {
 def usage() -> str:
     """The text of `zerobert --help`."""
     lines = [f"  {name:14} {what}" for name, what in COMMANDS.items()]
-    return "usage: zerobert COMMAND [options]\n\n" + "\n".join(lines) + "\n\nzerobert COMMAND --help tells the options."
+    last = "zerobert COMMAND --help, or zerobert help COMMAND, tells the options; zerobert --version the version."
+    return "usage: zerobert COMMAND [options]\n\n" + "\n".join(lines) + f"\n\n{last}"
 
 
 def dispatch(arguments: list[str]) -> int:
     """Run the named command."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
-        return 0
-    if arguments[0] == "--version":
+    first, *others = arguments or ["help"]
+    if first in ("-h", "--help", "help"):
+        if not others:
+            print(usage())
+            return 0
+        first, others = others[0], ["--help"]
+    if first in ("-V", "--version", "version"):
         import engine
 
         print(f"zerobert {engine.__version__}")
         return 0
-    if arguments[0] not in COMMANDS:
-        raise UserError(f"command: {arguments[0]!r} is unknown; choose one of {', '.join(COMMANDS)}")
-    return int(importlib.import_module(f"launch.{arguments[0].replace('-', '_')}").main(arguments[1:]))
+    if first not in COMMANDS:
+        near = difflib.get_close_matches(first.lower().replace("_", "-"), COMMANDS, n=1)
+        remedy = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
+        raise UserError(f"command: {first!r} is unknown; {remedy}")
+    return int(importlib.import_module(f"launch.{first.replace('-', '_')}").main(others))
 
 
 def main() -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from engine.errors import UserError
 from launch.cli import CommandParser
 
-DESCRIPTION = (
-    "Compile every CUDA kernel for some GPUs; this needs no GPU. Runs take the kernels from the folder that the "
-    "environment variable ZEROBERT_CUBINS names, and compile what it lacks. Kernels for 8.0 serve 8.6 and 8.9 too. "
-    "Example: zerobert build-kernels --arch 80 90 --output kernels"
-)
+DESCRIPTION = """Compile every CUDA kernel for some GPUs; this needs no GPU. Runs take the kernels from the folder that
+the environment variable ZEROBERT_CUBINS names, and compile what it lacks. Kernels for 8.0 serve 8.6 and 8.9 too.
+
+  zerobert build-kernels --arch 80 90 --output kernels
+"""
 
 
 def capability(text: str) -> int:

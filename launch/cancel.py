@@ -10,7 +10,10 @@ from launch.requeue import CANCEL_MARKER
 from launch.status import of_job
 
 DESCRIPTION = """End a SLURM job: at once, so that what came after the newest checkpoint is lost, or with --save after
-another checkpoint. Either way the job isn't requeued."""
+another checkpoint. Either way the job isn't requeued.
+
+  zerobert cancel 4711 --save
+"""
 
 
 def save_and_stop(number: str) -> str:

@@ -1,4 +1,7 @@
-"""`zerobert certify`: kill -9 all ranks of real runs at random moments, and prove that resumes lose and repeat nothing.
+"""Kill -9 all ranks of real runs at random moments, and prove that their resumes lose and repeat nothing.
+
+  zerobert certify --output /scratch/certificate
+  zerobert certify --output /scratch/certificate --kills 4 --stages 2 --routes 1-2-1
 
 Each run goes along a route of numbers of ranks, such as 1-2-4-2-1: it is killed in the middle of training, often in the
 middle of a save, and goes on in the next layout with --resume auto, until it is done. Then

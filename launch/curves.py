@@ -1,4 +1,9 @@
-"""`zerobert curves`: a run's curves, read back from its TensorBoard event files."""
+"""A run's curves, read back from its TensorBoard event files.
+
+zerobert curves runs/pretrain_tiny
+zerobert curves runs/pretrain_tiny --tags train/loss eval/mlm_loss --plot loss.png
+zerobert curves runs/pretrain_tiny --tags train/loss --rows 0 --json
+"""
 
 from __future__ import annotations
 
@@ -17,12 +22,17 @@ def main(arguments: list[str]) -> int:
     parser = CommandParser(prog="zerobert curves", description=__doc__)
     parser.add_argument("run", type=str, help="output folder of a run")
     parser.add_argument(
-        "--tags", type=list[str], default=["train/loss"], help="curves, e.g. [train/loss,eval/mlm_loss]"
+        "--tags", nargs="+", metavar="TAG", default=["train/loss"], help="curves, such as eval/mlm_loss"
     )
     parser.add_argument("--rows", type=int, default=20, help="points of a table, evenly spaced; 0 prints all")
     parser.add_argument("--json", action="store_true", help="print {tag: [[step, value], ...]}")
-    parser.add_argument("--plot", type=str | None, default=None, help="write a picture (png, svg, pdf) instead")
+    parser.add_argument("--plot", type=str, default=None, help="write a picture (png, svg, pdf) instead")
     values = parser.parse_args(arguments)
+    if values.rows < 0:
+        raise UserError(f"rows: {values.rows} is not allowed; give 0 or more")
+    if values.plot and values.json:
+        raise UserError(f"plot: {values.plot!r} and json exclude each other; give one of the two")
+    values.tags = named_tags(values.tags)
     curves = read_curves(Path(values.run), values.tags)
     if values.plot:
         draw(curves, Path(values.plot))
@@ -32,6 +42,21 @@ def main(arguments: list[str]) -> int:
     else:
         print(table(curves, values.rows))
     return 0
+
+
+def named_tags(words: list[str]) -> list[str]:
+    """The tags that a user names, each once: `a b`, `a,b` or `[a, b]`.
+
+    Raises:
+        UserError: none is named.
+    """
+    text = " ".join(map(str, words)).strip()
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    tags = [tag.strip("'\"") for tag in text.replace(",", " ").split()]
+    if not tags:
+        raise UserError("tags: none is named; give some such as train/loss")
+    return list(dict.fromkeys(tags))
 
 
 def read_curves(run: Path, tags: list[str]) -> dict[str, Curve]:

@@ -1,4 +1,7 @@
-"""`zerobert demo`: the whole way on text that ships with Python, in a few minutes on two cores.
+"""The whole way on text that ships with Python, in a few minutes on two cores.
+
+  zerobert demo
+  zerobert demo --output /tmp/demo --steps 100
 
 Stdlib text -> WordPiece -> MLM + NSP pre-training of a tiny BERT by the `deepspeed` launcher (2 ranks, ZeRO-2)
 -> a classifier that tells what part of Python a paragraph documents -> its report.

@@ -20,10 +20,14 @@ from launch.checks.finding import Check, Finding, run_check
 from launch.checks.nodes import Remote
 from launch.cli import CommandParser
 
-DESCRIPTION = (
-    "Check this machine and, if they are named, the nodes of a run: versions, accelerators, kernels, launchers, disk, "
-    "memory, limits, network, clocks. Changes nothing. In a SLURM allocation its nodes are asked through srun."
-)
+DESCRIPTION = """Check this machine and, if they are named, the nodes of a run: versions, accelerators, kernels,
+launchers, disk, memory, limits, network, clocks. Changes nothing. In a SLURM allocation its nodes are asked through
+srun.
+
+  zerobert doctor
+  zerobert doctor --output /scratch/runs --nodes node1,node2
+  zerobert doctor --hostfile hosts --json
+"""
 MARKS = {"ok": "ok", "note": "note", "problem": "PROBLEM"}
 COLOURS = {"ok": "32", "note": "33", "problem": "1;31"}
 
@@ -104,7 +108,7 @@ def main(arguments: list[str]) -> int:
         "--hostfile", type=str, default=None, help="DeepSpeed hostfile whose nodes are checked over ssh"
     )
     parser.add_argument("--nodes", type=str, default=None, help="nodes to check over ssh, such as node1,node2")
-    parser.add_argument("--ssh_port", type=int, default=22, help="port of sshd on the nodes (default 22)")
+    parser.add_argument("--ssh_port", type=int, default=22, help="port of sshd on the nodes")
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     values = parser.parse_args(arguments)
     hosts, remote = named_nodes(values.hostfile, values.nodes, values.ssh_port, os.environ)

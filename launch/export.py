@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from engine.errors import UserError
@@ -20,9 +19,7 @@ Labels and tokenizer are those of the run, whatever its data files hold today.""
 
 def main(arguments: list[str]) -> int:
     """Put whole fp32 weights together from the ranks' files and write them."""
-    parser = CommandParser(
-        prog="zerobert export", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="zerobert export", description=DESCRIPTION)
     parser.add_argument("run", type=str, help="output folder of a run, or one of its step-NNNNNN folders")
     parser.add_argument("--output", type=str, required=True, help="folder to write")
     parser.add_argument(

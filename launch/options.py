@@ -24,8 +24,8 @@ DESCRIPTION = """Pre-train BERT (MLM + NSP) or fine-tune it, sharded by DeepSpee
   deepspeed launch/train.py --config launch/recipes/pretrain_base_phase1.yaml --data.path data/wiki
   deepspeed --num_accelerators 2 launch/train.py --config ...        2 ranks (CPU ranks with DS_ACCELERATOR=cpu)
 
-Values come from the defaults, then from recipes, then from the command line, wherever --config stands in it. A named
-size there replaces the single dimensions of a recipe, and train.steps replaces its train.epochs, or the other way.
+Values come from the defaults, then from recipes, then from the command line, wherever --config stands in it. There
+--model.size does away with a recipe's single dimensions, --train.steps with its train.epochs, and the other way round.
 """
 #: a field that, given by a later source, does away with others of earlier ones
 REPLACED = {

@@ -14,12 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.config import ModelConfig, Precision, RunConfig, TrainConfig, ZeroConfig
-from launch.cli import run_command
+from launch.cli import CommandParser, run_command
 from launch.zero_config import deepspeed_config
 
 if TYPE_CHECKING:
     from engine.data.loader import BatchLayout
 
+DESCRIPTION = """Write ds_configs/ again, or train 5 real steps with its files on 2 CPU ranks.
+
+  python -m launch.presets
+  python -m launch.presets --try
+  python -m launch.presets --try zero2_bf16 zero3_offload
+"""
 FOLDER = Path(__file__).resolve().parent.parent / "ds_configs"
 
 
@@ -76,10 +82,15 @@ def render(name: str) -> str:
 
 def main(arguments: list[str]) -> int:
     """Write the files, or try them."""
-    if arguments[:1] == ["--try"]:
+    parser = CommandParser(prog="python -m launch.presets", description=DESCRIPTION)
+    parser.add_argument(
+        "--try", dest="tried", nargs="*", metavar="NAME", help="train with these presets; all if none is named"
+    )
+    values = parser.parse_args(arguments)
+    if values.tried is not None:
         from launch.try_presets import try_files
 
-        return try_files([FOLDER / f"{name}.json" for name in arguments[1:] or PRESETS])
+        return try_files([FOLDER / f"{name}.json" for name in values.tried or PRESETS])
     for name in PRESETS:
         (FOLDER / f"{name}.json").write_text(render(name))
     return 0

@@ -1,4 +1,8 @@
-"""`zerobert status`: where a SLURM job or a run's folder stands."""
+"""Where a SLURM job or a run's folder stands: step, loss, tokens/s, time left, newest checkpoint.
+
+zerobert status 4711
+zerobert status runs/pretrain_base/phase1 --json
+"""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class TrainConfig:
     """stop at the operation whose backward pass made the first NaN (slow)"""
     kernels: Literal["auto", "fused", "reference"] = "auto"
     """auto: our fused kernels, on a GPU if they agree there with plain torch at the start; fused: without that check;
-    reference: plain torch"""
+    reference: plain torch, the same up to rounding; on CPUs it draws other dropout masks, so single losses differ"""
     verify_update: int = 1
     """first updates, also after a resume, that are compared with the exact ones of whole parameters; 0 turns it off"""
     audit: bool = False

@@ -46,7 +46,11 @@ def library() -> ctypes.CDLL | None:
     try:
         return load(build(machine_flags(torch.backends.cpu.get_cpu_capability()), cache_folder()))
     except (OSError, subprocess.SubprocessError) as error:
-        logger.warning("CPU kernels: not built (%s); plain torch runs instead, with the same results", reason(error))
+        logger.warning(
+            "CPU kernels: not built (%s); plain torch runs instead: the same up to rounding, but with dropout, whose "
+            "masks are then drawn differently",
+            reason(error),
+        )
         return None
 
 

@@ -68,7 +68,7 @@ class Profile:
         self._warm_up = warm_up_steps(config.train)
         self._wanted = config.train.profile or 0
         self._note = ""
-        if self._wanted > left - self._warm_up:
+        if self._wanted and self._wanted > left - self._warm_up:
             self._note = f"profile: left out, {left} steps are left and the first {self._warm_up} are not recorded"
             self._wanted = 0
         self._dimensions = Dimensions(

@@ -13,7 +13,9 @@ from pathlib import Path
 from launch.checks.accelerators import gpu_count, visible_gpus
 from launch.checks.finding import Finding, find_tool, first_line
 
-SLOWER = "plain torch runs instead, with the same results"
+#: of the CPU's kernels, whose dropout has a generator of its own, and of the GPU's, which have no dropout
+SLOWER = "plain torch runs instead: the same up to rounding, but with dropout, whose masks are then drawn differently"
+SLOWER_GPU = "plain torch runs instead: the same up to rounding"
 
 
 def check_cpu_kernels() -> Iterator[Finding]:
@@ -106,7 +108,7 @@ def judge_cuda(capabilities: Sequence[tuple[int, int]], compiler: str | None, fo
     lacking = [f"{major}.{minor}" for major, minor in capabilities if not serves(cached, major, minor)]
     if compiler is None and lacking:
         return Finding(
-            "CUDA kernels", "note", f"{found}; GPUs of {', '.join(lacking)} have none", f"{MISSING}; {SLOWER}"
+            "CUDA kernels", "note", f"{found}; GPUs of {', '.join(lacking)} have none", f"{MISSING}; {SLOWER_GPU}"
         )
     return Finding("CUDA kernels", "ok", found + ("" if capabilities else "; no GPU here"))
 
