@@ -20,7 +20,7 @@ Curve = list[tuple[int, float]]
 def main(arguments: list[str]) -> int:
     """Print curves as a table or JSON, or draw them."""
     parser = CommandParser(prog="zerobert curves", description=__doc__)
-    parser.add_argument("run", type=str, help="output folder of a run")
+    parser.add_argument("run", nargs="?", help="output folder of a run")
     parser.add_argument(
         "--tags", nargs="+", metavar="TAG", default=["train/loss"], help="curves, such as eval/mlm_loss"
     )
@@ -32,6 +32,10 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"rows: {values.rows} is not allowed; give 0 or more")
     if values.plot and values.json:
         raise UserError(f"plot: {values.plot!r} and json exclude each other; give one of the two")
+    if values.run is None and len(values.tags) > 1:  # it stands behind the tags
+        values.run = values.tags.pop()
+    if values.run is None:
+        raise UserError("run: not given; give the output folder of a run")
     values.tags = named_tags(values.tags)
     curves = read_curves(Path(values.run), values.tags)
     if values.plot:

@@ -1,8 +1,7 @@
 """The machines of a plan: what the user says about them, or what this machine shows.
 
-Peak rates are the vendors' dense figures (NVIDIA's data sheets of each card): bf16 with fp32 accumulation (V100: fp16),
-memory bandwidth, and one direction of the link between the GPUs of a node. They are bounds; what a step reaches of them
-is `Hardware.utilisation`, an assumption that every plan prints.
+A card's rates are bounds (`launch.gpus`); what a step reaches of them is `Hardware.utilisation`, an assumption that
+every plan prints.
 """
 
 from __future__ import annotations
@@ -11,37 +10,16 @@ import re
 from dataclasses import dataclass, replace
 
 from engine.errors import UserError
+from launch.gpus import GPUS, assumed_gpu, detected_gpu, named_gpu
+
+__all__ = ["GIB", "GPUS", "Hardware", "assumed_gpu", "described_hardware", "parse_bytes", "readable", "this_machine"]
 
 GIB = 1 << 30
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
-    f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", start=1)
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "": GIB} | {
+    f"{letter}{end}": 1024**power for power, letter in enumerate("KMGT", start=1) for end in ("", "IB")
 }
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A card: memory in bytes, rates a second."""
-
-    memory: int
-    peak_flops: float
-    memory_bandwidth: float
-    link_bandwidth: float
-
-
-GPUS: dict[str, Gpu] = {
-    "v100": Gpu(32 * GIB, 125e12, 0.9e12, 150e9),
-    "a10": Gpu(24 * GIB, 125e12, 0.6e12, 25e9),
-    "l4": Gpu(24 * GIB, 121e12, 0.3e12, 25e9),
-    "rtx3090": Gpu(24 * GIB, 71e12, 0.936e12, 25e9),
-    "rtx4090": Gpu(24 * GIB, 165e12, 1.008e12, 25e9),
-    "a6000": Gpu(48 * GIB, 155e12, 0.768e12, 25e9),
-    "a100-40": Gpu(40 * GIB, 312e12, 1.555e12, 300e9),
-    "a100": Gpu(80 * GIB, 312e12, 2.039e12, 300e9),
-    "h100": Gpu(80 * GIB, 989e12, 3.35e12, 450e9),
-    "h200": Gpu(141 * GIB, 989e12, 4.8e12, 450e9),
-}
-#: the card assumed for a memory size when none is named
-ASSUMED = ("a10", "v100", "a100-40", "a6000", "a100", "h200")
+#: bytes of memory below and above which an amount is a slip
+LEAST, MOST = 1 << 26, 1 << 50
 
 
 @dataclass(frozen=True)
@@ -64,6 +42,8 @@ class Hardware:
     """of a rank to the others of its node, one direction"""
     network_bandwidth: float = 25e9
     """of a node to the others, one direction"""
+    bf16: bool = True
+    """whether it computes in bf16"""
     host_bandwidth: float = 25e9
     """of a rank between device and host memory (PCIe 4.0 x16 moves about this)"""
     utilisation: float = 0.45
@@ -76,16 +56,20 @@ class Hardware:
 
 
 def parse_bytes(text: str, name: str) -> int:
-    """Bytes of "80GiB", "24 GB", "500MB" or a plain number.
+    """An amount of memory in bytes; a plain number is GiB, and so are G and GiB, while GB is 10^9.
 
     Raises:
-        UserError: it is none of these, or not positive.
+        UserError: not an amount, or one that no machine has; names the option.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     unit = found[2].upper() if found else ""
-    value = int(float(found[1]) * UNITS[unit]) if found and unit in UNITS else 0
-    if value <= 0:
+    if found is None or unit not in UNITS or float(found[1]) == 0:
         raise UserError(f"{name}: {text!r} is no amount of memory; give one such as 80GiB or 24GB")
+    value = int(float(found[1]) * UNITS[unit])
+    if not LEAST <= value <= MOST:
+        much = "more than any machine has" if value > MOST else "too little to train anything"
+        plain = "; a plain number means GiB" if not unit else ""
+        raise UserError(f"{name}: {text!r} is {much}{plain}; give one such as 80GiB or 24GB")
     return value
 
 
@@ -94,20 +78,35 @@ def readable(size: float) -> str:
     return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / (1 << 20):.0f} MiB"
 
 
-def assumed_gpu(memory: int) -> str:
-    """The card whose memory is nearest."""
-    return min(ASSUMED, key=lambda name: abs(GPUS[name].memory - memory))
+def compared(needed: float, available: float) -> tuple[str, str]:
+    """Two amounts in the same unit, with as many digits as it takes to see which is larger."""
+    unit, name = (GIB, "GiB") if max(needed, available) >= GIB else (1 << 20, "MiB")
+    digits = digits_between([(needed, available)], unit, 1)
+    return f"{needed / unit:.{digits}f} {name}", f"{available / unit:.{digits}f} {name}"
 
 
-def described_hardware(gpu: str | None, gpus: int, per_node: int, memory: int | None) -> Hardware:
+def digits_between(pairs: list[tuple[float, float]], unit: int, least: int) -> int:
+    """Digits after the point, at least `least`, with which both numbers of each pair still differ."""
+    for digits in range(least, 9):
+        if all(one == other or f"{one / unit:.{digits}f}" != f"{other / unit:.{digits}f}" for one, other in pairs):
+            return digits
+    return 9
+
+
+def described_hardware(
+    gpu: str | None, gpus: int, per_node: int, memory: int | None, precision: str = "bf16"
+) -> Hardware:
     """The hardware that the user describes; what isn't said is taken from the named or nearest card.
+
+    Args:
+        precision: what the peak is of.
 
     Raises:
         UserError: an unknown card.
     """
-    if gpu is not None and gpu not in GPUS:
+    name = assumed_gpu(memory or GPUS["a100"].memory) if gpu is None else named_gpu(gpu)
+    if name is None:
         raise UserError(f"gpu: {gpu!r} is unknown; choose one of {', '.join(GPUS)}, or give gpu-memory and peak-tflops")
-    name = gpu or assumed_gpu(memory or GPUS["a100"].memory)
     card = GPUS[name]
     return Hardware(
         name=name,
@@ -116,9 +115,10 @@ def described_hardware(gpu: str | None, gpus: int, per_node: int, memory: int | 
         ranks_per_node=min(per_node, gpus),
         memory=memory or card.memory,
         host_memory=512 * GIB,
-        peak_flops=card.peak_flops,
+        peak_flops=card.fp32_flops if precision == "fp32" else card.peak_flops,
         memory_bandwidth=card.memory_bandwidth,
         link_bandwidth=card.link_bandwidth,
+        bf16=card.bf16,
     )
 
 
@@ -139,9 +139,9 @@ def this_machine(precision: str) -> Hardware:
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
         properties = torch.cuda.get_device_properties(0)
-        known = next((name for name in GPUS if name.split("-")[0] in properties.name.lower()), None)
-        found = described_hardware(known, count, count, int(properties.total_memory))
-        return replace(found, name=properties.name, host_memory=host_memory())
+        known = detected_gpu(properties.name, properties.total_memory)
+        found = described_hardware(known, count, count, int(properties.total_memory), precision)
+        return replace(found, name=properties.name, host_memory=host_memory(), bf16=properties.major >= 8)
     flops, bandwidth = measured_cpu(precision)
     return Hardware(
         name=f"CPU, {torch.get_num_threads()} thread(s), GEMM {flops / 1e9:.0f} GFLOP/s measured",

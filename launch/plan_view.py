@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine.errors import UserError
-from launch.hardware import GIB, Hardware, readable
-from launch.planner import Candidate, Request, options_for, reason
+from launch.hardware import GIB, Hardware, compared, digits_between, readable
+from launch.planner import Candidate, Request, options_for, reason, recipe_verdict
 
 #: a colour-blind safe order (Okabe and Ito 2008)
 COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#F0E442", "#E69F00", "#D55E00", "#CC79A7", "#999999")
@@ -24,13 +24,14 @@ def columns(rows: list[list[str]]) -> list[str]:
     ]
 
 
-def memory_table(rows: list[Candidate]) -> list[str]:
-    """Bytes a rank by kind, in GiB."""
+def memory_table(rows: list[Candidate], memory: int) -> list[str]:
+    """Bytes a rank by kind, in GiB, with digits enough to tell each total from the `memory` that there is."""
+    digits = digits_between([(row.memory.total, memory) for row in rows], GIB, 2)
     kinds = list(rows[0].memory.kinds())
     table = [["GiB a rank", *kinds, "total", "host", "fits"]]
     for row in rows:
         sizes = [*row.memory.kinds().values(), row.memory.total, row.memory.host]
-        table.append([row.name, *(f"{size / GIB:.2f}" for size in sizes), "yes" if row.fits else "no"])
+        table.append([row.name, *(f"{size / GIB:.{digits}f}" for size in sizes), "yes" if row.fits else "no"])
     return columns(table)
 
 
@@ -38,6 +39,7 @@ def cost_table(request: Request, rows: list[Candidate]) -> list[str]:
     """What a step costs, of the candidates that fit."""
     table = [["an optimizer step", "micro x acc", "recompute", "sends", "exposed", "step", "tokens/s", "days"]]
     for row in (row for row in rows if row.fits):
+        days = row.days(request)
         table.append(
             [
                 row.name,
@@ -47,37 +49,63 @@ def cost_table(request: Request, rows: list[Candidate]) -> list[str]:
                 f"{row.cost.exposed_seconds:.3f} s",
                 f"{row.cost.seconds:.3f} s",
                 f"{row.tokens_per_second(request):,.0f}",
-                f"{row.days(request):.2f}",
+                "?" if days is None else f"{days:.2f}" if days >= 0.1 else f"{days:.2g}",
             ]
         )
     return columns(table) if len(table) > 1 else []
 
 
-def render(request: Request, hardware: Hardware, rows: list[Candidate], chosen: Candidate | None) -> str:
-    """The whole plan as text."""
+def render(
+    request: Request,
+    hardware: Hardware,
+    rows: list[Candidate],
+    chosen: Candidate | None,
+    own: Candidate | None = None,
+    config: str | None = None,
+) -> str:
+    """The whole plan as text.
+
+    Args:
+        own: what the recipe itself chooses.
+        config: the recipe's file.
+    """
     shape = rows[0].work.shape
+    every = [*rows, *([] if own is None else [own])]
+    closest = min((row.memory.total for row in every), key=lambda total: abs(total - hardware.memory))
+    costs = cost_table(request, every)
     lines = [
         f"{shape.parameters() / 1e6:,.1f} M parameters, {request.sequence_length} tokens, global batch "
-        f"{request.global_batch}, {request.precision}, {request.optimizer}",
-        f"{hardware.ranks} x {hardware.name} with {readable(hardware.memory)}, {hardware.ranks_per_node} a node",
+        f"{request.global_batch}, {request.precision}, {request.optimizer}{length(request)}",
+        f"{hardware.ranks} x {hardware.name} with {compared(closest, hardware.memory)[1]}, "
+        f"{hardware.ranks_per_node} a node",
         "",
-        *memory_table(rows),
+        *memory_table(every, hardware.memory),
+        *(["", *costs] if costs else []),
         "",
-        *cost_table(request, rows),
-        "",
-        reason(chosen, rows, hardware),
+        reason(request, chosen, rows, hardware),
     ]
+    if own is not None:
+        verdict = recipe_verdict(own, chosen, request, hardware)
+        lines.append(verdict[0].upper() + verdict[1:])
+    lines += [f"note: {note}" for note in request.notes]
     if chosen is not None:
-        lines.append(f"launch/train.py {options_for(chosen)}")
+        recipe = "" if config is None else f"--config {config} "
+        lines.append(f"launch/train.py {recipe}{options_for(request, chosen)}")
     return "\n".join([*lines, "", assumptions(request, hardware)])
+
+
+def length(request: Request) -> str:
+    """How long the training is."""
+    return "" if request.steps is None else f", {request.steps:,.0f} steps"
 
 
 def assumptions(request: Request, hardware: Hardware) -> str:
     """What the predicted times stand on."""
+    tokens = "" if request.tokens is None else f", {request.tokens:.3g} tokens in all"
     return (
         f"Predicted, not measured: {hardware.utilisation:.0%} of {hardware.peak_flops / 1e12:.3g} TFLOP/s, memory "
         f"{hardware.memory_bandwidth / 1e9:,.0f} GB/s, links {hardware.link_bandwidth / 1e9:,.0f} GB/s, network "
-        f"{hardware.network_bandwidth / 1e9:,.0f} GB/s a node, {request.tokens:.3g} tokens in all."
+        f"{hardware.network_bandwidth / 1e9:,.0f} GB/s a node{tokens}."
     )
 
 
