@@ -17,7 +17,7 @@ class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
     def _get_help_string(self, action: Action) -> str:
         if not action.help or action.help == SUPPRESS or "help" in action.dest:
-            return super()._get_help_string(action)
+            return super()._get_help_string(action) or ""
         hint = getattr(action, "_typehint", None) or action.type
         told = ["required"] if action.required and action.option_strings else []
         told += [words(hint)] if hint is not None and not is_choice(hint) else []

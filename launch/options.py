@@ -138,7 +138,8 @@ def split_recipes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def flat(parser: CommandParser, values: dict[str, Any]) -> dict[str, Any]:
     """A recipe's values as the options' types, by dotted name."""
-    return vars(parser.parse_object(values, defaults=False).as_flat())
+    found: dict[str, Any] = vars(parser.parse_object(values, defaults=False).as_flat())
+    return found
 
 
 def names(source: dict[str, Any]) -> frozenset[str]:

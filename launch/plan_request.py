@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def request_of(options: Any, wanted: Wanted, precision: str) -> Request:
         model=kept,
         data=replace(run.data, sequence_length=length) if pretraining else run.data,
         labelled=run.labelled if pretraining else replace(run.labelled, max_length=length),
-        train=replace(run.train, global_batch=batch, precision=precision),
+        train=replace(run.train, global_batch=batch, precision=precision),  # type: ignore[arg-type]
         optim=replace(run.optim, name=options.optimizer or run.optim.name),
     )
     tokens = planned_tokens(options, wanted, batch * length)
@@ -174,21 +174,13 @@ def sized(model: ModelConfig, name: str) -> ModelConfig:
     size = name.lower().removeprefix("bert-")
     if size not in MODEL_SIZES:
         raise UserError(f"model: {name!r} is unknown; choose one of {', '.join(MODEL_SIZES)}")
-    cleared = dict.fromkeys(plain(SIZES[1:]))
-    return replace(model, **cleared, size=size, init_from=None)
-
-
-def plain(names: Iterable[str]) -> list[str]:
-    """Dotted names without their section."""
-    return [name.split(".")[1] for name in names]
+    return replace(model, size=size, hidden_size=None, layers=None, heads=None, intermediate_size=None, init_from=None)
 
 
 def store_vocabulary(path: str | None) -> int | None:
     """The size of a prepared store's vocabulary; None where there is no store."""
     if path is None:
         return None
-    import json
-
     try:
         found = json.loads((Path(path) / "manifest.json").read_text(encoding="utf-8"))["vocab_size"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -87,7 +87,7 @@ def _text(path: str) -> str:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
             f"config: {path!r} can't be read ({reason}); give a recipe, such as those in launch/recipes"
-        ) from (error)
+        ) from error
 
 
 def _compose(path: str, text: str) -> yaml.Node:
@@ -96,10 +96,10 @@ def _compose(path: str, text: str) -> yaml.Node:
         documents = list(yaml.compose_all(text, Loader=yaml.BaseLoader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = "" if mark is None else f", line {mark.line + 1}"
+        where = path if mark is None else f"{path}, line {mark.line + 1}"
         tab = "; indent with spaces, not tabs" if "'\\t'" in str(error.problem) else "; correct it"
-        raise UserError(f"config: the recipe is not YAML ({path}{line}: {error.problem}){tab}") from error
-    except yaml.YAMLError as error:
+        raise UserError(f"config: the recipe is not YAML ({where}: {error.problem}){tab}") from error
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"config: the recipe is not YAML ({path}: {error}); correct it") from error
     documents = [one for one in documents if one is not None]
     if len(documents) > 1:
