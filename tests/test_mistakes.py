@@ -59,6 +59,27 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     "missing recipe": (pretrain("--config=IN/none.yaml"), "config: "),
     "recipe with a typo": (pretrain("--config=IN/typo.yaml"), "train.step: no such field; did you mean train.steps?"),
     "recipe that is not YAML": (pretrain("--config=IN/broken.yaml"), "config: the recipe is not YAML"),
+    "recipe with a key twice": (
+        pretrain("--config=IN/twice.yaml"),
+        "train: given twice in IN/twice.yaml, in line 1 and line 2; join the two sections",
+    ),
+    "recipe that is a list": (pretrain("--config=IN/list.yaml"), "list.yaml holds a list, and no fields"),
+    "recipe that is empty": (pretrain("--config=IN/empty.txt"), "empty.txt is empty; write fields such as"),
+    "recipe that is a folder": (pretrain("--config=IN/empty"), "empty' is a folder; give a YAML file"),
+    "recipe with an empty section": (pretrain("--config=IN/section.yaml"), "train: nothing stands under it; indent"),
+    "recipe of two documents": (pretrain("--config=IN/documents.yaml"), "documents.yaml holds 2 documents"),
+    "recipe with tabs": (pretrain("--config=IN/tabs.yaml"), "indent with spaces, not tabs"),
+    "labelled data without the task": (pretrain("--labelled.train=IN/train.jsonl"), "labelled.train: "),
+    "dimensions against the folder's": (finetune("--model.layers=7"), "model.layers: 7 has no effect: model.init_from"),
+    "section as an option": (pretrain("--train={steps: 3}"), "train: it is a section; give its fields one by one"),
+    "plan in a precision that the GPU lacks": (
+        lambda *_: ["plan", "--model=base", "--gpus=8", "--gpu=v100", "--precision=bf16"],
+        "precision: 'bf16' can't be had: v100 doesn't compute in it (compute capability 8.0 does); give --precision fp16",
+    ),
+    "plan with bytes for GiB": (
+        lambda *_: ["plan", "--model=base", "--gpus=8", "--gpu-memory=85899345920"],
+        "gpu-memory: '85899345920' is more than any machine has; a plain number means GiB",
+    ),
     "unknown option": (pretrain("--optim.lr=1"), "optim.lr: no such field"),
     "number that is none": (pretrain("--train.steps=ten"), "train.steps: 'ten' is not allowed; give a whole number"),
     "steps and epochs": (pretrain("--train.steps=1", "--train.epochs=1"), "train.epochs: 1.0 is not allowed"),
@@ -119,7 +140,7 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     "unknown prepare option": (preparing("embedded", "--vocab=10"), "vocab: no such field; did you mean vocab_size?"),
     "run that is not there": (lambda inputs, _: ["curves", str(inputs / "nowhere")], "run: "),
     "export of nothing": (lambda inputs, output: ["export", str(inputs), f"--output={output}"], "run: "),
-    "unknown command": (lambda *_: ["tarin"], "command: 'tarin' is unknown"),
+    "unknown command": (lambda *_: ["tarin"], "command: 'tarin' is unknown; did you mean train?"),
 }
 
 
@@ -147,6 +168,11 @@ def write_inputs(folder: Path) -> None:
     texts = {
         "typo.yaml": "train: {step: 5}\n",
         "broken.yaml": "train: [1, {",
+        "twice.yaml": "train: {steps: 5}\ntrain: {keep: 1}\n",
+        "list.yaml": "- train\n",
+        "section.yaml": "train:\nseed: 1\n",
+        "documents.yaml": "seed: 1\n---\nseed: 2\n",
+        "tabs.yaml": "train:\n\tsteps: 5\n",
         "deepspeed_typo.json": '{"train_batchsize": 64}',
         "deepspeed_sizes.json": '{"train_batch_size": 64, "train_micro_batch_size_per_gpu": 8, '
         '"gradient_accumulation_steps": 2, "zero_optimization": {"stage": 1}}',
@@ -191,7 +217,7 @@ def test_a_mistake_is_one_line_with_exit_code_2_and_leaves_nothing(
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: ")
-    assert MISTAKES[name][1] in lines[0]
+    assert MISTAKES[name][1].replace("IN", str(output.parent.parent)) in lines[0]
     assert not output.exists()
 
 
