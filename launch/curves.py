@@ -1,9 +1,4 @@
-"""A run's curves, read back from its TensorBoard event files.
-
-zerobert curves runs/pretrain_tiny
-zerobert curves runs/pretrain_tiny --tags train/loss eval/mlm_loss --plot loss.png
-zerobert curves runs/pretrain_tiny --tags train/loss --rows 0 --json
-"""
+"""`zerobert curves`: a run's curves, read back from its TensorBoard event files."""
 
 from __future__ import annotations
 
@@ -14,12 +9,18 @@ from pathlib import Path
 from engine.errors import UserError
 from launch.cli import CommandParser
 
+DESCRIPTION = """A run's curves, read back from its TensorBoard event files.
+
+  zerobert curves runs/pretrain_tiny
+  zerobert curves runs/pretrain_tiny --tags train/loss eval/mlm_loss --plot loss.png
+  zerobert curves runs/pretrain_tiny --tags train/loss --rows 0 --json
+"""
 Curve = list[tuple[int, float]]
 
 
 def main(arguments: list[str]) -> int:
     """Print curves as a table or JSON, or draw them."""
-    parser = CommandParser(prog="zerobert curves", description=__doc__)
+    parser = CommandParser(prog="zerobert curves", description=DESCRIPTION)
     parser.add_argument("run", nargs="?", help="output folder of a run")
     parser.add_argument(
         "--tags", nargs="+", metavar="TAG", default=["train/loss"], help="curves, such as eval/mlm_loss"

@@ -126,11 +126,10 @@ class _Reader:
 
     def section(self, node: yaml.MappingNode, prefix: str) -> dict[str, Any]:
         """The fields of a mapping; dotted keys are the same as nested ones."""
-        if id(node) in self.trail:
-            raise self.fail(prefix or "config", node, "it contains itself; write the fields out")
-        self.trail.append(id(node))
         values: dict[str, Any] = {}
-        for key, key_node, value in self.entries(node, prefix):
+        entries = self.entries(node, prefix)
+        self.trail.append(id(node))
+        for key, key_node, value in entries:
             name = f"{prefix}.{key}" if prefix else key
             inner: Any = values
             *sections, last = key.split(".")
@@ -159,6 +158,9 @@ class _Reader:
 
     def entries(self, node: yaml.MappingNode, prefix: str) -> Entries:
         """A mapping's own entries, each key once, and those of the mappings that `<<` merges into it."""
+        if id(node) in self.trail:
+            raise self.fail(prefix or "config", node, "it contains itself; write the fields out")
+        self.trail.append(id(node))
         found: dict[str, tuple[str, yaml.Node, yaml.Node]] = {}
         merged: list[yaml.Node] = []
         for key, value in node.value:
@@ -176,6 +178,7 @@ class _Reader:
                 raise self.fail(prefix or "config", one, "<< merges mappings only; correct it")
             for entry in self.entries(one, prefix):
                 found.setdefault(entry[0], entry)
+        self.trail.pop()
         return list(found.values())
 
     def value(self, node: yaml.Node, name: str) -> Any:

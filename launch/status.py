@@ -1,8 +1,4 @@
-"""Where a SLURM job or a run's folder stands: step, loss, tokens/s, time left, newest checkpoint.
-
-zerobert status 4711
-zerobert status runs/pretrain_base/phase1 --json
-"""
+"""`zerobert status`: where a SLURM job or a run's folder stands."""
 
 from __future__ import annotations
 
@@ -22,6 +18,11 @@ from launch.sbatch import log_path
 from launch.slurm import Job
 from launch.submit import RECORD, read_record, submissions
 
+DESCRIPTION = """Where a SLURM job or a run's folder stands: step, loss, tokens/s, time left, newest checkpoint.
+
+  zerobert status 4711
+  zerobert status runs/pretrain_base/phase1 --json
+"""
 HEARTBEAT_FILE = "heartbeat.json"
 #: the types of a heartbeat's fields
 HEARTBEAT: Mapping[str, tuple[type, ...]] = {
@@ -224,7 +225,7 @@ def of_folder(output: Path) -> tuple[Job | None, str | None]:
 
 def main(arguments: list[str]) -> int:
     """Print where a run stands."""
-    parser = CommandParser(prog="zerobert status", description=__doc__)
+    parser = CommandParser(prog="zerobert status", description=DESCRIPTION)
     parser.add_argument("run", type=str, help="a job's number, or the output folder of a run")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     values = parser.parse_args(arguments)

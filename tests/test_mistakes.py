@@ -74,7 +74,7 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     "section as an option": (pretrain("--train={steps: 3}"), "train: it is a section; give its fields one by one"),
     "plan in a precision that the GPU lacks": (
         lambda *_: ["plan", "--model=base", "--gpus=8", "--gpu=v100", "--precision=bf16"],
-        "precision: 'bf16' can't be had: v100 doesn't compute in it (compute capability 8.0 does); give --precision fp16",
+        "precision: 'bf16' can't be had: v100 doesn't compute in it (compute capability 8.0 does); give",
     ),
     "plan with bytes for GiB": (
         lambda *_: ["plan", "--model=base", "--gpus=8", "--gpu-memory=85899345920"],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from engine.errors import UserError
 from launch.options import parse_options
 from launch.presets import main as presets
 from launch.train import parse
-from tests.train.runs import losses, run
+from tests.train.runs import SCRIPT, environment, losses, run
 
 
 def recipe(folder: Path, text: str, name: str = "r.yaml") -> str:
@@ -187,7 +189,8 @@ def test_a_plan_needs_neither_labels_nor_a_model() -> None:
 
 def test_a_runs_own_config_trains_it_again(store: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "no", tmp_path / "again"
-    run(first, f"--data.path={store}", "--train.steps=3", "--optim.learning_rate=1e-4")
-    run(second, f"--config={first / 'config.yaml'}")
+    run(first, f"--data.path={store}", "--train.steps=3")
+    again = [sys.executable, SCRIPT, f"--config={first / 'config.yaml'}", f"--output={second}"]
+    subprocess.run(again, env=environment(), capture_output=True, check=True)
     assert losses(second) == losses(first)
     assert len(losses(second)) == 3

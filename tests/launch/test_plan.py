@@ -211,7 +211,8 @@ def test_memory_in_words_never_contradicts_itself(capsys: pytest.CaptureFixture[
     assert float(needed) > float(there)
     header = re.findall(r"a10 with ([\d.]+) GiB", printed)[0]
     totals = [float(line.split()[-3]) for line in printed.splitlines() if line.endswith(" no")]
-    assert totals and all(total > float(header) for total in totals)
+    assert len(totals) >= 7
+    assert min(totals) > float(header)
 
 
 def test_too_little_host_memory_is_told_as_such(capsys: pytest.CaptureFixture[str]) -> None:
