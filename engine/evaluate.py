@@ -12,6 +12,7 @@ from engine.config import RunConfig
 from engine.data.loader import BatchLayout, evaluation_batches
 from engine.tasks.task import Evaluation, Task
 from engine.train.loop import RunResult, to_device
+from engine.train.monitor import write_report
 
 
 @torch.no_grad()
@@ -41,7 +42,7 @@ def chosen(result: RunResult, metric: str | None) -> str:
 
 def final_report(task: Task, config: RunConfig, result: RunResult, layout: BatchLayout, world: dist.World) -> None:
     """Evaluate the best checkpoint on the test examples (or the validation ones) and print the report; collective."""
-    evaluation = result.evaluation
+    evaluation, split = result.evaluation, "validation"
     if task.best_metric is not None:
         dist.barrier()
         for split in ("test", "validation"):
@@ -50,7 +51,8 @@ def final_report(task: Task, config: RunConfig, result: RunResult, layout: Batch
                 break
     if world.is_main and evaluation is not None:
         folder = Path(config.output) / "report"
-        print(task.report(evaluation, folder))
+        print(text := task.report(evaluation, folder))
+        write_report(config, result.steps, split, evaluation, text)
         print(f"model     {result.exported}{chosen(result, task.best_metric)}")
         if config.monitor.tensorboard:
             print(f"curves    tensorboard --logdir {Path(config.output) / 'tensorboard'}")

@@ -89,6 +89,9 @@ class MonitorConfig:
     """steps between norms of weights and updates and LAMB's trust ratios; 0 never; not for torch's own AdamW"""
     csv: bool = False
     """write a CSV file a curve under <output>/csv"""
+    texts: bool = True
+    """show a few held-out sentences with the model's guesses in TensorBoard; false keeps the data's text out of all
+    that a run writes but its tokenizer (predictions.tsv has line numbers and labels, audits have hashes)"""
     wandb: bool = False
     """log to Weights & Biases (WANDB_MODE=offline for no network)"""
     wandb_project: str = "zerobert"

@@ -26,6 +26,10 @@ from engine.tasks.identity import Fact, base_weights
 from engine.tasks.task import Evaluation, StepOutput
 
 SHOWN_SENTENCES = 4
+NOTATION = (
+    "Held-out sentences, some of whose words were masked. **word**: masked, and the model guessed it. "
+    "*guess → word*: masked, and the model guessed otherwise. \\#\\# begins a piece that continues a word."
+)
 LOSSES = ("mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy")
 
 
@@ -150,7 +154,7 @@ class Pretraining:
         return Evaluation(scalars, texts)
 
     def show_guesses(self, inputs: dict[str, Tensor], predictions: Tensor) -> str:
-        """A Markdown list of masked sentences: right guesses bold, wrong ones beside the truth."""
+        """Masked sentences as a Markdown list below NOTATION: right guesses bold, wrong ones before the truth."""
         ids = inputs["input_ids"].tolist()
         starts = [0, *inputs["lengths"].cumsum(0).tolist()]
         masked = zip(inputs["mlm_positions"].tolist(), inputs["mlm_labels"].tolist(), predictions.tolist(), strict=True)
@@ -159,7 +163,7 @@ class Pretraining:
         for first, last in islice(pairwise(starts), SHOWN_SENTENCES):
             words = [self._word(ids[index], guesses.get(index)) for index in range(first, last)]
             lines.append("-" + "".join(words))
-        return "\n".join(lines)
+        return NOTATION + "\n\n" + "\n".join(lines)
 
     def _word(self, token: int, guess: tuple[int, int] | None) -> str:
         """A token in Markdown, after a space unless it continues a word."""
@@ -167,7 +171,7 @@ class Pretraining:
             space = "" if self.vocabulary.continues_word[token] else " "
             return space + escape(self.vocabulary.tokens[token].removeprefix("##"))
         truth, guessed = (escape(self.vocabulary.tokens[index]) for index in guess)
-        return f" **{truth}**" if truth == guessed else f" ~~{guessed}~~ *{truth}*"
+        return f" **{truth}**" if truth == guessed else f" *{guessed} → {truth}*"
 
     def report(self, evaluation: Evaluation, folder: Path) -> str:
         """The held-out losses as a line; the curves hold the rest."""

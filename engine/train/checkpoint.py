@@ -86,6 +86,8 @@ class RunState:
     facts: dict[str, Any] | None = None
     """what `engine.tasks.identity` tells of the run; None where an earlier version saved it"""
     micro_batch: int = 0
+    meter: dict[str, Any] = field(default_factory=dict)
+    """the curves' point under way, see `Meter.state`"""
     version: str = engine.__version__
     format: int = FORMAT
     files: dict[str, FileFacts] = field(default_factory=dict)

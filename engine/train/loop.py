@@ -23,7 +23,7 @@ from engine.model.folder import CONFIG_FILE, export_huggingface, tokenizer_files
 from engine.optim.build import build_optimizer
 from engine.optim.schedule import learning_rate
 from engine.tasks.task import Best, Evaluation, Task
-from engine.train import checkpoint
+from engine.train import checkpoint, earlier
 from engine.train.audit import Audit
 from engine.train.faults import RollBack, found_late
 from engine.train.guard import Guard, unsaved
@@ -107,15 +107,17 @@ class Trainer:
             say=self._say,
             meaning={CONFIG_FILE: task.bert_config.to_json_string().encode(), **self.tokenizer},
         )
+        self.meter = Meter(self.zero.device)
         if start is not None and state is not None:
             self._resume(start, state)
         self.output.mkdir(parents=True, exist_ok=True)
+        if world.is_main:
+            earlier.make_room(self.output, start)
         self.monitor = Monitor(config, self.step)
         if world.is_main:
             self._record_config(deepspeed)
             if start is None:
                 tell_loaded(task, config)
-        self.meter = Meter(self.zero.device)
         updates = config.train.verify_update
         self.certificate = UpdateCertificate(self.zero, config.optim, updates, self.output, self._say)
         self.audit = Audit(self.zero.model.module, self.output, self.step, enabled=config.train.audit)
@@ -128,6 +130,7 @@ class Trainer:
         checkpoint.load(self.zero, path, state)
         self.step, self.cursor = state.step, state.cursor
         self.best = None if state.best is None else Best(state.best, state.best_step)
+        self.meter.restore(state.meter)
         told = [
             checkpoint.resumption(state, path, self.world.size, self.config.to_dict()),
             *self.saver.resume(path, state.step),
@@ -142,6 +145,7 @@ class Trainer:
         (self.output / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
         (self.output / "deepspeed.json").write_text(json.dumps(deepspeed, indent=2) + "\n")
         self.monitor.config(values, deepspeed, self.step)
+        self.monitor.begin(replace(self.config, train=replace(self.config.train, steps=self.total)))
 
     def run(self) -> RunResult:
         """Train to the last step, then evaluate, save and export.
@@ -161,7 +165,7 @@ class Trainer:
         self.export_if_last()
         self.saver.wait()
         self.progress.close()
-        self.monitor.close()
+        self.monitor.end(self.step)
         return RunResult(self.step, self.loss, self.evaluation, self.output / "export", self.best)
 
     def _train_to_the_end(self) -> None:
@@ -212,7 +216,6 @@ class Trainer:
         self._say(f"{back}: rolling back, and leaving its batch out")
         self._resume(path, checkpoint.read_state(path))
         self.guard.policy.go_back(self.step)
-        self.meter = Meter(self.zero.device)
         self.monitor.close()
         self.monitor = Monitor(self.config, self.step)
         self.progress.close()
@@ -294,9 +297,9 @@ class Trainer:
 
     def observe(self) -> None:
         """Write a point of the training curves, if any step since the last one was applied; collective."""
-        steps = self.meter.steps
-        if steps == 0:
+        if self.meter.steps == 0:
             return
+        timed = max(1, self.meter.timed_steps)
         values = {f"train/{name}": value for name, value in self.meter.point().items()}
         self.loss = values["train/loss"]
         values["train/learning_rate"] = learning_rate(self.step - 1, self.total, self.config.optim)
@@ -309,7 +312,7 @@ class Trainer:
             values["train/skipped_steps"] = float(self.zero.skipped_steps)
         self.monitor.scalars(values, self.step)
         self.progress.point(self.step, values)
-        self.guard.point(self.loss, values["train/tokens_per_second"], steps, self._say)
+        self.guard.point(self.loss, values["train/tokens_per_second"], timed, self._say)
         if fault := found_late(self.step, self.loss, norm if self.guard.policy.minds_gradients else None):
             self.saver.wait()
             raise fault
@@ -335,7 +338,7 @@ class Trainer:
         if not self.world.is_main:
             return
         self.monitor.scalars({f"eval/{name}": value for name, value in evaluation.scalars.items()}, self.step)
-        for name, markdown in evaluation.texts.items():
+        for name, markdown in evaluation.texts.items() if self.config.monitor.texts else ():
             self.monitor.text(f"eval/{name}", markdown, self.step)
         for name, pixels in evaluation.images.items():
             self.monitor.image(f"eval/{name}", pixels, self.step)
@@ -372,6 +375,7 @@ class Trainer:
             best_step=None if self.best is None else self.best.step,
             facts=self.facts,
             micro_batch=self.layout.micro_batch,
+            meter=self.meter.state(),
         )
         with self.guard.doing("saving"):
             self.saver.save(self.zero, state, required=required or self.step == self.total)

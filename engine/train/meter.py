@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,16 +22,46 @@ class Meter:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._sums: dict[str, Tensor] = {}
-        self._tokens = 0
-        self._steps = 0
-        self._start = time.perf_counter()
-        self._outside = 0.0
+        self.restore({})
 
     @property
     def steps(self) -> int:
-        """Optimizer steps since the last point."""
+        """Optimizer steps since the last point, those before a resume included."""
         return self._steps
+
+    @property
+    def timed_steps(self) -> int:
+        """Those of them that this start made: nobody knows how long the others took."""
+        return self._timed_steps
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the point under way, so that a resume makes the same one; collective.
+
+        Returns:
+            Its `steps` and, rank by rank, the `sums` so far; JSON keeps every bit of them. Empty right after a point.
+        """
+        if self._steps == 0:
+            return {}
+        values = torch.stack(list(self._sums.values())).tolist()
+        return {"steps": self._steps, "sums": dist.gather_objects(dict(zip(self._sums, values, strict=True)))}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on with the point of a checkpoint's `state`, or begin one where it is empty.
+
+        Each rank gets its own sums back; where there are more or fewer ranks now, rank 0 has those of all.
+        """
+        rank, size = dist.place()
+        saved: list[dict[str, float]] = state.get("sums", [])
+        if saved and len(saved) != size:
+            totals = {name: math.fsum(sums[name] for sums in saved) for name in saved[0]}
+            saved = [totals] + [dict.fromkeys(totals, 0.0)] * (size - 1)
+        own = saved[rank] if saved else {}
+        self._sums = {
+            name: torch.tensor(value, dtype=torch.float64, device=self._device) for name, value in own.items()
+        }
+        self._steps: int = state.get("steps", 0)
+        self._tokens, self._timed_steps = 0, 0
+        self._outside, self._start = 0.0, time.perf_counter()
 
     def add(self, shares: Mapping[str, Tensor], tokens: int) -> None:
         """Add one micro-batch: its shares and its number of tokens."""
@@ -41,6 +73,7 @@ class Meter:
     def end_step(self) -> None:
         """An optimizer step is done."""
         self._steps += 1
+        self._timed_steps += 1
 
     def exclude(self, seconds: float) -> None:
         """Leave time that was no training (an evaluation, a save) out of the throughput."""
@@ -50,7 +83,8 @@ class Meter:
         """Means since the last point, as curves; collective.
 
         Returns:
-            Each share's mean over steps, `tokens_per_second` over all ranks and `step_time` in seconds.
+            Each share's mean over steps; of this start's steps `tokens_per_second` over all ranks and `step_time` in
+            seconds.
         """
         names = sorted(self._sums)
         local_tokens = torch.tensor([self._tokens], dtype=torch.float64, device=self._device)
@@ -59,7 +93,6 @@ class Meter:
         values = dict(zip(names, sums, strict=True))
         elapsed = time.perf_counter() - self._start - self._outside
         means = {name: value / self._steps for name, value in values.items()}
-        means |= {"tokens_per_second": tokens / elapsed, "step_time": elapsed / self._steps}
-        self._sums, self._tokens, self._steps = {}, 0, 0
-        self._outside, self._start = 0.0, time.perf_counter()
+        means |= {"tokens_per_second": tokens / elapsed, "step_time": elapsed / max(1, self._timed_steps)}
+        self.restore({})
         return means

@@ -16,8 +16,13 @@ from numpy.typing import NDArray
 
 from engine.config import MonitorConfig, RunConfig
 from engine.errors import UserError
-from engine.train import norms
+from engine.tasks.task import Evaluation
+from engine.train import events, norms
+from engine.train.earlier import CsvCurves
 from engine.train.norms import ParameterNorms
+
+#: shares of a run, and seconds, after which a terminal keeps another line
+HISTORY_SHARE, HISTORY_SECONDS = 1 / 200, 60.0
 
 
 def monitor_section(config: MonitorConfig, output: Path) -> dict[str, Any]:
@@ -48,14 +53,17 @@ class Monitor:
     """Writes curves, texts and pictures of a run; does nothing on ranks other than 0."""
 
     def __init__(self, config: RunConfig, first_step: int) -> None:
+        """Args: first_step is how many steps are done; what was written of later ones no longer counts."""
         from deepspeed.monitor.config import get_monitor_config
         from deepspeed.monitor.monitor import MonitorMaster
 
         self._master = MonitorMaster(get_monitor_config(monitor_section(config.monitor, Path(config.output))))
-        tensorboard = self._master.tb_monitor
-        self._writer = tensorboard.summary_writer if tensorboard is not None else None
-        if self._writer is not None and first_step > 0:
-            self._writer.file_writer.add_event(restart_event(first_step + 1))
+        self._writer = None
+        if self._master.tb_monitor is not None:
+            self._master.tb_monitor = events.TensorBoardCurves(self._master.tb_monitor, first_step)
+            self._writer = self._master.tb_monitor.writer
+        if self._master.csv_monitor is not None:
+            self._master.csv_monitor = CsvCurves(self._master.csv_monitor, first_step)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write points of curves at a global step."""
@@ -82,17 +90,39 @@ class Monitor:
         for tag, values in (("config/run", config), ("config/deepspeed", deepspeed)):
             self.text(tag, "```json\n" + json.dumps(values, indent=2) + "\n```", step)
 
+    def begin(self, config: RunConfig) -> None:
+        """Put the run on TensorBoard's HParams page."""
+        for summary in events.session_start(config) if self._writer is not None else ():
+            self._writer.file_writer.add_summary(summary, 0)  # type: ignore[union-attr]
+
+    def end(self, step: int) -> None:
+        """Mark the run there as done, and close."""
+        if self._writer is not None:
+            self._writer.file_writer.add_summary(events.session_end(), step)
+        self.close()
+
     def close(self) -> None:
         """Flush what is pending."""
         if self._writer is not None:
             self._writer.close()
 
 
-def restart_event(step: int) -> Any:
-    """What tells TensorBoard that a run starts again at `step`: later points of the run that died don't count."""
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+def write_report(config: RunConfig, step: int, split: str, evaluation: Evaluation, text: str) -> None:
+    """Write the final report to the curves of a run that is done; on rank 0.
 
-    return Event(wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.START))
+    Args:
+        step: the run's last.
+        split: what the report is of; the scores of "test" become points, those of "validation" are curves already.
+        evaluation: its scores.
+        text: the report.
+    """
+    monitor = Monitor(config, step)
+    if split == "test":
+        monitor.scalars({f"test/{name}": value for name, value in evaluation.scalars.items()}, step)
+        for name, pixels in evaluation.images.items():
+            monitor.image(f"test/{name}", pixels, step)
+    monitor.text(f"report/{split}", f"```\n{text}\n```", step)
+    monitor.close()
 
 
 def memory_bytes(device: torch.device) -> int:
@@ -111,7 +141,7 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """A progress bar on a terminal; elsewhere a plain line at every point of the curves."""
+    """A line at every point of the curves; on a terminal a progress bar below them, and fewer lines of a long run."""
 
     def __init__(self, first_step: int, total: int, enabled: bool) -> None:
         from tqdm import tqdm
@@ -119,6 +149,8 @@ class Progress:
         self._enabled, self._first, self._total, self._start = enabled, first_step, total, time.monotonic()
         self._terminal = enabled and sys.stderr.isatty()
         self._bar = tqdm(total=total, initial=first_step, unit="step", disable=not self._terminal, dynamic_ncols=True)
+        self._kept: tuple[int, float] | None = None
+        """step and time of the last line"""
 
     def advance(self) -> None:
         """One step is done."""
@@ -128,12 +160,20 @@ class Progress:
         """Show the newest point of the curves; `step` steps are done."""
         shown = {"loss": f"{values['train/loss']:.4f}", "lr": f"{values['train/learning_rate']:.2e}"}
         shown["tokens/s"] = f"{values['train/tokens_per_second']:,.0f}"
-        if self._terminal:
-            self._bar.set_postfix(shown)
-        elif self._enabled:
-            left = (time.monotonic() - self._start) / max(1, step - self._first) * (self._total - step)
+        self._bar.set_postfix(shown)
+        now = time.monotonic()
+        if not self._terminal or self._is_worth_a_line(step, now):
+            self._kept = (step, now)
+            left = (now - self._start) / max(1, step - self._first) * (self._total - step)
             fields = "  ".join(f"{name} {value}" for name, value in shown.items())
-            print(f"step {step}/{self._total}  {fields}  left {duration(left)}", flush=True)
+            self.say(f"step {step}/{self._total}  {fields}  left {duration(left)}")
+
+    def _is_worth_a_line(self, step: int, now: float) -> bool:
+        """Whether a terminal keeps this point: of 100 all, of 100,000 a few hundred and one a minute."""
+        if self._kept is None or step == self._total:
+            return True
+        last, then = self._kept
+        return step - last >= HISTORY_SHARE * self._total or now - then >= HISTORY_SECONDS
 
     def say(self, line: str) -> None:
         """Print a line without breaking the bar."""

@@ -1,0 +1,76 @@
+"""What the curves are called and measured in: titles and descriptions that TensorBoard shows beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Title:
+    """How a curve is presented."""
+
+    name: str
+    """with its unit in brackets"""
+    description: str
+    """a sentence of Markdown"""
+
+
+#: whose values the curves of a prefix are
+PARTS = {
+    "train": ("training", "Mean over the optimizer steps since the last point."),
+    "eval": ("held-out", "On the held-out data, dropout off."),
+    "test": ("test", "On the test file, of the model that the run exported."),
+}
+SCORES = {
+    "loss": Title("loss [nats]", "What training minimises; pre-training adds both of its losses."),
+    "mlm_loss": Title("masked-language-model loss [nats]", "Cross-entropy of a masked token; its exponential is the "
+                      "perplexity."),
+    "nsp_loss": Title("next-sentence loss [nats]", "Cross-entropy of a pair; ln 2 = 0.693 is guessing."),
+    "mlm_accuracy": Title("masked-language-model accuracy [share]", "Masked tokens guessed right."),
+    "nsp_accuracy": Title("next-sentence accuracy [share]", "Pairs told right; 0.5 is guessing."),
+    "perplexity": Title("perplexity", "The exponential of the masked-language-model loss; no unit."),
+    "accuracy": Title("accuracy [share]", "Examples classified right."),
+    "macro_f1": Title("macro F1", "Mean of the classes' F1 scores, 0 to 1; rare classes count as frequent ones."),
+    "matthews": Title("Matthews correlation", "-1 to 1; 0 is guessing, whatever the shares of the classes."),
+}  # fmt: skip
+RUNNING = {
+    "train/learning_rate": Title("learning rate", "Of the last optimizer step."),
+    "train/grad_norm": Title("gradient norm", "L2 norm of the whole gradient before clipping, in the last step."),
+    "train/tokens_per_second": Title("throughput [tokens/s]", "Over all ranks, without the time of evaluations and "
+                                     "saves; padding doesn't count. After a resume: of the steps since then."),
+    "train/step_time": Title("time of an optimizer step [s]", "Without the time of evaluations and saves."),
+    "train/memory_bytes": Title("peak memory of rank 0 [bytes]", "Allocated on its GPU; on CPUs held by its process."),
+    "train/loss_scale": Title("loss scale", "fp16 only: what the loss is multiplied by."),
+    "train/skipped_steps": Title("skipped steps [count]", "fp16 only: updates left out because their gradient "
+                                 "overflowed, since the run began."),
+    "trust_ratio/lowest": Title("lowest trust ratio", "LAMB: the least over the parameters that are scaled."),
+    "trust_ratio/median": Title("median trust ratio", "LAMB: the median over the parameters that are scaled."),
+    "trust_ratio/highest": Title("highest trust ratio", "LAMB: the largest over the parameters that are scaled."),
+}  # fmt: skip
+LAYERS = {
+    "weight_norm": Title("weight norm", "L2 norm of the layer's weights before the step."),
+    "update_norm": Title("update norm", "L2 norm of the change of the layer's weights in the step."),
+    "update_to_weight": Title("update / weight", "Norm of the change of the layer's weights over their own norm."),
+}
+
+
+def title_of(tag: str) -> Title:
+    """How the curve of a tag is presented; one that is unknown has its tag for a name.
+
+    >>> title_of("train/tokens_per_second").name
+    'throughput [tokens/s]'
+    >>> title_of("eval/mlm_loss").name
+    'held-out masked-language-model loss [nats]'
+    >>> title_of("weight_norm/layer.3").name
+    'weight norm, layer.3'
+    """
+    part, _, name = tag.partition("/")
+    if tag in RUNNING:
+        return RUNNING[tag]
+    if part in PARTS and name in SCORES:
+        whose, when = PARTS[part]
+        score = SCORES[name]
+        return Title(f"{whose} {score.name}", f"{score.description} {when}")
+    if part in LAYERS:
+        return Title(f"{LAYERS[part].name}, {name}", LAYERS[part].description)
+    return Title(tag, "")
