@@ -17,7 +17,7 @@ from engine.train.verify import TABLE
 #: what a run adds to or leaves standing, so that a second run's would mix with the first one's
 RECORDS = ("tensorboard", "csv", "report", "profile", TABLE, FAULTS_FILE)
 #: what a run writes anew at its start
-SETTINGS = ("config.yaml", "deepspeed.json")
+SETTINGS = ("config.yaml", "deepspeed.json", "deepspeed_reasons.json")
 
 
 def make_room(output: Path, start: Path | None) -> None:

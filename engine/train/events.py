@@ -71,13 +71,14 @@ def restart_event(step: int) -> Any:
 
 def scalar(tag: str, value: float, *, titled: bool) -> Any:
     """A point of a curve; the first that a file holds of it says what the curve is."""
-    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR, Summary
     from tensorboard.plugins.scalar.metadata import create_summary_metadata
 
     point = Summary.Value(tag=tag, simple_value=float(value))
     if titled:
         title = title_of(tag)
         point.metadata.CopyFrom(create_summary_metadata(title.name, title.description))
+        point.metadata.data_class = DATA_CLASS_SCALAR  # TensorBoard's fast loader drops the titles of points without it
     return Summary(value=[point])
 
 
