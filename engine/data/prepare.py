@@ -17,7 +17,7 @@ from typing import Any
 from engine.data.blocks import MEGABYTE, Progress, Tokenization, read_blocks, run_blocks
 from engine.data.corpus import CorpusConfig, Position, Source, list_sources, read_documents, record_source
 from engine.data.executor import InlineExecutor
-from engine.data.manifest import FORMAT_VERSION, Manifest, Shard, count
+from engine.data.manifest import FORMAT_VERSION, Manifest, Shard, count, numbered
 from engine.data.tokenizer import MIN_VOCAB_SIZE, Vocabulary, load_tokenizer, train_wordpiece
 from engine.data.workspace import Workspace, find_complete, identity, remove
 from engine.errors import UserError
@@ -49,6 +49,8 @@ class PrepareConfig(CorpusConfig):
     """seed of the choice of held-out documents"""
     shard_mb: int = 8
     """megabytes of text in a shard; a worker needs 200 MB of memory and some three times as much"""
+    source_names: bool = True
+    """name the sources in the manifest; false numbers them (their hashes stay, and messages still name files)"""
     workers: int | None = None
     """worker processes; null takes one a core, 0 none; under mpirun the other ranks are the workers"""
     overwrite: bool = False
@@ -88,7 +90,8 @@ def prepare(config: PrepareConfig, executor: Executor | None = None, workers: in
     """
     config.validate()
     sources = list_sources(config)
-    records = [record_source(source, config) for source in sources]
+    named = [record_source(source, config) for source in sources]
+    records = named if config.source_names else numbered(named)
     given = load_tokenizer(config.tokenizer, config.lowercase) if config.tokenizer else None
     settings = _settings(config, given)
     wanted = identity(settings, records)
@@ -129,6 +132,8 @@ def _settings(config: PrepareConfig, given: Vocabulary | None) -> dict[str, Any]
     names = ["text_field", "documents", "split", "language", "validation_fraction", "seed", "shard_mb"]
     if given is None:
         names += ["vocab_size", "lowercase", "special_tokens", "sample_mb"]
+    if not config.source_names:
+        names.append("source_names")
     fingerprint = None if given is None else given.fingerprint
     return {"tokenizer": fingerprint, **{name: getattr(config, name) for name in names}}
 

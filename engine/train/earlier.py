@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import shutil
 from collections.abc import Sequence
@@ -52,6 +53,8 @@ def set_aside(output: Path) -> Path | None:
         for path in (output / name for name in SETTINGS if (output / name).is_file()):
             shutil.copy2(path, folder / path.name)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # fails where something is in it
         raise UserError(
             f"output: records of an earlier run in {output} can't be moved to {folder} ({error.strerror}); "
             "move them away, or choose another --output"

@@ -129,7 +129,7 @@ def _hparams(tag: str, **content: Any) -> Any:
     from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
     described = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(**content))
-    return Summary(value=[Summary.Value(tag=tag, metadata=described, tensor=metadata.NULL_TENSOR)])
+    return Summary(value=[Summary.Value(tag=tag, metadata=described)])  # a tensor would count among the run's texts
 
 
 def hyperparameters(config: RunConfig) -> list[tuple[str, str, bool | float | str | None]]:

@@ -317,3 +317,27 @@ def test_a_store_is_complete_only_with_its_manifest(corpus: Path, tmp_path: Path
     (output / MANIFEST_NAME).unlink()
     assert prepare(config(corpus, output)) == manifest
     assert content(output) == before
+
+
+def test_sources_can_be_numbered_instead_of_named(tmp_path: Path) -> None:
+    folder = tmp_path / "patient_jane_doe"
+    folder.mkdir()
+    for index in range(2):
+        write_corpus(folder / f"visit-{index}.jsonl", TEXTS[30 * index : 30 * index + 30])
+    named = prepare(config(folder, tmp_path / "named"))
+    numbered = prepare(config(folder, tmp_path / "numbered", source_names=False))
+    assert [Path(source.name).name for source in named.sources] == ["visit-0.jsonl", "visit-1.jsonl"]
+    assert [source.name for source in numbered.sources] == ["source-1", "source-2"]
+    assert [source.sha256 for source in numbered.sources] == [source.sha256 for source in named.sources]
+    assert numbered.fingerprint == named.fingerprint
+    assert any(b"jane_doe" in data for data in content(tmp_path / "named").values())
+    assert not any(b"jane_doe" in data or b"visit" in data for data in content(tmp_path / "numbered").values())
+
+
+def test_a_store_with_names_is_no_answer_to_who_wants_none(corpus: Path, tmp_path: Path) -> None:
+    prepare(config(corpus, tmp_path / "store"))
+    with pytest.raises(UserError, match=r"^source_names: .* was prepared with None, not False; pass --overwrite"):
+        prepare(config(corpus, tmp_path / "store", source_names=False))
+    prepare(config(corpus, tmp_path / "store", source_names=False, overwrite=True))
+    assert not any(b"corpus.jsonl" in data for data in content(tmp_path / "store").values())
+    assert prepare(config(corpus, tmp_path / "store", source_names=False)).sources[0].name == "source-1"

@@ -14,7 +14,7 @@ from engine.data.loader import evaluation_batches, resolve_layout, training_batc
 from engine.data.source import Cursor
 from engine.errors import UserError
 from engine.model.folder import export_huggingface, tokenizer_files
-from engine.tasks.pretrain import Pretraining, escape, loss_shares
+from engine.tasks.pretrain import NOTATION, Pretraining, escape, loss_shares
 
 
 def config(store: Path, **model: object) -> RunConfig:
@@ -63,16 +63,32 @@ def test_an_evaluation_is_the_same_twice_and_over_any_number_of_ranks(task: Pret
         assert whole[name] == pytest.approx(parts[0][name] + parts[1][name], rel=1e-5)
 
 
-def test_guesses_show_right_ones_bold_and_wrong_ones_struck(task: Pretraining) -> None:
-    tokens = task.vocabulary.tokens
-    the, of = tokens.index("the"), tokens.index("of")
+def guessed(task: Pretraining, guesses: list[str]) -> str:
+    """What is shown of "[CLS] the of the ##ing" where all but the first two are masked and guessed."""
+    tokens, words = task.vocabulary.tokens, task.vocabulary
+    truth = [tokens.index(token) for token in ("of", "the", "##ing")]
     inputs = {
-        "input_ids": torch.tensor([task.vocabulary.cls_id, the, task.vocabulary.mask_id, task.vocabulary.mask_id]),
-        "lengths": torch.tensor([4]),
-        "mlm_positions": torch.tensor([2, 3]),
-        "mlm_labels": torch.tensor([of, the]),
+        "input_ids": torch.tensor([words.cls_id, tokens.index("the"), *[words.mask_id] * 3]),
+        "lengths": torch.tensor([5]),
+        "mlm_positions": torch.tensor([2, 3, 4]),
+        "mlm_labels": torch.tensor(truth),
     }
-    assert task.show_guesses(inputs, torch.tensor([of, of])) == "- \\[CLS\\] the **of** ~~of~~ *the*"
+    return task.show_guesses(inputs, torch.tensor([tokens.index(guess) for guess in guesses]))
+
+
+def test_right_guesses_are_bold_and_wrong_ones_stand_before_the_truth(task: Pretraining) -> None:
+    notation, _, sentence = guessed(task, ["of", "of", "*"]).split("\n")
+    assert notation == NOTATION
+    assert sentence == "- \\[CLS\\] the **of** *of → the* *\\* → \\#\\#ing*"
+
+
+def test_tensorboard_shows_the_notation_and_explains_it(task: Pretraining) -> None:
+    from tensorboard.plugin_util import markdown_to_safe_html
+
+    html = markdown_to_safe_html(guessed(task, ["of", "of", "*"]))
+    assert "<li>[CLS] the <strong>of</strong> <em>of → the</em> <em>* → ##ing</em></li>" in html
+    assert "<strong>word</strong>: masked, and the model guessed it." in html
+    assert "<em>guess → word</em>: masked, and the model guessed otherwise." in html
 
 
 def test_markdown_signs_are_shown_as_they_are() -> None:

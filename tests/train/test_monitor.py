@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import csv
+import os
+import pty
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine.config import RunConfig
+from engine.data.store import open_store
 from engine.train.monitor import Monitor, duration, monitor_section
+from tests.conftest import ROOT
 from tests.single_rank import single_rank
 from tests.train.runs import free_port, losses, run
 
@@ -73,10 +80,42 @@ def test_the_configuration_and_guesses_are_there_as_text(finished: tuple[Path, s
     }
     assert '"global_batch": 16' in texts["config/run/text_summary"]
     assert '"train_batch_size": 16' in texts["config/deepspeed/text_summary"]
-    guesses = texts["eval/masked_sentences/text_summary"]
-    assert guesses.count("\n") == 3
-    assert "\\[CLS\\]" in guesses
-    assert "~~" in guesses
+    notation, *guesses = texts["eval/masked_sentences/text_summary"].splitlines()
+    assert "**word**" in notation
+    assert [line[:9] for line in guesses] == ["", *["- \\[CLS\\]"] * 4]
+    assert "held-out MLM loss" in texts["report/validation/text_summary"]
+
+
+def test_every_curve_says_what_it_is_and_in_which_unit(finished: tuple[Path, str]) -> None:
+    accumulator = events(finished[0])
+    for tag in accumulator.Tags()["scalars"]:
+        shown = accumulator.SummaryMetadata(tag)
+        assert shown.display_name != tag
+        assert shown.summary_description, tag
+    units = {"tokens_per_second": "[tokens/s]", "memory_bytes": "[bytes]", "loss": "[nats]", "step_time": "[s]"}
+    for name, unit in units.items():
+        assert unit in accumulator.SummaryMetadata(f"train/{name}").display_name
+
+
+def test_without_texts_no_sentence_leaves_the_store(store: Path, tmp_path: Path) -> None:
+    """By all files of a run but the tokenizer, whose vocabulary is the text's; with texts the search finds some."""
+    opened = open_store(store)
+    split, tokens = opened.split("validation"), opened.tokenizer.tokens
+    words = {tokens[index] for index in split.tokens(0, int(split.sentence_lengths.sum()))}
+    phrases = re.compile(rb" [a-z]{2,} [a-z]{2,} [a-z]{2,} [a-z]{2,}")
+
+    def told(folder: Path) -> list[bytes]:
+        files = [path for path in folder.rglob("*") if path.is_file() and "tokenizer" not in path.name]
+        found = [text for path in files for text in phrases.findall(path.read_bytes())]
+        return [text for text in found if all(word.decode() in words for word in text.split())]
+
+    options = [f"--data.path={store}", "--train.steps=2", "--train.audit=true", "--monitor.csv=true"]
+    run(tmp_path / "with", *options)
+    run(tmp_path / "without", *options, "--monitor.texts=false")
+    assert told(tmp_path / "with")
+    assert told(tmp_path / "without") == []
+    assert "eval/masked_sentences/text_summary" not in events(tmp_path / "without").Tags()["tensors"]
+    assert losses(tmp_path / "without") == losses(tmp_path / "with")
 
 
 def test_csv_files_hold_the_same_points(finished: tuple[Path, str]) -> None:
@@ -124,3 +163,52 @@ def test_points_after_the_resumed_step_no_longer_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (7325, "2:02:05")])
 def test_durations_read_like_a_clock(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
+
+
+def scrollback(code: str) -> list[str]:
+    """What stays on a terminal when Python code ran on it: of each line what was written last."""
+    master, terminal = pty.openpty()
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=terminal, stdout=terminal, stderr=terminal):
+        os.close(terminal)
+        written = b""
+        while chunk := _read(master):
+            written += chunk
+    os.close(master)
+    return [line.rstrip("\r").rsplit("\r", 1)[-1] for line in written.decode().split("\n")]
+
+
+def _read(master: int) -> bytes:
+    try:
+        return os.read(master, 4096)
+    except OSError:  # Linux's way to tell that nobody has the terminal open any more
+        return b""
+
+
+HISTORY = """
+from engine.train.monitor import Progress
+progress = Progress(0, {total}, True)
+for step in range(1, {total} + 1):
+    progress.advance()
+    if step % {interval} == 0:
+        values = dict(zip(("loss", "learning_rate", "tokens_per_second"), (1 / step, 1e-3, 5e4)))
+        progress.point(step, {{f"train/{{name}}": value for name, value in values.items()}})
+progress.say("the end")
+progress.close()
+"""
+
+
+def test_a_terminal_keeps_a_history_of_points() -> None:
+    lines = scrollback(HISTORY.format(total=40, interval=10))
+    kept = [line for line in lines if line.startswith("step ")]
+    assert [line.split("  left")[0] for line in kept] == [
+        f"step {step}/40  loss {1 / step:.4f}  lr 1.00e-03  tokens/s 50,000" for step in (10, 20, 30, 40)
+    ]
+    assert "the end" in lines
+    assert any("40/40" in line and "step/s" in line for line in lines)  # the bar
+
+
+def test_a_long_run_does_not_flood_it() -> None:
+    kept = [line for line in scrollback(HISTORY.format(total=20_000, interval=10)) if line.startswith("step ")]
+    assert len(kept) == pytest.approx(200, abs=2)
+    assert kept[0].startswith("step 10/20000 ")
+    assert kept[-1].startswith("step 20000/20000 ")

@@ -85,7 +85,12 @@ def test_fine_tuning_ends_with_a_report_and_the_best_model(
     assert best > 0.9
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert "eval/confusion_matrix" in events.Tags()["images"]
+    assert {"eval/confusion_matrix", "test/confusion_matrix"} <= set(events.Tags()["images"])
+    for name in ("accuracy", "loss"):
+        assert losses(tmp_path, f"test/{name}") == [(losses(tmp_path)[-1][0], pytest.approx(report[name]))]
+    text = events.Tensors("report/test/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert (tmp_path / "report" / "report.txt").read_text().strip() in text
+    assert all(events.SummaryMetadata(tag).summary_description for tag in events.Tags()["scalars"])
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "export").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "export")
     with torch.no_grad():

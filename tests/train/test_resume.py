@@ -67,12 +67,27 @@ def test_losses_after_a_kill_and_resume_are_bit_equal_with_dropout_on(
         assert losses(killed, tag) == losses(undisturbed, tag), tag
 
 
+def test_a_point_that_a_resume_cuts_in_two_is_the_undisturbed_runs(store: Path, tmp_path: Path) -> None:
+    """Points at 5, 10 and 12 of a run that goes on from step 6 or 9: the first one covers steps from before."""
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    arguments = [*options(store, 2, "fp32"), "--train.log_interval=5", "--monitor.csv=true"]
+    run(undisturbed, *arguments, launcher="deepspeed", ranks=2)
+    kill_in_mid_run(killed, *arguments)
+    assert "resumed" in run(killed, *arguments, "--resume=auto", launcher="deepspeed", ranks=2)
+    assert [step for step, _ in losses(undisturbed)] == [5, 10, 12]
+    for name in ("loss", "mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy"):
+        assert losses(killed, f"train/{name}") == losses(undisturbed, f"train/{name}"), name
+        exact = [(run / "csv" / f"train_{name}.csv").read_text() for run in (killed, undisturbed)]
+        assert exact[0] == exact[1], name
+
+
 def test_a_finished_run_resumes_to_nothing_more_to_do(store: Path, tmp_path: Path) -> None:
-    arguments = [f"--data.path={store}", "--train.steps=2"]
+    arguments = [f"--data.path={store}", "--train.steps=2", "--monitor.csv=true"]
     run(tmp_path, *arguments)
-    before = losses(tmp_path)
+    tags, files = ("train/loss", "eval/loss"), sorted((tmp_path / "csv").iterdir())
+    before = [losses(tmp_path, tag) for tag in tags], [path.read_text() for path in files]
     assert "at step 2" in run(tmp_path, *arguments, "--resume=auto")
-    assert losses(tmp_path) == before
+    assert ([losses(tmp_path, tag) for tag in tags], [path.read_text() for path in files]) == before
 
 
 def test_a_longer_run_goes_on_from_a_shorter_ones_checkpoint(store: Path, tmp_path: Path) -> None:
