@@ -1,0 +1,67 @@
+"""Runs whose training steps tell what dropout would draw in them and how many tokens they have.
+
+python -m torch.distributed.run --nproc_per_node=2 -m tests.train.observed STORE SAVED FOLDER trains on two ranks from
+the beginning (FOLDER/fresh) and from the checkpoints of steps 2 and 4 in SAVED, and writes what `observed` returns for
+each of the three to FOLDER/RANK.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from engine import dist
+from engine.data.source import MicroBatch
+from engine.train.zero import end_ranks, start_ranks
+
+#: numbers that dropout would draw
+DRAWN = 64
+
+
+def observed(output: Path, options: list[str], world: dist.World | None = None) -> list[dict[str, Any]]:
+    """Train as this rank of a run; of each micro-batch: its global batch (from 1), tokens, and what dropout draws."""
+    from engine.tasks.pretrain import Pretraining
+    from engine.tasks.task import StepOutput
+    from engine.train.guard import Guard
+    from engine.train.preempt import StopRequest
+    from engine.train.watchdog import Watchdog
+    from launch.launcher import Launcher
+    from launch.train import parse_given, run
+    from tests.train.runs import SMALL
+
+    world = world or dist.World()
+    original, found = Pretraining.step, []
+
+    def step(self: Pretraining, model: Any, batch: MicroBatch) -> StepOutput:
+        with torch.random.fork_rng(devices=[]):
+            kept = torch.nn.functional.dropout(torch.ones(DRAWN)).bool().tolist()
+        tokens = batch.inputs["input_ids"].numel()
+        found.append({"batch": batch.cursor.consumed // 16, "tokens": tokens, "kept": kept})
+        return original(self, model, batch)
+
+    config, given = parse_given([*SMALL, f"--output={output}", *options])
+    with mock.patch.object(Pretraining, "step", step):
+        guard = Guard(config, world, StopRequest(), Watchdog(output, world.rank, world.size))
+        run(config, Launcher("none", world.size), guard, given)
+    return found
+
+
+def main(store: str, saved: Path, folder: Path) -> None:
+    world = start_ranks(1, timedelta(minutes=2))
+    data = f"--data.path={store}"
+    found = {"fresh": observed(folder / "fresh", [data, "--train.steps=4", "--train.save_interval=2"], world)}
+    for step in (2, 4):
+        resume = [f"--resume={saved / f'step-{step:06d}'}", f"--train.steps={step + 1}", "--train.save_interval=null"]
+        found[str(step)] = observed(folder / f"from-{step}", [data, *resume], world)
+    (folder / f"{world.rank}.json").write_text(json.dumps(found))
+    end_ranks(world)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
