@@ -6,13 +6,26 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from engine.config import RunConfig, from_dict
+from engine.data.loader import resolve_layout
 from engine.errors import UserError
+from engine.optim.build import build_optimizer
+from engine.optim.fused import FusedLamb
+from launch.train import parse
+from launch.zero_config import resolve
 
 
-def test_the_defaults_are_valid() -> None:
-    RunConfig().validate()
+def test_the_defaults_are_valid_and_what_a_run_without_options_means() -> None:
+    config = parse([])  # which validates
+    assert config == RunConfig()
+    assert (config.task, config.train.zero_stage, config.optim.name, config.train.precision) == (
+        "pretrain",
+        2,
+        "adamw",
+        "fp32",
+    )
 
 
 def test_a_saved_tree_comes_back_equal() -> None:
@@ -76,12 +89,16 @@ def test_a_bad_run_is_refused(config: RunConfig, message: str) -> None:
     assert str(caught.value).startswith(message)
 
 
-def test_lamb_is_offered_at_every_stage() -> None:
-    config = RunConfig()
-    config.optim.name = "lamb"
-    for stage in (0, 1, 2, 3):
-        config.train.zero_stage = stage
-        config.validate()
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_lamb_is_offered_at_every_stage(stage: int, precision: str) -> None:
+    """What is asked for is what DeepSpeed and the optimizer get: no stage falls back to another one or to AdamW."""
+    config = parse(["--optim.name=lamb", f"--train.zero_stage={stage}", f"--train.precision={precision}"])
+    values = resolve(config, resolve_layout(config.train.global_batch, None, 2), "cpu").values
+    assert values["zero_optimization"]["stage"] == stage
+    assert values.get("bf16", {}).get("enabled", False) == (precision == "bf16")
+    optimizer = build_optimizer(torch.nn.Linear(2, 2), config.optim, torch.device("cpu"), stage)
+    assert isinstance(optimizer, FusedLamb)
 
 
 def test_fp16_is_refused_where_deepspeed_does_not_scale_the_loss() -> None:

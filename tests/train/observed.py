@@ -8,7 +8,9 @@ each of the three to FOLDER/RANK.json.
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,27 @@ from engine.train.zero import end_ranks, start_ranks
 
 #: numbers that dropout would draw
 DRAWN = 64
+#: seconds that `delayed` adds
+DELAY = 1.5
+
+
+def delayed(output: Path, options: list[str]) -> None:
+    """Train on one rank, where the first save and the first evaluation take `DELAY` longer."""
+    from engine.tasks.pretrain import Pretraining
+
+    sync, evaluate, waits = os.fsync, Pretraining.evaluate, {"save": DELAY, "evaluation": DELAY}
+
+    def slow_sync(file: int) -> None:
+        time.sleep(waits.pop("save", 0.0))
+        sync(file)
+
+    def slow_evaluate(self: Pretraining, *arguments: Any) -> Any:
+        time.sleep(waits.pop("evaluation", 0.0))
+        return evaluate(self, *arguments)
+
+    with mock.patch.object(os, "fsync", slow_sync), mock.patch.object(Pretraining, "evaluate", slow_evaluate):
+        observed(output, ["--train.async_save=false", *options])
+    assert not waits, "there was neither a save nor an evaluation"
 
 
 def observed(output: Path, options: list[str], world: dist.World | None = None) -> list[dict[str, Any]]:

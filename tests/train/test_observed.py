@@ -1,4 +1,5 @@
-"""Every rank and every start draws dropout of its own, and a point of the curves counts the tokens of all ranks."""
+"""Every start of every rank draws dropout of its own; a point of the curves tells all ranks' tokens, the time of the
+steps alone, and the rate that they had."""
 
 from __future__ import annotations
 
@@ -10,10 +11,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.train.observed import observed
+from engine.train.archive import full_weights
+from tests.train.observed import DELAY, delayed, observed
 from tests.train.runs import ROOT, command, environment, losses
 
 Steps = list[dict[str, Any]]
+#: of 4 steps that warm up to 1e-3 in 2 and then fall to 0
+RATES = (5e-4, 1e-3, 1e-3, 5e-4)
 
 
 class Observed(NamedTuple):
@@ -70,3 +74,32 @@ def test_a_point_counts_the_tokens_of_all_ranks(runs: Observed) -> None:
             counted[step["batch"]] += step["tokens"]
     found = {step: speed * seconds for (step, speed), (_, seconds) in zip(speeds, times, strict=True)}
     assert found == pytest.approx(counted, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def slow(one_rank: Pool, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four steps of which two warm up; a save after each, the first of them slow, and an evaluation after the third."""
+    output = tmp_path_factory.mktemp("slow")
+    options = [
+        f"--data.path={store}", "--train.steps=4", "--train.save_interval=1", "--train.keep=9",
+        "--train.eval_interval=3", "--optim.warmup=2", "--optim.learning_rate=1e-3",
+        "--optim.schedule=linear", "--optim.min_ratio=0",
+    ]  # fmt: skip
+    one_rank.apply(delayed, (output, options))
+    return output
+
+
+def test_saves_and_evaluations_are_no_step_time(slow: Path) -> None:
+    times = losses(slow, "train/step_time")
+    assert [step for step, _ in times] == [1, 2, 3, 4]
+    assert max(seconds for _, seconds in times) < DELAY / 2
+
+
+def test_the_curve_of_the_learning_rate_is_that_of_the_updates(slow: Path) -> None:
+    """AdamW's first update is the rate itself, up to the sign; biases start at 0 and don't decay."""
+    assert losses(slow, "train/learning_rate") == [
+        (s, pytest.approx(r)) for s, r in zip(range(1, 5), RATES, strict=True)
+    ]
+    weights = full_weights(slow / "checkpoints" / "step-000001")
+    first = max(float(value.abs().max()) for name, value in weights.items() if name.endswith("dense.bias"))
+    assert first == pytest.approx(RATES[0], rel=1e-2)

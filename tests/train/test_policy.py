@@ -17,7 +17,7 @@ from engine.config import FaultConfig, RunConfig
 from engine.errors import UserError
 from engine.train.faults import SpikeDetector, found_late, read_faults
 from tests.train.policy_worker import CASES, left_out, trained
-from tests.train.runs import ROOT, command, environment, losses
+from tests.train.runs import NO_DROPOUT, ROOT, command, environment, losses
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,14 @@ def test_a_spike_is_far_above_the_median_of_the_last_losses() -> None:
     assert not detector.is_spike(2.0)
     detector.go_back(12)
     assert not detector.is_spike(2.1)
+
+
+def test_single_high_losses_leave_the_median_where_it_is() -> None:
+    detector = SpikeDetector(2.0, window=10)
+    for step, loss in enumerate([1.0, 50.0, 1.0, 50.0, 1.0, 50.0, 1.0, 50.0, 1.0, 1.0]):
+        detector.add(step, loss)
+    assert detector.is_spike(2.1)
+    assert not detector.is_spike(1.9)
 
 
 def test_a_fault_that_only_a_point_shows_is_told_with_its_step() -> None:
@@ -135,6 +143,20 @@ def test_rollback_goes_on_as_if_the_batch_had_not_been_there(one_rank: Pool, sto
     assert [step for step, _ in losses(back)] == [1, 2, 3, 4, 5, 6]
     assert losses(back) == losses(plain)
     assert len(list(read_faults(plain / "faults.jsonl"))) == 1
+
+
+def test_a_rollback_leaves_out_all_micro_batches_of_the_global_batch_and_no_other(
+    one_rank: Pool, store: Path, tmp_path: Path
+) -> None:
+    """With a rate that doesn't depend on the step, and no dropout, a skipped update is the same run one step longer."""
+    constant = [*NO_DROPOUT, "--optim.schedule=constant", "--optim.warmup=0", "--train.micro_batch=4"]
+    for policy, steps in (("rollback", 6), ("skip", 7)):
+        wanted = options(store, *constant, f"--fault.non_finite={policy}", f"--train.steps={steps}")
+        assert one_rank.apply(trained, (tmp_path / policy, wanted, {4: math.nan})) == "done"
+    back, skipped = losses(tmp_path / "rollback"), losses(tmp_path / "skip")
+    assert [step for step, _ in back] == [1, 2, 3, 4, 5, 6]
+    assert [step for step, _ in skipped] == [1, 2, 3, 5, 6, 7]
+    assert [loss for _, loss in back] == [loss for _, loss in skipped]
 
 
 def test_a_spike_rolls_back_too_and_a_resume_judges_by_the_same_median(
