@@ -6,8 +6,8 @@
 
 Each runs as `python -m benchmarks.NAME --json` in a process of its own. One that fails, or is skipped because its data
 or peer isn't there, doesn't end the rest. Written are NAME.json (rows, date, commit, load of the machine), NAME.log
-(what it printed to stderr), machine.json, summary.json and `pictures`. Exit code 1 if any failed, 2 for a wrong option.
-`--quick` makes them short: it shows that they run, and its figures mean little.
+(what it printed to stderr), machine.json, summary.json and `pictures`. Exit code 1 if any failed or missed a goal, 2
+for a wrong option. `--quick` makes them short: it shows that they run; its figures mean little, and no goal is judged.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, machine
+from benchmarks.common import ROOT, machine, missed
 from benchmarks.startup import end_session
 
 #: by name, in order, with options that make those short that have no --quick
 BENCHMARKS: dict[str, tuple[str, ...]] = {
-    "pretrain_step": ("--sizes=mini", "--repeats=1", "--steps=20"),
-    "time_to_loss": (),
-    "finetune": ("--limit=1500", "--epochs=1", "--seeds=1", "--variant=plain"),
+    "pretrain_step": ("--sizes=mini", "--repeats=1", "--steps=20", "--unjudged"),
+    "time_to_loss": ("--unjudged",),
+    "finetune": ("--limit=1500", "--epochs=1", "--seeds=1", "--variant=plain", "--unjudged"),
     "prepare": (),
-    "startup": ("--repeats=5",),
+    "startup": ("--repeats=5", "--unjudged"),
     "scaling": (),
     "fused_loss": ("--rows=307", "--hidden=256", "--dtypes=bf16", "--threads=2", "--repeats=5", "--no-memory"),
     "optimizer_step": ("--sizes=24M", "--threads=2", "--repeats=5"),
@@ -55,7 +55,7 @@ class Outcome:
 
     name: str
     state: str
-    """ok, failed or skipped"""
+    """ok, missed (it has results, and a goal is missed), failed or skipped"""
     seconds: float
     reason: str = ""
 
@@ -81,11 +81,15 @@ def is_row(row: object) -> bool:
 def judge(name: str, code: int | None, printed: str, errors: str, seconds: float) -> Outcome:
     """What the exit code and the output mean; without a code it was ended at the limit.
 
-    A benchmark that can't run here ends, with any exit code, with a line "skipped: reason" in place of rows.
+    A benchmark that can't run here ends, with any exit code, with a line "skipped: reason" in place of rows. One that
+    misses a goal of its rows ends with 1.
     """
     if code is None:
         return Outcome(name, "failed", seconds, f"ended after {seconds:.0f} s, its limit")
-    if code == 0 and document(printed):
+    rows = document(printed)
+    if code in (0, 1) and rows and (lines := missed(rows)):
+        return Outcome(name, "missed", seconds, "; ".join(lines))
+    if code == 0 and rows:
         return Outcome(name, "ok", seconds)
     last = last_line(errors) or last_line(printed) or "no message"
     if last.startswith(SKIPPED):
@@ -130,7 +134,7 @@ def run(name: str, options: list[str], output: Path, limit: float) -> Outcome:
     outcome = judge(name, code, text, log.read_text(errors="replace"), time.perf_counter() - start)
     if outcome.state != "failed":
         printed.unlink()
-    if outcome.state == "ok":
+    if outcome.state in ("ok", "missed"):
         facts: dict[str, Any] = {"benchmark": name, "command": shlex.join(["python", *command[1:]]), **provenance()}
         facts |= {"seconds": outcome.seconds, "load_before": load, "load_after": os.getloadavg()[0]}
         write(output / f"{name}.json", facts | {"rows": document(text)})
@@ -190,6 +194,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def verdict(outcomes: list[Outcome], judged: bool) -> int:
+    """Print which failed and which missed a goal; the exit code."""
+    bad = {state: [one.name for one in outcomes if one.state == state] for state in ("failed", "missed")}
+    print(f"{len(bad['failed'])} of {len(outcomes)} failed: {', '.join(bad['failed']) or 'none'}")
+    if judged:
+        print(f"{len(bad['missed'])} of {len(outcomes)} missed a goal: {', '.join(bad['missed']) or 'none'}")
+    else:
+        print("goals were not judged: --quick makes runs too short for them")
+    return 1 if any(bad.values()) else 0
+
+
 def main() -> int:
     args = parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the benchmark under way too
@@ -210,10 +225,8 @@ def main() -> int:
     from benchmarks.plots import draw
 
     pictures = draw(args.output)
-    failed = [one.name for one in outcomes if one.state == "failed"]
     print(f"results in {args.output}, {len(pictures)} pictures")
-    print(f"{len(failed)} of {len(names)} failed: {', '.join(failed) or 'none'}")
-    return 1 if failed else 0
+    return verdict(outcomes, judged=not args.quick)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+#: results of a goal, beside "met"
+MISSED, UNJUDGED = "MISSED", "not judged, the run is too short"
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,58 @@ def run_ranks(module: str, ranks: int, arguments: list[str]) -> None:
         raise RuntimeError(done.stdout + done.stderr)
 
 
+def goal(
+    figure: str,
+    value: float | None,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    judged: bool = True,
+) -> dict[str, Any]:
+    """One of a row's "goals": a figure that is held to one bound.
+
+    Args:
+        figure: what is held to it, in words.
+        value: as measured; None if it wasn't, or wasn't reached, which misses the goal as NaN does.
+        judged: False where the run is too short or too small to tell: the goal is told and can't be missed.
+    """
+    assert (at_least is None) != (at_most is None), "a goal has one bound"
+    if at_least is not None:
+        bound, met = f"at least {at_least:g}", value is not None and value >= at_least
+    else:
+        bound, met = f"at most {at_most:g}", value is not None and at_most is not None and value <= at_most
+    result = ("met" if met else MISSED) if judged else UNJUDGED
+    return {"figure": figure, "goal": bound, "value": value, "result": result}
+
+
+def goal_line(found: Mapping[str, Any]) -> str:
+    """A goal for people, its result first."""
+    value = "no result" if found["value"] is None else format_value(found["value"])
+    return f"{found['result']}: {found['figure']} {value}, goal {found['goal']}"
+
+
+def missed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The missed goals of all rows, each a line."""
+    return [goal_line(one) for row in rows for one in row.get("goals", []) if one["result"] == MISSED]
+
+
+def finish(rows: list[dict[str, Any]], as_json: bool) -> int:
+    """Print the results of a benchmark that has goals; its exit code, 1 if one is missed.
+
+    A document of JSON holds the goals; those that are missed are also told on stderr.
+    """
+    emit(rows, as_json)
+    lines = missed(rows)
+    if as_json:
+        print(*lines, sep="\n", end="\n" if lines else "", file=sys.stderr)
+    return 1 if lines else 0
+
+
+def add_unjudged(parser: argparse.ArgumentParser) -> None:
+    """The option of a benchmark that has goals, for a run that is too short for them."""
+    parser.add_argument("--unjudged", action="store_true", help="a short run: tell the goals, and don't judge them")
+
+
 def options(description: str) -> argparse.ArgumentParser:
     """The command line that all benchmarks share."""
     parser = argparse.ArgumentParser(description=description)
@@ -131,6 +185,8 @@ def emit(rows: list[dict[str, Any]], as_json: bool) -> None:
         for name, values in row["rivals"].items():
             cells = "  ".join(f"{key} {format_value(value)}" for key, value in values.items())
             print(f"  {name:<{width}}  {cells}")
+        for one in row.get("goals", []):
+            print(f"  {goal_line(one)}")
 
 
 def format_value(value: float | str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -16,8 +18,8 @@ from typing import Any
 import pytest
 
 from benchmarks import all as runner
-from benchmarks import plots, scaling
-from benchmarks.common import emit, processor, spread
+from benchmarks import finetune, plots, pretrain_step, scaling, startup, time_to_loss
+from benchmarks.common import MISSED, UNJUDGED, emit, finish, goal, goal_line, processor, spread
 from launch.train import parse as parse_training
 from tests.conftest import ROOT
 
@@ -126,6 +128,121 @@ def test_exit_code_and_output_decide() -> None:
     assert "its limit" in runner.judge("x", None, "", "", 3.0).reason
 
 
+@pytest.mark.parametrize(
+    ("bound", "value", "result"),
+    [
+        ({"at_least": 1.5}, 1.5, "met"),
+        ({"at_least": 1.5}, 1.49, MISSED),
+        ({"at_most": 0.25}, 0.25, "met"),
+        ({"at_most": 0.25}, 0.251, MISSED),
+        ({"at_most": 0.25}, math.inf, MISSED),
+        ({"at_most": 0.25}, math.nan, MISSED),
+        ({"at_least": 0.25}, math.nan, MISSED),
+        ({"at_least": 0.25}, None, MISSED),
+        ({"at_most": 0.25}, None, MISSED),
+        ({"at_most": 0.25, "judged": False}, 9.0, UNJUDGED),
+        ({"at_least": 0.25, "judged": False}, None, UNJUDGED),
+    ],
+)
+def test_a_goal_is_met_missed_or_not_judged(bound: dict[str, Any], value: float | None, result: str) -> None:
+    assert goal("speed", value, **bound)["result"] == result
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_missed_goal_is_marked_and_sets_the_exit_code(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    good = ROW | {"goals": [goal("speed", 2.0, at_least=1.5), goal("memory", 2.0, at_most=1.0, judged=False)]}
+    assert finish([ROW, good], as_json) == 0
+    captured = capsys.readouterr()
+    assert MISSED not in captured.out + captured.err
+    assert "not judged" in captured.out
+    bad = ROW | {"goals": [goal("speed", 1.2, at_least=1.5)]}
+    assert finish([good, bad], as_json) == 1
+    captured = capsys.readouterr()
+    assert f"{MISSED}: speed 1.2, goal at least 1.5" in (captured.err if as_json else captured.out)
+    assert not as_json or runner.document(captured.out) == [good, bad]
+    assert goal_line(goal("speed", None, at_least=1.5)) == f"{MISSED}: speed no result, goal at least 1.5"
+
+
+def results(found: list[dict[str, Any]]) -> list[str]:
+    return [one["result"] for one in found]
+
+
+def test_every_benchmark_with_goals_judges_its_own_figures() -> None:
+    tuned = {"zerobert": {"accuracy": 0.86}, "Trainer": {"accuracy": 0.86}, "ratio": {"sentences_per_s": 1.6}}
+    assert results(finetune.goals(tuned, judged=True)) == ["met", "met"]
+    tuned["zerobert"]["accuracy"], tuned["ratio"]["sentences_per_s"] = 0.84, 1.4
+    assert results(finetune.goals(tuned, judged=True)) == [MISSED, MISSED]
+    assert results(finetune.goals(tuned, judged=False)) == [UNJUDGED, UNJUDGED]
+    steps = {"zerobert": {"share of GEMM peak": 0.61}, "ratio": {"tokens/s": 4.1, "memory": 0.5}}
+    assert results(pretrain_step.goals("mini", steps, judged=True)) == ["met", "met", "met"]
+    assert results(pretrain_step.goals("base", steps, judged=True)) == ["met", MISSED, "met"]
+    assert results(pretrain_step.goals("small", steps, judged=True)) == ["met"]
+    assert pretrain_step.goals("tiny", steps, judged=True) == []
+    del steps["ratio"]["memory"]
+    assert results(pretrain_step.goals("mini", steps, judged=True)) == ["met", "met", MISSED]
+    assert results(time_to_loss.goals([0.1, 0.25], judged=True)) == ["met"]
+    assert results(time_to_loss.goals([0.1, math.inf], judged=True)) == [MISSED]
+    starts = startup.table({name: startup.Starts([9.0] * 5, [9.0] * 5) for name in [*startup.RUNS, startup.BARE]})
+    assert results(startup.goals(starts, judged=True)) == ["met"]
+    slow = {"later_s": startup.TARGET + 0.1}
+    assert results(startup.goals(starts | {"zerobert": slow}, judged=True)) == [MISSED]
+
+
+@pytest.mark.parametrize("more", [[], ["--unjudged"], ["--limit=100"]])
+def test_a_missed_goal_ends_the_program_with_1(
+    more: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The whole of `benchmarks.finetune`, but for its runs."""
+    slow = {"zerobert": {"accuracy": 0.86}, "Trainer": {"accuracy": 0.86}, "ratio": {"sentences_per_s": 1.2}}
+    monkeypatch.setattr(finetune, "missing", lambda given: None)
+    monkeypatch.setattr(finetune, "compare", lambda *arguments: slow)
+    with gzip.open(tmp_path / "train.jsonl.gz", "wt") as file:
+        file.write("{}\n")
+    monkeypatch.setattr(sys, "argv", ["finetune", f"--data={tmp_path}", *more])
+    assert finetune.main() == (0 if more else 1)
+    shown = "not judged, the run is too short" if more else MISSED
+    assert f"{shown}: sentences/s, times the rival's 1.2, goal at least 1.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_runner_runs_all_and_tells_which_missed(
+    quick: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def run(name: str, options: list[str], *others: Any) -> runner.Outcome:
+        judged = "--unjudged" not in options
+        row = ROW | {"goals": [goal("speed", 1.2 if name == "startup" else 2.0, at_least=1.5, judged=judged)]}
+        code = finish([row], as_json=True)
+        captured = capsys.readouterr()
+        return runner.judge(name, code, captured.out, captured.err, 1.0)
+
+    monkeypatch.setattr(runner, "run", run)
+    monkeypatch.setattr(runner, "machine", dict)
+    options = ["--output", str(tmp_path), "--only", "startup", "finetune", *(["--quick"] if quick else [])]
+    monkeypatch.setattr(sys, "argv", ["all", *options])
+    assert runner.main() == (0 if quick else 1)
+    states = {one["name"]: one for one in json.loads((tmp_path / "summary.json").read_text())["outcomes"]}
+    assert states["finetune"]["state"] == "ok"
+    assert states["startup"]["state"] == ("ok" if quick else "missed")
+    printed = capsys.readouterr().out
+    if quick:
+        assert "goals were not judged" in printed
+    else:
+        assert states["startup"]["reason"] == f"{MISSED}: speed 1.2, goal at least 1.5"
+        assert "0 of 2 failed: none\n1 of 2 missed a goal: startup\n" in printed
+
+
+def test_results_of_a_missed_goal_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process is a real one, and no benchmark."""
+    row = json.dumps([ROW | {"goals": [goal("speed", 1.0, at_least=1.5)]}])
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "__init__.py").touch()
+    (tmp_path / "benchmarks" / "roofline.py").write_text(f"print({row!r})\nraise SystemExit(1)\n")
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    outcome = runner.run("roofline", [], tmp_path, limit=60)
+    assert outcome.state == "missed"
+    assert json.loads((tmp_path / "roofline.json").read_text())["rows"] == json.loads(row)
+
+
 def test_a_benchmark_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     outcome = runner.run("startup", [], tmp_path, limit=0.5)
     assert outcome.state == "failed"
@@ -148,6 +265,7 @@ def test_the_runner_goes_on_after_failures(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stdout + done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
     states = {one["name"]: one["state"] for one in summary["outcomes"]}
+    assert "1 of 3 failed: scaling" in done.stdout
     assert states == {"scaling": "failed", "finetune": "skipped", "roofline": "ok"}
     assert re.search(r"2/3 finetune: skipped, \d+ s: no train", done.stdout)
     result = json.loads((tmp_path / "roofline.json").read_text())
