@@ -83,3 +83,39 @@ def test_the_states_of_either_optimizer_are_two_moments(stage: int) -> None:
     for name in ("adamw", "lamb"):
         own = BASE.parameters() / (1 if stage == 0 else 8)
         assert forecast(replace(WORK, stage=stage, optimizer=name)).optimizer == pytest.approx(8 * own, abs=8)
+
+
+def test_the_host_must_hold_what_all_ranks_of_a_node_offload(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model=1.3b", "--gpus=8", "--gpu=a100", "--global-batch=256", "--json"]
+
+    def offloading(host_memory: int) -> dict[str, Any]:
+        main([*options, f"--host-memory={host_memory}"])
+        rows = json.loads(capsys.readouterr().out)["candidates"]
+        found: dict[str, Any] = next(row for row in rows if row["offload_optimizer"] == "cpu")
+        return found
+
+    needed = 8 * offloading(1 << 50)["memory"]["host"]
+    assert needed > 0
+    assert offloading(needed)["fits"]
+    assert not offloading(needed - 1)["fits"]
+
+
+@pytest.mark.parametrize(("recomputes", "backward"), [(False, 2 / 3), (True, 3 / 4)])
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_gradients_hide_behind_backward_passes_alone(recomputes: bool, backward: float, accumulation: int) -> None:
+    """Stage 2 reduces after each micro-batch, stage 1 during the last one; both gather parameters behind nothing."""
+    slow = replace(described_hardware("a100", 8, 8, None), link_bandwidth=1e8)
+    size = BASE.parameters() * 2 * 7 / 8 / 1e8
+    for stage, reductions, passes in ((1, 1, 1), (2, accumulation, accumulation)):
+        work = replace(WORK, stage=stage, activation_checkpointing=recomputes)
+        cost = step_cost(work, accumulation, slow)
+        hidden = cost.compute_seconds * backward * passes / accumulation
+        assert hidden < size * reductions
+        assert cost.exposed_seconds == pytest.approx(size * reductions - hidden + size)
+
+
+def test_offload_sends_gradients_out_and_weights_back() -> None:
+    hardware = described_hardware("a100", 8, 8, None)
+    cost = step_cost(replace(WORK, stage=2, offload_optimizer="cpu"), 1, hardware)
+    assert cost.host_seconds == pytest.approx(BASE.parameters() / 8 * (2 + 2) / hardware.host_bandwidth)
+    assert cost.optimizer_seconds == pytest.approx(BASE.parameters() / 8 * 34 / hardware.host_bandwidth)

@@ -75,6 +75,24 @@ def observed(output: Path, options: list[str], world: dist.World | None = None) 
     return found
 
 
+def evaluated(model: Path, options: list[str]) -> dict[str, float]:
+    """The scores of an exported model on the held-out samples of a run, by this process alone."""
+    from engine.data.loader import evaluation_batches
+    from engine.model.pretrained import load_pretrained
+    from engine.tasks.pretrain import Pretraining
+    from engine.train.loop import to_device
+    from launch.train import parse
+    from tests.train.runs import SMALL
+
+    task = Pretraining(parse([*SMALL, *options]))
+    bert, source, cpu = task.build_model(), task.evaluation_source("validation"), torch.device("cpu")
+    load_pretrained(bert, model)
+    assert source is not None
+    batches = evaluation_batches(source, 0, 1, 4, task.config.train.eval_samples)
+    with torch.no_grad():
+        return task.evaluate(bert.eval(), (to_device(batch, cpu) for batch in batches)).scalars
+
+
 def main(store: str, saved: Path, folder: Path) -> None:
     world = start_ranks(1, timedelta(minutes=2))
     data = f"--data.path={store}"

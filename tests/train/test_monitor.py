@@ -11,11 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from engine.config import RunConfig
+from engine.config import RunConfig, TrainConfig
 from engine.data.store import open_store
-from engine.train.monitor import Monitor, duration, monitor_section
+from engine.train import monitor
+from engine.train.monitor import Monitor, Progress, duration, memory_bytes, monitor_section
+from engine.train.start import total_steps
 from tests.conftest import ROOT
 from tests.single_rank import single_rank
 from tests.train.runs import free_port, losses, run
@@ -212,3 +215,40 @@ def test_a_long_run_does_not_flood_it() -> None:
     assert len(kept) == pytest.approx(200, abs=2)
     assert kept[0].startswith("step 10/20000 ")
     assert kept[-1].startswith("step 20000/20000 ")
+
+
+def test_the_time_left_is_at_the_pace_of_this_start(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start at step 100 of 150 that has done 10 steps in 20 seconds needs 80 more for the other 40."""
+    now = [1000.0]
+    monkeypatch.setattr(monitor.time, "monotonic", lambda: now[0])
+    progress = Progress(100, 150, enabled=True)
+    now[0] += 20.0
+    progress.point(110, {"train/loss": 1.0, "train/learning_rate": 1e-3, "train/tokens_per_second": 1234.0})
+    progress.close()
+    shown = capsys.readouterr().out
+    assert shown.startswith("step 110/150  loss 1.0000  lr 1.00e-03  tokens/s 1,234")
+    assert "left 1:20" in shown
+
+
+def test_memory_is_the_peak_of_this_process_in_bytes() -> None:
+    status = Path("/proc/self/status").read_text()
+    peak = 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+    assert memory_bytes(torch.device("cpu")) == pytest.approx(peak, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("train", "steps"),
+    [
+        (TrainConfig(steps=7, global_batch=16), 7),
+        (TrainConfig(epochs=1.0, global_batch=16), 3),
+        (TrainConfig(epochs=1.5, global_batch=16), 4),
+        (TrainConfig(epochs=2.0, global_batch=20), 4),
+        (TrainConfig(epochs=0.001, global_batch=16), 1),
+        (TrainConfig(), 1000),
+    ],
+)
+def test_the_steps_of_a_run_see_all_samples_of_its_epochs(train: TrainConfig, steps: int) -> None:
+    """Of epochs with 40 samples; the last global batch reaches into the next epoch."""
+    assert total_steps(train, 40) == steps

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from engine.train.archive import full_weights
-from tests.train.observed import DELAY, delayed, observed
+from engine.train.checkpoint import complete_checkpoints
+from tests.train.observed import DELAY, delayed, evaluated, observed
 from tests.train.runs import ROOT, command, environment, losses
 
 Steps = list[dict[str, Any]]
@@ -76,6 +77,17 @@ def test_a_point_counts_the_tokens_of_all_ranks(runs: Observed) -> None:
     assert found == pytest.approx(counted, rel=1e-5)
 
 
+def test_an_evaluation_scores_the_held_out_samples_of_all_ranks_without_dropout(
+    one_rank: Pool, runs: Observed, store: Path
+) -> None:
+    """What was exported after the last step, evaluated by one process on as many samples as the run was told."""
+    alone = one_rank.apply(evaluated, (runs.fresh / "export", [f"--data.path={store}"]))
+    for name in ("mlm_loss", "nsp_loss", "perplexity", "mlm_accuracy", "nsp_accuracy"):
+        (step, value), *more = losses(runs.fresh, f"eval/{name}")
+        assert (step, more) == (4, [])
+        assert value == pytest.approx(alone[name], rel=1e-5), name
+
+
 @pytest.fixture(scope="module")
 def slow(one_rank: Pool, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four steps of which two warm up; a save after each, the first of them slow, and an evaluation after the third."""
@@ -93,6 +105,13 @@ def test_saves_and_evaluations_are_no_step_time(slow: Path) -> None:
     times = losses(slow, "train/step_time")
     assert [step for step, _ in times] == [1, 2, 3, 4]
     assert max(seconds for _, seconds in times) < DELAY / 2
+
+
+def test_what_is_due_in_an_interval_is_due_after_the_last_step_too(slow: Path) -> None:
+    """Every third step of four is evaluated."""
+    assert [step for step, _ in losses(slow, "eval/mlm_loss")] == [3, 4]
+    saved = [path.name for path in complete_checkpoints(slow / "checkpoints")]
+    assert saved == [f"step-{step:06d}" for step in range(1, 5)]
 
 
 def test_the_curve_of_the_learning_rate_is_that_of_the_updates(slow: Path) -> None:

@@ -153,10 +153,23 @@ def test_a_rollback_leaves_out_all_micro_batches_of_the_global_batch_and_no_othe
     for policy, steps in (("rollback", 6), ("skip", 7)):
         wanted = options(store, *constant, f"--fault.non_finite={policy}", f"--train.steps={steps}")
         assert one_rank.apply(trained, (tmp_path / policy, wanted, {4: math.nan})) == "done"
+    coarse = options(store, *constant, "--fault.non_finite=rollback", "--train.log_interval=2")
+    assert one_rank.apply(trained, (tmp_path / "coarse", coarse, {4: math.nan})) == "done"
     back, skipped = losses(tmp_path / "rollback"), losses(tmp_path / "skip")
     assert [step for step, _ in back] == [1, 2, 3, 4, 5, 6]
     assert [step for step, _ in skipped] == [1, 2, 3, 5, 6, 7]
     assert [loss for _, loss in back] == [loss for _, loss in skipped]
+    means = [(step, (before + loss) / 2) for (_, before), (step, loss) in zip(back[::2], back[1::2], strict=True)]
+    assert losses(tmp_path / "coarse") == [(step, pytest.approx(mean, rel=1e-6)) for step, mean in means]
+
+
+def test_the_loss_of_all_micro_batches_is_judged(one_rank: Pool, store: Path, tmp_path: Path) -> None:
+    wanted = options(store, "--fault.spike=skip", "--fault.spike_window=3", "--train.micro_batch=4")
+    assert one_rank.apply(trained, (tmp_path, wanted, {5: 3.0})) == "done"
+    (found,) = read_faults(tmp_path / "faults.jsonl")
+    usual = losses(tmp_path)[3][1]
+    assert (found["step"], found["kind"]) == (5, "spike")
+    assert found["value"] == pytest.approx(3 * usual, rel=0.05)
 
 
 def test_a_spike_rolls_back_too_and_a_resume_judges_by_the_same_median(
@@ -170,6 +183,7 @@ def test_a_spike_rolls_back_too_and_a_resume_judges_by_the_same_median(
     assert (found["step"], found["kind"], found["action"]) == (5, "spike", "rollback")
     assert 20 < found["value"] < 25
     assert [step for step, _ in losses(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert [step for step, _ in json.loads((tmp_path / "recent_losses.json").read_text())] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_run_gives_up_after_too_many_faults_and_without_a_checkpoint(
