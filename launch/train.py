@@ -198,7 +198,7 @@ def run(config: RunConfig, launcher: Launcher, guard: Guard, given: frozenset[st
     from engine.evaluate import final_report
     from engine.train.loop import Trainer
     from engine.train.monitor import check_monitor
-    from engine.train.start import find_start, is_over, recorded_facts, set_report_aside
+    from engine.train.start import find_start, is_over, recorded_facts
     from launch.deepspeed_run import complete, record, resolved
     from launch.fit import explained_memory
 
@@ -226,7 +226,6 @@ def run(config: RunConfig, launcher: Launcher, guard: Guard, given: frozenset[st
         trainer = agreed(lambda: Trainer(task, config, deepspeed.values, layout, world, start, guard, facts))
     if world.is_main:
         record(config, deepspeed)
-        set_report_aside(Path(config.output))
         for line in task.describe_data():
             print(line)
         ranks = "one process" if launcher.name == "none" else f"{launcher.name}: {world.size} rank(s)"

@@ -19,6 +19,7 @@ from engine.model.pretrained import weight_files
 SHOWN_NAMES = 10
 #: characters of a fingerprint that a message shows
 SHOWN_DIGITS = 12
+SHA256_DIGITS = 64
 MAY_CHANGE = "steps, batch, rates, layout and intervals may change"
 
 
@@ -71,4 +72,4 @@ def base_weights(folder: str | None) -> str | None:
 def _shown(value: str | list[str] | None) -> str:
     if isinstance(value, list):
         return ", ".join(value[:SHOWN_NAMES]) + (", ..." if len(value) > SHOWN_NAMES else "")
-    return "none" if value is None else f"sha256 {value[:SHOWN_DIGITS]}"
+    return "none" if value is None else f"sha256 {value[:SHOWN_DIGITS]}" if len(value) == SHA256_DIGITS else value

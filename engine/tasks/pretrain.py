@@ -100,6 +100,7 @@ class Pretraining:
         return [
             Fact("tokenizer's rules and pieces", "data.path", self.store.manifest.tokenizer_fingerprint),
             Fact("prepared texts", "data.path", self.store.manifest.fingerprint),
+            Fact("samples of an epoch", "data.path", f"version {self.train_source().plan_version}"),
             Fact("base weights", "model.init_from", base_weights(self.config.model.init_from)),
         ]
 

@@ -98,7 +98,7 @@ class SequenceClassification:
             Fact("tokenizer's rules and pieces", "model.init_from", self.vocabulary.fingerprint),
             Fact("training examples", "labelled.train", self.sources["train"].fingerprint),
             Fact("validation examples", "labelled.validation", self.sources["validation"].fingerprint),
-            Fact("test examples", "labelled.test", test and test.fingerprint, fixed=False),
+            Fact("test examples", "labelled.test", test.fingerprint if test else None, fixed=False),
             Fact("base weights", "model.init_from", base_weights(self.config.model.init_from)),
         ]
 

@@ -16,24 +16,26 @@ from engine.train.faults import FAULTS_FILE
 from engine.train.verify import TABLE
 
 #: what a run adds to or leaves standing, so that a second run's would mix with the first one's
-RECORDS = ("tensorboard", "csv", "report", "profile", TABLE, FAULTS_FILE)
+RECORDS = ("tensorboard", "csv", "export", "report", "loaded_weights.json", "profile", TABLE, FAULTS_FILE)
+#: what a run that goes on from the folder's checkpoint makes anew at its end
+RESULTS = ("report",)
 #: what a run writes anew at its start
 SETTINGS = ("config.yaml", "deepspeed.json", "deepspeed_reasons.json")
 
 
 def make_room(output: Path, start: Path | None) -> None:
-    """Set aside what stands in a run's folder, and say so, unless the run goes on from a checkpoint of that folder.
+    """Set aside what stands in a run's folder, and say so; only the results where the run goes on from there.
 
     Raises:
         UserError: it can't be moved.
     """
     goes_on = start is not None and start.resolve().parent == (output / "checkpoints").resolve()
-    if not goes_on and (folder := set_aside(output)):
+    if folder := set_aside(output, RESULTS if goes_on else RECORDS):
         print(f"moved what an earlier run recorded here to {folder}", flush=True)
 
 
-def set_aside(output: Path) -> Path | None:
-    """Move what an earlier run recorded to <output>/earlier-N, with a copy of its settings.
+def set_aside(output: Path, names: Sequence[str] = RECORDS) -> Path | None:
+    """Move what an earlier run recorded under these names to <output>/earlier-N, with a copy of its settings.
 
     Returns:
         That folder; None where there was nothing.
@@ -41,7 +43,7 @@ def set_aside(output: Path) -> Path | None:
     Raises:
         UserError: it can't be moved.
     """
-    records = [output / name for name in RECORDS if (output / name).exists()]
+    records = [output / name for name in names if (output / name).exists()]
     if not records:
         return None
     taken = [int(path.name.removeprefix("earlier-")) for path in output.glob("earlier-*") if path.name[8:].isdecimal()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from dataclasses import asdict
@@ -83,13 +82,3 @@ def is_over(task: Task, config: RunConfig, start: Path | None, facts: dict[str, 
         return (output / "report").is_dir()
     origin = output / "export" / ORIGIN_FILE
     return origin.is_file() and bool(json.loads(origin.read_text(encoding="utf-8"))["step"] == total)
-
-
-def set_report_aside(output: Path) -> None:
-    """Give the report of an earlier end of the run another name, for this start will end otherwise."""
-    folder = output / "report"
-    if folder.exists():
-        numbers = itertools.count(1)
-        free = next(path for path in (output / f"report-{n}" for n in numbers) if not path.exists())
-        folder.rename(free)
-        print(f"set the report of an earlier end of this run aside as {free}", flush=True)
