@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 
 #: rooms from the ground up; a room imports from its own and lower floors only
 FLOORS = [
-    {"errors", "config", "dist"},
+    {"errors", "config", "dist", "lfs"},
     {"kernels"},
     {"data", "model", "optim"},
     {"tasks"},
