@@ -7,27 +7,23 @@ same bytes for every number of workers.
 from __future__ import annotations
 
 import hashlib
-import logging
-import sys
-import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.data.manifest import Shard
-from engine.data.sentences import split_sentences
+from engine.data.sentences import Lines, split_sentences
 from engine.data.store import SPLITS, Documents, write_shard
 from engine.data.tokenizer import load_tokenizer
 from engine.data.wordcache import WordCache
 from engine.data.workspace import Workspace, record_block
-
-log = logging.getLogger(__name__)
 
 MEGABYTE = 1_000_000
 #: sentences encoded at a time: enough to amortise what a call costs, about a megabyte of text to bound memory
@@ -35,20 +31,27 @@ BATCH_SENTENCES = 8192
 #: two of this many first documents are always held out, so that a small corpus has a validation split
 FIRST_DOCUMENTS = 4
 HELD_OUT_OF_FIRST = 2
-LOG_SECONDS = 30.0
 #: blocks that wait for a worker, so that none waits for the reader
 WAITING_BLOCKS = 2
 
 
+class Document(NamedTuple):
+    """A text as it was read."""
+
+    text: str
+    lines: Lines = "wrapped"
+
+
 @dataclass(frozen=True)
 class Block:
-    """Consecutive documents that become one shard a split."""
+    """Consecutive documents of one rule for line breaks that become one shard a split."""
 
     index: int
     documents: list[bytes]
     """in UTF-8, the smallest to keep in a queue and the fastest to send"""
     splits: list[str]
     """split of each document"""
+    lines: Lines = "wrapped"
 
     @property
     def text_sha256(self) -> str:
@@ -74,20 +77,25 @@ class Tokenization:
     language: str
 
 
-def read_blocks(documents: Iterable[str], megabytes: float, fraction: float, seed: int) -> Iterator[Block]:
-    """Cut a stream of documents into blocks of at least `megabytes` of text (the last may be smaller)."""
+def read_blocks(documents: Iterable[Document], megabytes: float, fraction: float, seed: int) -> Iterator[Block]:
+    """Cut a stream of documents into blocks of at least `megabytes` of text.
+
+    The last block, and the last before documents of another rule for line breaks, may be smaller.
+    """
     contents: list[bytes] = []
     splits: list[str] = []
     index = size = 0
-    for ordinal, text in enumerate(documents):
+    rule: Lines = "wrapped"
+    for ordinal, (text, lines) in enumerate(documents):
+        if contents and (lines != rule or size >= megabytes * MEGABYTE):
+            yield Block(index, contents, splits, rule)
+            contents, splits, index, size = [], [], index + 1, 0
+        rule = lines
         contents.append(text.encode())
         splits.append(split_of(ordinal, fraction, seed))
         size += len(text)
-        if size >= megabytes * MEGABYTE:
-            yield Block(index, contents, splits)
-            contents, splits, index, size = [], [], index + 1, 0
     if contents:
-        yield Block(index, contents, splits)
+        yield Block(index, contents, splits, rule)
 
 
 def split_of(ordinal: int, fraction: float, seed: int) -> str:
@@ -145,7 +153,7 @@ def _collect(running: dict[Future[dict[str, Shard]], int], shards: dict[int, dic
 
 def tokenize_block(block: Block, how: Tokenization) -> dict[str, Shard]:
     """Write a block's shards and their record; runs in any process. A split without documents has no shard."""
-    documents = _encode(block.texts(), how.language, _open_cache(how.tokenizer, how.tokenizer_fingerprint))
+    documents = _encode(block, how.language, _open_cache(how.tokenizer, how.tokenizer_fingerprint))
     shards = {}
     for split in SPLITS:
         part = _select(documents, np.array([name == split for name in block.splits]))
@@ -162,10 +170,10 @@ def _open_cache(folder: Path, fingerprint: str) -> WordCache:
     return WordCache(vocabulary)
 
 
-def _encode(texts: Iterable[str], language: str, cache: WordCache) -> Documents:
+def _encode(block: Block, language: str, cache: WordCache) -> Documents:
     """Ids of each document; sentences without any id are left out, which may leave a document without sentences."""
     counts: list[int] = []
-    sentences = _sentences(texts, language, counts)
+    sentences = _sentences(block, language, counts)
     batches = [cache.encode([])]
     while batch := list(islice(sentences, BATCH_SENTENCES)):
         batches.append(cache.encode(batch))
@@ -175,10 +183,10 @@ def _encode(texts: Iterable[str], language: str, cache: WordCache) -> Documents:
     return Documents(ids, lengths[kept], np.bincount(document, minlength=len(counts)))
 
 
-def _sentences(texts: Iterable[str], language: str, counts: list[int]) -> Iterator[str]:
-    """The sentences of all texts; how many each has is appended to `counts`."""
-    for text in texts:
-        sentences = split_sentences(text, language)
+def _sentences(block: Block, language: str, counts: list[int]) -> Iterator[str]:
+    """The sentences of all documents; how many each has is appended to `counts`."""
+    for text in block.texts():
+        sentences = split_sentences(text, language, block.lines)
         counts.append(len(sentences))
         yield from sentences
 
@@ -189,28 +197,3 @@ def _select(documents: Documents, chosen: NDArray[np.bool_]) -> Documents:
     sentences = np.repeat(chosen, documents.sentence_counts)
     tokens = documents.tokens[np.repeat(sentences, documents.sentence_lengths)]
     return Documents(tokens, documents.sentence_lengths[sentences], documents.sentence_counts[chosen])
-
-
-class Progress:
-    """A bar on a terminal, else a line in the log now and then.
-
-    Args:
-        total: bytes of all sources; 0 where unknown.
-    """
-
-    def __init__(self, total: int) -> None:
-        from tqdm import tqdm
-
-        terminal = sys.stderr.isatty()
-        self._total, self._logged = total, time.monotonic()
-        self._bar = tqdm(total=total or None, unit="B", unit_scale=True, desc="tokenize", disable=not terminal)
-
-    def update(self, done: int) -> None:
-        """Show that `done` bytes were read."""
-        self._bar.update(done - self._bar.n)
-        if self._bar.disable and self._total and time.monotonic() - self._logged > LOG_SECONDS:
-            self._logged = time.monotonic()
-            log.info("read %.0f%% of %.0f MB", 100 * done / self._total, self._total / MEGABYTE)
-
-    def close(self) -> None:
-        self._bar.close()

@@ -7,23 +7,35 @@ longest document, not by the corpus.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import logging
-import lzma
-import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from statistics import median
+from typing import Any, Literal
 
 from engine.data.embedded import embedded_documents
+from engine.data.readers import (
+    WIKI_OPENING,
+    Position,
+    numbered_lines,
+    open_dataset,
+    read_dataset,
+    read_jsonl,
+    read_parquet,
+    read_text,
+    read_wiki,
+)
+from engine.data.sentences import Lines
+from engine.data.textfile import COMPRESSIONS, parse_json
 from engine.errors import UserError
+from engine.lfs import refuse_pointer
 
 log = logging.getLogger(__name__)
 
-SourceKind = Literal["text", "jsonl", "parquet", "saved", "named", "embedded"]
+SourceKind = Literal["text", "wiki", "jsonl", "parquet", "saved", "named", "embedded"]
+Documents = Literal["blank_line", "file"]
 
 KIND_OF_SUFFIX: dict[str, SourceKind] = {
     "": "text",
@@ -31,13 +43,18 @@ KIND_OF_SUFFIX: dict[str, SourceKind] = {
     ".md": "text",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".json": "jsonl",
     ".parquet": "parquet",
 }
-COMPRESSED = (".gz", ".xz")
-SUPPORTED = ".txt, .md, no suffix, .jsonl, .ndjson (each also .gz or .xz) or .parquet"
+#: suffixes that don't tell what a file holds
+TOLD_BY_CONTENT = ("", ".txt", ".json")
+SUPPORTED = ".txt, .md, no suffix, .jsonl, .ndjson, .json with a line an object (each also .gz, .xz, .bz2) or .parquet"
 #: files that describe a folder of data and are no part of it
 DESCRIPTIONS = ("README", "LICENSE", "LICENCE", "COPYING", "CHANGELOG")
-BATCH_ROWS = 1024
+#: Plain-text files that come in such a number are notes, articles or books, a file each: corpora with blank lines
+#: between documents come in a few large files. Hardly a book is longer than a megabyte.
+MANY_FILES = 20
+BOOK_BYTES = 1_000_000
 
 
 @dataclass(kw_only=True)
@@ -46,11 +63,15 @@ class CorpusConfig:
 
     source: list[str] = field(default_factory=lambda: ["embedded"])
     """files, folders of files (recursive), saved `datasets` folders, datasets:NAME[:CONFIG], or embedded (the
-    documentation that comes with Python: needs no network). Files: .txt, .md, .jsonl, .parquet; .gz and .xz"""
+    documentation that comes with Python: needs no network). Files: .txt, .md, .jsonl, .parquet; .gz, .xz and .bz2"""
     text_field: str = "text"
     """field or column of the text in JSON lines, parquet and `datasets`"""
-    documents: Literal["blank_line", "file"] = "blank_line"
-    """plain text only: a document ends at a blank line (BERT's convention), or is a whole file"""
+    documents: Literal["auto", "blank_line", "file"] = "auto"
+    """plain text only: a document ends at a blank line (BERT's convention), or is a whole file; auto takes the file
+    where a folder has at least 20 files of mostly at most 1 MB, and the blank line elsewhere"""
+    lines: Literal["auto", "sentence", "paragraph", "wrapped"] = "auto"
+    """what a line of the text is: one sentence (BERT's convention), a paragraph of whole sentences, or as much as
+    fits a page, with sentences that go on in the next line; auto tells by the first text of each source"""
     split: str = "train"
     """split to read of a `datasets` dataset"""
 
@@ -62,6 +83,17 @@ class Source:
     name: str
     kind: SourceKind
     path: Path
+    given: str
+    """the entry of `CorpusConfig.source` that it belongs to"""
+    by_content: bool = False
+    """whether the content told the kind, against the name"""
+    documents: Documents = "blank_line"
+    lines: Lines = "wrapped"
+
+    @property
+    def folder(self) -> str:
+        """The folder that was given, if it was one."""
+        return "" if self.given == self.name else self.given
 
 
 @dataclass(frozen=True)
@@ -73,13 +105,6 @@ class SourceRecord:
     bytes: int
 
 
-@dataclass
-class Position:
-    """How far reading has come, in bytes of the sources as stored (compressed ones count compressed)."""
-
-    bytes: int = 0
-
-
 def list_sources(config: CorpusConfig) -> list[Source]:
     """The sources in reading order: as given, folders expanded in sorted order.
 
@@ -88,30 +113,33 @@ def list_sources(config: CorpusConfig) -> list[Source]:
     """
     if not config.source:
         raise UserError("source: nothing given; give files, folders, datasets:NAME or embedded")
-    return [source for name in config.source for source in _expand(name)]
+    sources = [source for name in config.source for source in _expand(name, config.text_field)]
+    for source in sources:
+        refuse_pointer(source.path, "source")
+    return _with_documents(sources, config.documents)
 
 
-def _expand(name: str) -> list[Source]:
+def _expand(name: str, text_field: str) -> list[Source]:
     if name == "embedded":
-        return [Source(name, "embedded", Path())]
+        return [Source(name, "embedded", Path(), name)]
     if name.startswith("datasets:"):
-        return [Source(name, "named", Path())]
+        return [Source(name, "named", Path(), name)]
     path = Path(name)
     if not path.exists():
         raise UserError(f"source: {name} does not exist; give a file, a folder, datasets:NAME or embedded")
     if path.is_dir():
-        return [Source(name, "saved", path)] if _is_saved_dataset(path) else _expand_folder(path)
+        return [Source(name, "saved", path, name)] if _is_saved_dataset(path) else _expand_folder(path, text_field)
     kind = _kind(path)
     if kind is None:
         raise UserError(f"source: {name} has an unsupported suffix; give {SUPPORTED}")
-    return [Source(name, kind, path)]
+    return [_recognised(Source(name, kind, path, name), text_field)]
 
 
 def _is_saved_dataset(path: Path) -> bool:
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
-def _expand_folder(folder: Path) -> list[Source]:
+def _expand_folder(folder: Path, text_field: str) -> list[Source]:
     sources, skipped = [], []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         if any(part.startswith((".", "_")) for part in path.relative_to(folder).parts):
@@ -119,19 +147,74 @@ def _expand_folder(folder: Path) -> list[Source]:
         kind = _kind(path)
         if kind is None or path.name.split(".")[0].upper() in DESCRIPTIONS:
             skipped.append(path)
+            continue
+        source = _recognised(Source(str(path), kind, path, str(folder)), text_field)
+        # a .json in a folder may as well describe it
+        if _suffix(path) == ".json" and not source.by_content:
+            skipped.append(path)
         else:
-            sources.append(Source(str(path), kind, path))
+            sources.append(source)
     if not sources:
-        raise UserError(f"source: folder {folder} has no readable file; give {SUPPORTED}")
+        found = f"; {skipped[0]} is none" if skipped else ""
+        raise UserError(f"source: folder {folder} has no readable file{found}; give {SUPPORTED}")
     if skipped:
         log.info("%s: skipped %d other files, e.g. %s", folder, len(skipped), skipped[0].name)
     return sources
 
 
 def _kind(path: Path) -> SourceKind | None:
-    stem = Path(path.stem) if path.suffix in COMPRESSED else path
-    kind = KIND_OF_SUFFIX.get(stem.suffix)
-    return None if kind == "parquet" and stem is not path else kind
+    kind = KIND_OF_SUFFIX.get(_suffix(path))
+    return None if kind == "parquet" and path.suffix.lower() in COMPRESSIONS else kind
+
+
+def _suffix(path: Path) -> str:
+    """The suffix before that of compression, in lower case."""
+    return Path(path.stem if path.suffix.lower() in COMPRESSIONS else path).suffix.lower()
+
+
+def _recognised(source: Source, text_field: str) -> Source:
+    """The source with the kind that its first line tells, where its suffix tells none."""
+    if _suffix(source.path) not in TOLD_BY_CONTENT:
+        return source
+    try:
+        first = next((line for _, line in numbered_lines(source.path, Position()) if not line.isspace()), "")
+    except UserError:  # told, with its line, when the file is read
+        return source
+    if WIKI_OPENING.match(first):
+        return replace(source, kind="wiki", by_content=True)
+    fields = _json_fields(first)
+    if text_field in fields:
+        return replace(source, kind="jsonl", by_content=True)
+    if fields and source.kind == "text":
+        found = ", ".join(fields)
+        log.warning("%s is read as plain text though it begins with JSON: text_field may be %s", source.name, found)
+    return source
+
+
+def _json_fields(line: str) -> list[str]:
+    """Names in a line that is a JSON object; none for any other."""
+    if not line.lstrip().startswith("{"):
+        return []
+    try:
+        return list(parse_json(line))
+    except ValueError:
+        return []
+
+
+def _with_documents(sources: list[Source], documents: str) -> list[Source]:
+    """The sources with the rule for documents of plain text; files that were given one by one are as a folder."""
+    sizes: dict[str, list[int]] = {}
+    for source in sources:
+        if source.kind == "text":
+            sizes.setdefault(source.folder, []).append(source.path.stat().st_size)
+
+    def rule(source: Source) -> Documents:
+        if documents != "auto":
+            return "file" if documents == "file" else "blank_line"
+        found = sizes.get(source.folder, [])
+        return "file" if len(found) >= MANY_FILES and median(found) <= BOOK_BYTES else "blank_line"
+
+    return [replace(source, documents=rule(source)) for source in sources]
 
 
 def record_source(source: Source, config: CorpusConfig) -> SourceRecord:
@@ -161,7 +244,7 @@ def _blocks_of(path: Path) -> Iterator[bytes]:
         raise UserError(f"source: {path} can't be read ({error.strerror}); check its permissions") from error
 
 
-def read_documents(config: CorpusConfig, sources: list[Source], position: Position | None = None) -> Iterator[str]:
+def read_documents(config: CorpusConfig, sources: Sequence[Source], position: Position | None = None) -> Iterator[str]:
     """The documents of all sources in order, without the ones that are only white space.
 
     Args:
@@ -172,124 +255,37 @@ def read_documents(config: CorpusConfig, sources: list[Source], position: Positi
     """
     position = position or Position()
     for source in sources:
-        start = position.bytes
+        start, count, empty = position.bytes, 0, 0
         for text in _read(source, config, position):
-            if not text.isspace() and text:
+            if text and not text.isspace():
+                count += 1
                 yield text
-        position.bytes = max(position.bytes, start + _size(source))
+            else:
+                empty += 1
+        position.bytes = max(position.bytes, start + stored_bytes([source]))
+        position.documents[source.name] += count
+        if source.kind not in ("text", "wiki"):  # of plain text an empty document is two blank lines
+            position.without_text[source.name] += empty
 
 
-def _size(source: Source) -> int:
-    return source.path.stat().st_size if source.path.is_file() else 0
+def stored_bytes(sources: Iterable[Source]) -> int:
+    """Size of those sources that are files."""
+    return sum(source.path.stat().st_size for source in sources if source.path.is_file())
 
 
 def _read(source: Source, config: CorpusConfig, position: Position) -> Iterator[str]:
     if source.kind == "text":
-        return _read_text(source.path, config.documents, position)
+        return read_text(source.path, source.documents, position)
+    if source.kind == "wiki":
+        return read_wiki(source.path, position)
     if source.kind == "jsonl":
-        return _read_jsonl(source.path, config.text_field, position)
+        return read_jsonl(source.path, config.text_field, position)
     if source.kind == "parquet":
-        return _read_parquet(source.path, config.text_field)
+        return read_parquet(source.path, config.text_field)
     if source.kind == "embedded":
         return iter(embedded_documents())
-    return _read_dataset(source, config)
-
-
-def _lines(path: Path, position: Position) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line) of a possibly compressed UTF-8 file."""
-    number, start = 0, position.bytes
-    try:
-        with path.open("rb") as raw, _decompressed(raw, path.suffix) as stream:
-            for number, line in enumerate(stream, 1):
-                position.bytes = start + raw.tell()
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}:{number}: not UTF-8 ({error.reason}); convert the file to UTF-8") from error
-    except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: damaged after line {number} ({error}); get the file again") from error
-    except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror}); check its permissions") from error
-
-
-def _decompressed(raw: IO[bytes], suffix: str) -> IO[bytes]:
-    if suffix == ".gz":
-        return cast("IO[bytes]", gzip.GzipFile(fileobj=raw))
-    return cast("IO[bytes]", lzma.LZMAFile(raw)) if suffix == ".xz" else raw
-
-
-def _read_text(path: Path, documents: str, position: Position) -> Iterator[str]:
-    document: list[str] = []
-    for _, line in _lines(path, position):
-        if documents == "blank_line" and line.isspace():
-            yield "".join(document)
-            document = []
-        else:
-            document.append(line)
-    yield "".join(document)
-
-
-def _read_jsonl(path: Path, name: str, position: Position) -> Iterator[str]:
-    for number, line in _lines(path, position):
-        if line.isspace():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: not JSON ({error.msg}); give one JSON object a line") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:{number}: a JSON {type(row).__name__}, not an object; give one object a line")
-        if name not in row:
-            raise UserError(f"text_field: {path}:{number} has no field {name!r}; it has {', '.join(row) or 'none'}")
-        if not isinstance(row[name], str):
-            raise UserError(f"text_field: {name!r} of {path}:{number} is {row[name]!r:.40}, not text; choose another")
-        # JSON can escape half of a surrogate pair, which is no character and which UTF-8 can't hold
-        yield row[name].encode("utf-8", "ignore").decode() if "\\u" in line else row[name]
-
-
-def _read_parquet(path: Path, name: str) -> Iterator[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            check_column(path, name, {column.name: str(column.type) for column in file.schema_arrow})
-            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=[name]):
-                yield from (text for text in batch.column(0).to_pylist() if text)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path}: not a readable parquet file ({error}); get the file again") from error
-
-
-def check_column(where: object, name: str, types: dict[str, str]) -> None:
-    """Raise unless `types` (column -> type) has a text column of this name."""
-    if name not in types:
-        raise UserError(f"text_field: {where} has no column {name!r}; it has {', '.join(types) or 'none'}")
-    if types[name] not in ("string", "large_string"):
-        raise UserError(f"text_field: column {name!r} of {where} is {types[name]}, not text; choose another column")
-
-
-def _read_dataset(source: Source, config: CorpusConfig) -> Iterator[str]:
-    dataset = _dataset(source, config)
-    types = {name: str(getattr(feature, "dtype", "nested")) for name, feature in dataset.features.items()}
-    check_column(source.name, config.text_field, types)
-    for batch in dataset.select_columns([config.text_field]).iter(batch_size=BATCH_ROWS):
-        yield from (text for text in batch[config.text_field] if text)
+    return read_dataset(_dataset(source, config), source.name, config.text_field)
 
 
 def _dataset(source: Source, config: CorpusConfig) -> Any:
-    """A `datasets.Dataset`. Not annotated so: jsonargparse would import a second's worth of libraries for the name."""
-    import datasets
-
-    try:
-        if source.kind == "saved":
-            loaded = datasets.load_from_disk(str(source.path))
-        else:
-            name, _, configuration = source.name.removeprefix("datasets:").partition(":")
-            loaded = datasets.load_dataset(name, configuration or None)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"source: {source.name} can't be loaded ({reason}); check its name and the network") from error
-    if isinstance(loaded, datasets.Dataset):
-        return loaded
-    if config.split not in loaded:
-        raise UserError(f"split: {source.name} has no split {config.split!r}; it has {', '.join(loaded)}")
-    return loaded[config.split]
+    return open_dataset(source.name, source.path if source.kind == "saved" else None, config.split)

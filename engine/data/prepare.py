@@ -12,12 +12,25 @@ from concurrent.futures import BrokenExecutor, Executor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from engine.data.blocks import MEGABYTE, Progress, Tokenization, read_blocks, run_blocks
-from engine.data.corpus import CorpusConfig, Position, Source, list_sources, read_documents, record_source
+from engine.data.blocks import Document, Tokenization, read_blocks, run_blocks
+from engine.data.corpus import (
+    CorpusConfig,
+    Documents,
+    Source,
+    list_sources,
+    read_documents,
+    record_source,
+    stored_bytes,
+)
 from engine.data.executor import InlineExecutor
 from engine.data.manifest import FORMAT_VERSION, Manifest, Shard, count, numbered
+from engine.data.progress import LearningProgress, Progress
+from engine.data.readers import Position
+from engine.data.sample import Sample
+from engine.data.sentences import Lines
+from engine.data.survey import describe_reading, describe_sources, resolved, with_lines
 from engine.data.tokenizer import MIN_VOCAB_SIZE, Vocabulary, load_tokenizer, train_wordpiece
 from engine.data.workspace import Workspace, find_complete, identity, remove
 from engine.errors import UserError
@@ -62,9 +75,10 @@ class PrepareConfig(CorpusConfig):
         Raises:
             UserError: names the first field that is wrong.
         """
-        fraction, documents = self.validation_fraction, self.documents
+        fraction = self.validation_fraction
         _require(bool(self.output), "output", self.output, "give a folder")
-        _require(documents in ("blank_line", "file"), "documents", documents, "choose blank_line or file")
+        _require_choice("documents", self.documents, get_args(Documents))
+        _require_choice("lines", self.lines, get_args(Lines))
         _require(0.0 <= fraction < 1.0, "validation_fraction", fraction, "give a share in [0, 1)")
         _require(self.vocab_size >= MIN_VOCAB_SIZE, "vocab_size", self.vocab_size, f"give at least {MIN_VOCAB_SIZE}")
         _require(self.sample_mb >= 1, "sample_mb", self.sample_mb, "give at least 1")
@@ -78,6 +92,10 @@ def _require(condition: bool, name: str, value: object, remedy: str) -> None:
         raise UserError(f"{name}: {value!r} is not allowed; {remedy}")
 
 
+def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    _require(value in ("auto", *choices), name, value, f"choose auto, {', '.join(choices[:-1])} or {choices[-1]}")
+
+
 def prepare(config: PrepareConfig, executor: Executor | None = None, workers: int = 1) -> Manifest:
     """Make the store of `config`, go on with an unfinished one, or return the one that is already there.
 
@@ -89,16 +107,19 @@ def prepare(config: PrepareConfig, executor: Executor | None = None, workers: in
         UserError: a wrong field, unreadable text, too little text, an output folder with another store.
     """
     config.validate()
-    sources = list_sources(config)
-    named = [record_source(source, config) for source in sources]
+    listed = list_sources(config)
+    named = [record_source(source, config) for source in listed]
     records = named if config.source_names else numbered(named)
+    sources, found = with_lines(listed, config, config.language)
     given = load_tokenizer(config.tokenizer, config.lowercase) if config.tokenizer else None
-    settings = _settings(config, given)
+    settings = {**_settings(config, given), **resolved(sources, config)}
     wanted = identity(settings, records)
     output = Path(config.output).absolute()
     if done := find_complete(output, wanted, config.overwrite):
         log.info("%s is already prepared: %s", output, summary(done))
         return done
+    for line in describe_sources(sources, config) + found:
+        log.info("%s", line)
     try:
         with Workspace(output, wanted, config.overwrite) as work:
             if work.resumed:
@@ -129,7 +150,7 @@ def summary(manifest: Manifest) -> str:
 
 def _settings(config: PrepareConfig, given: Vocabulary | None) -> dict[str, Any]:
     """The options that decide the store's content; those of a learned vocabulary only where one is learned."""
-    names = ["text_field", "documents", "split", "language", "validation_fraction", "seed", "shard_mb"]
+    names = ["text_field", "split", "language", "validation_fraction", "seed", "shard_mb"]
     if given is None:
         names += ["vocab_size", "lowercase", "special_tokens", "sample_mb"]
     if not config.source_names:
@@ -142,25 +163,6 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("datasets", "pyarrow", "sentencex", "tokenizers")}
 
 
-@dataclass(frozen=True)
-class Sample:
-    """The first megabytes of a corpus; each iteration reads anew."""
-
-    config: PrepareConfig
-    sources: list[Source]
-
-    def __iter__(self) -> Iterator[str]:
-        limit = self.config.sample_mb * MEGABYTE
-        seen = 0
-        for text in read_documents(self.config, self.sources):
-            yield text
-            seen += len(text)
-            if seen >= limit:
-                return
-        if not seen:
-            raise UserError(f"source: {', '.join(self.config.source)} holds no text; give a file or folder of text")
-
-
 def _vocabulary(config: PrepareConfig, sources: list[Source], work: Workspace, given: Vocabulary | None) -> Vocabulary:
     if work.tokenizer.is_dir():
         return load_tokenizer(work.tokenizer)
@@ -171,8 +173,9 @@ def _vocabulary(config: PrepareConfig, sources: list[Source], work: Workspace, g
         vocabulary.save(aside)
     else:
         log.info("learning a vocabulary of %d pieces", config.vocab_size)
-        sample = Sample(config, sources)
-        vocabulary = train_wordpiece(sample, aside, config.vocab_size, config.lowercase, config.special_tokens)
+        with LearningProgress() as progress:
+            sample = Sample(config, sources, config.sample_mb, progress)
+            vocabulary = train_wordpiece(sample, aside, config.vocab_size, config.lowercase, config.special_tokens)
         if vocabulary.vocab_size < config.vocab_size:
             log.warning("the text has only %d pieces, not %d", vocabulary.vocab_size, config.vocab_size)
     aside.rename(work.tokenizer)
@@ -188,12 +191,13 @@ def _tokenize(
     workers: int,
 ) -> dict[str, list[Shard]]:
     position = Position()
-    progress = Progress(sum(source.path.stat().st_size for source in sources if source.path.is_file()))
+    progress = Progress(stored_bytes(sources))
 
-    def documents() -> Iterator[str]:
-        for text in read_documents(config, sources, position):
-            progress.update(position.bytes)
-            yield text
+    def documents() -> Iterator[Document]:
+        for source in sources:
+            for text in read_documents(config, [source], position):
+                progress.update(position.bytes)
+                yield Document(text, source.lines)
 
     blocks = read_blocks(documents(), config.shard_mb, config.validation_fraction, config.seed)
     how = Tokenization(work.folder, work.tokenizer, vocabulary.fingerprint, config.language)
@@ -201,6 +205,8 @@ def _tokenize(
         splits = run_blocks(blocks, work, how, executor, workers)
     finally:
         progress.close()
+    for line in describe_reading(sources, position):
+        log.info("%s", line)
     _check_enough(splits, config)
     return splits
 

@@ -28,11 +28,13 @@ PARTIAL = ".partial"
 SETTINGS_NAME = "settings.json"
 RECORDS = "records"
 LOCK = "lock"
+#: settings of stores that don't state them, for the version that made them knew nothing else
+UNSAID = {"lines": "wrapped", "by_content": []}
 
 
 def identity(settings: dict[str, Any], sources: Sequence[SourceRecord]) -> dict[str, Any]:
     """What two preparations must share to give the same store; a source is its content, not its place."""
-    return {**settings, "source": [source.sha256 for source in sources]}
+    return {**UNSAID, **settings, "source": [source.sha256 for source in sources]}
 
 
 def check_same(found: dict[str, Any], wanted: dict[str, Any], output: Path) -> None:
@@ -109,7 +111,7 @@ class Workspace:
     def _claim(self) -> None:
         """Take over what an earlier run left, or start anew."""
         settings = self.folder / SETTINGS_NAME
-        found = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else None
+        found = {**UNSAID, **json.loads(settings.read_text(encoding="utf-8"))} if settings.is_file() else None
         if found is not None and found != self._wanted:
             if not self._overwrite:
                 check_same(found, self._wanted, self.output)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engine.data import blocks
-from engine.data.blocks import Block, Tokenization, read_blocks, tokenize_block
+from engine.data.blocks import Block, Document, Tokenization, read_blocks, tokenize_block
 from engine.data.embedded import embedded_documents
 from engine.data.sentences import split_sentences
 from engine.data.store import Split
@@ -62,7 +62,8 @@ def test_a_split_without_an_id_has_no_shard(words: tuple[Path, Vocabulary], tmp_
 
 def test_blocks_are_cut_after_enough_text_whatever_it_holds() -> None:
     texts = ["é" * 600_000, "漢字 alone", "b" * 500_000, "last"]
-    found = list(read_blocks(texts, 1, 0.0, seed=1))
+    documents = [Document(text) for text in texts]
+    found = list(read_blocks(documents, 1, 0.0, seed=1))
     assert [list(block.texts()) for block in found] == [texts[:3], texts[3:]]
     assert [block.index for block in found] == [0, 1]
-    assert len({block.text_sha256 for block in [*found, *read_blocks(texts, 1, 0.5, seed=1)]}) == 4
+    assert len({block.text_sha256 for block in [*found, *read_blocks(documents, 1, 0.5, seed=1)]}) == 4

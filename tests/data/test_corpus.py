@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.data.corpus import CorpusConfig, Position, list_sources, read_documents, record_source
+from engine.data.corpus import CorpusConfig, list_sources, read_documents, record_source
 from engine.data.embedded import embedded_documents, prose
+from engine.data.readers import Position
 from engine.data.sentences import split_sentences
 from engine.errors import UserError
 

@@ -1,0 +1,98 @@
+"""Text files as they come: compressed or not, with any line ends, and often something else than UTF-8 text."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+from collections.abc import Iterable, Iterator
+from typing import IO, Any, cast
+
+from engine.errors import UserError
+
+COMPRESSIONS = (".gz", ".xz", ".bz2")
+#: bytes that are looked at to tell what a file holds
+HEAD_BYTES = 4096
+
+_TO_UTF8 = "convert it: iconv -f UTF-16 -t UTF-8 FILE"
+#: first bytes of what is given by mistake for text: what it is, and the remedy
+_OTHER_CONTENT = {
+    b"\xff\xfe": ("UTF-16, not UTF-8", _TO_UTF8),
+    b"\xfe\xff": ("UTF-16, not UTF-8", _TO_UTF8),
+    b"\x1f\x8b": ("compressed by gzip", "end its name in .gz"),
+    b"\xfd7zXZ\x00": ("compressed by xz", "end its name in .xz"),
+    b"BZh": ("compressed by bzip2", "end its name in .bz2"),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd, which is not read", "unpack it first"),
+    b"PK\x03\x04": ("a zip archive or a spreadsheet, not text", "unpack it, or save the sheet as CSV in UTF-8"),
+    b"PAR1": ("parquet, not text", "end its name in .parquet"),
+    b"%PDF-": ("a PDF, not text", "give its text"),
+}
+#: UTF-16 of Latin letters has a zero byte in every pair
+_ZERO_SHARE = 0.2
+
+
+def decompressed(raw: IO[bytes], suffix: str) -> IO[bytes]:
+    """The content of an open file whose name ends so; damage shows as `DAMAGE` while it is read."""
+    if suffix == ".gz":
+        return cast("IO[bytes]", gzip.GzipFile(fileobj=raw))
+    if suffix == ".xz":
+        return cast("IO[bytes]", lzma.LZMAFile(raw))
+    return cast("IO[bytes]", bz2.BZ2File(raw)) if suffix == ".bz2" else raw
+
+
+def peek(stream: IO[bytes]) -> bytes:
+    """The first bytes of a stream that was just opened, which stay in it."""
+    head: bytes = cast("Any", stream).peek(HEAD_BYTES)
+    return head
+
+
+def refuse_other_content(head: bytes, path: object) -> None:
+    """Raise if a file's first bytes tell that it is no UTF-8 text.
+
+    Raises:
+        UserError: says what it is.
+    """
+    for magic, (what, remedy) in _OTHER_CONTENT.items():
+        if head.startswith(magic):
+            raise UserError(f"{path}: {what}; {remedy}")
+    if head.count(0) > _ZERO_SHARE * len(head):
+        raise UserError(f"{path}: UTF-16 or damaged, for it holds zero bytes; {_TO_UTF8}")
+
+
+def byte_lines(stream: IO[bytes], head: bytes) -> Iterable[bytes]:
+    """The lines of a stream; where `head`, its start, has no line feed, carriage returns end them too."""
+    return _lines_of_any_end(stream) if b"\r" in head and b"\n" not in head else stream
+
+
+def _lines_of_any_end(stream: IO[bytes]) -> Iterator[bytes]:
+    rest = b""
+    while block := stream.read(1 << 16):
+        # the last is kept back: the next block may begin with the second half of its \r\n
+        *lines, rest = (rest + block).splitlines(keepends=True)
+        yield from (line.rstrip(b"\r\n") + b"\n" for line in lines)
+    if rest:
+        yield rest.rstrip(b"\r\n") + b"\n"
+
+
+def parse_json(line: str) -> Any:
+    """The value of a line of JSON.
+
+    Raises:
+        ValueError: what is wrong, in a few words.
+    """
+    try:
+        return json.loads(line)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except json.JSONDecodeError as error:
+        if line.strip() in ("[", "{", "[{"):
+            raise ValueError("one value over several lines") from error
+        raise ValueError(error.msg) from error
+    except ValueError as error:  # Python reads integers of up to 4,300 digits
+        raise ValueError("a number of too many digits") from error
+
+
+def without_half_characters(text: str) -> str:
+    """A text from JSON, which can escape half of a surrogate pair: no character, and nothing that UTF-8 can hold."""
+    return text.encode("utf-8", "ignore").decode()
