@@ -6,6 +6,7 @@ Shapes: N examples, B examples of a batch, T tokens of a batch (packed end to en
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,6 +27,8 @@ from engine.errors import UserError
 
 HELD_OUT_SHARE = 0.1
 ENCODING_CHUNK = 10_000
+#: fewer are a trial, in which classes with one example are no mistake
+FEW_EXAMPLES = 20
 # first words of the seeds, so that the held-out choice and the epochs' orders are independent streams
 HOLD_OUT_STREAM, ORDER_STREAM = 1, 2
 _CACHED_ORDERS = 2
@@ -40,12 +43,19 @@ def class_names(training: Examples) -> tuple[str, ...]:
     the same for every order of the rows.
 
     Raises:
-        UserError: all examples have the same label.
+        UserError: all examples have the same label, or most have one of their own.
     """
-    present = set(training.labels)
+    counts = Counter(training.labels)
+    present = set(counts)
     if len(present) < 2:
         only = next(iter(present))
         raise UserError(f"{training.path}: every label is {only!r}; give at least two classes, or set labelled.label")
+    single = sum(count == 1 for count in counts.values())
+    if len(training) >= FEW_EXAMPLES and single > len(training) / 2:
+        raise UserError(
+            f"{training.path}: {single:,} of {len(training):,} examples have a label of their own; "
+            "set labelled.label to the column of the class"
+        )
     if training.names is not None:
         return training.names
     try:
@@ -124,6 +134,8 @@ class EncodedTexts:
     """int64 [N + 1]"""
     first_lengths: NDArray[np.int32]
     """tokens of the first segment, [CLS] and its [SEP] included, [N]"""
+    full_lengths: NDArray[np.int32]
+    """tokens before any were cut off, special ones included, [N]"""
 
 
 def encode(vocabulary: Vocabulary, texts: list[str], pairs: list[str] | None, max_length: int) -> EncodedTexts:
@@ -135,18 +147,32 @@ def encode(vocabulary: Vocabulary, texts: list[str], pairs: list[str] | None, ma
     tokenizer = Tokenizer.from_str(vocabulary.backend.to_str())
     tokenizer.post_processor = BertProcessing(("[SEP]", vocabulary.sep_id), ("[CLS]", vocabulary.cls_id))
     tokenizer.no_padding()
+    untruncated = Tokenizer.from_str(tokenizer.to_str())
     tokenizer.enable_truncation(max_length, strategy="longest_first")
     inputs = texts if pairs is None else list(zip(texts, pairs, strict=True))
     tokens: list[NDArray[np.int32]] = []
-    lengths: list[int] = []
     first_lengths: list[int] = []
+    full_lengths: list[int] = []
     for start in range(0, len(inputs), ENCODING_CHUNK):
-        for encoding in tokenizer.encode_batch(inputs[start : start + ENCODING_CHUNK]):
-            tokens.append(np.array(encoding.ids, dtype=np.int32))
-            lengths.append(len(encoding.ids))
-            first_lengths.append(encoding.type_ids.count(0))
-    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    return EncodedTexts(np.concatenate(tokens), offsets, np.array(first_lengths, dtype=np.int32))
+        chunk = inputs[start : start + ENCODING_CHUNK]
+        encodings = tokenizer.encode_batch(chunk)
+        tokens += [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        first_lengths += [encoding.type_ids.count(0) for encoding in encodings]
+        full_lengths += _full_lengths(untruncated, chunk, [len(encoding.ids) for encoding in encodings], max_length)
+    offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in tokens], dtype=np.int64)])
+    first, full = (np.array(lengths, dtype=np.int32) for lengths in (first_lengths, full_lengths))
+    return EncodedTexts(np.concatenate(tokens), offsets, first, full)
+
+
+def _full_lengths(
+    tokenizer: Tokenizer, inputs: Sequence[str] | Sequence[tuple[str, str]], lengths: list[int], max_length: int
+) -> list[int]:
+    """The lengths, and what those of `max_length` would be if nothing were cut off."""
+    longest = [index for index, length in enumerate(lengths) if length == max_length]
+    full = lengths.copy()
+    for index, encoding in zip(longest, tokenizer.encode_batch_fast([inputs[index] for index in longest]), strict=True):
+        full[index] = len(encoding.ids)
+    return full
 
 
 class LabelledSource:

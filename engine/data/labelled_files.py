@@ -1,32 +1,29 @@
-"""Readers of labelled examples: csv, tsv, jsonl and parquet files and `datasets`, as `Examples`.
-
-Every reader yields (position, record) pairs, so that a message can point at the line or row that is wrong.
-"""
+"""Labelled examples from csv, tsv, jsonl and parquet files and `datasets`."""
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 import lzma
 import math
+import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 import pyarrow
 import pyarrow.parquet
 
+from engine.data.labelled_tables import Columns, Records, json_records, place, table_records
+from engine.data.textfile import COMPRESSIONS
 from engine.errors import UserError
+from engine.lfs import refuse_pointer
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
-COMPRESSIONS = (".gz", ".xz")
 DATASETS_PREFIX = "datasets:"
-
-Records = Iterator[tuple[int, Mapping[str, Any]]]
+_WHOLE = re.compile(r"-?\d+\.0")
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Examples:
     labels: list[str]
     """name of each example's class; whole numbers are written without a point, so 1, 1.0 and "1" agree"""
     positions: list[int]
-    """line (or row, for tables without lines) of each example, from 1"""
+    """line that each example starts at (or its row, in tables without lines), from 1"""
     names: tuple[str, ...] | None = None
     """classes in the order that the data set declares (a `datasets` ClassLabel); None where it declares none"""
 
@@ -52,40 +49,20 @@ class Examples:
         return _place(self.path, self.positions[index])
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Names of the columns to read."""
-
-    text: str
-    text_pair: str | None
-    label: str
-
-    def fields(self) -> dict[str, str]:
-        """Column name of each configuration field that is set."""
-        named = {"labelled.text": self.text, "labelled.text_pair": self.text_pair, "labelled.label": self.label}
-        return {field: column for field, column in named.items() if column}
-
-    def require(self, available: Sequence[str], place: str) -> None:
-        """Raise a `UserError` that names the first column that `available` lacks."""
-        for field, column in self.fields().items():
-            if column not in available:
-                have = ", ".join(str(name) for name in available) or "none"
-                raise UserError(f"{place}: no column {column!r}; it has {have}; set {field} to one of them")
-
-
 def read_examples(path: str, text: str, text_pair: str | None, label: str) -> Examples:
     """Read labelled examples.
 
     Args:
-        path: a file (.csv, .tsv, .jsonl, .ndjson, .json or .parquet; the text formats also with .gz or .xz), a
+        path: a file (.csv, .tsv, .jsonl, .ndjson, .json or .parquet; the text formats also with .gz, .xz or .bz2), a
             folder written by `Dataset.save_to_disk`, or `datasets:<name or folder>[:<configuration>]:<split>`.
-            In a .tsv a quote is a plain character, as in GLUE's files.
+            See `labelled_tables.table_records` for what separates and quotes fields.
         text, text_pair, label: column names.
 
     Raises:
         UserError: nothing there, an unknown format, damaged content, a missing column, text or label, no rows.
     """
     columns = Columns(text, text_pair, label)
+    columns.check()
     with _damage_as_user_error(path):
         records, names = _open_records(path, columns)
         examples = _collect(path, records, columns, names)
@@ -97,24 +74,24 @@ def read_examples(path: str, text: str, text_pair: str | None, label: str) -> Ex
 def _collect(path: str, records: Records, columns: Columns, names: tuple[str, ...] | None) -> Examples:
     texts, pairs, labels, positions = [], [], [], []
     for position, record in records:
-        place = _place(path, position)
-        texts.append(_text(record[columns.text], columns.text, place))
+        where = _place(path, position)
+        texts.append(_text(record[columns.text], columns.text, where))
         if columns.text_pair:
-            pairs.append(_text(record[columns.text_pair], columns.text_pair, place))
-        labels.append(_label(record[columns.label], columns.label, place, names))
+            pairs.append(_text(record[columns.text_pair], columns.text_pair, where))
+        labels.append(_label(record[columns.label], columns.label, where, names))
         positions.append(position)
     return Examples(path, texts, pairs if columns.text_pair else None, labels, positions, names)
 
 
-def _text(value: object, column: str, place: str) -> str:
-    if value is None or (isinstance(value, str) and not value.strip()):
-        raise UserError(f"{place}: empty text in column {column!r}; fill it in or remove the row")
+def _text(value: object, column: str, where: str) -> str:
+    if value is None or value != value or (isinstance(value, str) and not value.strip()):  # pandas writes null as NaN
+        raise UserError(f"{where}: empty text in column {column!r}; fill it in or remove the row")
     if not isinstance(value, str):
-        raise UserError(f"{place}: column {column!r} holds {value!r:.60}, which is not text; name a column of text")
+        raise UserError(f"{where}: column {column!r} holds {value!r:.60}, which is not text; name a column of text")
     return value
 
 
-def _label(value: object, column: str, place: str, names: tuple[str, ...] | None) -> str:
+def _label(value: object, column: str, where: str, names: tuple[str, ...] | None) -> str:
     """The class name of a label value."""
     if names is not None and isinstance(value, int):
         # datasets marks examples without a label by -1
@@ -122,15 +99,17 @@ def _label(value: object, column: str, place: str, names: tuple[str, ...] | None
     if isinstance(value, float):
         value = None if math.isnan(value) else int(value) if value.is_integer() else value
     if value is None or (isinstance(value, str) and value.strip().lower() in ("", "nan")):
-        raise UserError(f"{place}: no label in column {column!r}; fill it in or remove the row")
+        raise UserError(f"{where}: no label in column {column!r}; fill it in or remove the row")
     if not isinstance(value, (str, int, float)):
-        raise UserError(f"{place}: label {value!r:.60} in column {column!r}; a label is a string or a number")
-    return str(value).strip()
+        raise UserError(f"{where}: label {value!r:.60} in column {column!r}; a label is a string or a number")
+    name = str(value).strip()
+    if not name.isprintable():
+        raise UserError(f"{where}: label {name!r:.60} in column {column!r} has a control character; correct it")
+    return name[:-2] if _WHOLE.fullmatch(name) else name
 
 
 def _place(path: str, position: int) -> str:
-    unit = "line" if _is_text_format(path) else "row"
-    return f"{path}, {unit} {position}"
+    return place(path, position) if _is_text_format(path) else f"{path}, row {position}"
 
 
 def _is_text_format(path: str) -> bool:
@@ -149,10 +128,7 @@ def _format(path: str) -> str:
 def _damage_as_user_error(path: str) -> Iterator[None]:
     try:
         yield
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise UserError(f"{path}: not UTF-8 text (byte 0x{byte:02x}: {error.reason}); convert it to UTF-8") from error
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, pyarrow.ArrowInvalid) as error:
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, pyarrow.ArrowException) as error:
         raise UserError(f"{path}: damaged or not of the format that its name says ({error}); make it again") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
@@ -168,66 +144,24 @@ def _open_records(path: str, columns: Columns) -> tuple[Records, tuple[str, ...]
         return _dataset_records(path, name, configuration, rest[-1] if rest else None, columns)
     if not Path(path).exists():
         raise UserError(f"{path}: no such file or folder; check the path")
+    refuse_pointer(Path(path), "labelled")
     if Path(path).is_dir():
         return _dataset_records(path, path, None, None, columns)
     suffix = _format(path)
     if suffix == ".parquet":
         return _parquet_records(path, columns)
     if suffix in (".csv", ".tsv"):
-        return _table_records(path, columns, tab=suffix == ".tsv"), None
+        return table_records(path, columns, tab=suffix == ".tsv"), None
     if suffix in FORMATS:
-        return _json_records(path, columns), None
+        return json_records(path, columns), None
     raise UserError(f"{path}: unknown format {suffix or '(no suffix)'!r}; give one of {', '.join(FORMATS)}")
-
-
-def _open_text(path: str) -> IO[str]:
-    # utf-8-sig: spreadsheets write a byte order mark, which would stick to the first column's name
-    if path.lower().endswith(".gz"):
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    if path.lower().endswith(".xz"):
-        return lzma.open(path, "rt", encoding="utf-8-sig", newline="")
-    return Path(path).open(encoding="utf-8-sig", newline="")
-
-
-def _table_records(path: str, columns: Columns, tab: bool) -> Records:
-    with _open_text(path) as file:
-        if tab:
-            reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        else:
-            reader = csv.DictReader(file, strict=True)
-        try:
-            columns.require(reader.fieldnames or (), path)
-            for record in reader:
-                if None in record or None in record.values():
-                    expected = len(reader.fieldnames or ())
-                    raise UserError(
-                        f"{_place(path, reader.line_num)}: the header has {expected} fields and this row has not; "
-                        "check its separators and quotes"
-                    )
-                yield reader.line_num, record
-        except csv.Error as error:
-            raise UserError(f"{_place(path, reader.line_num)}: {error}; check the quotes") from error
-
-
-def _json_records(path: str, columns: Columns) -> Records:
-    with _open_text(path) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{_place(path, number)}: not JSON ({error}); write one object a line") from error
-            if not isinstance(record, dict):
-                raise UserError(f"{_place(path, number)}: {line.strip()!r:.60} is no object; write one object a line")
-            columns.require(list(record), _place(path, number))
-            yield number, record
 
 
 def _parquet_records(path: str, columns: Columns) -> tuple[Records, tuple[str, ...] | None]:
     schema = pyarrow.parquet.read_schema(path)
     columns.require(schema.names, path)
-    table = pyarrow.parquet.read_table(path, columns=sorted(set(columns.fields().values())))
+    # read_table would take folders called name=value for columns
+    table = pyarrow.parquet.ParquetFile(path).read(columns=sorted(columns.fields().values()))
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     names = features.get(columns.label, {}).get("names")
     return enumerate(table.to_pylist(), 1), tuple(names) if names else None
@@ -242,6 +176,8 @@ def _dataset_records(
     saved = any((Path(name) / marker).is_file() for marker in ("state.json", "dataset_dict.json"))
     if path == name and not saved:
         raise UserError(f"{path}: no saved data set in this folder; give a file or a folder of Dataset.save_to_disk")
+    for file in sorted(Path(name).rglob("*.arrow")) if saved else ():
+        refuse_pointer(file, "labelled")
     try:
         loaded = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, configuration)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -252,5 +188,5 @@ def _dataset_records(
         loaded = loaded[split]
     columns.require(loaded.column_names, path)
     names = getattr(loaded.features[columns.label], "names", None)
-    rows = loaded.select_columns(sorted(set(columns.fields().values()))).to_list()
+    rows = loaded.select_columns(sorted(columns.fields().values())).to_list()
     return enumerate(rows, 1), tuple(names) if names else None

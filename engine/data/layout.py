@@ -48,6 +48,8 @@ class Layout:
     """share that is followed by a small letter"""
     inner_ends: float
     """ends of sentences inside a line, a line"""
+    stops: float
+    """ends of sentences, a line, last lines of paragraphs included"""
 
 
 def measure(texts: Iterable[str], language: str) -> Layout | None:
@@ -59,15 +61,16 @@ def measure(texts: Iterable[str], language: str) -> Layout | None:
     count = len(pairs)
     width = sorted(len(upper) for upper, _ in pairs)[int(0.9 * count)]
     lines = [line for paragraph in paragraphs for line in paragraph]
-    sentences = split_sentences("\n".join(lines), language, "paragraph")
+    inner_ends = max(0, len(split_sentences("\n".join(lines), language, "paragraph")) - len(lines)) / len(lines)
     return Layout(
         breaks=count,
-        ending=sum(upper.rstrip(_CLOSERS).endswith(tuple(_STOPS)) for upper, _ in pairs) / count,
+        ending=sum(_stops(upper) for upper, _ in pairs) / count,
         continuing=sum(upper.endswith(_CONTINUES) for upper, _ in pairs) / count,
         filled=sum(len(upper) + 1 + _first_word(lower) > width for upper, lower in pairs) / count,
         width=width,
         into_lower=sum(lower[0].islower() for _, lower in pairs) / count,
-        inner_ends=max(0, len(sentences) - len(lines)) / len(lines),
+        inner_ends=inner_ends,
+        stops=inner_ends + sum(map(_stops, lines)) / len(lines),
     )
 
 
@@ -80,6 +83,10 @@ def _paragraphs(texts: Iterable[str]) -> Iterator[list[str]]:
                 yield lines
 
 
+def _stops(line: str) -> bool:
+    return line.rstrip(_CLOSERS).endswith(_STOPS)
+
+
 def _first_word(line: str) -> int:
     """Characters that the line above would have needed room for."""
     return 1 if line[0] >= _NO_SPACES else len(line.split(None, 1)[0])
@@ -90,7 +97,7 @@ def judge(layout: Layout | None) -> Lines:
     if layout is None:
         return "wrapped"
     whole: Lines = "sentence" if layout.inner_ends < _MISTAKES else "paragraph"
-    if layout.ending >= _NEARLY_ALL_END or layout.ending + layout.inner_ends < _NEARLY_NO_STOPS:
+    if layout.ending >= _NEARLY_ALL_END or layout.stops < _NEARLY_NO_STOPS:
         return whole
     if layout.filled >= 0.5 and layout.width >= _NARROWEST:
         return "wrapped"

@@ -16,14 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.data.textfile import (
-    byte_lines,
-    decompressed,
-    parse_json,
-    peek,
-    refuse_other_content,
-    without_half_characters,
-)
+from engine.data.textfile import json_remedy, parse_json, text_lines, without_half_characters
 from engine.errors import UserError
 from engine.lfs import refuse_pointer
 
@@ -53,15 +46,15 @@ def numbered_lines(path: Path, position: Position) -> Iterator[tuple[int, str]]:
         UserError: names the file and, where there is one, the line.
     """
     number, start = 0, position.bytes
+
+    def advance(stored: int) -> None:
+        position.bytes = start + stored
+
     try:
-        with path.open("rb") as raw, decompressed(raw, path.suffix.lower()) as stream:
-            head = peek(stream)
-            refuse_other_content(head, path)
-            for number, line in enumerate(byte_lines(stream, head), 1):
-                position.bytes = start + raw.tell()
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+        for number, line in enumerate(text_lines(path, advance), 1):
+            yield number, line
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}:{number}: not UTF-8 ({error.reason}); convert the file to UTF-8") from error
+        raise UserError(f"{path}:{number + 1}: not UTF-8 ({error.reason}); convert the file to UTF-8") from error
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: damaged after line {number} ({error}); get the file again") from error
     except OSError as error:
@@ -102,10 +95,10 @@ def read_jsonl(path: Path, name: str, position: Position) -> Iterator[str]:
         try:
             row = parse_json(line)
         except ValueError as error:
-            raise UserError(f"{path}:{number}: not JSON ({error}); {_json_remedy(line)}") from error
+            raise UserError(f"{path}:{number}: not JSON ({error}); {json_remedy(line)}") from error
         if not isinstance(row, dict):
             kind = type(row).__name__
-            raise UserError(f"{path}:{number}: a JSON {kind}, not an object; {_json_remedy(line)}")
+            raise UserError(f"{path}:{number}: a JSON {kind}, not an object; {json_remedy(line)}")
         if name not in row:
             raise UserError(f"text_field: {path}:{number} has no field {name!r}; it has {', '.join(row) or 'none'}")
         text = row[name]
@@ -115,11 +108,6 @@ def read_jsonl(path: Path, name: str, position: Position) -> Iterator[str]:
             raise UserError(f"text_field: {name!r} of {path}:{number} is {text!r:.40}, not text; choose another")
         else:
             yield without_half_characters(text) if "\\u" in line else text
-
-
-def _json_remedy(line: str) -> str:
-    array = line.lstrip().startswith("[")
-    return "write one object a line: jq -c '.[]' FILE" if array else "give one JSON object a line"
 
 
 def read_parquet(path: Path, name: str) -> Iterator[str]:

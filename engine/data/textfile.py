@@ -6,13 +6,14 @@ import bz2
 import gzip
 import json
 import lzma
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import IO, Any, cast
 
 from engine.errors import UserError
 
 COMPRESSIONS = (".gz", ".xz", ".bz2")
-#: bytes that are looked at to tell what a file holds
+#: bytes that are looked at to tell what a file holds, at least
 HEAD_BYTES = 4096
 
 _TO_UTF8 = "convert it: iconv -f UTF-16 -t UTF-8 FILE"
@@ -32,19 +33,12 @@ _OTHER_CONTENT = {
 _ZERO_SHARE = 0.2
 
 
-def decompressed(raw: IO[bytes], suffix: str) -> IO[bytes]:
-    """The content of an open file whose name ends so; damage shows as `DAMAGE` while it is read."""
+def _decompressed(raw: IO[bytes], suffix: str) -> IO[bytes]:
     if suffix == ".gz":
         return cast("IO[bytes]", gzip.GzipFile(fileobj=raw))
     if suffix == ".xz":
         return cast("IO[bytes]", lzma.LZMAFile(raw))
     return cast("IO[bytes]", bz2.BZ2File(raw)) if suffix == ".bz2" else raw
-
-
-def peek(stream: IO[bytes]) -> bytes:
-    """The first bytes of a stream that was just opened, which stay in it."""
-    head: bytes = cast("Any", stream).peek(HEAD_BYTES)
-    return head
 
 
 def refuse_other_content(head: bytes, path: object) -> None:
@@ -60,9 +54,28 @@ def refuse_other_content(head: bytes, path: object) -> None:
         raise UserError(f"{path}: UTF-16 or damaged, for it holds zero bytes; {_TO_UTF8}")
 
 
-def byte_lines(stream: IO[bytes], head: bytes) -> Iterable[bytes]:
-    """The lines of a stream; where `head`, its start, has no line feed, carriage returns end them too."""
-    return _lines_of_any_end(stream) if b"\r" in head and b"\n" not in head else stream
+def text_lines(path: Path, read: Callable[[int], object] = lambda _: None) -> Iterator[str]:
+    """The lines of a possibly compressed UTF-8 file, without a byte order mark at its start.
+
+    Lines end at line feeds; in a file of carriage returns alone, at these.
+
+    Args:
+        read: called with each line's place in the file as stored, in bytes.
+
+    Raises:
+        UserError: the file is plainly none of text.
+        UnicodeDecodeError: the line after the last one is not UTF-8.
+        EOFError, OSError, lzma.LZMAError, zlib.error: compressed data is damaged, or the file can't be read.
+    """
+    encoding = "utf-8-sig"
+    with path.open("rb") as raw, _decompressed(raw, path.suffix.lower()) as stream:
+        head: bytes = cast("Any", stream).peek(HEAD_BYTES)
+        refuse_other_content(head, path)
+        lines = _lines_of_any_end(stream) if b"\r" in head and b"\n" not in head else stream
+        for line in lines:
+            read(raw.tell())
+            yield line.decode(encoding)
+            encoding = "utf-8"
 
 
 def _lines_of_any_end(stream: IO[bytes]) -> Iterator[bytes]:
@@ -96,3 +109,9 @@ def parse_json(line: str) -> Any:
 def without_half_characters(text: str) -> str:
     """A text from JSON, which can escape half of a surrogate pair: no character, and nothing that UTF-8 can hold."""
     return text.encode("utf-8", "ignore").decode()
+
+
+def json_remedy(line: str) -> str:
+    """What to do about a line of JSON that is no object."""
+    array = line.lstrip().startswith("[")
+    return "write one object a line: jq -c '.[]' FILE" if array else "write one object a line"
