@@ -31,8 +31,8 @@ def add_arguments(parser: CommandParser) -> None:
         metavar="PATH",
         default=["embedded"],
         help="files, folders of files (recursive), saved `datasets` folders, datasets:NAME[:CONFIG], or embedded: the "
-        "documentation that comes with Python, which needs no network. Files: .txt, .md or no suffix, .jsonl (each "
-        "also .gz, .xz), .parquet",
+        "documentation that comes with Python, which needs no network. Files: .txt, .md or no suffix, .jsonl, .json "
+        "of lines (each also .gz, .xz, .bz2), .parquet; files of WikiExtractor are recognised",
     )
     parser.add_class_arguments(PrepareConfig, skip=PLAIN)
     parser.add_argument(

@@ -45,23 +45,27 @@ def class_names(training: Examples) -> tuple[str, ...]:
     Raises:
         UserError: all examples have the same label, or most have one of their own.
     """
-    counts = Counter(training.labels)
-    present = set(counts)
+    present = set(training.labels)
     if len(present) < 2:
         only = next(iter(present))
         raise UserError(f"{training.path}: every label is {only!r}; give at least two classes, or set labelled.label")
-    single = sum(count == 1 for count in counts.values())
-    if len(training) >= FEW_EXAMPLES and single > len(training) / 2:
-        raise UserError(
-            f"{training.path}: {single:,} of {len(training):,} examples have a label of their own; "
-            "set labelled.label to the column of the class"
-        )
+    _refuse_ids(training)
     if training.names is not None:
         return training.names
     try:
         return tuple(sorted(present, key=lambda name: (float(name), name)))
     except ValueError:
         return tuple(sorted(present))
+
+
+def _refuse_ids(training: Examples) -> None:
+    """Raise if the labels are rather names of the examples than of classes."""
+    single = sum(count == 1 for count in Counter(training.labels).values())
+    if len(training) >= FEW_EXAMPLES and single > len(training) / 2:
+        raise UserError(
+            f"{training.path}: {single:,} of {len(training):,} examples have a label of their own; "
+            "set labelled.label to the column of the class"
+        )
 
 
 def class_ids(examples: Examples, names: Sequence[str]) -> Indices:
@@ -101,8 +105,9 @@ def split_validation(training: Examples, seed: int) -> tuple[Examples, Examples]
     """Training examples and the tenth of them that is held out for validation.
 
     Raises:
-        UserError: too few examples to hold any out.
+        UserError: too few examples to hold any out, or most have a label of their own.
     """
+    _refuse_ids(training)
     kept, held = hold_out(training.labels, seed)
     if not held:
         count = len(training)

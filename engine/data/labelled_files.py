@@ -23,6 +23,7 @@ from engine.lfs import refuse_pointer
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 DATASETS_PREFIX = "datasets:"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _WHOLE = re.compile(r"-?\d+\.0")
 
 
@@ -103,7 +104,7 @@ def _label(value: object, column: str, where: str, names: tuple[str, ...] | None
     if not isinstance(value, (str, int, float)):
         raise UserError(f"{where}: label {value!r:.60} in column {column!r}; a label is a string or a number")
     name = str(value).strip()
-    if not name.isprintable():
+    if _CONTROL.search(name):
         raise UserError(f"{where}: label {name!r:.60} in column {column!r} has a control character; correct it")
     return name[:-2] if _WHOLE.fullmatch(name) else name
 

@@ -13,7 +13,7 @@ NAMED_CLASSES = 10
 
 
 def describe(names: Sequence[str], sources: Mapping[str, LabelledSource], max_length: int) -> list[str]:
-    """Lines about the examples of each split, and one about training classes that no other split could score.
+    """Lines about the examples of each split, and about classes with hardly any.
 
     Args:
         names: of the classes, by id.
@@ -21,6 +21,9 @@ def describe(names: Sequence[str], sources: Mapping[str, LabelledSource], max_le
         max_length: `labelled.max_length`, the tokens that are kept of an example.
     """
     lines = [f"{split}: {_classes(names, source)}; {_lengths(source, max_length)}" for split, source in sources.items()]
+    single = int((np.bincount(sources["train"].labels) == 1).sum())
+    if single:
+        lines.append(f"note: {single:,} of {len(names):,} classes have one training example")
     return lines + _unscored(names, sources)
 
 

@@ -68,8 +68,13 @@ def table_records(path: str, columns: Columns, tab: bool) -> Records:
     In a .tsv a quote is a plain character, as in GLUE's files, unless all names of its header are quoted.
     """
     csv.field_size_limit(sys.maxsize)  # the module's own limit is 131,072 characters
-    lines = text_lines(Path(path))
-    start = 1
+    start, last = 1, 0
+
+    def count(_: int) -> None:
+        nonlocal last
+        last += 1
+
+    lines = text_lines(Path(path), count)
     try:
         header = next(lines, "")
         reader = csv.reader(chain([header], lines), strict=True, **_format_of(path, header, columns, tab))
@@ -89,7 +94,7 @@ def table_records(path: str, columns: Columns, tab: bool) -> Records:
     except csv.Error as error:
         raise UserError(f"{place(path, start)}: {error}; check the quotes of this row") from error
     except UnicodeDecodeError as error:
-        raise _not_utf8(path, max(start, reader.line_num + 1), error) from error
+        raise _not_utf8(path, last, error) from error
 
 
 def _format_of(path: str, header: str, columns: Columns, tab: bool) -> dict[str, Any]:

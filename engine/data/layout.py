@@ -15,7 +15,7 @@ from engine.data.sentences import Lines, split_sentences
 
 _BLANK_LINE = re.compile(r"\n\s*\n")
 #: ends of sentences of the scripts that have any, and what may follow them
-_STOPS = ".!?…‽。！？｡．।॥؟۔։።။"
+_STOPS = tuple(".!?…‽。！？｡．।॥؟۔։።။")
 _CLOSERS = "\"'”’»)]}」』*_"
 #: a clause goes on behind them: verse, and lines that are broken where it suits
 _CONTINUES = (",", ";", "-", "–", "—", "，", "、", "；", "،")
@@ -45,7 +45,7 @@ class Layout:
     width: int
     """that nine of ten lines keep to, in characters"""
     into_lower: float
-    """share that is followed by a small letter"""
+    """share that is followed by a small letter in a paragraph that begins with none"""
     inner_ends: float
     """ends of sentences inside a line, a line"""
     stops: float
@@ -68,7 +68,7 @@ def measure(texts: Iterable[str], language: str) -> Layout | None:
         continuing=sum(upper.endswith(_CONTINUES) for upper, _ in pairs) / count,
         filled=sum(len(upper) + 1 + _first_word(lower) > width for upper, lower in pairs) / count,
         width=width,
-        into_lower=sum(lower[0].islower() for _, lower in pairs) / count,
+        into_lower=sum(_small_followers(lines) for lines in paragraphs) / count,
         inner_ends=inner_ends,
         stops=inner_ends + sum(map(_stops, lines)) / len(lines),
     )
@@ -87,6 +87,11 @@ def _stops(line: str) -> bool:
     return line.rstrip(_CLOSERS).endswith(_STOPS)
 
 
+def _small_followers(lines: list[str]) -> int:
+    """Lines that begin with a small letter; none where the first does, for it tells nothing there."""
+    return 0 if lines[0][0].islower() else sum(line[0].islower() for line in lines)
+
+
 def _first_word(line: str) -> int:
     """Characters that the line above would have needed room for."""
     return 1 if line[0] >= _NO_SPACES else len(line.split(None, 1)[0])
@@ -97,9 +102,12 @@ def judge(layout: Layout | None) -> Lines:
     if layout is None:
         return "wrapped"
     whole: Lines = "sentence" if layout.inner_ends < _MISTAKES else "paragraph"
-    if layout.ending >= _NEARLY_ALL_END or layout.stops < _NEARLY_NO_STOPS:
+    if layout.ending >= _NEARLY_ALL_END:
         return whole
-    if layout.filled >= 0.5 and layout.width >= _NARROWEST:
+    if layout.continuing >= _MANY_CONTINUE:
         return "wrapped"
+    if layout.stops < _NEARLY_NO_STOPS:
+        return whole
+    full = layout.filled >= 0.5 and layout.width >= _NARROWEST
     runs_on = layout.ending < 0.5 and layout.into_lower >= 0.5 and layout.inner_ends > layout.ending
-    return "wrapped" if layout.continuing >= _MANY_CONTINUE or runs_on else whole
+    return "wrapped" if full or runs_on else whole

@@ -55,7 +55,8 @@ class LearningProgress:
 
         self._phase, self._share, self._begun = 0, 0.0, time.monotonic()
         self._passes = 0
-        self._bar = tqdm(total=1.0, desc=self.PHASES[0], bar_format=_SHARE_BAR, disable=not sys.stderr.isatty())
+        self._terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=1.0, desc=self.PHASES[0], bar_format=_SHARE_BAR, disable=not self._terminal)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._speak, daemon=True)
 
@@ -91,13 +92,13 @@ class LearningProgress:
         self._phase, self._share, self._begun = self._phase + 1, 0.0, time.monotonic()
 
     def _log_done(self) -> None:
-        if self._bar.disable:
+        if not self._terminal:
             log.info("%s: done in %.0f s", self.PHASES[self._phase], time.monotonic() - self._begun)
 
     def _speak(self) -> None:
         spoken = time.monotonic()
         while not self._ended.wait(TICK_SECONDS):
-            if not self._bar.disable:
+            if self._terminal:
                 self._draw()
             elif time.monotonic() - spoken > LOG_SECONDS:
                 spoken = time.monotonic()

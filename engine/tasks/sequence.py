@@ -18,6 +18,7 @@ from engine import dist
 from engine.config import LabelledConfig, RunConfig, require
 from engine.data.labelled import LabelledSource, class_ids, class_names, encode, split_validation
 from engine.data.labelled_files import Examples, read_examples
+from engine.data.labelled_summary import describe
 from engine.data.source import MicroBatch
 from engine.data.tokenizer import load_tokenizer
 from engine.model.build import build_config, initialise
@@ -70,8 +71,8 @@ class SequenceClassification:
         return LabelledSource(encoded, labels, self.config.seed, fixed, group)
 
     def describe_data(self) -> list[str]:
-        """Nothing: every epoch shows every example."""
-        return []
+        """See `engine.data.labelled_summary.describe`."""
+        return describe(self.names, self.sources, self.config.labelled.max_length)
 
     def build_model(self) -> BertForSequenceClassification:
         """The pre-trained encoder under a fresh classifier."""
