@@ -143,7 +143,7 @@ def variant(words: Vocabulary, added: str | None = None, **normalizer: object) -
     backend = Tokenizer.from_str(json.dumps(state))
     if added is not None:
         backend.add_tokens([AddedToken(added, normalized=True)])
-    return Vocabulary(backend, lowercase=True)
+    return Vocabulary(backend)
 
 
 VARIANTS: dict[str, tuple[str | None, dict[str, object]]] = {
@@ -170,7 +170,7 @@ def test_a_text_that_turns_into_sep_is_no_end_of_a_word(words: Vocabulary) -> No
     state = json.loads(words.backend.to_str())
     for token in state["added_tokens"]:
         token["normalized"] = True
-    other = Vocabulary(Tokenizer.from_str(json.dumps(state)), lowercase=True)
+    other = Vocabulary(Tokenizer.from_str(json.dumps(state)))
     texts = ["some [sep] text, [Sep]", "more"]
     assert other.sep_id in other.encode_batch(texts)[0]
     assert looked_up(WordCache(other), texts) == other.encode_batch(texts)
@@ -180,7 +180,7 @@ def test_ids_have_the_narrowest_type(words: Vocabulary) -> None:
     assert WordCache(words).encode(["some text"]).ids.dtype == np.uint16
     large = Tokenizer.from_str(words.backend.to_str())
     large.add_tokens([f"token{number}" for number in range(1 << 16)])
-    encoded = WordCache(Vocabulary(large, lowercase=True)).encode(["token65535"])
+    encoded = WordCache(Vocabulary(large)).encode(["token65535"])
     assert encoded.ids.dtype == np.uint32
     assert encoded.ids.tolist() == [words.vocab_size + (1 << 16) - 1]
 
@@ -195,7 +195,7 @@ def test_a_full_word_cache_still_encodes_new_words(words: Vocabulary, monkeypatc
 def test_words_are_not_looked_up_where_a_token_spans_a_space(words: Vocabulary) -> None:
     other = Tokenizer.from_str(words.backend.to_str())
     other.add_special_tokens(["[TWO WORDS]"])
-    spanning = Vocabulary(other, lowercase=True)
+    spanning = Vocabulary(other)
     assert words.splits_at_spaces
     assert not spanning.splits_at_spaces
     assert looked_up(WordCache(spanning), ["a [TWO WORDS] b"]) == spanning.encode_batch(["a [TWO WORDS] b"])

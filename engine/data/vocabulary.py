@@ -1,0 +1,282 @@
+"""A WordPiece vocabulary with BERT's special tokens, and what the rest of the pipeline asks of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken, Tokenizer
+
+#: ids 0 to 4 of a trained vocabulary, in this order
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+#: what transformers calls them
+NAMES = {f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS}
+CONTINUES = "##"
+#: characters of the longest word that WordPiece cuts up; a longer one is [UNK] (Devlin et al. 2019, tokenization.py)
+MAX_WORD = 100
+#: text that quotes a special token; taken for one, it would be masked or end a segment
+_LITERAL = re.compile(r"\[(PAD|UNK|CLS|SEP|MASK)\]")
+_UNUSED = re.compile(r"\[unused\d+\]")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A WordPiece tokenizer with BERT's special tokens.
+
+    Open one with `load_tokenizer` or make one with `train_wordpiece`.
+    """
+
+    backend: Tokenizer
+    max_length: int | None = None
+    """tokens that its folder says a model of it takes (`model_max_length`); None where it says nothing"""
+
+    @cached_property
+    def tokens(self) -> list[str]:
+        """The token of each id; ids that the tokenizer leaves out are empty strings."""
+        ids = self.backend.get_vocab(with_added_tokens=True)
+        tokens = [""] * (max(ids.values()) + 1)
+        for token, index in ids.items():
+            tokens[index] = token
+        return tokens
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def id_dtype(self) -> type[np.uint16] | type[np.uint32]:
+        """The narrowest type that holds every id."""
+        return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
+
+    def id_of(self, token: str) -> int:
+        index = self.backend.token_to_id(token)
+        assert index is not None, token
+        return index
+
+    @property
+    def pad_id(self) -> int:
+        return self.id_of("[PAD]")
+
+    @property
+    def unk_id(self) -> int:
+        return self.id_of("[UNK]")
+
+    @property
+    def cls_id(self) -> int:
+        return self.id_of("[CLS]")
+
+    @property
+    def sep_id(self) -> int:
+        return self.id_of("[SEP]")
+
+    @property
+    def mask_id(self) -> int:
+        return self.id_of("[MASK]")
+
+    @cached_property
+    def regular_ids(self) -> NDArray[np.int64]:
+        """Ids of real text pieces, ascending: no special token, no [unusedN]."""
+        added = {token.content for token in self.backend.get_added_tokens_decoder().values() if token.special}
+        excluded = added.union(SPECIAL_TOKENS, [""])
+        regular = [i for i, token in enumerate(self.tokens) if token not in excluded and not _UNUSED.fullmatch(token)]
+        return np.array(regular, dtype=np.int64)
+
+    @cached_property
+    def continues_word(self) -> NDArray[np.bool_]:
+        """[vocab_size]: True where the piece continues the word before it (##...)."""
+        return np.array([token.startswith(CONTINUES) and len(token) > 2 for token in self.tokens])
+
+    @cached_property
+    def components(self) -> dict[str, Any]:
+        """The serialised tokenizer without its vocabulary: normalizer, pre_tokenizer, model's options."""
+        state = json.loads(self.backend.to_str())
+        model = {name: value for name, value in state["model"].items() if name != "vocab"}
+        return {"normalizer": state["normalizer"], "pre_tokenizer": state["pre_tokenizer"], "model": model}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of all that decides how text becomes ids: vocabulary, added tokens, normaliser, splitter.
+
+        Equal for every way of storing the same tokenizer; padding, truncation and templates don't count.
+        """
+        parts = self.components
+        model = {key: parts["model"].get(key) for key in ("type", "unk_token", "max_input_chars_per_word")}
+        special = sorted(set(range(self.vocab_size)) - set(self.regular_ids.tolist()))
+        content = [self.tokens, special, parts["normalizer"], parts["pre_tokenizer"], model]
+        if unusual := self._unusual_added_tokens():
+            content.append(unusual)
+        return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+    def _unusual_added_tokens(self) -> list[dict[str, Any]]:
+        """The added tokens that the ids of special tokens don't tell: those with options, and [unusedN]."""
+        added = self.backend.get_added_tokens_decoder()
+        described = [{"id": index, **describe_added(added[index])} for index in sorted(added)]
+        flags = ("lstrip", "rstrip", "single_word", "normalized")
+        return [
+            token
+            for token in described
+            if not token["special"] or _UNUSED.fullmatch(token["content"]) or any(token[flag] for flag in flags)
+        ]
+
+    @cached_property
+    def added_tokens(self) -> list[str]:
+        """The tokens that are found before the text is normalised and split, such as [MASK]."""
+        return [token.content for token in self.backend.get_added_tokens_decoder().values()]
+
+    @cached_property
+    def lowercase(self) -> bool:
+        """Whether the normaliser lowercases the text."""
+        return any(
+            part["type"] == "Lowercase" or part.get("lowercase", False)
+            for part in normalizer_parts(self.components["normalizer"])
+        )
+
+    @cached_property
+    def is_berts(self) -> bool:
+        """Whether BERT's own components around a list of tokens, as `bert_backend` sets them up, give the same ids."""
+        parts, tokens = self.components, self.tokens
+        normalizer, splitter, model = parts["normalizer"] or {}, parts["pre_tokenizer"] or {}, parts["model"]
+        usual = model["continuing_subword_prefix"] == CONTINUES and model["max_input_chars_per_word"] == MAX_WORD
+        cleaning = normalizer.get("type") == "BertNormalizer" and normalizer["clean_text"]
+        listed = all(token and token == token.rstrip() for token in tokens)
+        return bool(usual and cleaning and splitter.get("type") == "BertPreTokenizer" and listed)
+
+    @cached_property
+    def splits_at_spaces(self) -> bool:
+        """True if the ids of a text are those of its space-separated words, as with BERT's own components.
+
+        It also tells that the normaliser deletes control characters.
+        """
+        normalizer, splitter = self.components["normalizer"] or {}, self.components["pre_tokenizer"] or {}
+        whole = all(token.isprintable() and " " not in token for token in self.added_tokens)
+        cleaning = normalizer.get("type") == "BertNormalizer" and normalizer["clean_text"]
+        return bool(whole and cleaning and splitter.get("type") == "BertPreTokenizer")
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without special tokens around them; a literal [MASK] in the text is three plain pieces."""
+        return self.encode_with_special(unquote(texts))
+
+    def encode_with_special(self, texts: Sequence[str]) -> list[list[int]]:
+        """As `encode_batch`, but special tokens in the texts are taken for such."""
+        return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The text of the ids, word pieces joined."""
+        return self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def with_special_tokens(self, tokens: Sequence[str]) -> Vocabulary:
+        """The tokenizer with further special tokens: one that it knows keeps its id, others are appended in order.
+
+        Raises:
+            UserError: a token that can't be found in a text, or ids that would not follow the last one.
+        """
+        from tokenizers import AddedToken, Tokenizer
+
+        check_special_tokens(tokens)
+        backend = Tokenizer.from_str(self.backend.to_str())
+        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
+        extended = Vocabulary(backend, self.max_length)
+        new = [token for token in dict.fromkeys(tokens) if token not in set(self.tokens)]
+        if extended.tokens != [*self.tokens, *new]:
+            raise UserError(
+                f"special_tokens: {', '.join(new)} can't follow the {self.vocab_size} ids of the tokenizer, which "
+                "leaves some out; give one without gaps"
+            )
+        return extended
+
+    def save(self, folder: Path) -> None:
+        """Write a Hugging Face folder that `AutoTokenizer.from_pretrained` opens offline, with the same ids.
+
+        transformers rebuilds a BertTokenizer from the options in tokenizer_config.json, so these are the normaliser's;
+        a tokenizer with other components is declared as one that is read from tokenizer.json whole.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self.backend.save(str(folder / "tokenizer.json"))
+        if self.is_berts:
+            (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in self.tokens), encoding="utf-8")
+        text = json.dumps(self._transformers_config(), indent=2, sort_keys=True)
+        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+    def _transformers_config(self) -> dict[str, Any]:
+        """The content of tokenizer_config.json."""
+        added = self.backend.get_added_tokens_decoder()
+        further = [
+            token.content for token in added.values() if token.special and token.content not in SPECIAL_TOKENS
+        ]
+        config: dict[str, Any] = {
+            "tokenizer_class": "BertTokenizer" if self.is_berts else "PreTrainedTokenizerFast",
+            "additional_special_tokens": further,
+            "added_tokens_decoder": {str(index): describe_added(added[index]) for index in sorted(added)},
+            **NAMES,
+        }
+        if self.is_berts:
+            normalizer = self.components["normalizer"]
+            config["do_lower_case"] = normalizer["lowercase"]
+            config["strip_accents"] = normalizer["strip_accents"]
+            config["tokenize_chinese_chars"] = normalizer["handle_chinese_chars"]
+        return config if self.max_length is None else {**config, "model_max_length": self.max_length}
+
+
+def describe_added(token: AddedToken) -> dict[str, Any]:
+    """An added token as Hugging Face's files hold it."""
+    flags = ("lstrip", "normalized", "rstrip", "single_word", "special")
+    return {"content": token.content, **{flag: getattr(token, flag) for flag in flags}}
+
+
+def normalizer_parts(normalizer: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """A serialised normaliser's steps in order; a sequence is taken apart."""
+    if normalizer is None:
+        return []
+    if normalizer.get("type") == "Sequence":
+        return [part for inner in normalizer["normalizers"] for part in normalizer_parts(inner)]
+    return [normalizer]
+
+
+def check_special_tokens(tokens: Iterable[str]) -> None:
+    """Raise a `UserError` for a special token that no text could hold, or that a word list can't."""
+    for token in tokens:
+        if not token or not token.isprintable() or token.split() != [token]:
+            raise UserError(f"special_tokens: {token!r} is not allowed; give tokens without spaces, such as [DEID]")
+
+
+def unquote(texts: Iterable[str]) -> list[str]:
+    """The texts with quoted special tokens taken apart: [MASK] becomes [ MASK ]."""
+    return [_LITERAL.sub(r"[ \1 ]", text) if "[" in text else text for text in texts]
+
+
+def bert_backend(
+    ids: dict[str, int], lowercase: bool = True, strip_accents: bool | None = None, chinese: bool = True
+) -> Tokenizer:
+    """BERT's tokenizer of these tokens: normaliser, splitter, template and decoder, as transformers' BertTokenizer.
+
+    Args:
+        ids: the id of each token, [CLS] and [SEP] among them.
+        strip_accents: None strips them where the text is lowercased.
+        chinese: put spaces around Chinese characters.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    backend = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD))
+    backend.normalizer = normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=chinese, strip_accents=strip_accents, lowercase=lowercase
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
+    )
+    backend.decoder = decoders.WordPiece(prefix=CONTINUES)
+    return backend
