@@ -30,6 +30,7 @@ from engine.train.guard import Guard, unsaved
 from engine.train.memory import keep_heap, release_freed, share_with_forks
 from engine.train.meter import Meter
 from engine.train.monitor import Monitor, Progress, memory_bytes
+from engine.train.neighbours import give_way
 from engine.train.preempt import Stop, Stopped
 from engine.train.profile import Profile, check_profile
 from engine.train.recording import BACKWARD, FORWARD, OPTIMIZER
@@ -171,6 +172,7 @@ class Trainer:
     def _train_to_the_end(self) -> None:
         release_freed()  # what building the model took
         keep_heap()
+        give_way(torch.get_num_threads())
         self.guard.check()
         if self.step < self.total and self.guard.pending_evaluation(self.step):
             self.evaluate()
