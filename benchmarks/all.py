@@ -38,6 +38,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "prepare": (),
     "startup": ("--repeats=5", "--unjudged"),
     "scaling": (),
+    "neighbour": (),
     "fused_loss": ("--rows=307", "--hidden=256", "--dtypes=bf16", "--threads=2", "--repeats=5", "--no-memory"),
     "optimizer_step": ("--sizes=24M", "--threads=2", "--repeats=5"),
     "zero_step": ("--stages=1", "--repeats=5", "--rivals", "FusedAdamW", "FusedLamb", "torch.optim.AdamW(fused)"),

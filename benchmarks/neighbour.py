@@ -56,7 +56,7 @@ GOALS = {"alone": 0.98, "beside": 0.5}
 TURNS = {"alone": (1.0, 2.5), "beside": (2.0, 4.0)}
 LONGEST_TURN = 25.0
 LEAST_STEPS = 3
-#: cores that programs other than the run, the neighbour and this benchmark may take in a turn; turns that count at least
+#: cores that programs other than run, neighbour and benchmark may take in a turn that counts; turns that count at least
 OTHERS, LEAST_TURNS = 0.1, 3
 #: steps before a run is stopped for its first turn, and seconds that it may take
 WARM_UP, LIMIT_S = 4, 240.0

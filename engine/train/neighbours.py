@@ -3,8 +3,8 @@
 libgomp's threads spin for some 10 ms where they wait for one another, and a thread that waits for a core keeps all of
 them spinning on theirs: with one more busy program than there are cores, a step takes many times as long. Short spins
 for good are no remedy: threads that sleep between the operators of a step must be woken for each of them, which costs
-more than the 2 % that a run alone may lose (`python -m benchmarks.neighbour` measures both). So a thread of Python looks
-how long this process's threads wait for cores and shortens the spins while they do.
+more than the 2 % that a run alone may lose (`python -m benchmarks.neighbour` measures both). So a thread of Python
+looks how long this process's threads wait for cores, and shortens the spins while they do.
 
 libgomp reads its variables once, when it is loaded. What it looks at each time is whether it has more threads than
 there are cores: then it spins 100 times instead of 300,000 (GOMP_SPINCOUNT in its manual). Hence `Crowd`. Nothing is
