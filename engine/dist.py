@@ -140,6 +140,8 @@ def agreed(work: Callable[[], T]) -> T:
     message: str | None = None
     try:
         result = work()
+    except SharedError:  # of work within, and so on every rank
+        raise
     except UserError as error:
         if not _active():
             raise

@@ -120,9 +120,10 @@ def train(config: RunConfig, launcher: Launcher, request: StopRequest, given: fr
             not_started(stopped, output)
         code = stopped.code
     except BaseException as error:
-        lock.abandon()
         lost = watchdog.lost_rank(error)
-        watchdog.end(str(error) or type(error).__name__ if lost is None else lost.LAST_WORD)
+        if not isinstance(error, UserError):  # which all ranks have
+            watchdog.end(str(error) or type(error).__name__ if lost is None else lost.LAST_WORD)
+        lock.abandon()
         if lost is not None:
             raise lost from error
         if world is not None:

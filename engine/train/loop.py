@@ -91,8 +91,8 @@ class Trainer:
         state = None if start is None else checkpoint.read_state(start)
         self.cursor = Cursor() if state is None else state.cursor
         share_with_forks()
-        self.batches: Generator[MicroBatch, None, None] | None = self._load()
-        model = task.build_model()
+        self.batches: Generator[MicroBatch, None, None] | None = dist.agreed(self._load)
+        model = dist.agreed(task.build_model)
         stepping = world.device if config.zero.offload_optimizer == "none" else torch.device("cpu")
         self.zero = ZeroEngine(
             model, build_optimizer(model, config.optim, stepping, config.train.zero_stage), deepspeed
