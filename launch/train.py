@@ -121,8 +121,8 @@ def train(config: RunConfig, launcher: Launcher, request: StopRequest, given: fr
         code = stopped.code
     except BaseException as error:
         lost = watchdog.lost_rank(error)
-        if not isinstance(error, UserError):  # which all ranks have
-            watchdog.end(str(error) or type(error).__name__ if lost is None else lost.LAST_WORD)
+        last_word = str(error) or type(error).__name__ if lost is None else lost.LAST_WORD
+        watchdog.end(None if isinstance(error, UserError) else last_word)  # all ranks know of a mistake
         lock.abandon()
         if lost is not None:
             raise lost from error

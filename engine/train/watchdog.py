@@ -176,7 +176,8 @@ class Watchdog:
 
     def beat(self) -> None:
         """Write where this rank is, if the run has its folder already; a full disk is no reason to end."""
-        if self._held_back or not (is_used(self.output) or (self._ended is not None and self.output.is_dir())):
+        has_word = self._ended is not None and self.size > 1 and self.output.is_dir()
+        if self._held_back or not (is_used(self.output) or has_word):
             return
         found = Beat(
             self.rank, self._step, self._activity, self._count, self._idle, self._host, os.getpid(), self._ended
