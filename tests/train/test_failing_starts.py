@@ -283,7 +283,7 @@ def test_a_rank_that_finds_no_rank_0_waits_aloud(store: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("address", ["no.such.host.invalid", "192.0.2.1"])
 def test_a_master_address_that_leads_elsewhere_is_one_line(store: Path, tmp_path: Path, address: str) -> None:
     arguments = [sys.executable, SCRIPT, *SMALL, f"--data.path={store}", f"--output={tmp_path / 'run'}"]
-    end = ended([arguments], hand(0, 2, free_port(), MASTER_ADDR=address))
+    end = ended([arguments], hand(0, 2, free_port(), MASTER_ADDR=address, LOCAL_WORLD_SIZE="2"))
     assert (end.codes, end.left) == ([2], [])
     assert end.printed[0].startswith(f"error: MASTER_ADDR: {address} is not {socket.gethostname()}")
 
