@@ -119,7 +119,9 @@ class Meeting:
         told_it = mistake is not None and place.rank == 0
         if mistake is not None and told_it:
             self._tell(mistake)
-        report = Report(place.rank, socket.gethostname(), own_reader(os.environ), mistake and str(mistake))
+        report = Report(
+            place.rank, socket.gethostname(), own_reader(os.environ), None if mistake is None else str(mistake)
+        )
         talk = _Talk(place, report)
         talk.start()
         began = told = time.monotonic()
@@ -237,7 +239,7 @@ class _Talk(threading.Thread):
 
     def _opened(self) -> Any:
         """The store that rank 0 opens, once the port is free."""
-        from torch.distributed import DistNetworkError, TCPStore
+        from torch.distributed import DistNetworkError, TCPStore  # type: ignore[attr-defined]
 
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -281,7 +283,7 @@ class _Talk(threading.Thread):
 
     def _joined(self) -> Any:
         """The store that another process keeps, once it is there; None if this rank is asked to stop before."""
-        from torch.distributed import TCPStore
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         began = time.monotonic()
         while self.stop is None:
