@@ -29,6 +29,9 @@ from launch.launcher import is_first_rank
 #: seconds for a save under way to end once another rank has gone: it succeeds if that rank had done its part
 PATIENCE_WITH_SAVES = 10.0
 
+#: options with which a command's standard output is a document, where notes have no place
+DOCUMENTS = {"--json", "--print_config", "--dry-run"}
+
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
@@ -50,7 +53,7 @@ class CommandParser(ArgumentParser):
         if kwargs.get("defaults", True):
             for note in repeated(self, sys.argv[1:] if args is None else args):
                 if is_first_rank(os.environ):
-                    print(f"note: {note}", file=sys.stderr, flush=True)
+                    print(f"note: {note}", file=sys.stderr if DOCUMENTS & set(sys.argv) else sys.stdout, flush=True)
         return super().parse_args(args, *rest, **kwargs)
 
 

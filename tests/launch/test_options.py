@@ -133,7 +133,7 @@ def test_debug_gives_way_to_what_stands_beside_it(tmp_path: Path) -> None:
 
 def test_an_option_given_twice_is_told_and_the_last_counts(capsys: pytest.CaptureFixture[str]) -> None:
     assert parse(["--train.steps", "3", "--seed=1", "--train.steps=5", "--seed", "1"]).train.steps == 5
-    assert capsys.readouterr().err == "note: train.steps is given twice, as 3 and 5; the last counts\n"
+    assert capsys.readouterr().out == "note: train.steps is given twice, as 3 and 5; the last counts\n"
     with pytest.raises(UserError, match=r"try: given twice, \['a'\] and \['b'\]; write all values after one --try"):
         presets(["--try", "a", "--try", "b"])
 
