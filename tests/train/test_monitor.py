@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import os
 import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -171,6 +174,7 @@ def test_durations_read_like_a_clock(seconds: float, shown: str) -> None:
 def scrollback(code: str) -> list[str]:
     """What stays on a terminal when Python code ran on it: of each line what was written last."""
     master, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=terminal, stdout=terminal, stderr=terminal):
         os.close(terminal)
         written = b""
