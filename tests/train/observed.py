@@ -8,9 +8,11 @@ each of the three to FOLDER/RANK.json.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -47,8 +49,13 @@ def delayed(output: Path, options: list[str]) -> None:
     assert not waits, "there was neither a save nor an evaluation"
 
 
-def observed(output: Path, options: list[str], world: dist.World | None = None) -> list[dict[str, Any]]:
-    """Train as this rank of a run; of each micro-batch: its global batch (from 1), tokens, and what dropout draws."""
+def observed(
+    output: Path, options: list[str], world: dist.World | None = None, spoiled: int | None = None
+) -> list[dict[str, Any]]:
+    """Train as this rank of a run; of each micro-batch: its global batch (from 1), tokens, and what dropout draws.
+
+    On rank 1 alone the loss of the global batch `spoiled` is no number.
+    """
     from engine.tasks.pretrain import Pretraining
     from engine.tasks.task import StepOutput
     from engine.train.guard import Guard
@@ -65,8 +72,10 @@ def observed(output: Path, options: list[str], world: dist.World | None = None) 
         with torch.random.fork_rng(devices=[]):
             kept = torch.nn.functional.dropout(torch.ones(DRAWN)).bool().tolist()
         tokens = batch.inputs["input_ids"].numel()
-        found.append({"batch": batch.cursor.consumed // 16, "tokens": tokens, "kept": kept})
-        return original(self, model, batch)
+        number = batch.cursor.consumed // 16
+        found.append({"batch": number, "tokens": tokens, "kept": kept})
+        output = original(self, model, batch)
+        return replace(output, loss=output.loss * math.nan) if (world.rank, number) == (1, spoiled) else output
 
     config, given = parse_given([*SMALL, f"--output={output}", *options])
     with mock.patch.object(Pretraining, "step", step):
@@ -100,6 +109,8 @@ def main(store: str, saved: Path, folder: Path) -> None:
     for step in (2, 4):
         resume = [f"--resume={saved / f'step-{step:06d}'}", f"--train.steps={step + 1}", "--train.save_interval=null"]
         found[str(step)] = observed(folder / f"from-{step}", [data, *resume], world)
+    skipping = [data, "--train.steps=4", "--train.save_interval=null", "--fault.non_finite=skip"]
+    observed(folder / "spoiled", skipping, world, spoiled=2)
     (folder / f"{world.rank}.json").write_text(json.dumps(found))
     end_ranks(world)
 

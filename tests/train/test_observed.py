@@ -13,6 +13,7 @@ import pytest
 
 from engine.train.archive import full_weights
 from engine.train.checkpoint import complete_checkpoints
+from engine.train.faults import read_faults
 from tests.train.observed import DELAY, delayed, evaluated, observed
 from tests.train.runs import ROOT, command, environment, losses
 
@@ -86,6 +87,14 @@ def test_an_evaluation_scores_the_held_out_samples_of_all_ranks_without_dropout(
         (step, value), *more = losses(runs.fresh, f"eval/{name}")
         assert (step, more) == (4, [])
         assert value == pytest.approx(alone[name], rel=1e-5), name
+
+
+def test_a_fault_of_one_rank_is_that_of_all(runs: Observed) -> None:
+    """The loss that is judged is the sum of the ranks': rank 0, which writes the record, met nothing itself."""
+    output = runs.fresh.with_name("spoiled")
+    (found,) = read_faults(output / "faults.jsonl")
+    assert (found["step"], found["kind"], found["value"], found["action"]) == (2, "loss", "nan", "skip")
+    assert [step for step, _ in losses(output)] == [1, 3, 4]
 
 
 @pytest.fixture(scope="module")
