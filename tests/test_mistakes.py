@@ -129,6 +129,17 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     "broken row": (finetune("--labelled.train=IN/brokenrow.jsonl"), "brokenrow.jsonl"),
     "examples longer than the positions": (finetune("--labelled.max_length=64"), "labelled.max_length: 64"),
     "unknown metric": (finetune("--labelled.metric=f1"), "labelled.metric: 'f1' is not allowed"),
+    "row with a quote": (finetune("--labelled.train=IN/quoted.csv"), "quoted.csv, line 4: ',' expected after"),
+    "ids for labels": (finetune("--labelled.label=id"), "40 of 40 examples have a label of their own"),
+    "one column twice": (finetune("--labelled.text_pair=sentence"), "labelled.text_pair: 'sentence' is labelled.text"),
+    "pointer for labelled data": (finetune("--labelled.train=IN/pointer.csv"), "pointer.csv is a Git LFS pointer"),
+    "labelled data in UTF-16": (finetune("--labelled.train=IN/utf16.csv"), "utf16.csv: UTF-16, not UTF-8"),
+    "pointer for a source": (preparing("IN/pointer.csv.txt"), "pointer.csv.txt is a Git LFS pointer"),
+    "source in UTF-16": (preparing("IN/utf16.txt"), "utf16.txt: UTF-16, not UTF-8"),
+    "array of JSON": (preparing("IN/array.json"), "array.json:1: a JSON list, not an object; write one object a line"),
+    "number too long": (preparing("IN/number.jsonl"), "number.jsonl:1: not JSON (a number of too many digits)"),
+    "unknown rule for documents": (preparing("embedded", "--documents=line"), "documents: 'line' is not allowed"),
+    "unknown rule for lines": (preparing("embedded", "--lines=joined"), "lines: 'joined' is not allowed"),
     "missing source": (preparing("IN/none.txt"), "none.txt"),
     "empty corpus": (preparing("IN/empty.txt"), "empty.txt holds no text"),
     "one-sentence corpus": (preparing("IN/one.txt"), "one.txt has 1 documents"),
@@ -145,7 +156,9 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
 
 
 def rows(count: int, label: Callable[[int], str]) -> str:
-    return "".join(json.dumps({"sentence": f"word number {i}", "label": label(i)}) + "\n" for i in range(count))
+    return "".join(
+        json.dumps({"sentence": f"word number {i}", "label": label(i), "id": i}) + "\n" for i in range(count)
+    )
 
 
 def write_inputs(folder: Path) -> None:
@@ -182,10 +195,17 @@ def write_inputs(folder: Path) -> None:
         "oneclass.jsonl": rows(40, lambda i: "red"),
         "brokenrow.jsonl": rows(2, lambda i: "red") + '{"sentence": \n',
         "empty.txt": "",
+        "quoted.csv": 'sentence,label\n"a\nb",red\n"the cat" sat,blue\n',
+        "pointer.csv": "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 99\n",
+        "pointer.csv.txt": "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 99\n",
+        "array.json": '[{"text": "a"}, {"text": "b"}]',
+        "number.jsonl": '{"text": "a", "id": ' + "1" * 5000 + "}",
         "one.txt": "There is only this sentence.\n",
     }
     for name, text in texts.items():
         (folder / name).write_text(text)
+    for name in ("utf16.csv", "utf16.txt"):
+        (folder / name).write_text("sentence,label\nword,red\n", encoding="utf-16")
     (folder / "latin.txt").write_bytes("caf\xe9 au lait".encode("latin-1"))
     (folder / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 1000)[:-30])
 

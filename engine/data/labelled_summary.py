@@ -23,7 +23,9 @@ def describe(names: Sequence[str], sources: Mapping[str, LabelledSource], max_le
     lines = [f"{split}: {_classes(names, source)}; {_lengths(source, max_length)}" for split, source in sources.items()]
     single = int((np.bincount(sources["train"].labels) == 1).sum())
     if single:
-        lines.append(f"note: {single:,} of {len(names):,} classes have one training example")
+        lines.append(
+            f"note: {single:,} of {len(names):,} classes {'has' if single == 1 else 'have'} one training example"
+        )
     return lines + _unscored(names, sources)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -75,6 +78,7 @@ def test_the_command_tells_the_phases(tmp_path: Path) -> None:
 
 def test_a_terminal_shows_a_bar_instead(tmp_path: Path) -> None:
     master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     command = [sys.executable, "-m", "launch", "prepare", "--output", str(tmp_path / "s"), "--vocab_size", "300"]
     with subprocess.Popen(
         [*command, "--workers=0"], cwd=ROOT, stdout=subprocess.PIPE, stderr=slave, text=True
