@@ -40,7 +40,8 @@ def add_arguments(parser: CommandParser) -> None:
         nargs="+",
         metavar="TOKEN",
         default=[],
-        help="further special tokens of a learned vocabulary, after [PAD] [UNK] [CLS] [SEP] [MASK]",
+        help="further special tokens: of a learned vocabulary, after [PAD] [UNK] [CLS] [SEP] [MASK]; of a given "
+        "tokenizer, after its last token unless it has them",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a store that was made with other settings")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,7 @@ from engine.data.manifest import Shard
 from engine.data.sentences import Lines, split_sentences
 from engine.data.store import SPLITS, Documents, write_shard
 from engine.data.tokenizer import load_tokenizer
+from engine.data.unknown import count_unknown
 from engine.data.wordcache import WordCache
 from engine.data.workspace import Workspace, record_block
 
@@ -153,12 +154,14 @@ def _collect(running: dict[Future[dict[str, Shard]], int], shards: dict[int, dic
 
 def tokenize_block(block: Block, how: Tokenization) -> dict[str, Shard]:
     """Write a block's shards and their record; runs in any process. A split without documents has no shard."""
-    documents = _encode(block, how.language, _open_cache(how.tokenizer, how.tokenizer_fingerprint))
+    cache = _open_cache(how.tokenizer, how.tokenizer_fingerprint)
+    documents = _encode(block, how.language, cache)
     shards = {}
     for split in SPLITS:
         part = _select(documents, np.array([name == split for name in block.splits]))
         if len(part.sentence_counts):
-            shards[split] = write_shard(how.folder / f"{split}-{block.index:05d}.arrow", part)
+            shard = write_shard(how.folder / f"{split}-{block.index:05d}.arrow", part)
+            shards[split] = replace(shard, unknown=count_unknown(cache.vocabulary, part.tokens)[0])
     record_block(how.folder, block.index, block.text_sha256, shards)
     return shards
 

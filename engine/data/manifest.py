@@ -12,7 +12,9 @@ from typing import Any
 from engine.data.corpus import SourceRecord
 from engine.errors import UserError
 
-FORMAT_VERSION = 1
+#: 2 counts [UNK]
+FORMAT_VERSION = 2
+READABLE = (1, 2)
 MANIFEST_NAME = "manifest.json"
 
 
@@ -26,6 +28,8 @@ class Shard:
     documents: int
     sentences: int
     tokens: int
+    unknown: int | None = None
+    """[UNK] among the tokens; None where an older version didn't count them"""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Counts:
     documents: int
     sentences: int
     tokens: int
+    unknown: int | None
+    """[UNK] among the tokens; None where that is unknown of a shard"""
 
 
 @dataclass(frozen=True)
@@ -69,10 +75,12 @@ class Manifest:
 
 def count(shards: Sequence[Shard]) -> Counts:
     """Totals over shards."""
+    unknown = [shard.unknown for shard in shards if shard.unknown is not None]
     return Counts(
         documents=sum(shard.documents for shard in shards),
         sentences=sum(shard.sentences for shard in shards),
         tokens=sum(shard.tokens for shard in shards),
+        unknown=sum(unknown) if len(unknown) == len(shards) else None,
     )
 
 
@@ -96,7 +104,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content["format_version"]
-        if version != FORMAT_VERSION:
+        if version not in READABLE:
             raise UserError(
                 f"data: {folder} has store format {version}, this zerobert reads {FORMAT_VERSION}; "
                 "use the zerobert that made it or prepare it again"

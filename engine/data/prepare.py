@@ -11,8 +11,11 @@ from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Executor
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
+
+import numpy as np
 
 from engine.data.blocks import Document, Tokenization, read_blocks, run_blocks
 from engine.data.corpus import (
@@ -25,17 +28,23 @@ from engine.data.corpus import (
     stored_bytes,
 )
 from engine.data.executor import InlineExecutor
-from engine.data.manifest import FORMAT_VERSION, Manifest, Shard, count, numbered
+from engine.data.given import Given, open_given
+from engine.data.manifest import FORMAT_VERSION, Counts, Manifest, Shard, count, numbered
 from engine.data.progress import LearningProgress, Progress
 from engine.data.readers import Position
 from engine.data.sample import Sample
-from engine.data.sentences import Lines
+from engine.data.sentences import Lines, split_sentences
 from engine.data.survey import describe_reading, describe_sources, resolved, with_lines
 from engine.data.tokenizer import MIN_VOCAB_SIZE, Vocabulary, load_tokenizer, train_wordpiece
+from engine.data.tokenizer_check import sample
+from engine.data.unknown import MAX_UNKNOWN_SHARE, check_unknown, count_unknown, share
 from engine.data.workspace import Workspace, find_complete, identity, remove
 from engine.errors import UserError
 
 log = logging.getLogger(__name__)
+
+#: of a learned vocabulary, where the user gives none
+VOCAB_SIZE, SAMPLE_MB = 30522, 200
 
 
 @dataclass(kw_only=True)
@@ -46,14 +55,17 @@ class PrepareConfig(CorpusConfig):
     """folder of the store"""
     tokenizer: str | None = None
     """vocab.txt, tokenizer.json or Hugging Face folder to use; null learns a WordPiece vocabulary from the text"""
-    vocab_size: int = 30522
-    """pieces of a learned vocabulary, special tokens included"""
-    lowercase: bool = True
-    """lowercase the text and strip accents (learned vocabulary or bare vocab.txt)"""
+    vocab_size: int | None = None
+    """pieces of a learned vocabulary, special tokens included; null: 30,522"""
+    lowercase: bool | None = None
+    """lowercase the text and strip accents (learned vocabulary or bare vocab.txt); null: true"""
     special_tokens: list[str] = field(default_factory=list)
-    """further special tokens of a learned vocabulary, after [PAD] [UNK] [CLS] [SEP] [MASK]"""
-    sample_mb: int = 200
-    """megabytes of text, from the start of the corpus, that a vocabulary is learned from"""
+    """further special tokens: of a learned vocabulary, after [PAD] [UNK] [CLS] [SEP] [MASK]; of a given tokenizer,
+    after its last token unless it has them"""
+    sample_mb: int | None = None
+    """megabytes of text, from the start of the corpus, that a vocabulary is learned from; null: 200"""
+    max_unknown_share: float = MAX_UNKNOWN_SHARE
+    """largest share of [UNK] among the word pieces; 1 takes any"""
     language: str = "en"
     """ISO 639-1 code for the sentence splitter"""
     validation_fraction: float = 0.01
@@ -80,8 +92,10 @@ class PrepareConfig(CorpusConfig):
         _require_choice("documents", self.documents, get_args(Documents))
         _require_choice("lines", self.lines, get_args(Lines))
         _require(0.0 <= fraction < 1.0, "validation_fraction", fraction, "give a share in [0, 1)")
-        _require(self.vocab_size >= MIN_VOCAB_SIZE, "vocab_size", self.vocab_size, f"give at least {MIN_VOCAB_SIZE}")
-        _require(self.sample_mb >= 1, "sample_mb", self.sample_mb, "give at least 1")
+        size, megabytes, bound = self.vocab_size, self.sample_mb, self.max_unknown_share
+        _require(size is None or size >= MIN_VOCAB_SIZE, "vocab_size", size, f"give at least {MIN_VOCAB_SIZE}")
+        _require(megabytes is None or megabytes >= 1, "sample_mb", megabytes, "give at least 1")
+        _require(0.0 <= bound <= 1.0, "max_unknown_share", bound, "give a share in [0, 1]")
         # an Arrow list counts its values in 31 bits
         _require(1 <= self.shard_mb <= 1000, "shard_mb", self.shard_mb, "give 1 to 1000")
         _require(self.workers is None or self.workers >= 0, "workers", self.workers, "give 0 or more")
@@ -111,7 +125,7 @@ def prepare(config: PrepareConfig, executor: Executor | None = None, workers: in
     named = [record_source(source, config) for source in listed]
     records = named if config.source_names else numbered(named)
     sources, found = with_lines(listed, config, config.language)
-    given = load_tokenizer(config.tokenizer, config.lowercase) if config.tokenizer else None
+    given = open_given(config)
     settings = {**_settings(config, given), **resolved(sources, config)}
     wanted = identity(settings, records)
     output = Path(config.output).absolute()
@@ -126,6 +140,7 @@ def prepare(config: PrepareConfig, executor: Executor | None = None, workers: in
                 log.info("going on with what an earlier run left in %s", work.folder)
             vocabulary = _vocabulary(config, sources, work, given)
             splits = _tokenize(config, sources, work, vocabulary, executor or InlineExecutor(), workers)
+            _check_unknown(splits, config)
             made = (vocabulary.fingerprint, vocabulary.vocab_size, _versions())
             manifest = Manifest(FORMAT_VERSION, splits, records, settings, *made)
             work.publish(manifest)
@@ -144,41 +159,69 @@ def summary(manifest: Manifest) -> str:
         counts = manifest.counts(split)
         parts.append(
             f"{split} {counts.documents:,} documents, {counts.sentences:,} sentences, {counts.tokens:,} tokens"
+            f"{_unknown(counts)}"
         )
     return f"{'; '.join(parts)}; vocabulary {manifest.vocab_size:,}; fingerprint {manifest.fingerprint[:16]}"
 
 
-def _settings(config: PrepareConfig, given: Vocabulary | None) -> dict[str, Any]:
+def _unknown(counts: Counts) -> str:
+    return "" if counts.unknown is None else f" ({share(counts.unknown, counts.tokens):.2%} [UNK])"
+
+
+def _settings(config: PrepareConfig, given: Given | None) -> dict[str, Any]:
     """The options that decide the store's content; those of a learned vocabulary only where one is learned."""
     names = ["text_field", "split", "language", "validation_fraction", "seed", "shard_mb"]
-    if given is None:
-        names += ["vocab_size", "lowercase", "special_tokens", "sample_mb"]
     if not config.source_names:
         names.append("source_names")
-    fingerprint = None if given is None else given.fingerprint
-    return {"tokenizer": fingerprint, **{name: getattr(config, name) for name in names}}
+    settings = {name: getattr(config, name) for name in names}
+    if given is not None:
+        return {"tokenizer": given.vocabulary.fingerprint, **settings}
+    learned = {
+        "vocab_size": config.vocab_size or VOCAB_SIZE,
+        "lowercase": config.lowercase is not False,
+        "special_tokens": config.special_tokens,
+        "sample_mb": config.sample_mb or SAMPLE_MB,
+    }
+    return {"tokenizer": None, **settings, **learned}
 
 
 def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("datasets", "pyarrow", "sentencex", "tokenizers")}
 
 
-def _vocabulary(config: PrepareConfig, sources: list[Source], work: Workspace, given: Vocabulary | None) -> Vocabulary:
+def _vocabulary(config: PrepareConfig, sources: list[Source], work: Workspace, given: Given | None) -> Vocabulary:
     if work.tokenizer.is_dir():
         return load_tokenizer(work.tokenizer)
     aside = work.folder / "tokenizer.tmp"
     remove(aside)
+    sentences = _first_sentences(config, sources)
     if given is not None:
-        vocabulary = given
+        given.compare(sentences)
+        vocabulary = given.vocabulary
         vocabulary.save(aside)
     else:
-        log.info("learning a vocabulary of %d pieces", config.vocab_size)
-        with LearningProgress() as progress:
-            sample = Sample(config, sources, config.sample_mb, progress)
-            vocabulary = train_wordpiece(sample, aside, config.vocab_size, config.lowercase, config.special_tokens)
-        if vocabulary.vocab_size < config.vocab_size:
-            log.warning("the text has only %d pieces, not %d", vocabulary.vocab_size, config.vocab_size)
+        vocabulary = _learn(config, sources, aside)
+    ids = np.fromiter(chain.from_iterable(vocabulary.encode_batch(sentences)), np.int64)
+    unknown, pieces = count_unknown(vocabulary, ids)
+    check_unknown(unknown, pieces, config.max_unknown_share, "the first documents", "max_unknown_share")
     aside.rename(work.tokenizer)
+    return vocabulary
+
+
+def _first_sentences(config: PrepareConfig, sources: list[Source]) -> list[str]:
+    """What a vocabulary is tried on before all text is tokenized."""
+    documents = sample(read_documents(config, sources))
+    return [sentence for text in documents for sentence in split_sentences(text, config.language)]
+
+
+def _learn(config: PrepareConfig, sources: list[Source], folder: Path) -> Vocabulary:
+    size, lowercase = config.vocab_size or VOCAB_SIZE, config.lowercase is not False
+    log.info("learning a vocabulary of %d pieces", size)
+    with LearningProgress() as progress:
+        texts = Sample(config, sources, config.sample_mb or SAMPLE_MB, progress)
+        vocabulary = train_wordpiece(texts, folder, size, lowercase, config.special_tokens)
+    if vocabulary.vocab_size < size:
+        log.warning("the text has only %d pieces, not %d", vocabulary.vocab_size, size)
     return vocabulary
 
 
@@ -209,6 +252,13 @@ def _tokenize(
         log.info("%s", line)
     _check_enough(splits, config)
     return splits
+
+
+def _check_unknown(splits: dict[str, list[Shard]], config: PrepareConfig) -> None:
+    counts = count([shard for shards in splits.values() for shard in shards])
+    if counts.unknown is not None:
+        names = ", ".join(config.source)
+        check_unknown(counts.unknown, counts.tokens, config.max_unknown_share, names, "max_unknown_share")
 
 
 def _check_enough(splits: dict[str, list[Shard]], config: PrepareConfig) -> None:

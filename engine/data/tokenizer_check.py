@@ -31,7 +31,7 @@ def sample(texts: Iterable[str]) -> list[str]:
     for text in texts:
         if len(chosen) == SAMPLE_TEXTS or seen >= SAMPLE_CHARACTERS:
             break
-        chosen.append(text)
+        chosen.append(text[: SAMPLE_CHARACTERS - seen])
         seen += len(text)
     return chosen
 

@@ -143,7 +143,7 @@ def _named(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if field.endswith("_token") and (token := content_of(value)) is not None:
             yield field, token
     for field in LISTS:
-        listed = content.get(field) or []
+        listed: Any = content.get(field) or []
         for value in listed.values() if isinstance(listed, dict) else listed:
             if (token := content_of(value)) is not None:
                 yield field, token

@@ -173,7 +173,8 @@ def _rebuilt(files: TokenizerFiles, ids: dict[str, int], lowercase: bool) -> Tok
     values |= {field: value for field, value in told.items() if value is not None}
     if files.serialised is not None:
         _check_components(files, values)
-    return bert_backend(ids, bool(values["do_lower_case"]), values["strip_accents"], values["tokenize_chinese_chars"])
+    lower, chinese = bool(values["do_lower_case"]), bool(values["tokenize_chinese_chars"])
+    return bert_backend(ids, lower, values["strip_accents"], chinese)
 
 
 def _check_components(files: TokenizerFiles, values: dict[str, bool | None]) -> None:
@@ -192,20 +193,16 @@ def _check_components(files: TokenizerFiles, values: dict[str, bool | None]) -> 
     )
     for field, value, wanted in checks:
         if value != wanted:
-            remedy = f"a BertTokenizer has {wanted!r}; write tokenizer_class PreTrainedTokenizerFast to {CONFIG} to keep it"
-            raise wrong(files, SERIALISED, field, value, remedy)
+            remedy = f"a BertTokenizer has {wanted!r}; to keep it, write PreTrainedTokenizerFast as tokenizer_class"
+            raise wrong(files, SERIALISED, field, value, f"{remedy} to {CONFIG}")
     for field, (name, _) in OPTIONS.items():
-        wanted, held = values[field], normalizer.get(name)
-        if wanted == held or (name == "strip_accents" and held == values["do_lower_case"] and wanted is None):
+        taken, held = values[field], normalizer.get(name)
+        if taken == held or (name == "strip_accents" and held == values["do_lower_case"] and taken is None):
             continue
         if field not in files.config:
-            remedy = f"a BertTokenizer takes {_json(wanted)} unless {CONFIG} says otherwise: write {field} there"
+            remedy = f"a BertTokenizer takes {json.dumps(taken)} unless {CONFIG} says otherwise: write {field} there"
             raise wrong(files, SERIALISED, name, held, remedy)
         log.warning("%s: %s of %s wins over tokenizer.json, as in transformers", files.path, field, CONFIG)
-
-
-def _json(value: bool | None) -> str:
-    return json.dumps(value)
 
 
 def _add(files: TokenizerFiles, backend: Tokenizer) -> None:
@@ -226,8 +223,8 @@ def _add(files: TokenizerFiles, backend: Tokenizer) -> None:
     for index, token in added.items():
         if backend.token_to_id(token.content) != index:
             raise UserError(
-                f"tokenizer: {files.path}: {token.content!r} has id {index} in its files, where the vocabulary gives it "
-                f"{backend.token_to_id(token.content)}; correct the ids in {ADDED} or {CONFIG}"
+                f"tokenizer: {files.path}: {token.content!r} has id {index} in its files, where the vocabulary gives "
+                f"it {backend.token_to_id(token.content)}; correct the ids in {ADDED} or {CONFIG}"
             )
     _check_complete(files, {token.content for token in backend.get_added_tokens_decoder().values()})
 
@@ -238,23 +235,32 @@ def _numbered(files: TokenizerFiles) -> dict[int, AddedToken]:
         listed = files.config["added_tokens_decoder"]
         try:
             found = {int(index): _token(value, normalized=True, special=False) for index, value in listed.items()}
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise wrong(files, CONFIG, "added_tokens_decoder", listed, "give tokens by id") from error
     else:
-        special = set(files.named())
-        found = {}
-        for token, index in files.added.items():
-            if not isinstance(index, int) or isinstance(index, bool):
-                raise wrong(files, ADDED, token, index, "give the id of the token")
-            found[index] = _token(token, normalized=token not in special, special=token in special)
-        for value in (files.serialised or {}).get("added_tokens") or []:
-            found[value["id"]] = _token(value, normalized=True, special=False)
+        found = _numbered_of_old(files)
     for token in found.values():
         token.special = token.special or token.content in _role_tokens(files)
     return found
 
 
-def _role_tokens(files: TokenizerFiles) -> set[str]:
+def _numbered_of_old(files: TokenizerFiles) -> dict[int, AddedToken]:
+    """Those of added_tokens.json and tokenizer.json."""
+    special = set(files.named())
+    # transformers looks for a token in the text as it is written only where one of these fields names it
+    exact = _role_tokens(files).union(map(content_of, further_tokens(files.config)))
+    exact.update(map(content_of, files.special.get("extra_special_tokens") or []))
+    found = {}
+    for content, index in files.added.items():
+        if not isinstance(index, int) or isinstance(index, bool):
+            raise wrong(files, ADDED, content, index, "give the id of the token")
+        found[index] = _token(content, normalized=content not in exact, special=content in special)
+    for value in (files.serialised or {}).get("added_tokens") or []:
+        found[value["id"]] = _token(value, normalized=True, special=False)
+    return found
+
+
+def _role_tokens(files: TokenizerFiles) -> set[str | None]:
     """What the files name as a role: transformers takes such tokens for special."""
     contents = (content_of(source.get(field)) for source in (files.config, files.special) for field in ROLES)
     return {*SPECIAL_TOKENS, *(content for content in contents if content)}
@@ -292,7 +298,7 @@ def _token(value: Any, *, normalized: bool, special: bool) -> AddedToken:
 def _check_complete(files: TokenizerFiles, added: set[str]) -> None:
     """Every token that any file calls special or added is one."""
     named = dict(files.named())
-    named |= {token: ADDED for token in files.added}
+    named |= dict.fromkeys(files.added, ADDED)
     named |= {token["content"]: SERIALISED for token in (files.serialised or {}).get("added_tokens") or []}
     for token, place in named.items():
         if token not in added:

@@ -56,6 +56,11 @@ class Vocabulary:
         return len(self.tokens)
 
     @property
+    def listed(self) -> int:
+        """Tokens of the word list alone; tokens that were added later follow."""
+        return self.backend.get_vocab_size(with_added_tokens=False)
+
+    @property
     def id_dtype(self) -> type[np.uint16] | type[np.uint32]:
         """The narrowest type that holds every id."""
         return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
@@ -196,6 +201,19 @@ class Vocabulary:
             )
         return extended
 
+    def extends(self, base: Vocabulary) -> bool:
+        """Whether this is `base`, or `base` with further special tokens: every id of `base` means the same here."""
+        if self.fingerprint == base.fingerprint:
+            return True
+        added, known = self.backend.get_added_tokens_decoder(), base.backend.get_added_tokens_decoder()
+        special = {token.content for token in known.values() if token.special}
+        more = [added[index].content for index in sorted(added) if added[index].special]
+        try:
+            extended = base.with_special_tokens([token for token in more if token not in special])
+        except UserError:
+            return False
+        return extended.fingerprint == self.fingerprint
+
     def save(self, folder: Path) -> None:
         """Write a Hugging Face folder that `AutoTokenizer.from_pretrained` opens offline, with the same ids.
 
@@ -212,9 +230,7 @@ class Vocabulary:
     def _transformers_config(self) -> dict[str, Any]:
         """The content of tokenizer_config.json."""
         added = self.backend.get_added_tokens_decoder()
-        further = [
-            token.content for token in added.values() if token.special and token.content not in SPECIAL_TOKENS
-        ]
+        further = [token.content for token in added.values() if token.special and token.content not in SPECIAL_TOKENS]
         config: dict[str, Any] = {
             "tokenizer_class": "BertTokenizer" if self.is_berts else "PreTrainedTokenizerFast",
             "additional_special_tokens": further,

@@ -45,7 +45,7 @@ class WordCache:
     """Encodes as `Vocabulary.encode_batch` does, remembering words."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self._punctuation = [mark for mark in _PUNCTUATION if not any(mark in one for one in vocabulary.added_tokens)]
         # A word that is looked up for the first time gets the next number; its pieces are found afterwards.
         self._numbers: defaultdict[str, int] = defaultdict(None, {_END: 0})
@@ -55,8 +55,8 @@ class WordCache:
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Ids of texts, without special tokens around them."""
-        if not texts or not self._vocabulary.splits_at_spaces:
-            return _flat(self._vocabulary.encode_batch(texts), self._vocabulary)
+        if not texts or not self.vocabulary.splits_at_spaces:
+            return _flat(self.vocabulary.encode_batch(texts), self.vocabulary)
         words = self._words(texts)
         numbers = np.fromiter(map(self._numbers.__getitem__, words), np.int64, len(words))
         self._learn()
@@ -82,7 +82,7 @@ class WordCache:
         unknown = len(self._numbers) - len(self._counts)
         if not unknown:
             return
-        pieces, counts = _encode_words(list(islice(reversed(self._numbers), unknown))[::-1], self._vocabulary)
+        pieces, counts = _encode_words(list(islice(reversed(self._numbers), unknown))[::-1], self.vocabulary)
         starts = len(self._pieces) + np.cumsum(counts) - counts
         self._pieces = np.concatenate((self._pieces, pieces))
         self._starts = np.concatenate((self._starts, starts))

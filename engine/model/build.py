@@ -13,15 +13,19 @@ from engine.config import ModelConfig
 from engine.errors import UserError
 from engine.model.pretrained import SIZES, load_config
 
-#: Published checkpoints round their vocabulary up to one of these, so that the decoder's matrix tiles evenly.
-VOCABULARY_MULTIPLES = (1, 8, 64, 128)
+#: published checkpoints round their vocabulary up, to a multiple of 1,024 at most, so that the decoder's matrix tiles
+MAX_SPARE_ROWS = 1023
 #: all that a run takes from the config.json of the model it starts from: labels, problem type, custom code and the rest
 #: tell of what that model was used for
 ARCHITECTURE = (*SIZES, "hidden_act", "initializer_range", "layer_norm_eps")
 
 
 def build_config(
-    model: ModelConfig, vocab_size: int, pad_token_id: int = 0, labels: Sequence[str] | None = None
+    model: ModelConfig,
+    vocab_size: int,
+    pad_token_id: int = 0,
+    labels: Sequence[str] | None = None,
+    listed: int | None = None,
 ) -> BertConfig:
     """The architecture of a run: the dimensions of `model`, or of the folder `model.init_from` where that is given.
 
@@ -30,6 +34,7 @@ def build_config(
     Args:
         vocab_size: number of token ids that the data uses.
         labels: names of a classifier's classes in the order of their ids.
+        listed: those of them that the weights of `init_from` must have; the model grows by the others. None: all.
 
     Raises:
         UserError: `init_from` is no BERT of ours, or has another vocabulary than the data.
@@ -38,8 +43,9 @@ def build_config(
         config = _fresh_config(model, vocab_size, pad_token_id)
     else:
         found = load_config(Path(model.init_from))
-        _check_vocabulary(found, vocab_size, model.init_from)
+        _check_vocabulary(found, vocab_size if listed is None else listed, model.init_from)
         config = BertConfig(**{name: getattr(found, name) for name in ARCHITECTURE}, pad_token_id=pad_token_id)
+        config.vocab_size = max(found.vocab_size, vocab_size)
     config.hidden_dropout_prob = model.hidden_dropout
     config.attention_probs_dropout_prob = model.attention_dropout
     config.classifier_dropout = model.classifier_dropout
@@ -64,12 +70,13 @@ def _fresh_config(model: ModelConfig, vocab_size: int, pad_token_id: int) -> Ber
     )
 
 
-def _check_vocabulary(config: BertConfig, vocab_size: int, folder: str) -> None:
-    rounded = {-(-vocab_size // multiple) * multiple for multiple in VOCABULARY_MULTIPLES}
-    if config.vocab_size not in rounded:
+def _check_vocabulary(config: BertConfig, tokens: int, folder: str) -> None:
+    """Refuse weights that are not those of a vocabulary of so many tokens."""
+    if not 0 <= config.vocab_size - tokens <= MAX_SPARE_ROWS:
         raise UserError(
-            f"model.init_from: {folder!r} has a vocabulary of {config.vocab_size} tokens and the data one of "
-            f"{vocab_size}; prepare the data with that model's tokenizer"
+            f"model.init_from: {folder!r} has word embeddings of {config.vocab_size} tokens and a tokenizer of "
+            f"{tokens}; copy the tokenizer's files that came with the weights there (tokens that you add yourself "
+            "belong in added_tokens.json, not in vocab.txt)"
         )
 
 

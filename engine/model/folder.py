@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertConfig
 
+from engine.data.tokenizer_folder import with_max_length
 from engine.errors import UserError
 
 TOKENIZER_FILES = (
@@ -69,6 +70,7 @@ def export_huggingface(
         described.to_json_file(partial / CONFIG_FILE)
         for name, content in tokenizer.items():
             (partial / name).write_bytes(content)
+        _limit_length(partial / "tokenizer_config.json", config.max_position_embeddings)
         if origin is not None:
             text = json.dumps(origin, indent=1, ensure_ascii=False) + "\n"
             (partial / ORIGIN_FILE).write_text(text, encoding="utf-8")
@@ -124,6 +126,13 @@ def tokenizer_files(folder: Path) -> dict[str, bytes]:
     if not files.keys() & {"tokenizer.json", "vocab.txt"}:
         raise UserError(f"{folder}: it holds no tokenizer; give a folder with tokenizer.json or vocab.txt")
     return files
+
+
+def _limit_length(path: Path, positions: int) -> None:
+    """Let transformers truncate at the model's positions."""
+    options = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    text = json.dumps(with_max_length(options, positions), indent=2, sort_keys=True, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def _check_replaceable(out: Path) -> None:

@@ -33,6 +33,9 @@ SIZES = (
     "type_vocab_size",
 )
 
+#: what has a row a token
+GROWING = ("word_embeddings.weight", "predictions.decoder.weight", "predictions.decoder.bias", "predictions.bias")
+
 
 @dataclass(frozen=True)
 class LoadReport:
@@ -44,6 +47,8 @@ class LoadReport:
     """the model's parameters that the folder lacks, which keep their initial values"""
     unused: tuple[str, ...]
     """tensors of the folder that the model has no place for"""
+    grown: int = 0
+    """tokens of the model that the folder's word embeddings lack, whose rows keep their initial values"""
 
     def __str__(self) -> str:
         """One line, by module: "taken: embeddings (5), encoder layers 0 to 5 (96); newly initialised: ..."."""
@@ -140,7 +145,7 @@ def load_pretrained(model: nn.Module, folder: Path, without: tuple[str, ...] = (
     Raises:
         UserError: no folder, weights that are missing, damaged, of another shape, or not those of a BERT.
     """
-    load_config(folder)
+    rows = load_config(folder).vocab_size
     named = model.named_parameters(remove_duplicate=False)
     parameters = {name: parameter for name, parameter in named if not name.startswith(without)}
     tensors = _read_weights(folder)
@@ -148,7 +153,7 @@ def load_pretrained(model: nn.Module, folder: Path, without: tuple[str, ...] = (
     fitting = {
         target: tensors[source]
         for target, source in found.items()
-        if target is not None and _fits(folder, target, tensors[source], parameters[target])
+        if target is not None and _fits(folder, target, tensors[source], parameters[target], rows)
     }
     _copy(fitting, parameters)
     loaded = {parameters[name] for name in fitting}
@@ -157,8 +162,10 @@ def load_pretrained(model: nn.Module, folder: Path, without: tuple[str, ...] = (
     taken = {found[target] for target in fitting}
     unused = tuple(sorted(name for name in tensors if name not in taken and not name.endswith("_ids")))
     _check_known(folder, unused)
+    config = model.config
+    assert isinstance(config, BertConfig)
     held = tuple(name for name, parameter in model.named_parameters() if parameter in loaded)
-    return LoadReport(held, initialised, unused)
+    return LoadReport(held, initialised, unused, config.vocab_size - rows)
 
 
 @torch.no_grad()
@@ -167,7 +174,7 @@ def _copy(tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter])
     copied: set[nn.Parameter] = set()
     for name, parameter in parameters.items():
         if name in tensors and parameter not in copied:
-            parameter.copy_(tensors[name])
+            parameter[: len(tensors[name])].copy_(tensors[name])
             copied.add(parameter)
 
 
@@ -178,15 +185,18 @@ def _parameter_name(name: str, parameters: Mapping[str, nn.Parameter]) -> str | 
     return next((candidate for candidate in candidates if candidate in parameters), None)
 
 
-def _fits(folder: Path, name: str, tensor: Tensor, parameter: nn.Parameter) -> bool:
+def _fits(folder: Path, name: str, tensor: Tensor, parameter: nn.Parameter, rows: int) -> bool:
     if tensor.shape == parameter.shape:
+        return True
+    # the model has tokens that were added to the folder's `rows`
+    if name.endswith(GROWING) and len(tensor) == rows < len(parameter) and tensor.shape[1:] == parameter.shape[1:]:
         return True
     if name.startswith("classifier."):
         return False
     given, needed = tuple(tensor.shape), tuple(parameter.shape)
     remedy = "give weights that match their config.json"
     if name.endswith("word_embeddings.weight"):
-        remedy = f"a vocabulary of {given[0]} tokens is not the data's {needed[0]}: use the tokenizer of that model"
+        remedy = f"{given[0]} tokens are neither the data's {needed[0]} nor those of its config.json: copy both again"
     raise UserError(f"{folder}: {name} has shape {given} and the model needs {needed}; {remedy}")
 
 

@@ -18,10 +18,12 @@ from engine.data.pretraining import PretrainingOptions, PretrainingSource, Token
 from engine.data.source import MicroBatch
 from engine.data.store import open_store
 from engine.data.tokenizer import load_tokenizer
+from engine.data.tokenizer_folder import has_tokenizer
 from engine.errors import UserError
 from engine.model.bert import BertForPreTraining
 from engine.model.build import build_config, initialise
 from engine.model.pretrained import LoadReport, check_segments, load_pretrained
+from engine.tasks.grow import told_growth
 from engine.tasks.identity import Fact, base_weights
 from engine.tasks.task import Evaluation, StepOutput
 
@@ -52,27 +54,48 @@ class Pretraining:
         self.tokenizer = self.store.tokenizer_path
         self._sources: dict[str, PretrainingSource] = {}
         self.evaluation_samples = config.train.eval_samples
-        self.bert_config = build_config(config.model, self.vocabulary.vocab_size, self.vocabulary.pad_id)
         self.loaded: LoadReport | None = None
+        words = self.vocabulary
+        listed = self._check_tokenizer()
+        self.bert_config = build_config(config.model, words.vocab_size, words.pad_id, listed=listed)
         self._check_positions()
         check_segments(self.bert_config, config.model.init_from, "pre-training on pairs of segments")
-        self._check_tokenizer()
+        told_growth(config.model.init_from, words)
 
     def _check_positions(self) -> None:
         length, limit = self.config.data.sequence_length, self.bert_config.max_position_embeddings
         if length > limit:
             raise UserError(f"data.sequence_length: {length} exceeds the {limit} positions of the model; lower it")
+        longest = self.vocabulary.max_length
+        if longest is not None and length > longest:
+            raise UserError(
+                f"data.sequence_length: {length} exceeds model_max_length {longest} of {self.tokenizer}/"
+                "tokenizer_config.json; lower it, or raise that"
+            )
 
-    def _check_tokenizer(self) -> None:
-        """Weights know token ids, not tokens: another vocabulary of the same size would train on noise."""
+    def _check_tokenizer(self) -> int | None:
+        """Weights know token ids, not tokens: another vocabulary of the same size would train on noise.
+
+        Returns:
+            The tokens that the weights of model.init_from must have rows for; None for fresh weights.
+        """
         folder = self.config.model.init_from
-        if folder and (Path(folder) / "tokenizer.json").exists():
-            other = load_tokenizer(folder)
-            if other.fingerprint != self.vocabulary.fingerprint:
-                raise UserError(
-                    f"model.init_from: the vocabulary of {folder!r} is not the one that {self.store.path} was "
-                    f"prepared with; prepare the data with --tokenizer {folder}"
-                )
+        if folder is None:
+            return None
+        if not Path(folder).is_dir():
+            raise UserError(f"model.init_from: {folder}: no such folder; give the folder of a Hugging Face BERT")
+        if not has_tokenizer(Path(folder)):
+            raise UserError(
+                f"model.init_from: {folder!r} holds no tokenizer, so nothing tells whether its ids are those of "
+                f"{self.store.path}; copy the model's vocab.txt or tokenizer.json there"
+            )
+        base = load_tokenizer(folder, self.vocabulary.lowercase)
+        if not self.vocabulary.extends(base):
+            raise UserError(
+                f"model.init_from: the vocabulary of {folder!r} is not the one that {self.store.path} was "
+                f"prepared with; prepare the data with --tokenizer {folder}"
+            )
+        return base.listed
 
     def describe_data(self) -> list[str]:
         """What an epoch shows of the text."""

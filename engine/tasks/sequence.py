@@ -6,6 +6,7 @@ Shapes: B examples of a micro-batch, N of an evaluation, C classes.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import BertConfig
 
 from engine import dist
 from engine.config import LabelledConfig, RunConfig, require
@@ -21,10 +23,13 @@ from engine.data.labelled_files import Examples, read_examples
 from engine.data.labelled_summary import describe
 from engine.data.source import MicroBatch
 from engine.data.tokenizer import load_tokenizer
+from engine.data.tokenizer_check import check_examples, check_vocabulary, open_with_transformers, sample
+from engine.data.unknown import check_unknown, count_unknown, share
 from engine.model.build import build_config, initialise
 from engine.model.heads import BertForSequenceClassification
 from engine.model.pretrained import LoadReport, check_segments, load_pretrained
 from engine.tasks import report
+from engine.tasks.grow import told_growth
 from engine.tasks.identity import Fact, base_weights
 from engine.tasks.task import Evaluation, StepOutput
 
@@ -49,7 +54,7 @@ class SequenceClassification:
         self._check_length()
         splits = read_splits(config.labelled, config.seed)
         self.names = class_names(splits["train"])
-        self.bert_config = build_config(config.model, self.vocabulary.vocab_size, self.vocabulary.pad_id, self.names)
+        self.bert_config = self._build_config(self.names)
         self.loaded: LoadReport | None = None
         if config.labelled.text_pair:
             check_segments(self.bert_config, config.model.init_from, "labelled.text_pair")
@@ -58,12 +63,43 @@ class SequenceClassification:
         self.sources = {
             split: self._source(examples, labels[split], fixed=split != "train") for split, examples in splits.items()
         }
+        self._check_ids(splits["train"])
+        self._check_unknown()
+        told_growth(config.model.init_from, self.vocabulary)
+
+    def _build_config(self, names: tuple[str, ...] | None = None) -> BertConfig:
+        words = self.vocabulary
+        return build_config(self.config.model, words.vocab_size, words.pad_id, names, words.listed)
 
     def _check_length(self) -> None:
-        limit = build_config(self.config.model, self.vocabulary.vocab_size).max_position_embeddings
+        limit = self._build_config().max_position_embeddings
         length = self.config.labelled.max_length
         remedy = f"{self.config.model.init_from} has {limit} positions: give at most {limit}"
         require(length <= limit, "labelled.max_length", length, remedy)
+        longest = self.vocabulary.max_length
+        remedy = f"model_max_length is {longest} in {self.tokenizer}/tokenizer_config.json: give at most that"
+        require(longest is None or length <= longest, "labelled.max_length", length, remedy)
+
+    def _check_ids(self, examples: Examples) -> None:
+        """Compare the ids of the first training examples with those that a user of the exported model will get."""
+        theirs = open_with_transformers(self.tokenizer)
+        if theirs is None:
+            return
+        check_vocabulary(self.vocabulary, theirs, self.tokenizer)
+        count = len(sample(examples.texts))
+        texts, pairs = examples.texts[:count], None if examples.pairs is None else examples.pairs[:count]
+        encoded = self.sources["train"].encoded
+        rows = [encoded.tokens[start:stop].tolist() for start, stop in pairwise(encoded.offsets[: count + 1])]
+        check_examples(self.vocabulary, theirs, self.tokenizer, texts, pairs, rows, self.config.labelled.max_length)
+
+    def _check_unknown(self) -> None:
+        """Say how much of the texts the tokenizer doesn't know, and refuse too much of it."""
+        counts = {name: count_unknown(self.vocabulary, source.encoded.tokens) for name, source in self.sources.items()}
+        bound = self.config.labelled.max_unknown_share
+        check_unknown(*counts["train"], bound, "the training examples", "labelled.max_unknown_share")
+        if dist.place()[0] == 0:
+            shares = ", ".join(f"{name} {share(*count):.2%}" for name, count in counts.items())
+            print(f"[UNK] among word pieces: {shares}", flush=True)
 
     def _source(self, examples: Examples, labels: NDArray[np.int64], fixed: bool) -> LabelledSource:
         encoded = encode(self.vocabulary, examples.texts, examples.pairs, self.config.labelled.max_length)

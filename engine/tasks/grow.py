@@ -1,0 +1,31 @@
+"""A model that starts from a folder whose embeddings lack tokens of the data: what is said about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine import dist
+from engine.data.vocabulary import Vocabulary
+from engine.model.pretrained import load_config
+
+SHOWN = 5
+
+
+def told_growth(folder: str | None, vocabulary: Vocabulary) -> None:
+    """Print which tokens get rows of their own, and which rows no token has; rank 0 does, in a line."""
+    if folder is None or dist.place()[0] != 0:
+        return
+    rows, tokens = load_config(Path(folder)).vocab_size, vocabulary.vocab_size
+    if line := growth(folder, rows, vocabulary.tokens[rows:], tokens):
+        print(line, flush=True)
+
+
+def growth(folder: str, rows: int, new: list[str], tokens: int) -> str:
+    """The line about a model of `rows` word embeddings that gets `new` tokens; empty where all match."""
+    if new:
+        shown = " ".join(new[:SHOWN]) + (" ..." if len(new) > SHOWN else "")
+        plural = "s" if len(new) > 1 else ""
+        return f"model.init_from {folder}: {len(new)} new row{plural} of word embeddings, from the seed, for {shown}"
+    if rows > tokens:
+        return f"model.init_from {folder}: {rows - tokens} of its {rows} rows of word embeddings belong to no token"
+    return ""
