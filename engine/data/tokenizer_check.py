@@ -43,7 +43,7 @@ def open_with_transformers(folder: Path, **options: Any) -> Any | None:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
     except Exception as error:  # whatever its classes raise
-        log.info("%s: transformers can't open this tokenizer (%.100s): ids not compared", folder, first_line(error))
+        log.warning("%s: transformers can't open this tokenizer (%.100s): ids not compared", folder, first_line(error))
         return None
 
 

@@ -134,8 +134,12 @@ def content_of(token: object) -> str | None:
 
 def further_tokens(content: Mapping[str, Any]) -> list[Any]:
     """The entries of the first list of further special tokens that is not empty, strings or objects."""
-    listed = next((content[field] for field in LISTS if content.get(field)), [])
-    return list(listed.values() if isinstance(listed, dict) else listed)
+    return next((_values(content[field]) for field in LISTS if content.get(field)), [])
+
+
+def _values(listed: Any) -> list[Any]:
+    """The tokens of a list, or of an object that gives them names."""
+    return list(listed.values() if isinstance(listed, dict) else listed or [])
 
 
 def _named(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -143,8 +147,7 @@ def _named(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if field.endswith("_token") and (token := content_of(value)) is not None:
             yield field, token
     for field in LISTS:
-        listed: Any = content.get(field) or []
-        for value in listed.values() if isinstance(listed, dict) else listed:
+        for value in _values(content.get(field)):
             if (token := content_of(value)) is not None:
                 yield field, token
 
@@ -224,9 +227,9 @@ def _check_names(files: TokenizerFiles) -> None:
                 remedy = f"only {name} is; give a tokenizer with BERT's special tokens"
                 raise wrong(files, file, field, content[field], remedy)
         for field in LISTS:
-            listed = content.get(field) or []
-            tokens = list(listed.values()) if isinstance(listed, dict) else listed
-            if not isinstance(tokens, list) or any(not content_of(token) for token in tokens):
+            listed = content.get(field)
+            valid = listed is None or isinstance(listed, (list, dict))
+            if not valid or not all(content_of(token) for token in _values(listed)):
                 raise wrong(files, file, field, listed, "give a list of tokens")
 
 

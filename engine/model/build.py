@@ -74,7 +74,7 @@ def _check_vocabulary(config: BertConfig, tokens: int, folder: str) -> None:
     """Refuse weights that are not those of a vocabulary of so many tokens."""
     if not 0 <= config.vocab_size - tokens <= MAX_SPARE_ROWS:
         raise UserError(
-            f"model.init_from: {folder!r} has word embeddings of {config.vocab_size} tokens and a tokenizer of "
+            f"model.init_from: {folder!r} has word embeddings of {config.vocab_size} tokens and a vocabulary of "
             f"{tokens}; copy the tokenizer's files that came with the weights there (tokens that you add yourself "
             "belong in added_tokens.json, not in vocab.txt)"
         )

@@ -135,6 +135,7 @@ def test_the_fingerprint_survives_a_copy_and_tells_content(store: Path, tmp_path
         "documents": 3,
         "sentences": 6,
         "tokens": 10,
+        "unknown": None,
     }
 
 
@@ -150,8 +151,9 @@ def edit(store: Path, **changes: object) -> None:
 
 
 def swap_tokenizer(store: Path) -> None:
-    path = store / "tokenizer" / "tokenizer.json"
-    path.write_text(path.read_text().replace('"j"', '"z"'))
+    for name, old, new in (("tokenizer.json", '"j"', '"z"'), ("vocab.txt", "\nj\n", "\nz\n")):
+        path = store / "tokenizer" / name
+        path.write_text(path.read_text().replace(old, new))
 
 
 FIRST = "train-00000.arrow"
@@ -163,6 +165,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no manifest": (lambda s: (s / MANIFEST_NAME).unlink(), "is no complete store"),
     "cut manifest": (lambda s: (s / MANIFEST_NAME).write_text("{"), r"manifest\.json is damaged"),
     "manifest without shards": (lambda s: edit(s, splits=None), r"manifest\.json is damaged"),
+    "a part of its tokenizer": (
+        lambda s: (s / "tokenizer" / "vocab.txt").write_text("[PAD]\n[MASK]\n"),
+        r"id 1 is '\[MASK\]' in vocab\.txt and '\[UNK\]' in tokenizer\.json; remove the file that is out of date",
+    ),
     "newer format": (lambda s: edit(s, format_version=99), "has store format 99, this zerobert reads"),
     "other tokenizer": (swap_tokenizer, "is not the tokenizer that made"),
 }

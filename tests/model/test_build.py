@@ -39,7 +39,7 @@ def test_init_from_gives_dimensions_but_not_dropout(tmp_path: Path, config: Bert
 
 
 @pytest.mark.parametrize(
-    ("rows", "tokens", "fits"), [(97, 97, True), (104, 97, True), (98, 97, False), (97, 104, False)]
+    ("rows", "tokens", "fits"), [(97, 97, True), (104, 97, True), (1120, 97, True), (1121, 97, False), (97, 104, False)]
 )
 def test_the_vocabulary_is_the_datas_or_padded(
     tmp_path: Path, config: BertConfig, rows: int, tokens: int, fits: bool
@@ -52,6 +52,15 @@ def test_the_vocabulary_is_the_datas_or_padded(
         return
     with pytest.raises(UserError, match=f"^model.init_from: .*{rows} tokens.* {tokens};"):
         build_config(model, tokens)
+
+
+def test_tokens_beyond_the_word_list_enlarge_the_model(tmp_path: Path, config: BertConfig) -> None:
+    config.save_pretrained(tmp_path)
+    model = ModelConfig(init_from=str(tmp_path))
+    assert build_config(model, 99, listed=97).vocab_size == 99
+    assert build_config(model, 97, listed=90).vocab_size == 97
+    with pytest.raises(UserError, match="belong in added_tokens"):
+        build_config(model, 99, listed=98)
 
 
 def test_initial_weights_follow_the_seed_alone(config: BertConfig) -> None:

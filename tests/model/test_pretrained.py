@@ -203,7 +203,31 @@ def test_a_missing_shard_is_refused(config: BertConfig, folder: Path, peer: tran
 
 def test_another_vocabulary_names_both_sizes(config: BertConfig, folder: Path) -> None:
     config.vocab_size = 50
-    assert_refused(config, folder, r"a vocabulary of 97 tokens is not the data's 50")
+    assert_refused(config, folder, r"97 tokens are neither the data's 50 nor those of its config\.json")
+
+
+def test_rows_of_added_tokens_keep_their_initial_values(
+    config: BertConfig, folder: Path, peer: transformers.BertForPreTraining
+) -> None:
+    config.vocab_size = 100
+    model = fresh(config)
+    before = model.bert.embeddings.word_embeddings.weight.detach().clone()
+    with torch.no_grad():
+        model.cls.predictions.bias.fill_(7.0)
+    report = load_pretrained(model, folder)
+    assert report.grown == 3
+    assert report.initialised == report.unused == ()
+    after = model.bert.embeddings.word_embeddings.weight
+    assert torch.equal(after[:97], peer.bert.embeddings.word_embeddings.weight)
+    assert torch.equal(after[97:], before[97:])
+    assert torch.equal(model.cls.predictions.bias[:97], peer.cls.predictions.bias)
+    assert model.cls.predictions.bias[97:].tolist() == [7.0] * 3
+
+
+def test_weights_that_their_config_does_not_describe_don_t_grow(config: BertConfig, folder: Path) -> None:
+    edit_config(folder, vocab_size=98)
+    config.vocab_size = 100
+    assert_refused(config, folder, r"97 tokens are neither the data's 100 nor those of its config\.json")
 
 
 def test_another_width_names_the_tensor(config: BertConfig, folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,9 @@ import torch
 
 from engine.config import RunConfig
 from engine.data.loader import evaluation_batches, resolve_layout, training_batches
+from engine.data.prepare import PrepareConfig, prepare
 from engine.data.source import Cursor
+from engine.data.tokenizer import load_tokenizer
 from engine.errors import UserError
 from engine.model.folder import export_huggingface, tokenizer_files
 from engine.tasks.pretrain import NOTATION, Pretraining, escape, loss_shares
@@ -101,19 +105,24 @@ def test_losses_divide_by_the_totals_of_the_global_batch() -> None:
     assert shares == {"mlm_loss": 0.5, "nsp_loss": 0.5, "mlm_accuracy": 0.25, "nsp_accuracy": 0.25}
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt"])
 def test_weights_of_another_vocabulary_of_the_same_size_are_refused(
-    task: Pretraining, store: Path, tmp_path: Path
+    task: Pretraining, store: Path, tmp_path: Path, name: str
 ) -> None:
     """The ids fit, the words don't: only the fingerprint can tell."""
-    import json
-    import shutil
-
     shutil.copytree(store / "tokenizer", tmp_path / "tokenizer")
-    tokenizer = tmp_path / "tokenizer" / "tokenizer.json"
-    state = json.loads(tokenizer.read_text())
-    vocab = state["model"]["vocab"]
-    vocab["the"], vocab["of"] = vocab["of"], vocab["the"]
-    tokenizer.write_text(json.dumps(state))
+    if name == "tokenizer.json":
+        (tmp_path / "tokenizer" / "vocab.txt").unlink()
+        tokenizer = tmp_path / "tokenizer" / "tokenizer.json"
+        state = json.loads(tokenizer.read_text())
+        vocab = state["model"]["vocab"]
+        vocab["the"], vocab["of"] = vocab["of"], vocab["the"]
+        tokenizer.write_text(json.dumps(state))
+    else:
+        (tmp_path / "tokenizer" / "tokenizer.json").unlink()
+        words = (tmp_path / "tokenizer" / "vocab.txt").read_text()
+        swapped = words.replace("\nthe\n", "\n?\n").replace("\nof\n", "\nthe\n").replace("\n?\n", "\nof\n", 1)
+        (tmp_path / "tokenizer" / "vocab.txt").write_text(swapped)
     model = task.build_model()
     export_huggingface(model.state_dict(), model.config, tokenizer_files(tmp_path / "tokenizer"), tmp_path / "model")
     with pytest.raises(UserError, match=r"model\.init_from: the vocabulary of .* is not the one"):
@@ -129,3 +138,68 @@ def test_a_sequence_longer_than_the_loaded_models_positions_is_refused(
     run.data = replace(run.data, sequence_length=128)
     with pytest.raises(UserError, match=r"data\.sequence_length: 128 exceeds the 64 positions"):
         Pretraining(run)
+
+
+def exported(task: Pretraining, tokenizer: Path, out: Path) -> Path:
+    model = task.build_model()
+    export_huggingface(model.state_dict(), model.config, tokenizer, out)
+    return out
+
+
+def test_weights_without_a_tokenizer_are_refused(task: Pretraining, store: Path, tmp_path: Path) -> None:
+    """Nothing would tell whether their ids mean the same words; a copied word list does."""
+    folder = exported(task, store / "tokenizer", tmp_path / "model")
+    for name in ("tokenizer.json", "vocab.txt"):
+        (folder / name).unlink()
+    with pytest.raises(UserError, match=r"^model\.init_from: .* holds no tokenizer, .*; copy the model's vocab\.txt"):
+        Pretraining(config(store, init_from=str(folder)))
+    shutil.copy(store / "tokenizer" / "vocab.txt", folder)
+    Pretraining(config(store, init_from=str(folder)))
+
+
+def test_a_word_list_alone_suffices(task: Pretraining, store: Path, tmp_path: Path) -> None:
+    folder = exported(task, store / "tokenizer", tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    assert Pretraining(config(store, init_from=str(folder))).bert_config.vocab_size == task.vocabulary.vocab_size
+
+
+def test_a_sequence_longer_than_the_tokenizer_says_is_refused(store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store, tmp_path / "store")
+    path = tmp_path / "store" / "tokenizer" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": 48}))
+    with pytest.raises(UserError, match=r"^data\.sequence_length: 64 exceeds model_max_length 48 of .*; lower it"):
+        Pretraining(config(tmp_path / "store"))
+
+
+@pytest.fixture(scope="module")
+def deidentified(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of the same tokenizer with two tokens more."""
+    folder = tmp_path_factory.mktemp("deidentified") / "store"
+    options = {"tokenizer": str(store / "tokenizer"), "special_tokens": ["[DEID]", "[NAME]"], "workers": 0}
+    prepare(PrepareConfig(source=["embedded"], output=str(folder), **options))  # type: ignore[arg-type]
+    return folder
+
+
+def test_embeddings_grow_by_the_tokens_that_were_added(
+    task: Pretraining, store: Path, deidentified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The old rows are the folder's, the new ones BERT's initial values, drawn from the seed."""
+    folder = exported(task, store / "tokenizer", tmp_path / "model")
+    old = task.build_model().state_dict()
+    grown = Pretraining(config(deidentified, init_from=str(folder)))
+    assert "2 new rows of word embeddings, from the seed, for [DEID] [NAME]" in capsys.readouterr().out
+    models = [grown.build_model().state_dict() for _ in range(2)]
+    rows = task.vocabulary.vocab_size
+    embeddings = models[0]["bert.embeddings.word_embeddings.weight"]
+    assert embeddings.shape == (rows + 2, 32)
+    torch.testing.assert_close(embeddings[:rows], old["bert.embeddings.word_embeddings.weight"], rtol=0, atol=0)
+    assert 0.005 < float(embeddings[rows:].std()) < 0.05
+    assert torch.equal(models[0]["cls.predictions.bias"], torch.zeros(rows + 2))
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+    assert all(torch.equal(models[0][name], old[name]) for name in old if models[0][name].shape == old[name].shape)
+
+    again = exported(grown, deidentified / "tokenizer", tmp_path / "again")
+    assert load_tokenizer(again).tokens[rows:] == ["[DEID]", "[NAME]"]
+    assert Pretraining(config(deidentified, init_from=str(again))).bert_config.vocab_size == rows + 2
+    with pytest.raises(UserError, match=r"the vocabulary of .* is not the one"):
+        Pretraining(config(store, init_from=str(again)))

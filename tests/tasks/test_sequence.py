@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import f1_score, log_loss, matthews_corrcoef
+from tokenizers import pre_tokenizers
 from torch.multiprocessing.spawn import start_processes
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from engine.config import LabelledConfig, ModelConfig, RunConfig
 from engine.data.loader import BatchLayout, evaluation_batches, training_batches
 from engine.data.source import Cursor, MicroBatch
-from engine.data.tokenizer import load_tokenizer
+from engine.data.tokenizer import Vocabulary, load_tokenizer
 from engine.errors import UserError
 from engine.tasks.sequence import SequenceClassification, model_inputs
 from engine.tasks.task import Evaluation, Task
@@ -287,3 +288,60 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(make_task: MakeTask, folde
         file.write("more\n")
     with pytest.raises(UserError, match="vocabulary"):
         make_task()
+
+
+def test_embeddings_grow_by_the_folders_added_tokens(
+    make_task: MakeTask, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "added_tokens.json").write_text(json.dumps({"[DEID]": len(WORDS)}))
+    task = make_task()
+    assert "1 new row of word embeddings, from the seed, for [DEID]" in capsys.readouterr().out
+    state = task.build_model().state_dict()["bert.embeddings.word_embeddings.weight"]
+    given = BertModel.from_pretrained(folder).embeddings.word_embeddings.weight
+    assert state.shape == (len(WORDS) + 1, 16)
+    assert torch.equal(state[:-1], given)
+    assert state[-1].any()
+    assert task.bert_config.vocab_size == len(WORDS) + 1
+
+
+def test_rows_that_belong_to_no_token_are_told(
+    make_task: MakeTask, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = BertConfig.from_dict(TINY.to_dict() | {"vocab_size": len(WORDS) + 6})
+    BertModel(config).save_pretrained(folder)
+    assert make_task().bert_config.vocab_size == len(WORDS) + 6
+    assert f"6 of its {len(WORDS) + 6} rows of word embeddings belong to no token" in capsys.readouterr().out
+
+
+def test_unknown_pieces_are_told_and_bounded(
+    make_task: MakeTask, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"sentence": "good film " + word, "label": label} for word, label in (("xyz", "a"), ("was", "b"))] * 10
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    make_task(train=str(tmp_path / "some.jsonl"), validation=str(tmp_path / "some.jsonl"))
+    assert "[UNK] among word pieces: train 16.67%, validation 16.67%" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"^labelled\.max_unknown_share: 16\.7% of the 54 word pieces of the training"):
+        make_task(train=str(tmp_path / "some.jsonl"), validation=None, max_unknown_share=0.1)
+
+
+def test_a_length_beyond_the_tokenizers_is_refused(make_task: MakeTask, folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": 10}))
+    with pytest.raises(UserError, match=r"^labelled\.max_length: 12 is not allowed; model_max_length is 10 in "):
+        make_task()
+    make_task(max_length=10)
+
+
+def test_ids_that_transformers_would_not_give_are_refused(make_task: MakeTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading the folder wrongly, as an earlier version did with accents, shows on the examples themselves."""
+
+    def wrong(path: Path) -> Vocabulary:
+        backend = load_tokenizer(path).backend
+        backend.pre_tokenizer = pre_tokenizers.CharDelimiterSplit("a")
+        return Vocabulary(backend)
+
+    monkeypatch.setattr("engine.tasks.sequence.load_tokenizer", wrong)
+    with pytest.raises(UserError, match=r"^tokenizer: .*: the text '.*' is '\[CLS\] .*' for transformers"):
+        make_task(max_unknown_share=1.0)
