@@ -140,6 +140,50 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     "number too long": (preparing("IN/number.jsonl"), "number.jsonl:1: not JSON (a number of too many digits)"),
     "unknown rule for documents": (preparing("embedded", "--documents=line"), "documents: 'line' is not allowed"),
     "unknown rule for lines": (preparing("embedded", "--lines=joined"), "lines: 'joined' is not allowed"),
+    "tokenizer of another kind": (
+        finetune("--model.init_from=IN/kobert"),
+        "tokenizer_class 'KoBertTokenizer' in tokenizer_config.json is not supported",
+    ),
+    "start without a tokenizer": (pretrain("--model.init_from=IN/bare"), "bare' holds no tokenizer"),
+    "start with another word list": (pretrain("--model.init_from=IN/words"), "prepare the data with --tokenizer"),
+    "share of unknown pieces above 1": (
+        finetune("--labelled.max_unknown_share=20"),
+        "labelled.max_unknown_share: 20.0 is not allowed; give a share in [0, 1]",
+    ),
+    "text in another language": (
+        finetune("--labelled.train=IN/korean.jsonl"),
+        "labelled.max_unknown_share: 100.0% of the 36 word pieces of the training examples are [UNK]",
+    ),
+    "vocabulary size beside a tokenizer": (
+        preparing("embedded", "--tokenizer=IN/store/tokenizer", "--vocab_size=500"),
+        "vocab_size: 500 is not allowed; the tokenizer",
+    ),
+    "casing beside a tokenizer": (
+        preparing("embedded", "--tokenizer=IN/store/tokenizer", "--lowercase=false"),
+        "lowercase: False is not allowed; the tokenizer",
+    ),
+    "sample beside a tokenizer": (
+        preparing("embedded", "--tokenizer=IN/store/tokenizer", "--sample_mb=5"),
+        "sample_mb: 5 is not allowed beside tokenizer",
+    ),
+    "special token with a space": (
+        preparing("embedded", "--tokenizer=IN/store/tokenizer", "--special_tokens", "two words"),
+        "special_tokens: 'two words' is not allowed",
+    ),
+    "vocabulary size in words": (preparing("embedded", "--vocab_size=ten"), "vocab_size: 'ten' is not allowed"),
+    "casing in words": (preparing("embedded", "--lowercase=maybe"), "lowercase: 'maybe' is not allowed"),
+    "negative share of unknown pieces": (
+        preparing("embedded", "--max_unknown_share=-0.1"),
+        "max_unknown_share: -0.1 is not allowed; give a share in [0, 1]",
+    ),
+    "corpus in another language": (
+        preparing("IN/korean.txt", "--tokenizer=IN/store/tokenizer"),
+        "max_unknown_share: 71.4% of the 63 word pieces of the first documents are [UNK]",
+    ),
+    "tokenizer with two word lists": (
+        preparing("embedded", "--tokenizer=IN/edited"),
+        "in vocab.txt and 'a' in tokenizer.json; remove the file that is out of date",
+    ),
     "missing source": (preparing("IN/none.txt"), "none.txt"),
     "empty corpus": (preparing("IN/empty.txt"), "empty.txt holds no text"),
     "one-sentence corpus": (preparing("IN/one.txt"), "one.txt has 1 documents"),
@@ -173,6 +217,15 @@ def write_inputs(folder: Path) -> None:
     model = BertForPreTraining(config)
     initialise(model, 1)
     export_huggingface(model.state_dict(), config, tokenizer_files(folder / "other" / "tokenizer"), folder / "model")
+    for name in ("kobert", "bare", "words"):
+        shutil.copytree(folder / "model", folder / name)
+    (folder / "kobert" / "tokenizer_config.json").write_text('{"tokenizer_class": "KoBertTokenizer"}')
+    for path in [*(folder / "bare").glob("*.txt"), *(folder / "bare").glob("tokenizer*")]:
+        path.unlink()
+    (folder / "words" / "tokenizer.json").unlink()
+    shutil.copytree(folder / "store" / "tokenizer", folder / "edited")
+    words = (folder / "edited" / "vocab.txt").read_text(encoding="utf-8")
+    (folder / "edited" / "vocab.txt").write_text(words.replace("\na\n", "\n[DEID]\n"), encoding="utf-8")
     (folder / "roberta").mkdir()
     (folder / "roberta" / "config.json").write_text('{"model_type": "roberta"}')
     (folder / "empty").mkdir()
@@ -192,6 +245,8 @@ def write_inputs(folder: Path) -> None:
         "deepspeed_type.json": '{"zero_optimization": {"reduce_bucket_size": "5e8"}}',
         "train.jsonl": rows(40, lambda i: ("red", "blue")[i % 2]),
         "unseen.jsonl": rows(4, lambda i: "mauve"),
+        "korean.jsonl": rows(40, lambda i: ("red", "blue")[i % 2]).replace("word number", "한국어").replace(" ", ""),
+        "korean.txt": "안녕하세요 여러분. 오늘은 날씨가 좋습니다.\n\n" * 9,
         "oneclass.jsonl": rows(40, lambda i: "red"),
         "brokenrow.jsonl": rows(2, lambda i: "red") + '{"sentence": \n',
         "empty.txt": "",

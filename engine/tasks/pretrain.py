@@ -22,7 +22,7 @@ from engine.data.tokenizer_folder import has_tokenizer
 from engine.errors import UserError
 from engine.model.bert import BertForPreTraining
 from engine.model.build import build_config, initialise
-from engine.model.pretrained import LoadReport, check_segments, load_pretrained
+from engine.model.pretrained import LoadReport, check_segments, load_config, load_pretrained
 from engine.tasks.grow import told_growth
 from engine.tasks.identity import Fact, base_weights
 from engine.tasks.task import Evaluation, StepOutput
@@ -82,8 +82,7 @@ class Pretraining:
         folder = self.config.model.init_from
         if folder is None:
             return None
-        if not Path(folder).is_dir():
-            raise UserError(f"model.init_from: {folder}: no such folder; give the folder of a Hugging Face BERT")
+        load_config(Path(folder))  # a folder of something else is better told by its kind than by its words
         if not has_tokenizer(Path(folder)):
             raise UserError(
                 f"model.init_from: {folder!r} holds no tokenizer, so nothing tells whether its ids are those of "

@@ -142,7 +142,7 @@ def test_a_sequence_longer_than_the_loaded_models_positions_is_refused(
 
 def exported(task: Pretraining, tokenizer: Path, out: Path) -> Path:
     model = task.build_model()
-    export_huggingface(model.state_dict(), model.config, tokenizer, out)
+    export_huggingface(model.state_dict(), model.config, tokenizer_files(tokenizer), out)
     return out
 
 
