@@ -60,6 +60,7 @@ def test_another_vocabulary_shows_without_a_text(folder: Path) -> None:
     theirs = open_with_transformers(folder)
     with pytest.raises(UserError, match=r"token '\[DEID\]' is None for transformers' AutoTokenizer and 900 here"):
         check_vocabulary(ours.with_special_tokens(["[DEID]"]), theirs, folder)
+    assert theirs is not None
     theirs.add_tokens([AddedToken("[DEID]", special=True)])
     check_vocabulary(ours.with_special_tokens(["[DEID]"]), theirs, folder)
     with pytest.raises(UserError, match=r"token '\[DEID\]' is 900 for transformers' AutoTokenizer and None here"):
