@@ -15,6 +15,7 @@ from typing import Any
 
 from engine.data.vocabulary import NAMES, SPECIAL_TOKENS
 from engine.errors import UserError
+from engine.lfs import refuse_pointer
 
 CONFIG = "tokenizer_config.json"
 SPECIAL_MAP = "special_tokens_map.json"
@@ -84,6 +85,8 @@ def read_files(path: Path) -> TokenizerFiles:
     if not path.exists():
         raise UserError(f"tokenizer: {path} does not exist; give vocab.txt, tokenizer.json or a Hugging Face folder")
     folder = path if path.is_dir() else path.parent
+    for file in (path, *(folder / name for name in (SERIALISED, WORDS, CONFIG, SPECIAL_MAP, ADDED))):
+        refuse_pointer(file, "tokenizer")
     files = TokenizerFiles(
         path=path,
         config=_read_object(folder / CONFIG),

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 from engine.errors import UserError
+from engine.lfs import refuse_pointer
 from engine.model.activations import ACTIVATIONS
 
 #: what an encoder is useless without; a missing pooler or head is common and starts fresh
@@ -238,6 +239,7 @@ def weight_files(folder: Path) -> list[Path]:
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for path in weight_files(folder):
+        refuse_pointer(path, "model.init_from")
         weights |= _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
     return weights
 
@@ -264,6 +266,7 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
 def _read_json(path: Path, remedy: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; {remedy}")
+    refuse_pointer(path, "model.init_from")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -110,3 +110,28 @@ def test_a_wrong_model_type_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta"}))
     with pytest.raises(UserError, match=r"model_type is 'roberta'; give a model of type 'bert'$"):
         build_config(ModelConfig(init_from=str(tmp_path)), 100)
+
+
+def test_a_run_takes_the_architecture_alone(tmp_path: Path, config: BertConfig) -> None:
+    """What the start model was used for is no part of what comes of it."""
+    config.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    foreign = {
+        "problem_type": "multi_label_classification",
+        "finetuning_task": "mnli",
+        "auto_map": {"AutoModel": "modeling.Custom"},
+        "id2label": {"0": "toxic", "1": "obscene", "2": "threat"},
+        "label2id": {"toxic": 0, "obscene": 1, "threat": 2},
+        "architectures": ["BertForSequenceClassification"],
+        "task_specific_params": {"x": 1},
+        "pad_token_id": 7,
+    }
+    path.write_text(json.dumps({**json.loads(path.read_text()), **foreign}))
+    built = build_config(ModelConfig(init_from=str(tmp_path)), 97, pad_token_id=3).to_dict()
+    for name in ("finetuning_task", "auto_map", "task_specific_params"):
+        assert name not in built
+    assert (built["problem_type"], built["architectures"], built["pad_token_id"]) == (None, None, 3)
+    assert built["id2label"] == {0: "LABEL_0", 1: "LABEL_1"}
+    classifier = build_config(ModelConfig(init_from=str(tmp_path)), 97, labels=["no", "yes"])
+    assert classifier.problem_type == "single_label_classification"
+    assert classifier.id2label == {0: "no", 1: "yes"}

@@ -16,7 +16,7 @@ from engine.errors import UserError
 from engine.model.bert import BertForPreTraining, BertModel
 from engine.model.build import initialise
 from engine.model.heads import BertForSequenceClassification
-from engine.model.pretrained import load_config, load_pretrained
+from engine.model.pretrained import check_segments, load_config, load_pretrained
 
 
 @pytest.fixture
@@ -262,3 +262,59 @@ def test_a_config_that_is_no_plain_bert_names_the_field(folder: Path, field: str
     edit_config(folder, **{field: value})
     with pytest.raises(UserError, match=field):
         load_config(folder)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 440473133\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_git_lfs_pointer_is_called_one(config: BertConfig, folder: Path, name: str) -> None:
+    (folder / name).write_text(POINTER)
+    with pytest.raises(UserError, match=rf"^model\.init_from: .*{name} is a Git LFS pointer.*`git lfs pull`"):
+        load_pretrained(fresh(config), folder)
+
+
+def test_parts_without_a_place_are_told_by_module(config: BertConfig, folder: Path) -> None:
+    """A classifier of the same shape keeps its own values where the run says so."""
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    model = BertForSequenceClassification(config)
+    before = model.classifier.weight.clone()
+    report = load_pretrained(model, folder, without=("classifier.",))
+    assert torch.equal(model.classifier.weight, before)
+    assert report.initialised == ("classifier.weight", "classifier.bias")
+    assert str(report).endswith("newly initialised: classifier (2); unused: classifier (2)")
+    assert len(report.taken) == 55
+
+
+def test_an_encoder_with_more_parameters_is_refused(config: BertConfig, folder: Path) -> None:
+    """It computes something that this one doesn't, or has more layers than its config.json says."""
+    tensors = load_file(folder / "model.safetensors")
+    rewrite(folder, {**tensors, "bert.encoder.layer.0.attention.self.relative.weight": torch.zeros(3, 3)})
+    assert_refused(config, folder, "1 parameters that a BERT of its config.json lacks, bert.encoder.layer.0.attention")
+    rewrite(folder, tensors)
+    edit_config(folder, num_hidden_layers=2)
+    config.num_hidden_layers = 2
+    assert_refused(config, folder, r"16 parameters that a BERT of its config.json lacks, bert\.encoder\.layer\.2")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("quantization_config", {"quant_method": "bitsandbytes", "load_in_8bit": True}),
+        ("pruned_heads", {"0": [1]}),
+        ("type_vocab_size", 0),
+        ("num_hidden_layers", 0),
+    ],
+)
+def test_what_a_config_says_of_its_weights_is_heeded(config: BertConfig, folder: Path, field: str, value: Any) -> None:
+    edit_config(folder, **{field: value})
+    with pytest.raises(UserError, match=field):
+        load_config(folder)
+
+
+def test_a_second_segment_needs_a_second_type(config: BertConfig) -> None:
+    config.type_vocab_size = 1
+    with pytest.raises(UserError, match=r"^model\.init_from: 'bert' has type_vocab_size 1 and pairs needs 2;"):
+        check_segments(config, "bert", "pairs")
+    config.type_vocab_size = 2
+    check_segments(config, "bert", "pairs")

@@ -39,7 +39,7 @@ def write_model(folder: Path, words: list[str]) -> None:
     folder.mkdir()
     (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in (*SPECIAL_TOKENS, *words)))
     load_tokenizer(folder / "vocab.txt").save(folder)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     torch.manual_seed(0)
     BertForPreTraining(BertConfig(vocab_size=13, max_position_embeddings=64, **sizes)).save_pretrained(folder)
 
@@ -73,7 +73,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_examples(folder / "test.csv", 30, shift=2)
     write_model(folder / "bert", WORDS)
     printed = run(folder / "run", *options(folder))
-    assert "taken: embeddings (5), encoder layers 0 (16), pooler (2); newly initialised: classifier (2)" in printed
+    assert "taken: embeddings (5), encoder layers 0 to 1 (32), pooler (2); newly initialised: classifier (2)" in printed
     return folder
 
 

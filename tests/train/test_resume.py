@@ -86,7 +86,7 @@ def test_a_finished_run_resumes_to_nothing_more_to_do(store: Path, tmp_path: Pat
     run(tmp_path, *arguments)
     tags, files = ("train/loss", "eval/loss"), sorted((tmp_path / "csv").iterdir())
     before = [losses(tmp_path, tag) for tag in tags], [path.read_text() for path in files]
-    assert "at step 2" in run(tmp_path, *arguments, "--resume=auto")
+    assert "is finished" in run(tmp_path, *arguments, "--resume=auto")
     assert ([losses(tmp_path, tag) for tag in tags], [path.read_text() for path in files]) == before
 
 
