@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from engine.errors import UserError
@@ -66,9 +67,17 @@ def command(launcher: str, ranks: int) -> list[str]:
     }[launcher]  # fmt: skip
 
 
+def defaults(options: Sequence[str]) -> list[str]:
+    """SMALL without what the options give themselves, and without dimensions where a start model has its own."""
+    given = {option.partition("=")[0] for option in options}
+    dimensions = "--model." if "--model.init_from" in given else None
+    names = [(option, option.partition("=")[0]) for option in SMALL]
+    return [option for option, name in names if name not in given and not (dimensions and name.startswith(dimensions))]
+
+
 def start(output: Path, *options: str, launcher: str = "python", ranks: int = 1) -> subprocess.Popen[str]:
     """Start a run in a session of its own, so that a test can kill all of its ranks."""
-    arguments = [*command(launcher, ranks), SCRIPT, f"--output={output}", *SMALL, *options]
+    arguments = [*command(launcher, ranks), SCRIPT, f"--output={output}", *defaults(options), *options]
     return subprocess.Popen(
         arguments,
         env=environment(),
