@@ -316,5 +316,8 @@ def resumption(state: RunState, path: Path, world_size: int, config: dict[str, A
     if changed:
         told += "\nchanged since then: " + ", ".join(f"{name} {old!r} -> {new!r}" for name, old, new in changed)
     if state.facts is None:
-        told += "\nan earlier version saved it, without labels, tokenizer and data: make sure that they are the same"
+        told += (
+            "\nan earlier version saved it, without labels, tokenizer and data: make sure that they are the same; "
+            "text with over-long sentences comes in another order from here on"
+        )
     return told
