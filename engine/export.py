@@ -6,7 +6,6 @@ today's data and options may be others than those of the run.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,15 @@ from safetensors.torch import load_file
 from transformers import BertConfig
 
 from engine.errors import UserError
-from engine.model.folder import CONFIG_FILE, ORIGIN_FILE, WEIGHTS_FILE, export_huggingface, tokenizer_files
+from engine.model.folder import (
+    CONFIG_FILE,
+    ORIGIN_FILE,
+    WEIGHTS_FILE,
+    export_huggingface,
+    is_intact,
+    read_origin,
+    tokenizer_files,
+)
 from engine.train.archive import full_weights
 from engine.train.checkpoint import STATE_FILE, RunState, newest_intact, read_state, refuse_damaged
 
@@ -31,7 +38,8 @@ def find_checkpoint(path: Path) -> Path:
         return path
     newest = newest_intact(path / "checkpoints")
     if newest is None:
-        raise UserError(f"run: {str(path)!r} holds no checkpoint; give a run's output folder or a step-NNNNNN folder")
+        what = "is an exported model already" if (path / WEIGHTS_FILE).is_file() else "holds no checkpoint"
+        raise UserError(f"run: {str(path)!r} {what}; give a run's output folder or a step-NNNNNN folder")
     return newest
 
 
@@ -42,13 +50,10 @@ def best_of(run: Path) -> dict[str, Any] | None:
         UserError: the file is damaged.
     """
     path = run / "export" / ORIGIN_FILE
-    if not path.is_file():
-        return None
-    try:
-        best: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8"))["best"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"run: {path} is damaged ({error}); export the last checkpoint with --weights last") from error
-    return best
+    origin = read_origin(path.parent)
+    if origin is None and path.is_file():
+        raise UserError(f"run: {path} is damaged; export the last checkpoint with --weights last")
+    return (origin or {}).get("best")
 
 
 def export_best(run: Path, output: Path) -> None:
@@ -58,12 +63,13 @@ def export_best(run: Path, output: Path) -> None:
         UserError: a file of that is missing or damaged.
     """
     folder = run / "export"
+    if not is_intact(folder):
+        raise UserError(f"run: {folder / WEIGHTS_FILE} is not what was written there; take --weights last")
     try:
         weights = load_file(folder / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
         raise UserError(f"run: {folder / WEIGHTS_FILE} cannot be read ({error}); take --weights last") from error
-    origin = json.loads((folder / ORIGIN_FILE).read_text(encoding="utf-8"))
-    export_huggingface(weights, _config(folder), tokenizer_files(folder), output, origin)
+    export_huggingface(weights, _config(folder), tokenizer_files(folder), output, read_origin(folder))
 
 
 def export_checkpoint(checkpoint: Path, output: Path) -> RunState:

@@ -40,6 +40,8 @@ def export(run: Path, output: Path, weights: str | None) -> str:
     Raises:
         UserError: they aren't there, or are damaged.
     """
+    if not str(output) or str(output) == ".":
+        raise UserError("output: '.' is not allowed; name the folder to write")
     from engine.export import best_of, export_best, export_checkpoint, find_checkpoint
 
     best = None if weights == "last" else best_of(run)

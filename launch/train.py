@@ -199,7 +199,7 @@ def run(config: RunConfig, launcher: Launcher, guard: Guard, given: frozenset[st
     from engine.evaluate import final_report
     from engine.train.loop import Trainer
     from engine.train.monitor import check_monitor
-    from engine.train.start import find_start, is_over, recorded_facts
+    from engine.train.start import find_start, is_over, recorded_facts, told_over
     from launch.deepspeed_run import complete, record, resolved
     from launch.fit import explained_memory
 
@@ -216,8 +216,8 @@ def run(config: RunConfig, launcher: Launcher, guard: Guard, given: frozenset[st
     task = agreed(lambda: checked_task(config))
     facts = agreed(lambda: recorded_facts(task, config, start) if world.is_main else {})
     if any(gather_objects(world.is_main and is_over(task, config, start, facts))):
-        if world.is_main:
-            print(f"{config.output} is finished; its model is in export/ and nothing was changed", flush=True)
+        if world.is_main and start is not None:
+            print(told_over(config, start), flush=True)
         return
     if batch.micro_batch == "auto":
         config, layout = fitted(config, task, world)

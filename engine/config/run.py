@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from engine.config.check import require
@@ -57,6 +58,13 @@ class RunConfig:
             _check_finite(part, getattr(self, part))
             getattr(self, part).validate()
         self.zero.check_stage(self.train.zero_stage)
+        start, own = self.model.init_from, Path(self.output).absolute() / "export"
+        require(
+            start is None or not Path(start).absolute().is_relative_to(own),
+            "model.init_from",
+            start,
+            "this run will write its own model there; give another output",
+        )
         if self.task == "pretrain":
             self._validate_pretraining()
         elif complete:

@@ -145,6 +145,8 @@ def _open_records(path: str, columns: Columns) -> tuple[Records, tuple[str, ...]
         return _dataset_records(path, name, configuration, rest[-1] if rest else None, columns)
     if not Path(path).exists():
         raise UserError(f"{path}: no such file or folder; check the path")
+    if not path.strip():
+        raise UserError(f"labelled: {path!r} names no file; give one, or null for none")
     refuse_pointer(Path(path), "labelled")
     if Path(path).is_dir():
         return _dataset_records(path, path, None, None, columns)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,7 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertConfig
 
+from engine.data.store import hash_file
 from engine.data.tokenizer_folder import with_max_length
+from engine.data.vocabulary import Vocabulary
 from engine.errors import UserError
 
 TOKENIZER_FILES = (
@@ -34,8 +38,9 @@ TIED = {
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-#: where the weights come from: step, best score, and what the run's checkpoints tell of its data
+#: where the weights come from: step, best score, what the run's checkpoints tell of its data, and the weights' SHA-256
 ORIGIN_FILE = "zerobert.json"
+WEIGHTS_HASH = "weights_sha256"
 
 
 def export_huggingface(
@@ -71,9 +76,9 @@ def export_huggingface(
         for name, content in tokenizer.items():
             (partial / name).write_bytes(content)
         _limit_length(partial / "tokenizer_config.json", config.max_position_embeddings)
-        if origin is not None:
-            text = json.dumps(origin, indent=1, ensure_ascii=False) + "\n"
-            (partial / ORIGIN_FILE).write_text(text, encoding="utf-8")
+        told = {**(origin or {}), WEIGHTS_HASH: hash_file(partial / WEIGHTS_FILE)}
+        text = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+        (partial / ORIGIN_FILE).write_text(text, encoding="utf-8")
         _replace(out, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -128,6 +133,13 @@ def tokenizer_files(folder: Path) -> dict[str, bytes]:
     return files
 
 
+def saved_files(vocabulary: Vocabulary) -> dict[str, bytes]:
+    """The files of a tokenizer as transformers opens it, whatever the folder was like that it came from."""
+    with TemporaryDirectory() as folder:
+        vocabulary.save(Path(folder))
+        return tokenizer_files(Path(folder))
+
+
 def _limit_length(path: Path, positions: int) -> None:
     """Let transformers truncate at the model's positions."""
     options = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -135,11 +147,31 @@ def _limit_length(path: Path, positions: int) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
+def read_origin(folder: Path) -> dict[str, Any] | None:
+    """What an exported folder tells of its weights; None where it isn't one, or its file is damaged."""
+    try:
+        origin = json.loads((folder / ORIGIN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return origin if isinstance(origin, dict) else None
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether an exported folder's weights are those that were written there."""
+    origin, weights = read_origin(folder), folder / WEIGHTS_FILE
+    return origin is not None and weights.is_file() and hash_file(weights) == origin.get(WEIGHTS_HASH)
+
+
 def _check_replaceable(out: Path) -> None:
-    is_export = (out / CONFIG_FILE).is_file() and (out / WEIGHTS_FILE).is_file()
-    empty = out.is_dir() and not any(out.iterdir())
-    if out.exists() and not is_export and not empty:
-        raise UserError(f"{out}: it exists and is not an exported model; give another path or remove it")
+    """An earlier export may go; a folder with anything that no export wrote may not."""
+    if out.resolve() == Path.cwd():
+        raise UserError(f"{out}: it is the working directory; give another path")
+    if not os.path.lexists(out):
+        return
+    ours = {CONFIG_FILE, WEIGHTS_FILE, ORIGIN_FILE, *TOKENIZER_FILES}
+    names = {path.name for path in out.iterdir()} if out.is_dir() and not out.is_symlink() else {""}
+    if names and not (ORIGIN_FILE in names and names <= ours):
+        raise UserError(f"{out}: it exists and is not an exported model alone; give another path or remove it")
 
 
 def _replace(out: Path, partial: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 from engine.data.source import MicroBatch, SampleSource
+from engine.data.vocabulary import Vocabulary
 from engine.model.pretrained import LoadReport
 from engine.tasks.identity import Fact
 
@@ -62,8 +63,8 @@ class Task(Protocol):
 
     bert_config: BertConfig
     """the architecture of the model"""
-    tokenizer: Path
-    """folder of the tokenizer that the data was made with; exported beside the weights"""
+    vocabulary: Vocabulary
+    """the tokenizer that the data was made with; exported beside the weights"""
     best_metric: str | None
     """the scalar of `evaluate` that chooses the best checkpoint; None keeps the last"""
     higher_is_better: bool

@@ -274,6 +274,13 @@ def differences(saved: dict[str, Any], given: dict[str, Any]) -> list[tuple[str,
     return [(name, old, new) for name, old, new in pairs if old != new and (old or new)]
 
 
+def changes(state: RunState, config: dict[str, Any]) -> str:
+    """The options that are others than at a checkpoint, in words; empty where none is."""
+    known = flat(state.config)
+    changed = [one for one in differences(state.config, config) if one[0] in known and one[0] not in UNTOLD_FIELDS]
+    return ", ".join(f"{name} {old!r} -> {new!r}" for name, old, new in changed)
+
+
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """A tree of dicts as one dict of dotted names."""
     found: dict[str, Any] = {}
@@ -311,10 +318,8 @@ def resumption(state: RunState, path: Path, world_size: int, config: dict[str, A
         told += f", saved by {saved[0]} rank(s) at ZeRO stage {saved[1]}, now {world_size} rank(s) at stage {stage}"
     if saved[0] != world_size:
         told += "\nfrom here on dropout differs from that of the undisturbed run, whose ranks are other ones"
-    known = flat(state.config)
-    changed = [one for one in differences(state.config, config) if one[0] in known and one[0] not in UNTOLD_FIELDS]
-    if changed:
-        told += "\nchanged since then: " + ", ".join(f"{name} {old!r} -> {new!r}" for name, old, new in changed)
+    if changed := changes(state, config):
+        told += f"\nchanged since then: {changed}"
     if state.facts is None:
         told += (
             "\nan earlier version saved it, without labels, tokenizer and data: make sure that they are the same; "

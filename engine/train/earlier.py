@@ -30,7 +30,12 @@ def make_room(output: Path, start: Path | None) -> None:
         UserError: it can't be moved.
     """
     goes_on = start is not None and start.resolve().parent == (output / "checkpoints").resolve()
-    if folder := set_aside(output, RESULTS if goes_on else RECORDS):
+    move(output, RESULTS if goes_on else RECORDS)
+
+
+def move(output: Path, names: Sequence[str]) -> None:
+    """Set aside what stands under these names, and say so; see `set_aside`."""
+    if folder := set_aside(output, names):
         print(f"moved what an earlier run recorded here to {folder}", flush=True)
 
 

@@ -19,11 +19,11 @@ from engine.config import RunConfig
 from engine.data.loader import BatchLayout, evaluation_batches, training_batches
 from engine.data.source import Cursor, MicroBatch
 from engine.errors import RunError
-from engine.model.folder import CONFIG_FILE, export_huggingface, tokenizer_files
+from engine.model.folder import CONFIG_FILE, export_huggingface, saved_files
 from engine.optim.build import build_optimizer
 from engine.optim.schedule import learning_rate
 from engine.tasks.task import Best, Evaluation, Task
-from engine.train import checkpoint, earlier
+from engine.train import best, checkpoint, earlier
 from engine.train.audit import Audit
 from engine.train.faults import RollBack, found_late
 from engine.train.guard import Guard, unsaved
@@ -100,7 +100,7 @@ class Trainer:
         dist.seed_everything(config.seed, world.rank)
         self.step = 0
         self.best: Best | None = None
-        self.tokenizer = tokenizer_files(task.tokenizer) if world.is_main else {}
+        self.tokenizer = saved_files(task.vocabulary) if world.is_main else {}
         self.saver = Saver(
             self.output / "checkpoints",
             config.train.keep,
@@ -109,11 +109,11 @@ class Trainer:
             meaning={CONFIG_FILE: task.bert_config.to_json_string().encode(), **self.tokenizer},
         )
         self.meter = Meter(self.zero.device)
-        if start is not None and state is not None:
-            self._resume(start, state)
         self.output.mkdir(parents=True, exist_ok=True)
         if world.is_main:
             earlier.make_room(self.output, start)
+        if start is not None and state is not None:
+            self._resume(start, state)
         self.monitor = Monitor(config, self.step)
         if world.is_main:
             self._record_config(deepspeed)
@@ -130,7 +130,7 @@ class Trainer:
     def _resume(self, path: Path, state: checkpoint.RunState) -> None:
         checkpoint.load(self.zero, path, state)
         self.step, self.cursor = state.step, state.cursor
-        self.best = None if state.best is None else Best(state.best, state.best_step)
+        self.best = dist.gather_objects(best.regain(state, path, self.output) if self.world.is_main else None)[0]
         self.meter.restore(state.meter)
         told = [
             checkpoint.resumption(state, path, self.world.size, self.config.to_dict()),
@@ -345,8 +345,8 @@ class Trainer:
         for name, pixels in evaluation.images.items():
             self.monitor.image(f"eval/{name}", pixels, self.step)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in evaluation.scalars.items())
-        best = f"; the best {self.task.best_metric} so far" if self._is_best(evaluation) else ""
-        self.progress.say(f"evaluation at step {self.step}: {shown}{best}")
+        praise = f"; the best {self.task.best_metric} so far" if self._is_best(evaluation) else ""
+        self.progress.say(f"evaluation at step {self.step}: {shown}{praise}")
 
     def _keep_best(self, evaluation: Evaluation) -> None:
         if self._is_best(evaluation):
@@ -394,7 +394,7 @@ class Trainer:
         self.saver.wait()
         weights = self.zero.full_state_dict()
         if self.world.is_main:
-            best = None if self.best is None else {"metric": self.task.best_metric, **asdict(self.best)}
-            origin = {"step": self.step, "best": best, "facts": self.facts}
+            chosen = None if self.best is None else {"metric": self.task.best_metric, **asdict(self.best)}
+            origin = {"step": self.step, "best": chosen, "facts": self.facts}
             export_huggingface(weights, self.task.bert_config, self.tokenizer, self.output / "export", origin)
         dist.barrier()

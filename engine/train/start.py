@@ -10,12 +10,13 @@ from typing import Any
 
 from engine.config import RunConfig, TrainConfig
 from engine.errors import UserError
-from engine.model.folder import ORIGIN_FILE
 from engine.tasks import identity
 from engine.tasks.task import Task
-from engine.train import checkpoint
+from engine.train import best, checkpoint
 
 DEFAULT_STEPS = 1000
+#: the file that a report is complete with
+LAST_OF_REPORT = "report.txt"
 
 
 def total_steps(train: TrainConfig, epoch_size: int) -> int:
@@ -69,6 +70,13 @@ def tell_loaded(task: Task, config: RunConfig) -> None:
         (Path(config.output) / "loaded_weights.json").write_text(json.dumps(values, indent=1) + "\n")
 
 
+def told_over(config: RunConfig, start: Path) -> str:
+    """What to say of a run that is over already."""
+    changed = checkpoint.changes(checkpoint.read_state(start), config.to_dict())
+    without = f"; without effect: {changed}" if changed else ""
+    return f"{config.output} is finished; its model is in export/ and nothing was changed{without}"
+
+
 def is_over(task: Task, config: RunConfig, start: Path | None, facts: dict[str, Any]) -> bool:
     """Whether nothing is left to do: the last step is saved, and its export and report are there."""
     output = Path(config.output)
@@ -78,7 +86,6 @@ def is_over(task: Task, config: RunConfig, start: Path | None, facts: dict[str, 
     total = total_steps(config.train, task.train_source().epoch_size(0))
     if state.step != total or state.facts != facts:
         return False
-    if task.best_metric is not None:  # its export comes before the end, its report after it
-        return (output / "report").is_dir()
-    origin = output / "export" / ORIGIN_FILE
-    return origin.is_file() and bool(json.loads(origin.read_text(encoding="utf-8"))["step"] == total)
+    if not best.holds(output / "export", best.of_state(state), step=total):
+        return False
+    return task.best_metric is None or (output / "report" / LAST_OF_REPORT).is_file()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from engine.config import ModelConfig
-from launch.hardware import described_hardware
+from launch.hardware import GIB, described_hardware
 from launch.memory import Workload, forecast, shape_of
 from launch.plan import main
 from launch.step_time import step_cost
@@ -89,12 +89,12 @@ def test_the_host_must_hold_what_all_ranks_of_a_node_offload(capsys: pytest.Capt
     options = ["--model=1.3b", "--gpus=8", "--gpu=a100", "--global-batch=256", "--json"]
 
     def offloading(host_memory: int) -> dict[str, Any]:
-        main([*options, f"--host-memory={host_memory}"])
+        main([*options, f"--host-memory={host_memory / GIB!r}GiB"])
         rows = json.loads(capsys.readouterr().out)["candidates"]
         found: dict[str, Any] = next(row for row in rows if row["offload_optimizer"] == "cpu")
         return found
 
-    needed = 8 * offloading(1 << 50)["memory"]["host"]
+    needed = 8 * offloading(1 << 44)["memory"]["host"]
     assert needed > 0
     assert offloading(needed)["fits"]
     assert not offloading(needed - 1)["fits"]

@@ -158,7 +158,8 @@ def test_config_names_the_architecture_and_the_tokenizer_comes_along(
     assert (values["architectures"], values["model_type"]) == (["BertForPreTraining"], "bert")
     assert str(tmp_path) not in json.dumps(values)
     names = {path.name for path in (tmp_path / "export").iterdir()}
-    assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
+    tokenizers = {"tokenizer.json", "tokenizer_config.json", "vocab.txt"}
+    assert names == {"config.json", "model.safetensors", "zerobert.json", *tokenizers}
     loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "export")
     assert loaded.convert_tokens_to_ids(["[MASK]", "w7"]) == [4, 12]
     assert loaded.model_max_length == model.config.max_position_embeddings

@@ -19,7 +19,8 @@ from engine.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from engine.errors import UserError
 from engine.tasks.pretrain import Pretraining
 from engine.tasks.sequence import SequenceClassification
-from engine.train.checkpoint import complete_checkpoints
+from engine.train.best import of_state, regain
+from engine.train.checkpoint import RunState, complete_checkpoints, read_state
 from engine.train.start import is_over, recorded_facts
 from launch.export import main as export
 from tests.train.runs import run
@@ -129,6 +130,92 @@ def test_the_best_and_the_last_weights_are_both_offered(
     assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_weights_that_are_not_the_runs_are_no_best(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "bert" / "model.safetensors", folder / "run" / "export")
+    with pytest.raises(
+        UserError, match=r"^run: .*model\.safetensors is not what was written there; take --weights last"
+    ):
+        export([str(folder / "run"), "--output", str(tmp_path / "model")])
+
+
+def test_an_export_replaces_nothing_but_an_export(finished: Path, folder: Path, tmp_path: Path) -> None:
+    """Not the user's own model, nor an export that a file was added to."""
+    before = content(folder / "bert")
+    for target in ("bert", "run", "run/export"):
+        if target == "run/export":
+            (folder / target / "README.md").write_text("mine")
+        with pytest.raises(UserError, match="it exists and is not an exported model alone"):
+            export([str(finished / "run"), "--output", str(folder / target)])
+    assert content(folder / "bert") == before
+    assert export([str(finished / "run"), "--output", str(tmp_path / "model")]) == 0
+    assert export([str(finished / "run"), "--weights=last", "--output", str(tmp_path / "model")]) == 0
+
+
+@pytest.mark.parametrize("output", [".", ""])
+def test_an_export_needs_a_folder_of_its_own(finished: Path, output: str) -> None:
+    with pytest.raises(UserError, match=r"^output: '\.' is not allowed"):
+        export([str(finished / "run"), "--output", output])
+
+
+def test_a_model_is_no_run(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is an exported model already"):
+        export([str(finished / "bert"), "--output", str(tmp_path / "model")])
+
+
+def state_of(folder: Path) -> RunState:
+    return read_state(start_of(folder))
+
+
+def test_the_best_weights_stay_with_the_run_that_goes_on(folder: Path, tmp_path: Path) -> None:
+    """In its own folder, and in another one that goes on from its checkpoint."""
+    best = of_state(state_of(folder))
+    assert best is not None
+    assert regain(state_of(folder), start_of(folder), folder / "run") == best
+    (tmp_path / "other").mkdir()
+    assert regain(state_of(folder), start_of(folder), tmp_path / "other") == best
+    assert content(tmp_path / "other" / "export") == content(folder / "run" / "export")
+
+
+@pytest.mark.parametrize("fault", ["later", "gone", "damaged"])
+def test_a_best_whose_weights_are_lost_is_chosen_anew(
+    folder: Path, fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as those of an evaluation after the checkpoint, which the run may never come to again."""
+    exported = folder / "run" / "export"
+    if fault == "later":
+        origin = json.loads((exported / "zerobert.json").read_text())
+        origin["best"]["step"] = 99
+        (exported / "zerobert.json").write_text(json.dumps(origin))
+    elif fault == "gone":
+        shutil.rmtree(exported)
+    else:
+        (exported / "model.safetensors").write_bytes(b"other")
+    assert regain(state_of(folder), start_of(folder), folder / "run") is None
+    assert "the best is chosen anew from here on" in capsys.readouterr().out
+    assert not exported.exists()
+    assert (folder / "run" / "earlier-1" / "export").exists() == (fault != "gone")
+
+
+def test_a_best_that_the_checkpoint_does_not_know_is_set_aside(folder: Path) -> None:
+    state = replace(state_of(folder), best=None, best_step=None)
+    assert regain(state, start_of(folder), folder / "run") is None
+    assert (folder / "run" / "earlier-1" / "export").is_dir()
+
+
+def test_a_resume_from_an_earlier_step_reports_its_own_best(folder: Path, tmp_path: Path) -> None:
+    """The later best belongs to a course that this run left."""
+    first = run(tmp_path / "run", *options(folder), "--train.save_interval=4", "--train.keep=9")
+    start = tmp_path / "run" / "checkpoints" / "step-000004"
+    late = [*options(folder, 12), "--train.save_interval=4", "--train.keep=9", "--optim.learning_rate=1e-9"]
+    late.remove("--optim.learning_rate=0.005")
+    printed = run(tmp_path / "run", *late, f"--resume={start}")
+    origin = json.loads((tmp_path / "run" / "export" / "zerobert.json").read_text())
+    assert origin["best"]["step"] in (4, 8, 12)
+    assert f"evaluation at step {origin['best']['step']}: " in first + printed
+    accuracy = json.loads((tmp_path / "run" / "report" / "report.json").read_text())["accuracy"]
+    assert accuracy == pytest.approx(origin["best"]["value"], abs=0.2)
+
+
 def test_best_weights_of_what_has_none_are_refused(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^weights: .* has no best weights; take --weights last"):
         export([str(start_of(finished)), "--weights=best", "--output", str(tmp_path / "model")])
@@ -138,7 +225,8 @@ def test_a_second_start_of_a_finished_run_changes_nothing(folder: Path) -> None:
     """Also where its files lie elsewhere now: their content is the same."""
     before = content(folder / "run")
     printed = run(folder / "run", *options(folder), "--resume=auto")
-    assert printed.strip() == f"{folder / 'run'} is finished; its model is in export/ and nothing was changed"
+    assert f"{folder / 'run'} is finished; its model is in export/ and nothing was changed" in printed
+    assert "; without effect: model.init_from " in printed
     after = content(folder / "run")
     assert {name: of for name, of in before.items() if not name.startswith("beats/")} == after
 
@@ -150,7 +238,11 @@ def test_a_finished_run_is_over_and_a_longer_one_is_not(folder: Path) -> None:
     assert is_over(task, config, start_of(folder), facts)
     longer = replace(config, train=replace(config.train, steps=20))
     assert not is_over(task, longer, start_of(folder), facts)
-    shutil.rmtree(folder / "run" / "report")
+    (folder / "run" / "report" / "report.txt").unlink()
+    assert not is_over(task, config, start_of(folder), facts)
+    (folder / "run" / "report" / "report.txt").touch()
+    assert is_over(task, config, start_of(folder), facts)
+    shutil.rmtree(folder / "run" / "export")
     assert not is_over(task, config, start_of(folder), facts)
 
 

@@ -1,0 +1,56 @@
+"""The weights of the best evaluation: a run's export holds them, and a checkpoint tells which evaluation that is.
+
+They must belong together. A run that goes on from an earlier checkpoint, after a crash, a rollback or by choice, may
+never come to the evaluation again that an export was made at.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from engine.model.folder import is_intact, read_origin
+from engine.tasks.task import Best
+from engine.train import earlier
+from engine.train.checkpoint import RunState
+
+
+def of_state(state: RunState) -> Best | None:
+    """The best evaluation that a checkpoint knows of."""
+    return None if state.best is None else Best(state.best, state.best_step)
+
+
+def holds(exported: Path, best: Best | None, step: int) -> bool:
+    """Whether a folder holds, whole, the weights of the best evaluation, or of a step where the run has no best."""
+    origin = read_origin(exported) or {}
+    told = origin.get("best")
+    if best is None:
+        fits = told is None and origin.get("step") == step
+    else:
+        fits = told is not None and (told.get("value"), told.get("step")) == (best.value, best.step)
+    return fits and is_intact(exported)
+
+
+def regain(state: RunState, start: Path, output: Path) -> Best | None:
+    """The best evaluation of a run that goes on from the checkpoint `start`, with its weights in the run's export.
+
+    An export of another evaluation is set aside. The weights may be those beside the checkpoint, in another run's
+    folder; where they are nowhere, the best is chosen anew.
+    """
+    best, exported = of_state(state), output / "export"
+    if best is not None and holds(exported, best, state.step):
+        return best
+    if best is not None or (read_origin(exported) or {}).get("best") is not None:
+        earlier.move(output, ("export",))
+    if best is None:
+        return None
+    source = start.resolve().parent.parent / "export"
+    if source != exported.resolve() and holds(source, best, state.step):
+        shutil.copytree(source, exported)
+        return best
+    print(
+        f"the weights of the best evaluation, {best.value:.4f} at step {best.step}, are not in {source}: "
+        "the best is chosen anew from here on",
+        flush=True,
+    )
+    return None
