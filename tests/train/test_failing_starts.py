@@ -293,7 +293,7 @@ def test_empty_variables_are_as_none(store: Path, tmp_path: Path) -> None:
     empty = dict.fromkeys(("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "LOCAL_WORLD_SIZE"), "")
     end = ended([[*arguments, "--train.steps=1"]], empty)
     assert end.codes == [0], end.printed
-    assert "none: 1 rank(s)" in end.printed[0]
+    assert "one process on cpu" in end.printed[0]
     assert not (tmp_path / "run" / LOCK).exists()
 
 
