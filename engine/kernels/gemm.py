@@ -21,6 +21,8 @@ CPU_SHAPES = ((1024, 768, 3072), (4096, 768, 3072), (2048, 2048, 2048))
 GPU_SHAPES = ((16384, 1024, 4096), (4096, 4096, 4096), (8192, 8192, 8192))
 #: the products of a linear layer's forward (weight transposed) and backward pass
 FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"linear": F.linear, "mm": torch.mm}
+#: seconds after which no further product is tried: a CPU without bf16 instructions would take minutes for all
+LONGEST_TRIAL = 4.0
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -69,8 +71,7 @@ def measure_peak(dtype: torch.dtype, device: torch.device, seconds: float = 0.5)
     on_cpu = device.type == "cpu"
     products = _products(CPU_SHAPES if on_cpu else GPU_SHAPES, dtype, device)
     clock = _host_seconds if on_cpu else _device_seconds
-    for product in products:
-        clock(product)
+    products = _tried_once(products, clock)
     fastest, deadline = [math.inf] * len(products), time.perf_counter() + seconds
     while True:
         fastest = [min(known, clock(product)) for known, product in zip(fastest, products, strict=True)]
@@ -80,6 +81,17 @@ def measure_peak(dtype: torch.dtype, device: torch.device, seconds: float = 0.5)
     best = products[max(range(len(rates)), key=rates.__getitem__)]
     name = "cpu" if on_cpu else torch.cuda.get_device_name(device)
     return GemmPeak(max(rates), best.form, best.shape, NAMES[dtype], name, torch.get_num_threads(), len(products))
+
+
+def _tried_once(products: list[_Product], clock: Callable[[_Product], float]) -> list[_Product]:
+    """The products after a run each that doesn't count; the first ones alone where the device takes long for them."""
+    over, tried = time.perf_counter() + LONGEST_TRIAL, []
+    for product in products:
+        tried.append(product)
+        clock(product)
+        if time.perf_counter() > over:
+            break
+    return tried
 
 
 def flops_of(shape: tuple[int, int, int]) -> int:

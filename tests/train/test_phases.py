@@ -87,7 +87,7 @@ def test_fine_tuning_ends_with_a_report_and_the_best_model(
     events.Reload()
     assert {"eval/confusion_matrix", "test/confusion_matrix"} <= set(events.Tags()["images"])
     for name in ("accuracy", "loss"):
-        assert losses(tmp_path, f"test/{name}") == [(losses(tmp_path)[-1][0], pytest.approx(report[name]))]
+        assert losses(tmp_path, f"test/{name}") == [(losses(tmp_path)[-1][0], pytest.approx(report["scores"][name]))]
     text = events.Tensors("report/test/text_summary")[0].tensor_proto.string_val[0].decode()
     assert (tmp_path / "report" / "report.txt").read_text().strip() in text
     assert all(events.SummaryMetadata(tag).summary_description for tag in events.Tags()["scalars"])
