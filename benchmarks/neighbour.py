@@ -126,13 +126,14 @@ class Run:
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        for line in self.process.stdout or ():
-            self.printed.append(line)
-            if step := parse_step(line, time.perf_counter()):
-                self.steps.append(step)
-                if len(self.steps) == WARM_UP:
-                    self.send(signal.SIGSTOP)
-                    self._ready.set()
+        with contextlib.suppress(ValueError):  # closed, when the run has been ended
+            for line in self.process.stdout or ():
+                self.printed.append(line)
+                if step := parse_step(line, time.perf_counter()):
+                    self.steps.append(step)
+                    if len(self.steps) == WARM_UP:
+                        self.send(signal.SIGSTOP)
+                        self._ready.set()
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to all processes of the run."""
