@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 from pathlib import Path
 
 import pytest
 
 from engine.data.prepare import PrepareConfig, prepare
+from launch import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So it is in a shell's background jobs, and the runs that tests start would inherit it and heed no interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure() -> None:
+    """Give the suite its own exit code: a command that a test ended in this process left its code for the exit."""
+    atexit.unregister(cli._vanish)
 
 
 @pytest.fixture(scope="session")
