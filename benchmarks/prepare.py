@@ -39,8 +39,8 @@ import psutil
 
 from benchmarks.common import ROOT, emit, options, spread
 from benchmarks.prepare_peers import names
-from engine.data.corpus import CorpusConfig, list_sources, read_documents
-from engine.data.tokenizer import train_wordpiece
+from engine.data.text.corpus import CorpusConfig, list_sources, read_documents
+from engine.data.tokenizer.wordpiece import train_wordpiece
 
 MEGABYTE = 1_000_000
 CORES = 2
@@ -203,8 +203,8 @@ def loader(store: Path, batches: int) -> dict[str, Any]:
     """Speed of the loader without a model."""
     import torch
 
-    from engine.data.pretraining import PretrainingOptions, PretrainingSource, TokenFacts
-    from engine.data.store import open_store
+    from engine.data.pretraining.source import PretrainingOptions, PretrainingSource, TokenFacts
+    from engine.data.store.store import open_store
 
     torch.set_num_threads(1)
     opened = open_store(store)
@@ -225,8 +225,8 @@ def loader(store: Path, batches: int) -> dict[str, Any]:
 
 def speed(source: Any, workers: int, batches: int) -> dict[str, float]:
     """Micro-batches of a rank as fast as they come."""
-    from engine.data.loader import BatchLayout, training_batches
-    from engine.data.source import Cursor
+    from engine.data.loading.loader import BatchLayout, training_batches
+    from engine.data.loading.source import Cursor
 
     stream = training_batches(source, BatchLayout(8 * MICRO_BATCH, MICRO_BATCH), Cursor(), workers)
     next(stream)

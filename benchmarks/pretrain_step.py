@@ -201,7 +201,7 @@ def flops_of_a_sample(job: Job, tokens: float, masked: float) -> float:
 def compare(size: str, given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Alternate runs of both at one size."""
     from engine.config import ModelConfig
-    from engine.data.store import open_store
+    from engine.data.store.store import open_store
 
     hidden, layers, heads, intermediate = ModelConfig(size=size).dimensions()
     batch = given.batch or MICRO_BATCH[size]

@@ -4,7 +4,7 @@
     python -m benchmarks.roofline --sizes large --gpus a100 --fill 0.8
 
 Each kernel takes the longer of its FLOPs at the card's peak and its bytes at the card's memory bandwidth (Williams et
-al. 2009); peaks and bandwidths are those of NVIDIA's data sheets (launch/hardware.py), the counts those of
+al. 2009); peaks and bandwidths are those of NVIDIA's data sheets (launch/forecast/hardware.py), the counts those of
 benchmarks/step_kernels.py. A step takes at least the sum of its kernels, and at least as long as its launches take the
 host (`--launch-us`, an assumption). So times are lower bounds and throughputs upper bounds that no run reaches: matrix
 products stay below the peak, and passes below the bandwidth. `% of peak` counts the FLOPs that the tokens need.
@@ -24,9 +24,9 @@ from typing import Any
 from benchmarks.common import emit
 from benchmarks.step_kernels import OURS, PARTS, PLAIN, VARIANTS, Kernel, Step, Variant, backward, forward, kernels
 from engine.config import ModelConfig
-from launch.hardware import GPUS, Hardware, described_hardware
-from launch.step_time import communicated, exposed, transfer_seconds
-from launch.workload import Workload, shape_of
+from launch.forecast.hardware import GPUS, Hardware, described_hardware
+from launch.forecast.step_time import communicated, exposed, transfer_seconds
+from launch.forecast.workload import Workload, shape_of
 
 VOCABULARY = 30522
 #: of the host a kernel, in torch's eager mode: an assumption

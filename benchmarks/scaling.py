@@ -109,9 +109,9 @@ def joined(documents: Iterable[str], words: int = DOCUMENT_WORDS) -> Iterator[st
 
 def prepare_store(folder: Path) -> tuple[Path, int]:
     """A store of long documents of the embedded corpus, and its vocabulary size."""
-    from engine.data.embedded import embedded_documents
-    from engine.data.prepare import PrepareConfig, prepare
-    from engine.data.tokenizer import load_tokenizer
+    from engine.data.store.prepare import PrepareConfig, prepare
+    from engine.data.text.embedded import embedded_documents
+    from engine.data.tokenizer.wordpiece import load_tokenizer
 
     source, store = folder / "long.jsonl", folder / "store"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in joined(embedded_documents())))

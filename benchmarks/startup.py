@@ -168,8 +168,8 @@ def main() -> int:
     given = parser.parse_args()
     assert given.repeats >= 5
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the session of the start under way too
-    from engine.data.prepare import PrepareConfig, prepare
-    from engine.data.tokenizer import load_tokenizer
+    from engine.data.store.prepare import PrepareConfig, prepare
+    from engine.data.tokenizer.wordpiece import load_tokenizer
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

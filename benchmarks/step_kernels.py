@@ -5,7 +5,7 @@ caches were perfect within a kernel and empty between two. Only matrix products 
 fused one in every variant (FlashAttention-2: Dao 2023; its backward pass computes the scores again). Weights and
 activations are bf16; dropout masks take a byte an element, as torch keeps them on GPUs. Bytes of the loss's logits and
 of the optimizer are those of `benchmarks.fused_loss --counts` and `benchmarks.optimizer_step --counts`; the copies of
-gradients are those of DeepSpeed 0.19, as launch/model_states.py describes its optimizers.
+gradients are those of DeepSpeed 0.19, as launch/forecast/states.py describes its optimizers.
 
 Names: T tokens, H hidden size, I feed-forward size, B sequences, S their length, M masked rows, V vocabulary.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from benchmarks import fused_loss, optimizer_step
 from engine.model.flops import Dimensions, training_flops
-from launch.workload import Shape
+from launch.forecast.workload import Shape
 
 #: bytes of a bf16 number, of an fp32 number
 LOW, FULL = 2, 4

@@ -192,7 +192,7 @@ def main() -> int:
     if subprocess.run(imports, capture_output=True).returncode:
         sys.exit(f"skipped: {given.peer_python} lacks transformers' Trainer: pip install accelerate, or --peer-python")
     from engine.config import ModelConfig
-    from engine.data.store import open_store
+    from engine.data.store.store import open_store
 
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)

@@ -143,10 +143,10 @@ def reference(optimizer: str, ranks: int, accumulation: int) -> dict[str, Tensor
 def train(case: Case, rank: int, ranks: int) -> dict[str, Tensor]:
     """Whole fp32 weights after `STEPS` steps under ZeRO, on rank 0."""
     from engine.config import OptimConfig, RunConfig, TrainConfig
-    from engine.data.loader import BatchLayout
+    from engine.data.loading.loader import BatchLayout
     from engine.optim.build import build_optimizer
-    from engine.train.zero import ZeroEngine
-    from launch.zero_config import deepspeed_config
+    from engine.zero.engine import ZeroEngine
+    from launch.zero.build import deepspeed_config
 
     config = RunConfig(
         optim=OptimConfig(name=case.optimizer, weight_decay=DECAY, max_grad_norm=CLIP, eps=EPS),  # type: ignore[arg-type]
@@ -188,7 +188,7 @@ def naive_norms() -> Any:
 
 def worker(folder: Path, cases: list[Case], naive: bool) -> None:
     """One rank: every case, its difference written by rank 0."""
-    from engine.train.zero import end_ranks, start_ranks
+    from engine.train.ranks.join import end_ranks, start_ranks
 
     world = start_ranks()
     rows = []

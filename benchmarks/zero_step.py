@@ -63,9 +63,9 @@ def build(rival: str, model: nn.Module) -> torch.optim.Optimizer:
 def engine(rival: str, size: str, stage: int) -> Any:
     """A ZeRO engine over the configuration that the launcher makes, with clipping on."""
     from engine.config import RunConfig, TrainConfig
-    from engine.data.loader import BatchLayout
-    from engine.train.zero import ZeroEngine
-    from launch.zero_config import deepspeed_config
+    from engine.data.loading.loader import BatchLayout
+    from engine.zero.engine import ZeroEngine
+    from launch.zero.build import deepspeed_config
 
     config = RunConfig(train=TrainConfig(zero_stage=stage, precision="bf16"))
     ranks, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
@@ -83,7 +83,7 @@ def count_collectives(step: Callable[[], object]) -> int:
 
 def worker(output: Path, size: str, stage: int, repeats: int, names: list[str]) -> None:
     """One rank: rivals in turn; rank 0 writes milliseconds and collectives of each."""
-    from engine.train.zero import end_ranks, start_ranks
+    from engine.train.ranks.join import end_ranks, start_ranks
 
     world = start_ranks()
     engines = {rival: engine(rival, size, stage) for rival in names}

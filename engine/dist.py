@@ -202,6 +202,12 @@ def set_rng_state(state: dict[str, object]) -> None:
         torch.cuda.set_rng_state(state["cuda"])  # type: ignore[arg-type]
 
 
+def local_size(env: Mapping[str, str]) -> int:
+    """Ranks on this machine, as torchrun and srun, deepspeed, or mpirun announce them."""
+    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+    return next((int(env[name]) for name in names if env.get(name, "").isdigit()), 1)
+
+
 def set_threads(local_size: int, threads: int | None) -> int:
     """Give this rank its share of the cores: more threads than cores slow every rank down many times.
 

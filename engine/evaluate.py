@@ -9,10 +9,10 @@ import torch
 
 from engine import dist
 from engine.config import RunConfig
-from engine.data.loader import BatchLayout, evaluation_batches
+from engine.data.loading.loader import BatchLayout, evaluation_batches
 from engine.tasks.task import Evaluation, Task
-from engine.train.loop import RunResult, to_device
-from engine.train.monitor import write_report
+from engine.train.curves.monitor import write_report
+from engine.train.trainer import RunResult, to_device
 
 
 @torch.no_grad()

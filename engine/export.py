@@ -23,8 +23,8 @@ from engine.model.folder import (
     read_origin,
     tokenizer_files,
 )
-from engine.train.archive import full_weights
-from engine.train.checkpoint import STATE_FILE, RunState, newest_intact, read_state, refuse_damaged
+from engine.train.checkpoint.folder import STATE_FILE, RunState, newest_intact, read_state, refuse_damaged
+from engine.zero.archive import full_weights
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""`zerobert COMMAND`: a file of this package for each of COMMANDS."""
+"""`zerobert COMMAND`: a module of this package for each of COMMANDS."""
 
 from __future__ import annotations
 
@@ -9,25 +9,29 @@ import sys
 from engine.errors import UserError
 from launch.cli import run_command
 
+#: name -> module of this package with its `main`, and what it does
 COMMANDS = {
-    "doctor": "what this machine has, what is missing, and the remedy",
-    "prepare": "raw text -> vocabulary and memory-mapped shards",
-    "plan": "which ZeRO stage and micro-batch fit, what a step costs, and why",
-    "train": "pre-train or fine-tune (the same as launch/train.py)",
-    "submit": "train as a SLURM job that saves, requeues and resumes by itself",
-    "status": "where a SLURM job or a run stands",
-    "cancel": "end a SLURM job, at once or after a checkpoint",
-    "export": "checkpoint -> Hugging Face folder",
-    "curves": "print or plot a run's curves from its TensorBoard files",
-    "certify": "kill -9 runs at random moments and prove that their resumes lose and repeat nothing",
-    "build-kernels": "compile the CUDA kernels ahead of time",
-    "demo": "the whole way on text that ships with Python",
+    "doctor": ("doctor.command", "what this machine has, what is missing, and the remedy"),
+    "prepare": ("prepare", "raw text -> vocabulary and memory-mapped shards"),
+    "plan": ("forecast.command", "which ZeRO stage and micro-batch fit, what a step costs, and why"),
+    "train": ("train", "pre-train or fine-tune (the same as launch/train.py)"),
+    "submit": ("slurm.submit", "train as a SLURM job that saves, requeues and resumes by itself"),
+    "status": ("slurm.status", "where a SLURM job or a run stands"),
+    "cancel": ("slurm.cancel", "end a SLURM job, at once or after a checkpoint"),
+    "export": ("export", "checkpoint -> Hugging Face folder"),
+    "curves": ("curves", "print or plot a run's curves from its TensorBoard files"),
+    "certify": (
+        "certify.command",
+        "kill -9 runs at random moments; prove that resumes lose and repeat nothing",
+    ),
+    "build-kernels": ("build_kernels", "compile the CUDA kernels ahead of time"),
+    "demo": ("demo.command", "the whole way on text that ships with Python"),
 }
 
 
 def usage() -> str:
     """The text of `zerobert --help`."""
-    lines = [f"  {name:14} {what}" for name, what in COMMANDS.items()]
+    lines = [f"  {name:14} {what}" for name, (_, what) in COMMANDS.items()]
     last = "zerobert COMMAND --help, or zerobert help COMMAND, tells the options; zerobert --version the version."
     return "usage: zerobert COMMAND [options]\n\n" + "\n".join(lines) + f"\n\n{last}"
 
@@ -49,7 +53,7 @@ def dispatch(arguments: list[str]) -> int:
         near = difflib.get_close_matches(first.lower().replace("_", "-"), COMMANDS, n=1)
         remedy = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
         raise UserError(f"command: {first!r} is unknown; {remedy}")
-    return int(importlib.import_module(f"launch.{first.replace('-', '_')}").main(others))
+    return int(importlib.import_module(f"launch.{COMMANDS[first][0]}").main(others))
 
 
 def main() -> None:

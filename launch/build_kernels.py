@@ -37,8 +37,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--output", type=str, required=True, help="folder to fill")
     values = parser.parse_args(arguments)
     architectures = sorted({capability(str(text)) for text in values.arch})
-    from engine.kernels.cuda import all_kernels
-    from engine.kernels.nvrtc import cubin_of, supported_architectures
+    from engine.kernels.cuda.kernels import all_kernels
+    from engine.kernels.cuda.nvrtc import cubin_of, supported_architectures
 
     supported = supported_architectures()
     for arch in architectures:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine.errors import UserError
-from engine.train.quiet import silence_libraries
+from engine.zero.quiet import silence_libraries
 from launch.cli import CommandParser
 
 DESCRIPTION = """Write a run's weights as a folder that transformers opens.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 
-from engine.data.executor import open_executor
-from engine.data.prepare import PrepareConfig, prepare
+from engine.data.store.executor import open_executor
+from engine.data.store.prepare import PrepareConfig, prepare
 from launch.cli import CommandParser
 
 DESCRIPTION = """Turn raw text into a token store for pre-training.

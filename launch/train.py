@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import sys
 import time
 from dataclasses import replace
@@ -19,9 +18,11 @@ if __name__ == "__main__":  # run as a file: import the packages of this checkou
 
 from engine.config import RunConfig
 from engine.errors import SharedError, UserError
-from engine.train.preempt import Stopped, StopRequest, agreed_stop, is_scheduled, write_marker
-from engine.train.quiet import silence_libraries
+from engine.train.output import newest_step
+from engine.train.watch.preempt import Stopped, StopRequest, agreed_stop, is_scheduled, write_marker
+from engine.zero.quiet import silence_libraries
 from launch.cli import run_command, tell
+from launch.configure.options import parse_given
 from launch.launcher import (
     Launcher,
     announced_rank,
@@ -30,33 +31,14 @@ from launch.launcher import (
     empty_variables,
     is_first_rank,
 )
-from launch.options import build_parser, debug_config, parse_options
-from launch.requeue import newest_step
 
 if TYPE_CHECKING:
-    from engine.data.loader import BatchLayout
+    from engine.data.loading.loader import BatchLayout
     from engine.dist import World
-    from engine.train.guard import Guard
-    from engine.train.meeting import Meeting
     from engine.train.output import OutputLock
-    from engine.train.watchdog import Watchdog
-
-__all__ = ["build_parser", "debug_config", "main", "parse", "parse_given", "run", "train"]
-
-
-def parse(arguments: list[str]) -> RunConfig:
-    """The validated configuration of a command line, completed by the DeepSpeed JSON that it names.
-
-    Raises:
-        UserError: the first wrong field, value or combination.
-    """
-    return parse_options(arguments).config
-
-
-def parse_given(arguments: list[str]) -> tuple[RunConfig, frozenset[str]]:
-    """The configuration of `parse`, and the dotted options that the command line and the recipe give (not as null)."""
-    options = parse_options(arguments)
-    return options.config, options.given
+    from engine.train.ranks.meeting import Meeting
+    from engine.train.watch.guard import Guard
+    from engine.train.watch.watchdog import Watchdog
 
 
 def prepare_embedded(config: RunConfig, is_main: bool) -> RunConfig:
@@ -65,7 +47,7 @@ def prepare_embedded(config: RunConfig, is_main: bool) -> RunConfig:
         return config
     folder = Path(config.output) / "data"
     if is_main and not (folder / "manifest.json").exists():
-        from engine.data.prepare import PrepareConfig, prepare
+        from engine.data.store.prepare import PrepareConfig, prepare
 
         prepare(PrepareConfig(output=str(folder), vocab_size=4096))
     return replace(config, data=replace(config.data, path=str(folder)))
@@ -102,9 +84,9 @@ def train(config: RunConfig, launcher: Launcher, request: StopRequest, given: fr
     Returns:
         The exit code.
     """
-    from engine.train.guard import Guard
     from engine.train.output import OutputLock, lost_output
-    from engine.train.zero import end_ranks, start_ranks
+    from engine.train.ranks.join import end_ranks, start_ranks
+    from engine.train.watch.guard import Guard
 
     output = Path(config.output)
     watchdog, lock = watch(config, launcher), OutputLock(output)
@@ -140,7 +122,7 @@ def train(config: RunConfig, launcher: Launcher, request: StopRequest, given: fr
 
 def watch(config: RunConfig, launcher: Launcher) -> Watchdog:
     """This rank's watchdog, which also looks after the start; a debugger may take its time."""
-    from engine.train.watchdog import Watchdog
+    from engine.train.watch.watchdog import Watchdog
 
     timeout = None if sys.gettrace() else config.fault.hang_timeout
     watchdog = Watchdog(Path(config.output), announced_rank(os.environ), launcher.world_size, timeout)
@@ -150,8 +132,8 @@ def watch(config: RunConfig, launcher: Launcher) -> Watchdog:
 
 def meet(config: RunConfig, lock: OutputLock, request: StopRequest, watchdog: Watchdog) -> Meeting:
     """Where this rank tells the others that it is ready, its folder is its own, or what is wrong."""
-    from engine.train.meeting import Meeting
     from engine.train.output import check_output
+    from engine.train.ranks.meeting import Meeting
 
     return Meeting(
         check=lambda rank: lock.take() if rank == 0 else check_output(lock.output),
@@ -173,7 +155,7 @@ def tell_ranks(mistake: UserError) -> NoReturn:
     rank = announced_rank(os.environ)
     if rank == 0:
         tell(mistake)
-    from engine.train.meeting import Meeting, place_of
+    from engine.train.ranks.meeting import Meeting, place_of
 
     place = place_of(os.environ)
     if place is not None and place.size > 1:
@@ -194,14 +176,14 @@ def not_started(stopped: Stopped, output: Path) -> None:
 
 def run(config: RunConfig, launcher: Launcher, guard: Guard, given: frozenset[str] = frozenset()) -> None:
     """Check what needs the ranks or the data, then train and report; collective."""
-    from engine.data.loader import resolve_layout
+    from engine.data.loading.loader import resolve_layout
     from engine.dist import agreed, gather_objects
     from engine.evaluate import final_report
-    from engine.train.loop import Trainer
-    from engine.train.monitor import check_monitor
+    from engine.train.curves.monitor import check_monitor
     from engine.train.start import find_start, is_over, recorded_facts, told_over
-    from launch.deepspeed_run import complete, record, resolved
-    from launch.fit import explained_memory
+    from engine.train.trainer import Trainer
+    from launch.forecast.fit import explained_memory
+    from launch.zero.run import complete, record, resolved
 
     world = guard.world
     check_world(launcher, world.size)
@@ -245,19 +227,12 @@ def run(config: RunConfig, launcher: Launcher, guard: Guard, given: frozenset[st
 
 def fitted(config: RunConfig, task: Any, world: World) -> tuple[RunConfig, BatchLayout]:
     """The run with the largest micro-batch that fits, and its layout; collective."""
-    from engine.data.loader import resolve_layout
-    from launch.fit import fitting_micro_batch
+    from engine.data.loading.loader import resolve_layout
+    from launch.forecast.fit import fitting_micro_batch
 
     size = fitting_micro_batch(config, task, world)
     layout = resolve_layout(config.train.global_batch, size, world.size, world.rank)
     return replace(config, train=replace(config.train, micro_batch=size)), layout
-
-
-def free_port() -> int:
-    """A TCP port that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def main(arguments: list[str]) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.data.prepare import PrepareConfig, prepare
+from engine.data.store.prepare import PrepareConfig, prepare
 from launch import cli
 
 ROOT = Path(__file__).resolve().parent.parent

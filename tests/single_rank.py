@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.pool import Pool
 
-from engine.train.zero import start_ranks
+from engine.train.ranks.join import start_ranks
 from launch.launcher import single_process_variables
 
 

@@ -1,10 +1,11 @@
-"""What machines enforce of ARCHITECTURE.md: one-way imports, one module of collectives, readable sizes."""
+"""What machines enforce of the architecture: one-way imports, one module of collectives, readable sizes."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from tests.conftest import ROOT
 
 #: rooms from the ground up; a room imports from its own and lower floors only
 FLOORS = [
-    {"errors", "config", "dist", "lfs"},
+    {"errors", "config", "dist", "durable", "lfs"},
     {"kernels"},
-    {"data", "model", "optim"},
+    {"data", "model"},
+    {"optim"},
+    {"zero"},
     {"tasks"},
     {"train"},
-    {"evaluate", "export", "compress", "scaling"},
+    {"evaluate", "export"},
     {"launch"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -51,6 +54,57 @@ def test_imports_go_one_way(path: Path) -> None:
             assert FLOOR[imported] <= FLOOR[own], f"{own} imports {module}"
 
 
+def modules() -> dict[str, Path]:
+    """Dotted names of all of our modules."""
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES}
+
+
+def arrows(known: dict[str, Path]) -> Iterator[tuple[str, str]]:
+    """From each module to those that it imports, wherever in it."""
+    for name, path in known.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                for alias in node.names:
+                    whole = f"{node.module}.{alias.name}"
+                    yield name, whole if whole in known else node.module
+            elif isinstance(node, ast.Import):
+                yield from ((name, alias.name) for alias in node.names)
+
+
+def circles(graph: dict[str, set[str]]) -> dict[str, set[str]]:
+    """What is left of a graph after all that leads nowhere, or that nothing leads to, is taken away."""
+    left = {name: set(targets) for name, targets in graph.items()}
+    while True:
+        reached = set().union(*left.values())
+        kept = {name: {to for to in targets if to in left} for name, targets in left.items() if name in reached}
+        kept = {name: targets for name, targets in kept.items() if targets}
+        if kept == left:
+            return kept
+        left = kept
+
+
+def test_no_folder_imports_itself_around_a_corner() -> None:
+    """Single files count as folders of their own, so that a package and its parts may share a parent."""
+    known = modules()
+    packages = {name for name, path in known.items() if path.name == "__init__.py"}
+
+    def folder(name: str) -> str:
+        parent = name.rpartition(".")[0]
+        leaf = parent in packages and not any(other.startswith(f"{parent}.") for other in packages)
+        return parent if leaf and name not in packages else name
+
+    graph: dict[str, set[str]] = {}
+    for name, imported in arrows(known):
+        if imported in known and folder(name) != folder(imported):
+            graph.setdefault(folder(name), set()).add(folder(imported))
+    assert circles(graph) == {}
+
+
+def test_no_folder_holds_more_than_fourteen_modules() -> None:
+    counts = Counter(path.parent for path in SOURCES if path.name != "__init__.py")
+    assert {str(folder): count for folder, count in counts.items() if count > 14} == {}
+
+
 def test_only_one_module_calls_collectives() -> None:
     calls = ["all_reduce(", "all_gather", "all_to_all", "broadcast_object_list(", "torch_dist.barrier("]
     calls.append("reduce_scatter(")
@@ -60,7 +114,7 @@ def test_only_one_module_calls_collectives() -> None:
 
 def test_only_one_module_starts_deepspeed() -> None:
     users = {str(path.relative_to(ROOT)) for path in SOURCES if "deepspeed.initialize(" in path.read_text()}
-    assert users == {"engine/train/zero.py"}
+    assert users == {"engine/zero/engine.py"}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

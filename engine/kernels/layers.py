@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from engine.kernels import cpu_layers
-from engine.kernels.cpu_layers import NO_DROPOUT, Dropout, Sequences
+from engine.kernels.cpu import layers as cpu_layers
+from engine.kernels.cpu.layers import NO_DROPOUT, Dropout, Sequences
 from engine.kernels.ops import fused
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from engine.kernels.cpu import loaded
+from engine.kernels.cpu.kernels import loaded
 from engine.kernels.ops import fused
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from engine.kernels import cpu, reference
+from engine.kernels import reference
+from engine.kernels.cpu import kernels as cpu
 from engine.kernels.segments import Segments
 from engine.kernels.terms import Adam, Trust
 
@@ -43,7 +44,7 @@ def backend(device: torch.device) -> ModuleType:
         return reference
     if device.type == "cpu":
         return cpu if cpu.available() else reference
-    from engine.kernels import cuda
+    from engine.kernels.cuda import kernels as cuda
 
     usable = cuda.available() if _selected == "fused" else _agrees(device.index)
     return cuda if usable else reference
@@ -52,8 +53,8 @@ def backend(device: torch.device) -> ModuleType:
 @functools.cache
 def _agrees(index: int | None) -> bool:
     """Whether the CUDA kernels can be built and agree with plain torch on a GPU; if not, one line says why."""
-    from engine.kernels import cuda
-    from engine.kernels.selfcheck import disagreement
+    from engine.kernels.cuda import kernels as cuda
+    from engine.kernels.cuda.selfcheck import disagreement
 
     if not torch.cuda.is_available() or not cuda.available():
         return False

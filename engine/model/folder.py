@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertConfig
 
-from engine.data.store import hash_file
-from engine.data.tokenizer_folder import with_max_length
-from engine.data.vocabulary import Vocabulary
+from engine.data.store.store import hash_file
+from engine.data.tokenizer.folder import with_max_length
+from engine.data.tokenizer.vocabulary import Vocabulary
 from engine.errors import UserError
 
 TOKENIZER_FILES = (

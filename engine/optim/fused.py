@@ -1,7 +1,7 @@
 """AdamW and LAMB whose step is one pass over memory: unscale, clip, moments, decay, update, low-precision copy.
 
 Whole parameters of a group are updated in one call, where they lie: on CPUs through a table of addresses, elsewhere
-through flat buffers. ZeRO's flat tensors, once `engine.optim.attach` has said what they consist of, are updated piece
+through flat buffers. ZeRO's flat tensors, once `engine.zero.attach` has said what they consist of, are updated piece
 by piece, each with the trust ratio of the parameter that it belongs to.
 """
 
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from engine.kernels import ops, reference
-from engine.kernels.cpu import Buffer
+from engine.kernels.cpu.kernels import Buffer
 from engine.kernels.segments import Segments
 from engine.kernels.terms import Adam, Trust
 from engine.optim.layout import FlatLayout, Norms
-from engine.optim.partition import Shard
+from engine.optim.shard import Shard
 
 
 @dataclass(frozen=True)

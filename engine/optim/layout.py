@@ -12,7 +12,19 @@ from torch import Tensor
 
 from engine import dist
 from engine.kernels.segments import Segments
-from engine.optim.partition import Shard
+from engine.optim.shard import Shard
+
+
+@dataclass(frozen=True)
+class ParameterNorms:
+    """One parameter at one step."""
+
+    weight: float
+    """L2 norm of the weights before the step"""
+    update: float
+    """L2 norm of the change"""
+    ratio: float
+    """trust ratio; 1 where none is used"""
 
 
 @dataclass(frozen=True)

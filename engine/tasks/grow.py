@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine import dist
-from engine.data.vocabulary import Vocabulary
+from engine.data.tokenizer.vocabulary import Vocabulary
 from engine.model.pretrained import load_config
 
 SHOWN = 5

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.data.store import hash_file
+from engine.data.store.store import hash_file
 from engine.errors import UserError
 from engine.model.pretrained import weight_files
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from engine import dist
 from engine.config import RunConfig
-from engine.data.pretraining import PretrainingOptions, PretrainingSource, TokenFacts
-from engine.data.source import MicroBatch
-from engine.data.store import open_store
-from engine.data.tokenizer import load_tokenizer
-from engine.data.tokenizer_folder import has_tokenizer
+from engine.data.loading.source import MicroBatch
+from engine.data.pretraining.source import PretrainingOptions, PretrainingSource, TokenFacts
+from engine.data.store.store import open_store
+from engine.data.tokenizer.folder import has_tokenizer
+from engine.data.tokenizer.wordpiece import load_tokenizer
 from engine.errors import UserError
 from engine.model.bert import BertForPreTraining
 from engine.model.build import build_config, initialise

@@ -18,13 +18,13 @@ from transformers import BertConfig
 
 from engine import dist
 from engine.config import LabelledConfig, RunConfig, require
-from engine.data.labelled import LabelledSource, class_ids, class_names, encode, split_validation
-from engine.data.labelled_files import Examples, read_examples
-from engine.data.labelled_summary import describe
-from engine.data.source import MicroBatch
-from engine.data.tokenizer import load_tokenizer
-from engine.data.tokenizer_check import check_examples, check_vocabulary, open_with_transformers, sample
-from engine.data.unknown import check_unknown, count_unknown, share
+from engine.data.labelled.files import Examples, read_examples
+from engine.data.labelled.source import LabelledSource, class_ids, class_names, encode, split_validation
+from engine.data.labelled.summary import describe
+from engine.data.loading.source import MicroBatch
+from engine.data.tokenizer.check import check_examples, check_vocabulary, open_with_transformers, sample
+from engine.data.tokenizer.unknown import check_unknown, count_unknown, share
+from engine.data.tokenizer.wordpiece import load_tokenizer
 from engine.model.build import build_config, initialise
 from engine.model.heads import BertForSequenceClassification
 from engine.model.pretrained import LoadReport, check_segments, load_pretrained
@@ -107,7 +107,7 @@ class SequenceClassification:
         return LabelledSource(encoded, labels, self.config.seed, fixed, group)
 
     def describe_data(self) -> list[str]:
-        """See `engine.data.labelled_summary.describe`."""
+        """See `engine.data.labelled.summary.describe`."""
         return describe(self.names, self.sources, self.config.labelled.max_length)
 
     def build_model(self) -> BertForSequenceClassification:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import BertConfig
 
-from engine.data.source import MicroBatch, SampleSource
-from engine.data.vocabulary import Vocabulary
+from engine.data.loading.source import MicroBatch, SampleSource
+from engine.data.tokenizer.vocabulary import Vocabulary
 from engine.model.pretrained import LoadReport
 from engine.tasks.identity import Fact
 

@@ -24,7 +24,7 @@ from engine.errors import RunError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from engine.data.source import Cursor
+    from engine.data.loading.source import Cursor
 
 #: of a sample's hash
 HASH_BYTES = 12

@@ -12,7 +12,7 @@ from pathlib import Path
 from engine.model.folder import is_intact, read_origin
 from engine.tasks.task import Best
 from engine.train import earlier
-from engine.train.checkpoint import RunState
+from engine.train.checkpoint.folder import RunState
 
 
 def of_state(state: RunState) -> Best | None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from engine.config import Precision
-from engine.data.source import Cursor, MicroBatch, SampleSource
+from engine.data.loading.source import Cursor, MicroBatch, SampleSource
 from engine.tasks.task import Task
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import socket
 import time
 from pathlib import Path
@@ -157,3 +158,11 @@ class OutputLock:
             except OSError:
                 break
         self._made = []
+
+
+def newest_step(output: Path) -> int | None:
+    """The step of a run's newest complete checkpoint."""
+    names = (path.parent.name for path in output.glob("checkpoints/step-*/state.json"))
+    return max(
+        (int(found[1]) for found in (re.fullmatch(r"step-(\d+)", name) for name in names) if found), default=None
+    )

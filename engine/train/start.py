@@ -12,7 +12,8 @@ from engine.config import RunConfig, TrainConfig
 from engine.errors import UserError
 from engine.tasks import identity
 from engine.tasks.task import Task
-from engine.train import best, checkpoint
+from engine.train import best
+from engine.train.checkpoint import folder as checkpoint
 
 DEFAULT_STEPS = 1000
 #: the file that a report is complete with

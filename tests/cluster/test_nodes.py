@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from engine.errors import HANG_EXIT_CODE
-from engine.train.preempt import MARKER
+from engine.train.watch.preempt import MARKER
 from tests.cluster.namespaces import INTERFACE, Network, Node, missing
 from tests.cluster.slurm_cluster import wait_for
 from tests.conftest import ROOT
-from tests.train.accidents import WORKER, accident, heartbeat, tracebacks
+from tests.train.checkpoint.accidents import WORKER, accident, heartbeat, tracebacks
 from tests.train.runs import BIN, SCRIPT, SMALL, environment, losses, run
 
 STEPS = 12
@@ -32,7 +32,7 @@ SLOW = accident(0, None, "sleep", 0.2)
 KEEP_ALIVE = {"PDSH_SSH_ARGS_APPEND": "-o ServerAliveInterval=2 -o ServerAliveCountMax=3"}
 DETECT = """
 import json, os, sys
-from engine.train.zero import local_size
+from engine.dist import local_size
 from launch.launcher import detect_launcher
 found = detect_launcher(os.environ, 4321)
 sys.stdout.write(json.dumps([found.name, found.world_size, local_size(os.environ), os.environ["RANK"],

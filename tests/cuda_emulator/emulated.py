@@ -1,4 +1,4 @@
-"""Builds the emulated kernels and launches them on CPU tensors, in the place of `engine.kernels.nvrtc.launch`."""
+"""Builds the emulated kernels and launches them on CPU tensors, in the place of `engine.kernels.cuda.nvrtc.launch`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from engine.kernels.cuda import CudaKernels
-from engine.kernels.nvrtc import SOURCES
+from engine.kernels.cuda.kernels import CudaKernels
+from engine.kernels.cuda.nvrtc import SOURCES
 
 if TYPE_CHECKING:
-    from engine.kernels.cuda import Argument
+    from engine.kernels.cuda.kernels import Argument
 
 HERE = Path(__file__).resolve().parent
 FLAGS = ("-std=c++17", "-g", "-fPIC", "-DCUDA_EMULATOR", "-Wall", "-Wno-unknown-pragmas")

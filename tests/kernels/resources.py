@@ -12,8 +12,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.kernels.cuda import all_kernels
-from engine.kernels.nvrtc import Compiled, compile_kernels
+from engine.kernels.cuda.kernels import all_kernels
+from engine.kernels.cuda.nvrtc import Compiled, compile_kernels
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from engine.errors import UserError
-from engine.kernels import cuda, nvrtc
-from engine.kernels.cuda import all_kernels
-from engine.kernels.nvrtc import Compiled, Cubin, compile_kernels, cubin_of, file_name, find_cubin
+from engine.kernels.cuda import kernels as cuda
+from engine.kernels.cuda import nvrtc
+from engine.kernels.cuda.kernels import all_kernels
+from engine.kernels.cuda.nvrtc import Compiled, Cubin, compile_kernels, cubin_of, file_name, find_cubin
 from launch.__main__ import dispatch
 from tests.kernels.resources import accesses, disassembler, machine_code, resources, table
 
@@ -142,7 +143,7 @@ def test_build_kernels_names_an_architecture_that_does_not_exist(arch: str, tmp_
 def test_importing_the_kernels_imports_nothing_of_cuda() -> None:
     program = (
         "import sys, torch; before = set(sys.modules);"  # torch looks for cuda's bindings itself
-        "import engine.kernels, engine.kernels.cuda, engine.kernels.nvrtc, engine.kernels.ops;"
+        "import engine.kernels, engine.kernels.cuda.kernels, engine.kernels.cuda.nvrtc, engine.kernels.ops;"
         "print([name for name in set(sys.modules) - before if name.split('.')[0] in ('cuda', 'nvidia')])"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True)

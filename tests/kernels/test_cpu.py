@@ -13,7 +13,10 @@ from types import ModuleType
 import pytest
 import torch
 
-from engine.kernels import cpu, cpu_library, reference
+from engine.kernels import reference
+from engine.kernels.cache import cache_folder
+from engine.kernels.cpu import kernels as cpu
+from engine.kernels.cpu import library as cpu_library
 from engine.kernels.terms import Trust
 from tests.conftest import ROOT
 from tests.kernels.cases import (
@@ -44,7 +47,7 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         return
     if not cpu.available():
         pytest.skip("no C++ compiler")
-    lib = cpu_library.load(cpu_library.build(request.param, cpu_library.cache_folder()))
+    lib = cpu_library.load(cpu_library.build(request.param, cache_folder()))
     monkeypatch.setattr(cpu, "library", lambda: lib)
     yield cpu
 
@@ -208,7 +211,7 @@ def test_a_step_has_the_same_bits_on_every_instruction_set(monkeypatch: pytest.M
     table, size = segments([1, 3, 70_001, 2048])
     results = []
     for machine in MACHINES:
-        lib = cpu_library.load(cpu_library.build(machine, cpu_library.cache_folder()))
+        lib = cpu_library.load(cpu_library.build(machine, cache_folder()))
         monkeypatch.setattr(cpu, "library", lambda lib=lib: lib)
         buffers = optimizer_buffers(size, torch.bfloat16)
         cpu.adamw_step_(*buffers.values(), None, table, STEP, ONE * 0.3)
@@ -244,7 +247,7 @@ def test_a_segment_of_40_million_elements_is_exact(kernels: ModuleType) -> None:
 def test_many_processes_build_once(tmp_path: Path) -> None:
     if not cpu.available():
         pytest.skip("no C++ compiler")
-    code = "import pathlib, sys; from engine.kernels.cpu_library import build; build((), pathlib.Path(sys.argv[1]))"
+    code = "import pathlib, sys; from engine.kernels.cpu.library import build; build((), pathlib.Path(sys.argv[1]))"
     ranks = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT) for _ in range(3)]
     assert [rank.wait() for rank in ranks] == [0, 0, 0]
     names = sorted(path.suffix for path in tmp_path.iterdir())

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.kernels import cuda, reference
-from engine.kernels.selfcheck import disagreement
+from engine.kernels import reference
+from engine.kernels.cuda import kernels as cuda
+from engine.kernels.cuda.selfcheck import disagreement
 from tests.cuda_emulator.float64 import error
 from tests.kernels.test_emulator import TOLERANCE, Optimizer, rows
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from engine.kernels.cpu_library import library
+from engine.kernels.cpu.library import library
 from engine.kernels.embedding import TiedGradient, add_rows
 
 needs_kernels = pytest.mark.skipif(library() is None, reason="no C++ compiler")

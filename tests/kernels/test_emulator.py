@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.kernels import cuda, reference
-from engine.kernels.nvrtc import SOURCES
+from engine.kernels import reference
+from engine.kernels.cuda import kernels as cuda
+from engine.kernels.cuda.nvrtc import SOURCES
 from engine.kernels.segments import Segments
 from engine.kernels.terms import Adam, Trust
 from tests.cuda_emulator.emulated import SCHEDULES, Emulator, EmulatorError, build, emulated_kernels

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.kernels import cpu, cpu_layers, ops
-from engine.kernels.cpu_layers import NO_DROPOUT, Dropout, Sequences
+from engine.kernels import ops
+from engine.kernels.cpu import kernels as cpu
+from engine.kernels.cpu import layers as cpu_layers
+from engine.kernels.cpu.layers import NO_DROPOUT, Dropout, Sequences
 from engine.kernels.layers import _Attention, _NormalisedSum, fused_attention, fuses_attention, normalised_sum
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="no C++ compiler for the CPU kernels")

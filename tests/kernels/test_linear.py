@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from engine.kernels import linear as kernels
 from engine.kernels import ops
-from engine.kernels.cpu_library import library
+from engine.kernels.cpu.library import library
 
 needs_kernels = pytest.mark.skipif(library() is None, reason="no C++ compiler")
 needs_products = pytest.mark.skipif(not kernels._has_bf16_products(), reason="oneDNN has no bf16 products here")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.kernels.nvrtc import SOURCES
+from engine.kernels.cuda.nvrtc import SOURCES
 from tests.cuda_emulator.emulated import HERE, SCHEDULES, compile_sources
 
 ADDRESS = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")

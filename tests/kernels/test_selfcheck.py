@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.kernels import cpu, cuda, ops, reference, selfcheck
-from engine.kernels.selfcheck import disagreement
+from engine.kernels import ops, reference
+from engine.kernels.cpu import kernels as cpu
+from engine.kernels.cuda import kernels as cuda
+from engine.kernels.cuda import selfcheck
+from engine.kernels.cuda.selfcheck import disagreement
 from tests.cuda_emulator.emulated import emulated_kernels
 
 CPU = torch.device("cpu")

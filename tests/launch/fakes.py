@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from launch.checks.finding import Finding
+from launch.doctor.finding import Finding
 
 #: a remote shell to a node whose clock is ahead, and whose python is this one's with another torch
 FAKE_SSH = """#!{python}

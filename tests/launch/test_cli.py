@@ -8,7 +8,7 @@ import pytest
 
 from engine.errors import UserError
 from launch.cli import run_command
-from launch.train import debug_config, parse
+from launch.configure.options import debug_config, parse
 
 
 def failure(*arguments: str) -> str:

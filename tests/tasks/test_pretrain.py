@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from engine.config import RunConfig
-from engine.data.loader import evaluation_batches, resolve_layout, training_batches
-from engine.data.prepare import PrepareConfig, prepare
-from engine.data.source import Cursor
-from engine.data.tokenizer import load_tokenizer
+from engine.data.loading.loader import evaluation_batches, resolve_layout, training_batches
+from engine.data.loading.source import Cursor
+from engine.data.store.prepare import PrepareConfig, prepare
+from engine.data.tokenizer.wordpiece import load_tokenizer
 from engine.errors import UserError
 from engine.model.folder import export_huggingface, tokenizer_files
 from engine.tasks.pretrain import NOTATION, Pretraining, escape, loss_shares

@@ -17,9 +17,9 @@ from torch.multiprocessing.spawn import start_processes
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from engine.config import LabelledConfig, ModelConfig, RunConfig
-from engine.data.loader import BatchLayout, evaluation_batches, training_batches
-from engine.data.source import Cursor, MicroBatch
-from engine.data.tokenizer import Vocabulary, load_tokenizer
+from engine.data.loading.loader import BatchLayout, evaluation_batches, training_batches
+from engine.data.loading.source import Cursor, MicroBatch
+from engine.data.tokenizer.wordpiece import Vocabulary, load_tokenizer
 from engine.errors import UserError
 from engine.tasks.sequence import SequenceClassification, model_inputs
 from engine.tasks.task import Evaluation, Task

@@ -21,8 +21,8 @@ from unittest import mock
 import torch
 
 from engine import dist
-from engine.data.source import MicroBatch
-from engine.train.zero import end_ranks, start_ranks
+from engine.data.loading.source import MicroBatch
+from engine.train.ranks.join import end_ranks, start_ranks
 
 #: numbers that dropout would draw
 DRAWN = 64
@@ -58,11 +58,12 @@ def observed(
     """
     from engine.tasks.pretrain import Pretraining
     from engine.tasks.task import StepOutput
-    from engine.train.guard import Guard
-    from engine.train.preempt import StopRequest
-    from engine.train.watchdog import Watchdog
+    from engine.train.watch.guard import Guard
+    from engine.train.watch.preempt import StopRequest
+    from engine.train.watch.watchdog import Watchdog
+    from launch.configure.options import parse_given
     from launch.launcher import Launcher
-    from launch.train import parse_given, run
+    from launch.train import run
     from tests.train.runs import SMALL
 
     world = world or dist.World()
@@ -86,11 +87,11 @@ def observed(
 
 def evaluated(model: Path, options: list[str]) -> dict[str, float]:
     """The scores of an exported model on the held-out samples of a run, by this process alone."""
-    from engine.data.loader import evaluation_batches
+    from engine.data.loading.loader import evaluation_batches
     from engine.model.pretrained import load_pretrained
     from engine.tasks.pretrain import Pretraining
-    from engine.train.loop import to_device
-    from launch.train import parse
+    from engine.train.trainer import to_device
+    from launch.configure.options import parse
     from tests.train.runs import SMALL
 
     task = Pretraining(parse([*SMALL, *options]))

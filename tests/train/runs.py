@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.errors import UserError
-from engine.train.nvme import check_tools
+from engine.zero.nvme import check_tools
 from launch.curves import Curve, read_curves
 
 ROOT = Path(__file__).resolve().parents[2]

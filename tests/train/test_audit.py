@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.data.source import Cursor
+from engine.data.loading.source import Cursor
 from engine.errors import RunError
 from engine.train.audit import Audit, Entry, Ledger, entries, merge, read_audit, sample_hashes
 

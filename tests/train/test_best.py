@@ -16,10 +16,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from engine.data.tokenizer import load_tokenizer
+from engine.data.tokenizer.wordpiece import load_tokenizer
 from launch.curves import Curve
-from tests.train.policy_worker import trained
 from tests.train.runs import losses
+from tests.train.watch.policy_worker import trained
 
 OTHER = {"tool": "fruit", "fruit": "tool"}
 WORDS = {"tool": ["type", "file", "list", "code"], "fruit": ["name", "time", "line", "data"]}

@@ -9,8 +9,9 @@ import pytest
 
 from engine.config import MonitorConfig, RunConfig
 from engine.errors import UserError
-from engine.train.earlier import cut_back, set_aside
-from engine.train.monitor import Monitor
+from engine.train.curves.csv_files import cut_back
+from engine.train.curves.monitor import Monitor
+from engine.train.earlier import set_aside
 from tests.single_rank import single_rank
 from tests.train.runs import free_port, losses, run
 

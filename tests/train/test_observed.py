@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from engine.train.archive import full_weights
-from engine.train.checkpoint import complete_checkpoints
-from engine.train.faults import read_faults
+from engine.train.checkpoint.folder import complete_checkpoints
+from engine.train.watch.faults import read_faults
+from engine.zero.archive import full_weights
 from tests.train.observed import DELAY, delayed, evaluated, observed
 from tests.train.runs import ROOT, command, environment, losses
 

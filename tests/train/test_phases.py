@@ -99,7 +99,7 @@ def test_fine_tuning_ends_with_a_report_and_the_best_model(
 
 
 def test_a_store_with_no_held_out_text_trains_without_evaluation(tmp_path: Path) -> None:
-    from engine.data.prepare import PrepareConfig, prepare
+    from engine.data.store.prepare import PrepareConfig, prepare
 
     prepare(PrepareConfig(output=str(tmp_path / "store"), vocab_size=500, validation_fraction=0.0, workers=0))
     printed = run(

@@ -16,16 +16,16 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine.config import TrainConfig
-from engine.data.loader import BatchLayout, training_batches
-from engine.data.source import Cursor
+from engine.data.loading.loader import BatchLayout, training_batches
+from engine.data.loading.source import Cursor
 from engine.errors import UserError
 from engine.kernels.gemm import GemmPeak
 from engine.model.flops import Dimensions, forward_flops, training_flops
 from engine.tasks.pretrain import Pretraining
-from engine.train.breakdown import HOST, KINDS, PARTS, Operators, RankRecord, kind_of, operators, summarise
-from engine.train.profile import check_profile, compress, warm_up_steps
-from engine.train.recording import BACKWARD, FORWARD, OTHER, Clock, wrapped
-from launch.train import parse
+from engine.train.profile.breakdown import HOST, KINDS, PARTS, Operators, RankRecord, kind_of, operators, summarise
+from engine.train.profile.profile import check_profile, compress, warm_up_steps
+from engine.train.profile.recording import BACKWARD, FORWARD, OTHER, Clock, wrapped
+from launch.configure.options import parse
 from tests.train.runs import SMALL, losses, run
 
 STEPS = 7

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.train.quiet import without_compiler
+from engine.zero.quiet import without_compiler
 from tests.conftest import ROOT
-from tests.train.first_step_worker import MARK
+from tests.train.certificate.first_step_worker import MARK
 from tests.train.runs import SMALL, environment
 
 #: each takes from a tenth of a second to two seconds to import, and only evaluations, exports or preparation use it
@@ -32,7 +32,14 @@ USED = {"deepspeed", "pyarrow", "tensorboard", "tokenizers", "transformers.model
 
 
 def loaded_after_the_first_step(output: Path, *options: str) -> set[str]:
-    command = [sys.executable, "-m", "tests.train.first_step_worker", f"--output={output}", *SMALL, *options]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.train.certificate.first_step_worker",
+        f"--output={output}",
+        *SMALL,
+        *options,
+    ]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     printed = done.stdout.splitlines()

@@ -1,0 +1,1 @@
+"""Labelled files -> examples -> encoded samples."""

@@ -1,0 +1,164 @@
+"""Readers of labelled text files: csv, tsv, JSON lines.
+
+Each yields (position, record) pairs, where a position is the line that a record starts at.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from engine.data.text.textfile import json_remedy, parse_json, text_lines, without_half_characters
+from engine.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Records = Iterator[tuple[int, Mapping[str, Any]]]
+
+#: what separates the fields of files called .csv and .tsv
+_SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns to read."""
+
+    text: str
+    text_pair: str | None
+    label: str
+
+    def fields(self) -> dict[str, str]:
+        """Column name of each configuration field that is set."""
+        named = {"labelled.text": self.text, "labelled.text_pair": self.text_pair, "labelled.label": self.label}
+        return {field: column for field, column in named.items() if column}
+
+    def check(self) -> None:
+        """Raise a `UserError` if two fields name the same column."""
+        seen: dict[str, str] = {}
+        for field, column in self.fields().items():
+            if column in seen:
+                raise UserError(f"{field}: {column!r} is {seen[column]} already; name another column")
+            seen[column] = field
+
+    def require(self, available: Sequence[str], place: str) -> None:
+        """Raise a `UserError` that names the first column that `available` lacks or has more than once."""
+        for field, column in self.fields().items():
+            if column not in available:
+                have = ", ".join(str(name) for name in available) or "none"
+                raise UserError(f"{place}: no column {column!r}; it has {have}; set {field} to one of them")
+            if (count := list(available).count(column)) > 1:
+                raise UserError(f"{place}: {count} columns are called {column!r} ({field}); rename all but one")
+
+
+def place(path: str, line: int) -> str:
+    """Where something is, for a message."""
+    return f"{path}, line {line}"
+
+
+def table_records(path: str, columns: Columns, tab: bool) -> Records:
+    """The rows of a csv or (`tab`) tsv file with a header, which also tells what separates the fields.
+
+    In a .tsv a quote is a plain character, as in GLUE's files, unless all names of its header are quoted.
+    """
+    csv.field_size_limit(sys.maxsize)  # the module's own limit is 131,072 characters
+    start, last = 1, 0
+
+    def count(_: int) -> None:
+        nonlocal last
+        last += 1
+
+    lines = text_lines(Path(path), count)
+    try:
+        header = next(lines, "")
+        reader = csv.reader(chain([header], lines), strict=True, **_format_of(path, header, columns, tab))
+        names = [name.strip() for name in next(reader, [])]
+        columns.require(names, path)
+        used = {column: names.index(column) for column in columns.fields().values()}
+        start = reader.line_num + 1
+        for row in reader:
+            if row and len(row) != len(names):
+                raise UserError(
+                    f"{place(path, start)}: the header has {len(names)} fields and this row has {len(row)}; "
+                    "check its separators and quotes"
+                )
+            if row:
+                yield start, {column: row[index] for column, index in used.items()}
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{place(path, start)}: {error}; check the quotes of this row") from error
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, last, error) from error
+
+
+def _format_of(path: str, header: str, columns: Columns, tab: bool) -> dict[str, Any]:
+    """Arguments of `csv.reader`: of the separators, the one that gives the header the wanted names."""
+    own = "\t" if tab else ","
+    wanted = set(columns.fields().values())
+    for separator in (own, *_SEPARATORS):
+        quoted = [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
+        if wanted <= set(quoted):
+            if separator != own:
+                log.info("%s: its fields are separated by %s", path, _SEPARATORS[separator])
+            plain = tab and separator == "\t" and not _is_quoted(header)
+            return {"delimiter": separator, "quoting": csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL}
+    return {"delimiter": own, "quoting": csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL}
+
+
+def _is_quoted(header: str) -> bool:
+    names = header.strip("\r\n").split("\t")
+    return all(len(name) > 1 and name[0] == name[-1] == '"' for name in names)
+
+
+def json_records(path: str, columns: Columns) -> Records:
+    """The objects of JSON lines; empty lines are skipped."""
+    number = 0
+    try:
+        for number, line in enumerate(text_lines(Path(path)), 1):
+            if line.strip():
+                yield number, _json_record(line, columns, place(path, number))
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, number + 1, error) from error
+
+
+def _json_record(line: str, columns: Columns, where: str) -> dict[str, Any]:
+    try:
+        record = parse_json(line)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON ({error}); {json_remedy(line)}") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: {line.strip()!r:.60} is no object; {json_remedy(line)}")
+    wanted = columns.fields().values()
+    several = any(line.count(json.dumps(column, ensure_ascii=False)) > 1 for column in wanted)
+    columns.require(_names(line) if several else list(record), where)
+    if "\\u" in line:
+        return {
+            name: without_half_characters(record[name]) if _is_text(record[name]) else record[name] for name in wanted
+        }
+    return record
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _names(line: str) -> list[str]:
+    """The names in a JSON object, repeated ones as often as they are there."""
+    names: list[str] = []
+
+    def keep(pairs: list[tuple[str, Any]]) -> None:
+        names[:] = [name for name, _ in pairs]  # the outermost object is the last to end
+
+    json.loads(line, object_pairs_hook=keep)
+    return names
+
+
+def _not_utf8(path: str, line: int, error: UnicodeDecodeError) -> UserError:
+    byte = error.object[error.start]
+    return UserError(f"{place(path, line)}: not UTF-8 text (byte 0x{byte:02x}: {error.reason}); convert it to UTF-8")

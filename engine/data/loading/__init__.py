@@ -1,0 +1,1 @@
+"""Exact, resumable global batches of any sample source."""

@@ -1,0 +1,1 @@
+"""Documents -> token store: tokenized in parallel, memory-mapped, byte-identical for any number of workers."""

@@ -1,0 +1,1 @@
+"""Raw text in any form -> documents and sentences."""

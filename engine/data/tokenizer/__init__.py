@@ -1,0 +1,1 @@
+"""Vocabularies: learned here, or read from a Hugging Face folder and obeyed or refused."""

@@ -1,0 +1,1 @@
+"""The kernels on CPUs: C++ through ctypes."""

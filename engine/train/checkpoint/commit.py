@@ -1,0 +1,142 @@
+"""From the files of the ranks to a checkpoint: the steps on the file system, in the order that survives a crash.
+
+Whatever is relied on is on the disk before: a rank's files before the list of them, all lists before `state.json`, that
+before the rename that gives the folder its name, that before `latest` moves, and a verified checkpoint before any older
+one is dropped. No function here calls a collective.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from engine.durable import FileFacts, make_folder, replace_durably, sync_folder, write_durably
+from engine.errors import UserError
+from engine.train.checkpoint.folder import (
+    STATE_FILE,
+    RunState,
+    checkpoint_name,
+    checkpoint_step,
+    complete_checkpoints,
+    damage,
+)
+from engine.zero.states import Snapshot
+
+#: what a save that died, or a checkpoint that was being dropped, leaves behind
+LEFTOVERS = (".partial-step-*", ".dropped-step-*")
+
+
+def part_file(rank: int) -> str:
+    """The list of a rank's files, written when they are on the disk."""
+    return f"part-{rank:05d}.json"
+
+
+def partial_folder(folder: Path, step: int) -> Path:
+    """Where a checkpoint is written before it gets its name."""
+    return folder / f".partial-{checkpoint_name(step)}"
+
+
+def prepare(folder: Path, step: int) -> None:
+    """Make the empty folder to write a checkpoint in; on rank 0, before any rank writes.
+
+    Raises:
+        OSError: the disk is full or can't be written; so for the following functions.
+    """
+    clean(folder)
+    make_folder(partial_folder(folder, step))
+
+
+def clean(folder: Path) -> None:
+    """Remove what dead saves left, as far as possible."""
+    for path in (path for pattern in LEFTOVERS for path in folder.glob(pattern)):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def write_part(partial: Path, snapshot: Snapshot, further: Mapping[str, bytes]) -> None:
+    """Write one rank's files, and then the list of them: there is one when, and only when, all are on the disk."""
+    files = snapshot.write(partial)
+    files |= {name: write_durably(partial / name, content) for name, content in further.items()}
+    listed = partial / part_file(snapshot.rank)
+    aside = listed.with_suffix(".new")
+    write_durably(aside, json.dumps({name: asdict(facts) for name, facts in files.items()}).encode())
+    sync_folder(partial)
+    aside.replace(listed)
+
+
+def has_parts(partial: Path, ranks: int) -> bool:
+    """Whether the files of all ranks are on the disk."""
+    return all((partial / part_file(rank)).is_file() for rank in range(ranks))
+
+
+def commit(folder: Path, state: RunState, keep: int) -> None:
+    """Make a checkpoint of the files of all ranks, then drop the oldest beyond `keep`; on rank 0."""
+    partial, final = partial_folder(folder, state.step), folder / checkpoint_name(state.step)
+    files: dict[str, FileFacts] = {}
+    for listed in [partial / part_file(rank) for rank in range(state.world_size)]:
+        files |= {name: FileFacts(**facts) for name, facts in json.loads(listed.read_bytes()).items()}
+        listed.unlink()
+    write_durably(partial / STATE_FILE, replace(state, files=files).text().encode())
+    sync_folder(partial)
+    problem = damage(partial, hashes=False)
+    if problem is not None:
+        raise OSError(f"right after it was written, {problem}")
+    if final.exists():
+        set_aside(final)
+    partial.rename(final)
+    sync_folder(folder)
+    replace_durably(folder / "latest", final.name.encode())
+    shutil.rmtree(aside_folder(final), ignore_errors=True)
+    retain(folder, keep)
+
+
+def retain(folder: Path, keep: int) -> None:
+    """Drop what is older than the newest `keep` checkpoints whose files are there in full size."""
+    kept = 0
+    for path in reversed(complete_checkpoints(folder)):
+        if kept >= keep:
+            drop(path)
+        elif is_full_size(path):
+            kept += 1
+
+
+def is_full_size(path: Path) -> bool:
+    """Whether all files of a checkpoint are there in full size, without reading them."""
+    try:
+        return damage(path, hashes=False) is None
+    except UserError:
+        return False
+
+
+def drop(path: Path) -> None:
+    """Remove a checkpoint: its name first, so that a half removed one is never taken for a damaged one."""
+    dropped = path.with_name(f".dropped-{path.name}")
+    shutil.rmtree(dropped, ignore_errors=True)
+    path.rename(dropped)
+    shutil.rmtree(dropped)
+
+
+def aside_folder(path: Path) -> Path:
+    return path.with_name(f"aside-{path.name}")
+
+
+def set_aside(path: Path) -> Path:
+    """Take a checkpoint out of the run without losing it, until the run saves that step again."""
+    aside = aside_folder(path)
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+    sync_folder(path.parent)
+    return aside
+
+
+def set_aside_from(folder: Path, step: int, start: Path) -> list[str]:
+    """Set aside the checkpoints that a run which goes on from `start`, at `step`, will come to again.
+
+    Returns:
+        What was done, in lines for a person.
+    """
+    again = [path for path in complete_checkpoints(folder) if checkpoint_step(path) >= step]
+    moved = [(path, set_aside(path)) for path in again if path.resolve() != start.resolve()]
+    return [f"set {path} aside as {aside.name}, until this run saves that step again" for path, aside in moved]

@@ -1,0 +1,328 @@
+"""Checkpoints: everything that an exact resume needs, whole or refused, whatever the layout it is resumed in.
+
+    <output>/checkpoints/
+        latest                       name of the newest checkpoint
+        step-000100/
+            state.json               format, step, cursor, layout, the run's configuration, versions; size and SHA-256
+                                     of every other file, and the hash of itself
+            index.json               where the ranges of every parameter lie; see `engine.zero.archive`
+            rank-NNNNN.safetensors   fp32 weights and optimizer states that rank N wrote
+            rng-rank-N.pt            random generators of rank N
+            config.json              the model as transformers describes it, with the names of its classes
+            tokenizer.json, ...      the tokenizer's files
+        aside-step-000200/           one that a resume from an earlier step left behind
+
+`engine.train.checkpoint.saver` writes them, `engine.train.checkpoint.commit` names them. Any number of ranks resumes at
+any ZeRO stage: parameters are saved under their names and without ZeRO's padding, and the cursor counts samples. Only
+the random generators belong to a rank; another number of ranks seeds new ones. What the weights mean is in the
+checkpoint too, so an export reads nothing else, and a resume is refused where today's data or options contradict it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+import engine
+from engine import dist
+from engine.config import ModelConfig
+from engine.data.loading.source import Cursor
+from engine.durable import SEAL, FileFacts, is_sealed, seal, sha256_of
+from engine.errors import UserError
+from engine.tasks.identity import MAY_CHANGE
+from engine.zero.archive import first_line
+from engine.zero.engine import ZeroEngine
+
+STATE_FILE = "state.json"
+#: of the folder's files; 1 was DeepSpeed's own, 2 had no hashes, 3 didn't say what the weights mean
+FORMAT = 4
+READABLE_FORMATS = (3, 4)
+UNSEALED_FORMATS = (1, 2)
+#: the base weights count by their content, and recomputation changes no value
+FREE_MODEL_FIELDS = ("init_from", "activation_checkpointing")
+#: configuration that a resume can't change, because states, data order or the best score depend on it
+FIXED_FIELDS = (
+    "task",
+    "seed",
+    *(f"model.{part.name}" for part in fields(ModelConfig) if part.name not in FREE_MODEL_FIELDS),
+    "data.sequence_length",
+    "data.short_sequence_probability",
+    "data.mask_probability",
+    "data.whole_word_masking",
+    "labelled.text",
+    "labelled.text_pair",
+    "labelled.label",
+    "labelled.max_length",
+    "labelled.metric",
+    "labelled.group_by_length",
+    "optim.name",
+    "train.precision",
+)
+#: fixed too where a checkpoint doesn't know the content behind them
+NAMES_OF_CONTENT = ("model.init_from", "labelled.train")
+#: what differs between two starts of a run and needs no telling
+UNTOLD_FIELDS = ("resume", "output", "train.zero_stage")
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run stands after an optimizer step."""
+
+    step: int
+    cursor: Cursor
+    world_size: int
+    config: dict[str, Any]
+    best: float | None = None
+    """best value so far of the task's metric"""
+    best_step: int | None = None
+    """the step that had it; None too where an earlier version saved it"""
+    facts: dict[str, Any] | None = None
+    """what `engine.tasks.identity` tells of the run; None where an earlier version saved it"""
+    micro_batch: int = 0
+    meter: dict[str, Any] = field(default_factory=dict)
+    """the curves' point under way, see `Meter.state`"""
+    version: str = engine.__version__
+    format: int = FORMAT
+    files: dict[str, FileFacts] = field(default_factory=dict)
+    """every other file of the checkpoint"""
+
+    def text(self) -> str:
+        """The content of state.json."""
+        return seal(asdict(self))
+
+
+class DamagedCheckpointError(UserError):
+    """A checkpoint isn't what was written."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"resume: {path} is damaged ({problem}); resume from another checkpoint")
+        self.problem = problem
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def generators_file(rank: int) -> str:
+    return f"rng-rank-{rank}.pt"
+
+
+def checkpoint_step(path: Path) -> int:
+    return int(path.name.rsplit("-", 1)[1])
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first: a folder gets its name when all is in it, but may be damaged since."""
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name) and path.is_dir()]
+    return sorted(found, key=checkpoint_step)
+
+
+def find(resume: str, folder: Path, say: Callable[[str], None] = print) -> Path | None:
+    """The checkpoint that `resume` asks for (never, auto or a path), with all its files verified; collective.
+
+    Args:
+        resume: never, auto (the newest intact one, if there is any at all) or a path.
+        folder: the run's `checkpoints` folder.
+        say: told, on rank 0, of each damaged one that auto passes over.
+
+    Raises:
+        UserError: the path is no checkpoint or damaged, all are damaged, one is of another format, or `never` would
+            mix a new run with an older one's checkpoints.
+    """
+    if resume == "never":
+        if present := complete_checkpoints(folder):
+            raise UserError(
+                f"output: {str(folder.parent)!r} holds {present[-1].name} of an earlier run; "
+                "pass --resume auto to go on, or another --output"
+            )
+        return None
+    if resume == "auto":
+        return newest_intact(folder, say)
+    path = Path(resume)
+    if not all(dist.gather_objects((path / STATE_FILE).is_file())):
+        raise UserError(f"resume: {resume!r} is no checkpoint (no {STATE_FILE}); give auto or a step-NNNNNN folder")
+    refuse_damaged(path)
+    return path
+
+
+def newest_intact(folder: Path, say: Callable[[str], None] = print) -> Path | None:
+    """The newest checkpoint whose every file is what was written, None if there is no checkpoint at all; collective.
+
+    Raises:
+        UserError: all of them are damaged, or one is of another format.
+    """
+    present = dist.gather_objects(complete_checkpoints(folder))[0]  # one list for all, also on a slow network disk
+    for path in reversed(present):
+        problem = verify(path)
+        if problem is None:
+            return path
+        if dist.place()[0] == 0:
+            say(f"passed over {path}, which is damaged: {problem}")
+    if present:
+        raise UserError(
+            f"resume: every checkpoint in {folder} is damaged; restore one, or move the folder away to start anew"
+        )
+    return None
+
+
+def refuse_damaged(path: Path) -> None:
+    """Verify a checkpoint; collective.
+
+    Raises:
+        UserError: names the file that is damaged, or the other format that it is of.
+    """
+    problem = verify(path)
+    if problem is not None:
+        raise DamagedCheckpointError(path, problem)
+
+
+def verify(path: Path) -> str | None:
+    """`damage` with the files' hashes dealt among the ranks, the same answer on all of them; collective."""
+    rank, size = dist.place()
+    own = dist.agreed(lambda: damage(path, rank, size))
+    return next((problem for problem in dist.gather_objects(own) if problem), None)
+
+
+def damage(path: Path, part: int = 0, parts: int = 1, *, hashes: bool = True) -> str | None:
+    """What is wrong with the files of a checkpoint, naming the first of them; None if nothing is.
+
+    Args:
+        path: a step-NNNNNN folder.
+        part: of `parts`, which share of the files to read for their hashes; the size of every file is looked at.
+        parts: number of shares.
+        hashes: whether to read files at all.
+
+    Raises:
+        UserError: it is of another format.
+    """
+    try:
+        files = sorted(read_state(path).files.items())
+        present = {file.name: file.stat().st_size for file in path.iterdir() if file.name != STATE_FILE}
+        for name, facts in files:
+            if present.get(name) != facts.bytes:
+                found = f"has {present[name]} bytes of {facts.bytes}" if name in present else "is missing"
+                return f"{name} {found}"
+        if unknown := present.keys() - dict(files):
+            return f"{min(unknown)} is none of its files"
+        for name, facts in files[part::parts] if hashes else ():
+            if sha256_of(path / name) != facts.sha256:
+                return f"{name} is not what was written, by its SHA-256"
+    except DamagedCheckpointError as error:
+        return error.problem
+    except OSError as error:
+        return f"{error.filename or path}: {error.strerror}"
+    return None
+
+
+def read_state(path: Path) -> RunState:
+    """The state of a checkpoint.
+
+    Raises:
+        DamagedCheckpointError: state.json is missing or not what was written.
+        UserError: it is of a format of another version.
+    """
+    try:
+        text = (path / STATE_FILE).read_bytes().decode()
+        values = json.loads(text)
+        found = values.get("format", 1)
+        sealed = values.pop(SEAL, None) is not None or found not in UNSEALED_FORMATS
+        if sealed and not is_sealed(text):
+            raise ValueError("it is not what was written, by its SHA-256")
+        if found in READABLE_FORMATS:
+            files = {name: FileFacts(**facts) for name, facts in values["files"].items()}
+            return RunState(**{**values, "cursor": Cursor(**values["cursor"]), "files": files})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise DamagedCheckpointError(path, f"{STATE_FILE}: {reason}") from error
+    raise UserError(
+        f"resume: {path} is of checkpoint format {found} and this version reads format {FORMAT}; "
+        f"use the version that wrote it ({values.get('version')})"
+    )
+
+
+def check_resumable(state: RunState, path: Path, config: dict[str, Any]) -> None:
+    """Refuse a resume with a configuration that contradicts the checkpoint.
+
+    Raises:
+        UserError: names the field and both values.
+    """
+    # Samples that are grouped by length are ordered by global batches, so a cursor means nothing in other ones.
+    grouped = ("train.global_batch",) if flat(state.config).get("labelled.group_by_length") else ()
+    fixed = {*FIXED_FIELDS, *grouped, *(NAMES_OF_CONTENT if state.facts is None else ())}
+    for name, saved, given in differences(state.config, config):
+        if name in fixed:
+            raise UserError(
+                f"{name}: {given!r} differs from {saved!r} in {path}; "
+                f"set it back ({MAY_CHANGE}), or use another --output"
+            )
+
+
+def differences(saved: dict[str, Any], given: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(dotted field, saved value, given value) of every field that differs, in the order of the given ones.
+
+    A checkpoint from before an option has None for it, which is no difference from a default that is off.
+    """
+    left, right = flat(json.loads(json.dumps(saved))), flat(json.loads(json.dumps(given)))
+    pairs = [(name, left.get(name), value) for name, value in right.items()]
+    return [(name, old, new) for name, old, new in pairs if old != new and (old or new)]
+
+
+def changes(state: RunState, config: dict[str, Any]) -> str:
+    """The options that are others than at a checkpoint, in words; empty where none is."""
+    known = flat(state.config)
+    changed = [one for one in differences(state.config, config) if one[0] in known and one[0] not in UNTOLD_FIELDS]
+    return ", ".join(f"{name} {old!r} -> {new!r}" for name, old, new in changed)
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of dicts as one dict of dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
+def load(zero: ZeroEngine, path: Path, state: RunState) -> None:
+    """Put model, optimizer and random generators back as they were; collective.
+
+    Another number of ranks than the saved one can't have their generators: it gets new ones, which depend on the step.
+
+    Raises:
+        UserError: a file of the checkpoint is missing or damaged.
+    """
+    zero.load_states(path)
+    rank = torch.distributed.get_rank()
+    if zero.world_size != state.world_size:
+        dist.seed_everything(state.config["seed"], rank, state.step)
+        return
+    try:
+        rng = torch.load(path / generators_file(rank), weights_only=False)
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+        raise DamagedCheckpointError(path, first_line(error)) from error
+    dist.set_rng_state(rng)
+
+
+def resumption(state: RunState, path: Path, world_size: int, config: dict[str, Any]) -> str:
+    """What to tell about a resume: where it goes on, what changed since, and what follows from that."""
+    stage = int(config["train"]["zero_stage"])
+    told = f"resumed {path} at step {state.step}"
+    saved = (state.world_size, int(state.config["train"]["zero_stage"]))
+    if saved != (world_size, stage):
+        told += f", saved by {saved[0]} rank(s) at ZeRO stage {saved[1]}, now {world_size} rank(s) at stage {stage}"
+    if saved[0] != world_size:
+        told += "\nfrom here on dropout differs from that of the undisturbed run, whose ranks are other ones"
+    if changed := changes(state, config):
+        told += f"\nchanged since then: {changed}"
+    if state.facts is None:
+        told += (
+            "\nan earlier version saved it, without labels, tokenizer and data: make sure that they are the same; "
+            "text with over-long sentences comes in another order from here on"
+        )
+    return told

@@ -1,0 +1,220 @@
+"""Saves that leave a whole checkpoint or none, written while training goes on.
+
+1. Every rank copies what it saves into host memory: for so long the step is held up.
+2. A thread of each rank writes its files into a hidden folder, and when they are on the disk a list of them.
+3. Rank 0's thread waits for the lists of all ranks and makes a checkpoint of the files, as
+`engine.train.checkpoint.commit` says.
+
+Threads call no collective: the ranks agree at step boundaries, in `Saver.poll`, while a save is under way. One save is
+under way at a time.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from engine import dist
+from engine.errors import RunError
+from engine.train.checkpoint import commit
+from engine.train.checkpoint.folder import RunState, checkpoint_name, generators_file
+from engine.zero import states
+from engine.zero.engine import ZeroEngine
+
+DONE, WRITING, FAILED = range(3)
+REMEDIES = {
+    errno.ENOSPC: "free space there",
+    errno.EDQUOT: "free space or raise the quota there",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "make it writable",
+    errno.EPERM: "make it writable",
+}
+#: seconds between looks for the other ranks' files
+PATIENCE = 0.02
+#: seconds that rank 0 waits for the other ranks' files once its own run is over
+GRACE = 30.0
+
+
+class Failure(NamedTuple):
+    """Why a rank couldn't save, in words that travel between ranks."""
+
+    cause: str
+    remedy: str
+    is_defect: bool
+
+
+class Saver:
+    """Saves a run's checkpoints, one after the other; every method is collective.
+
+    A save that fails is told of and the run goes on, to save again at the next interval; if it was `required` the run
+    ends. Older checkpoints stay as they are.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        *,
+        background: bool,
+        say: Callable[[str], None] = print,
+        meaning: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """
+        Args:
+            folder: the run's `checkpoints` folder; what a dead save left there is removed.
+            keep: newest checkpoints to keep, at least 1.
+            background: go on while threads write, at the price of a copy in memory; see `states.snapshot`.
+            say: tells a person of a save that failed; called on every rank.
+            meaning: further files of every checkpoint, which say what the weights mean; written by rank 0.
+        """
+        self._folder, self._keep, self._background, self._say = folder, keep, background, say
+        self._writer: PartWriter | None = None
+        self._newest: int | None = None
+        self._rank, self._ranks = dist.place()
+        self._meaning = dict(meaning or {}) if self._rank == 0 else {}
+        if self._rank == 0:
+            commit.clean(folder)
+
+    def resume(self, start: Path, step: int) -> list[str]:
+        """Go on from a checkpoint of `step`: set aside those of the folder that the run will come to again.
+
+        Returns:
+            On rank 0 what was done, in lines for a person.
+        """
+        if start.resolve() == (self._folder / checkpoint_name(step)).resolve():
+            self._newest = step
+        return commit.set_aside_from(self._folder, step, start) if self._rank == 0 else []
+
+    def save(self, zero: ZeroEngine, state: RunState, *, required: bool = False) -> None:
+        """Begin to save, once an earlier save is over; do nothing if that step is saved already.
+
+        Args:
+            zero: the engine, after an optimizer step.
+            state: where the run stands.
+            required: whether the run may not go on without this save.
+
+        Raises:
+            RunError: this save, if it fails at once, or the earlier one was required and failed.
+        """
+        self.wait()
+        if state.step == self._newest:
+            return
+        writer = PartWriter(self._folder, self._keep, state, is_main=self._rank == 0, required=required)
+        if self._rank == 0:
+            writer.attempt(lambda: commit.prepare(self._folder, state.step))
+        if any(dist.gather_objects(writer.failure)):
+            self._fail(writer)
+            return
+        writer.take(states.snapshot(zero.model, copy=self._background), self._meaning)
+        writer.start()
+        self._writer = writer
+        if not self._background:
+            self.wait()
+
+    def poll(self) -> None:
+        """See at a step boundary whether the save under way is over; free if there is none.
+
+        Raises:
+            RunError: it was required and failed.
+        """
+        writer = self._writer
+        if writer is None:
+            return
+        worst = dist.maximum(writer.status)
+        if worst == WRITING:
+            return
+        writer.end()
+        self._writer = None
+        if worst == FAILED:
+            self._fail(writer)
+        else:
+            self._newest = writer.state.step
+
+    def wait(self) -> None:
+        """Wait for the end of the save under way, if any; see `poll` for errors."""
+        while self._writer is not None:
+            self._writer.join(timeout=0.05)  # no longer: the others may be waiting for this rank in `poll`
+            self.poll()
+
+    def _fail(self, writer: PartWriter) -> None:
+        failures = dist.gather_objects(writer.failure)  # all threads have ended: nobody writes there any more
+        if self._rank == 0:
+            shutil.rmtree(commit.partial_folder(self._folder, writer.state.step), ignore_errors=True)
+        if writer.defect is not None:
+            raise writer.defect
+        rank, failure = next((rank, one) for rank, one in enumerate(failures) if one)
+        name = checkpoint_name(writer.state.step)
+        told = f"{name} was not saved in {self._folder} (rank {rank}: {failure.cause}); {failure.remedy}"
+        if writer.required or any(one.is_defect for one in failures if one):
+            raise RunError(f"{told}, then --resume auto goes on from an older checkpoint")
+        self._say(f"warning: {told}; older checkpoints are intact, and the next save tries again")
+
+
+class PartWriter(threading.Thread):
+    """Writes one rank's files of a checkpoint; on rank 0 also makes the checkpoint of everyone's.
+
+    The interpreter waits for it before it exits, so that a run which ends by an error still ends its save.
+    """
+
+    def __init__(self, folder: Path, keep: int, state: RunState, *, is_main: bool, required: bool) -> None:
+        super().__init__(name=f"save-{state.step}")
+        self.folder, self.keep, self.state, self.is_main, self.required = folder, keep, state, is_main, required
+        self.status = WRITING
+        self.failure: Failure | None = None
+        self.defect: Exception | None = None
+        self._ended = threading.Event()
+        self._taken: tuple[states.Snapshot, dict[str, bytes]] | None = None
+
+    def take(self, snapshot: states.Snapshot, meaning: Mapping[str, bytes]) -> None:
+        """What to write: the states, the random generators as they are now, and what they mean."""
+        generators = io.BytesIO()
+        torch.save(dist.rng_state(), generators)
+        self._taken = snapshot, {**meaning, generators_file(snapshot.rank): generators.getvalue()}
+
+    def run(self) -> None:
+        self.attempt(self._write)
+        self.status = FAILED if self.failure else DONE
+
+    def attempt(self, work: Callable[[], None]) -> None:
+        """Do it and keep why it failed, if it did; what is no fault of the disk is a defect, to be raised later."""
+        try:
+            work()
+        except OSError as error:
+            cause = f"{error.strerror or error}"
+            self.failure = Failure(cause, REMEDIES.get(error.errno or 0, "check that disk"), is_defect=False)
+        except Exception as error:
+            self.defect = error
+            self.failure = Failure(f"{type(error).__name__}: {error}", "that is a defect", is_defect=True)
+
+    def end(self) -> None:
+        """Wait for no other rank any more, and end."""
+        self._ended.set()
+        self.join()
+
+    def _write(self) -> None:
+        assert self._taken is not None, "take comes before start"
+        partial = commit.partial_folder(self.folder, self.state.step)
+        commit.write_part(partial, *self._taken)
+        self._taken = None
+        if self.is_main and self._all_written(partial):
+            commit.commit(self.folder, self.state, self.keep)
+
+    def _all_written(self, partial: Path) -> bool:
+        """Wait for the files of all ranks; False once the save has ended otherwise, or the run without them."""
+        deadline = None
+        while not commit.has_parts(partial, self.state.world_size):
+            if self._ended.wait(PATIENCE):
+                return False
+            if deadline is None and not threading.main_thread().is_alive():
+                deadline = time.monotonic() + GRACE
+            if deadline is not None and time.monotonic() > deadline:
+                return False
+        return True

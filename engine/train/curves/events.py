@@ -1,0 +1,157 @@
+"""TensorBoard's side of the curves: what its event files hold beside the points themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.config import DataConfig, LabelledConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from engine.train.curves.titles import title_of
+
+Point = tuple[str, float, int]
+"""tag, value, global step"""
+#: fields of each part of the configuration that runs are compared by
+COMPARED: dict[type, tuple[str, ...]] = {
+    RunConfig: ("task", "seed"),
+    ModelConfig: tuple(field.name for field in dataclasses.fields(ModelConfig)),
+    DataConfig: ("sequence_length", "short_sequence_probability", "mask_probability", "whole_word_masking"),
+    LabelledConfig: ("max_length", "group_by_length"),
+    OptimConfig: tuple(field.name for field in dataclasses.fields(OptimConfig)),
+    TrainConfig: ("global_batch", "steps", "epochs", "zero_stage", "precision"),
+}
+#: curves whose last values are a run's results
+RESULTS = (
+    *(f"test/{name}" for name in ("accuracy", "macro_f1", "matthews", "loss")),
+    *(f"eval/{name}" for name in ("accuracy", "macro_f1", "matthews", "loss")),
+    *(f"eval/{name}" for name in ("mlm_loss", "perplexity", "mlm_accuracy", "nsp_accuracy")),
+    *(f"train/{name}" for name in ("loss", "tokens_per_second")),
+)
+
+
+class TensorBoardCurves:
+    """Stands for DeepSpeed's TensorBoard monitor in its MonitorMaster: titles its curves, and writes no point twice."""
+
+    def __init__(self, monitor: Any, first_step: int) -> None:
+        """Args: monitor is DeepSpeed's; first_step the steps done at this start, 0 if it begins anew."""
+        self.writer = monitor.summary_writer
+        self._first_step = first_step
+        self._titled: set[str] = set()
+        self._there: dict[str, float] | None = None
+        if first_step > 0:
+            self.writer.file_writer.add_event(restart_event(first_step + 1))
+
+    def write_events(self, points: Sequence[Point]) -> None:
+        """Write points and flush them."""
+        for tag, value, step in points:
+            if step == self._first_step and self._is_there(tag, value):
+                continue
+            summary = scalar(tag, value, titled=tag not in self._titled)
+            self._titled.add(tag)
+            self.writer.file_writer.add_summary(summary, step)
+        self.writer.flush()
+
+    def _is_there(self, tag: str, value: float) -> bool:
+        """Whether an earlier start wrote the point: a run that is started again once it is done scores itself anew."""
+        if self._there is None:
+            self._there = points_at(Path(self.writer.log_dir), self._first_step) if self._first_step else {}
+        return bool(self._there.get(tag) == np.float32(value))
+
+
+def restart_event(step: int) -> Any:
+    """What tells TensorBoard that a run starts again at `step`: later points of the run that died don't count."""
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+    return Event(wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.START))
+
+
+def scalar(tag: str, value: float, *, titled: bool) -> Any:
+    """A point of a curve; the first that a file holds of it says what the curve is."""
+    from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR, Summary
+    from tensorboard.plugins.scalar.metadata import create_summary_metadata
+
+    point = Summary.Value(tag=tag, simple_value=float(value))
+    if titled:
+        title = title_of(tag)
+        point.metadata.CopyFrom(create_summary_metadata(title.name, title.description))
+        point.metadata.data_class = DATA_CLASS_SCALAR  # TensorBoard's fast loader drops the titles of points without it
+    return Summary(value=[point])
+
+
+def points_at(folder: Path, step: int) -> dict[str, float]:
+    """The values, rounded to fp32, of all curves in a folder's event files at one step."""
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+    found: dict[str, float] = {}
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        for event in LegacyEventFileLoader(str(path)).Load():
+            if event.step == step:
+                found |= {one.tag: one.simple_value for one in event.summary.value if one.HasField("simple_value")}
+    return found
+
+
+def session_start(config: RunConfig) -> list[Any]:
+    """Summaries for TensorBoard's HParams page: the values that runs are compared by, and which curves are results.
+
+    The second is the same in every run, for TensorBoard takes that of any.
+    """
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
+    kinds = {"bool": api_pb2.DATA_TYPE_BOOL, "number": api_pb2.DATA_TYPE_FLOAT64, "string": api_pb2.DATA_TYPE_STRING}
+    started = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
+    experiment = api_pb2.Experiment()
+    for name, kind, value in hyperparameters(config):
+        experiment.hparam_infos.add(name=name, type=kinds[kind])
+        if value is not None:
+            setattr(started.hparams[name], f"{kind}_value", value)
+    for tag in RESULTS:
+        experiment.metric_infos.add(name=api_pb2.MetricName(tag=tag), display_name=title_of(tag).name)
+    return [
+        _hparams(metadata.EXPERIMENT_TAG, experiment=experiment),
+        _hparams(metadata.SESSION_START_INFO_TAG, session_start_info=started),
+    ]
+
+
+def session_end() -> Any:
+    """A summary for TensorBoard's HParams page: the run has come to its end."""
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
+    ended = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=time.time())
+    return _hparams(metadata.SESSION_END_INFO_TAG, session_end_info=ended)
+
+
+def _hparams(tag: str, **content: Any) -> Any:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+
+    described = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(**content))
+    return Summary(value=[Summary.Value(tag=tag, metadata=described)])  # a tensor would count among the run's texts
+
+
+def hyperparameters(config: RunConfig) -> list[tuple[str, str, bool | float | str | None]]:
+    """Dotted name, kind (bool, number or string) and value of each hyper-parameter; None where it is left open."""
+    names = ("model", "data", "labelled", "optim", "train")
+    parts: list[tuple[str, Any]] = [("", config), *((f"{name}.", getattr(config, name)) for name in names)]
+    found = []
+    for prefix, part in parts:
+        kinds = {field.name: _kind(str(field.type)) for field in dataclasses.fields(part)}
+        for name in COMPARED[type(part)]:
+            value = getattr(part, name)
+            shown = value if value is None or kinds[name] != "string" else str(value)
+            found.append((prefix + name, kinds[name], shown))
+    return found
+
+
+def _kind(annotation: str) -> str:
+    """What a configuration's field is to TensorBoard.
+
+    >>> [_kind(annotation) for annotation in ("bool", "float | None", "tuple[float, float]")]
+    ['bool', 'number', 'string']
+    """
+    if annotation == "bool":
+        return "bool"
+    return "number" if annotation.removesuffix(" | None") in ("int", "float") else "string"

@@ -1,0 +1,63 @@
+"""Norms of weights and updates, as curves a layer and histograms over parameters; pure functions of the numbers."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+from engine.optim.layout import ParameterNorms
+
+
+def layer_of(name: str) -> str:
+    """The layer that a parameter counts to: encoder layers by number, all else by its module.
+
+    >>> layer_of("bert.encoder.layer.3.attention.self.query.weight")
+    'layer.3'
+    >>> layer_of("bert.embeddings.word_embeddings.weight")
+    'embeddings'
+    >>> layer_of("cls.predictions.transform.dense.bias")
+    'predictions'
+    """
+    numbered = re.search(r"\blayer\.\d+", name)
+    if numbered:
+        return numbered[0]
+    parts = [part for part in name.split(".") if part not in ("bert", "cls", "encoder")]
+    return parts[0]
+
+
+def curves(norms: Mapping[str, ParameterNorms]) -> dict[str, float]:
+    """Scalars: norms of each layer's weights and update, their quotient, and the spread of trust ratios.
+
+    A layer's norm is that of its parameters laid end to end. Trust ratios that are 1 by rule (biases, LayerNorm) don't
+    enter the spread; without any other there is none.
+    """
+    weights: dict[str, float] = {}
+    updates: dict[str, float] = {}
+    for name, found in norms.items():
+        layer = layer_of(name)
+        weights[layer] = math.hypot(weights.get(layer, 0.0), found.weight)
+        updates[layer] = math.hypot(updates.get(layer, 0.0), found.update)
+    values = {f"weight_norm/{layer}": value for layer, value in weights.items()}
+    values |= {f"update_norm/{layer}": value for layer, value in updates.items()}
+    values |= {f"update_to_weight/{layer}": updates[layer] / w for layer, w in weights.items() if w > 0}
+    ratios = sorted(trust_ratios(norms))
+    if ratios:
+        values |= {"trust_ratio/lowest": ratios[0], "trust_ratio/median": ratios[len(ratios) // 2]}
+        values["trust_ratio/highest"] = ratios[-1]
+    return values
+
+
+def trust_ratios(norms: Mapping[str, ParameterNorms]) -> list[float]:
+    """The trust ratios that are not 1 by rule."""
+    return [found.ratio for found in norms.values() if found.ratio != 1.0]
+
+
+def histograms(norms: Mapping[str, ParameterNorms]) -> dict[str, list[float]]:
+    """Values over parameters: weight norms, update norms and, with LAMB, trust ratios."""
+    found = {
+        "parameters/weight_norm": [one.weight for one in norms.values()],
+        "parameters/update_norm": [one.update for one in norms.values()],
+        "parameters/trust_ratio": trust_ratios(norms),
+    }
+    return {tag: values for tag, values in found.items() if values}

@@ -1,0 +1,1 @@
+"""The ranks of a run: they meet, join, and share a machine."""

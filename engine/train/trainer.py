@@ -1,0 +1,401 @@
+"""The training loop: fetch, forward and backward, step, observe. It knows `Task`, never a task's name."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from engine import dist, kernels
+from engine.config import RunConfig
+from engine.data.loading.loader import BatchLayout, evaluation_batches, training_batches
+from engine.data.loading.source import Cursor, MicroBatch
+from engine.errors import RunError
+from engine.model.folder import CONFIG_FILE, export_huggingface, saved_files
+from engine.optim.build import build_optimizer
+from engine.optim.schedule import learning_rate
+from engine.tasks.task import Best, Evaluation, Task
+from engine.train import best, earlier
+from engine.train.audit import Audit
+from engine.train.certificate.certificate import UpdateCertificate
+from engine.train.checkpoint import folder as checkpoint
+from engine.train.checkpoint.saver import Saver
+from engine.train.curves.meter import Meter
+from engine.train.curves.monitor import Monitor, Progress, memory_bytes
+from engine.train.memory import keep_heap, release_freed, share_with_forks
+from engine.train.profile.profile import Profile, check_profile
+from engine.train.profile.recording import BACKWARD, FORWARD, OPTIMIZER
+from engine.train.ranks.neighbours import give_way
+from engine.train.start import tell_loaded, total_steps
+from engine.train.watch.faults import RollBack, found_late
+from engine.train.watch.guard import Guard, unsaved
+from engine.train.watch.preempt import Stop, Stopped
+from engine.zero.engine import ZeroEngine
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended, the same on every rank."""
+
+    steps: int
+    loss: float
+    """training loss at the last point of the curve"""
+    evaluation: Evaluation | None
+    exported: Path
+    best: Best | None
+    """of what was exported; None where the task has no best and the last weights are"""
+
+
+def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
+    """The micro-batch with its tensors on `device` and its longest length on the host."""
+    inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.inputs.items()}
+    return replace(batch, inputs=inputs, max_length=int(batch.inputs["lengths"].max()))
+
+
+class Trainer:
+    """One run of one task on this rank."""
+
+    def __init__(
+        self,
+        task: Task,
+        config: RunConfig,
+        deepspeed: dict[str, Any],
+        layout: BatchLayout,
+        world: dist.World,
+        start: Path | None,
+        guard: Guard,
+        facts: dict[str, Any],
+    ) -> None:
+        """
+        Args:
+            start: the checkpoint to go on from.
+            facts: what every checkpoint tells of data and model; see `engine.tasks.identity`.
+        """
+        self.task, self.config, self.layout, self.world, self.guard = task, config, layout, world, guard
+        self.facts = facts
+        self.output = Path(config.output)
+        self.source = task.train_source()
+        self.total = total_steps(config.train, self.source.epoch_size(0))
+        check_profile(config.train, self.total)
+        kernels.select(config.train.kernels)
+        if config.train.deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports Inductor
+            torch.use_deterministic_algorithms(config.train.deterministic)
+        torch.autograd.set_detect_anomaly(config.train.detect_anomaly)
+        state = None if start is None else checkpoint.read_state(start)
+        self.cursor = Cursor() if state is None else state.cursor
+        share_with_forks()
+        self.batches: Generator[MicroBatch, None, None] | None = dist.agreed(self._load)
+        model = dist.agreed(task.build_model)
+        stepping = world.device if config.zero.offload_optimizer == "none" else torch.device("cpu")
+        self.zero = ZeroEngine(
+            model, build_optimizer(model, config.optim, stepping, config.train.zero_stage), deepspeed
+        )
+        dist.seed_everything(config.seed, world.rank)
+        self.step = 0
+        self.best: Best | None = None
+        self.tokenizer = saved_files(task.vocabulary) if world.is_main else {}
+        self.saver = Saver(
+            self.output / "checkpoints",
+            config.train.keep,
+            background=config.train.async_save,
+            say=self._say,
+            meaning={CONFIG_FILE: task.bert_config.to_json_string().encode(), **self.tokenizer},
+        )
+        self.meter = Meter(self.zero.device)
+        self.output.mkdir(parents=True, exist_ok=True)
+        if world.is_main:
+            earlier.make_room(self.output, start)
+        if start is not None and state is not None:
+            self._resume(start, state)
+        self.monitor = Monitor(config, self.step)
+        if world.is_main:
+            self._record_config(deepspeed)
+            if start is None:
+                tell_loaded(task, config)
+        updates = config.train.verify_update
+        self.certificate = UpdateCertificate(self.zero, config.optim, updates, self.output, self._say)
+        self.audit = Audit(self.zero.model.module, self.output, self.step, enabled=config.train.audit)
+        self.profile = Profile(config, self.zero, task.bert_config, self.total - self.step)
+        self.loss = math.nan
+        self.evaluation: Evaluation | None = None
+        guard.attach(self.zero, None if start is None else self.step, self.total)
+
+    def _resume(self, path: Path, state: checkpoint.RunState) -> None:
+        checkpoint.load(self.zero, path, state)
+        self.step, self.cursor = state.step, state.cursor
+        self.best = dist.gather_objects(best.regain(state, path, self.output) if self.world.is_main else None)[0]
+        self.meter.restore(state.meter)
+        told = [
+            checkpoint.resumption(state, path, self.world.size, self.config.to_dict()),
+            *self.saver.resume(path, state.step),
+        ]
+        if self.world.is_main:
+            print(*told, sep="\n", flush=True)
+
+    def _record_config(self, deepspeed: dict[str, Any]) -> None:
+        """Keep the run's configuration beside its results: a recipe to run it again, and the DeepSpeed dict."""
+        values = self.config.to_dict()
+        values["optim"]["betas"] = list(values["optim"]["betas"])
+        (self.output / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+        (self.output / "deepspeed.json").write_text(json.dumps(deepspeed, indent=2) + "\n")
+        self.monitor.config(values, deepspeed, self.step)
+        self.monitor.begin(replace(self.config, train=replace(self.config.train, steps=self.total)))
+
+    def run(self) -> RunResult:
+        """Train to the last step, then evaluate, save and export.
+
+        Raises:
+            Stopped: all ranks were asked to stop, and have saved.
+        """
+        self.progress = Progress(self.step, self.total, self.world.is_main)
+        try:
+            self._train_to_the_end()
+            if self.evaluation is None:
+                self.evaluate()
+            self.guard.check()
+        except Stopped as stopped:
+            self._save_and_stop(stopped.stop)
+            raise
+        self.export_if_last()
+        self.saver.wait()
+        self.progress.close()
+        self.monitor.end(self.step)
+        return RunResult(self.step, self.loss, self.evaluation, self.output / "export", self.best)
+
+    def _train_to_the_end(self) -> None:
+        release_freed()  # what building the model took
+        keep_heap()
+        give_way(torch.get_num_threads())
+        self.guard.check()
+        if self.step < self.total and self.guard.pending_evaluation(self.step):
+            self.evaluate()
+        while self.step < self.total:
+            batches, self.batches = self.batches or self._load(), None
+            try:
+                with contextlib.closing(batches):
+                    self._train(batches)
+            except RollBack as back:
+                self._roll_back(back)
+
+    def _load(self) -> Generator[MicroBatch, None, None]:
+        return training_batches(self.source, self.layout, self.cursor, self.config.data.workers)
+
+    def _train(self, batches: Iterator[MicroBatch]) -> None:
+        train = self.config.train
+        batches = self.profile.batches(batches)
+        while self.step < self.total:
+            with self.profile.step(self.step + 1):
+                self.train_step(batches)
+                self.saver.poll()
+                if self._due(train.log_interval):
+                    self.observe()
+            self.meter.exclude(self.profile.between(self.step, self._say, self.monitor.text))
+            if self._due(train.eval_interval):
+                self.evaluate()
+                self.guard.check()
+            self.guard.stop_if_asked()
+            if self._due(train.save_interval):
+                self.save()
+                self.guard.check()
+
+    def _roll_back(self, back: RollBack) -> None:
+        """Go back to the newest checkpoint; collective.
+
+        Raises:
+            RunError: there is none.
+        """
+        self.saver.wait()
+        path = checkpoint.newest_intact(self.output / "checkpoints", self._say)
+        if path is None:
+            raise RunError(f"{back}, and there is no checkpoint to roll back to; set train.save_interval")
+        self._say(f"{back}: rolling back, and leaving its batch out")
+        self._resume(path, checkpoint.read_state(path))
+        self.guard.policy.go_back(self.step)
+        self.monitor.close()
+        self.monitor = Monitor(self.config, self.step)
+        self.progress.close()
+        self.progress = Progress(self.step, self.total, self.world.is_main)
+
+    def _save_and_stop(self, stop: Stop) -> None:
+        """Make a checkpoint of the last step and leave word that the run is to go on; collective.
+
+        Raises:
+            RunError: the checkpoint can't be written, or must not be.
+        """
+        saved = None
+        if self.config.train.save_interval is None:
+            if not stop.by_a_person:
+                raise unsaved(stop, self.step)
+        elif self.step > 0:
+            self.save(required=True)
+            self.saver.wait()
+            saved = self.output / "checkpoints" / checkpoint.checkpoint_name(self.step)
+        self._say(self.guard.preempted(stop, self.step, saved))
+        self.progress.close()
+        self.monitor.close()
+
+    def _due(self, interval: int | None) -> bool:
+        if interval is None:
+            return False
+        return self.step == self.total or (interval > 0 and self.step % interval == 0)
+
+    def train_step(self, batches: Iterator[MicroBatch]) -> None:
+        """One optimizer step over a global batch."""
+        self._leave_out(batches)
+        self.audit.begin_step()
+        rate = learning_rate(self.step, self.total, self.config.optim)
+        share = torch.zeros((), dtype=torch.float64, device=self.zero.device)
+        measured = []
+        for index in range(self.layout.accumulation):
+            self.guard.watchdog.feed("forward pass")
+            with self.guard.own_time():
+                batch = to_device(next(batches), self.zero.device)
+                with self.profile.part(FORWARD):
+                    output = self.task.step(self.zero.model, batch)
+            self.guard.watchdog.feed("backward pass")
+            with self.profile.part(BACKWARD):
+                self.zero.backward(output.loss)
+            share += output.loss.detach()
+            last = index + 1 == self.layout.accumulation
+            if last:
+                self.guard.before_update(self.step + 1, self.cursor, share)
+            watch = self.certificate.watch(self.step + 1, rate, last_micro_batch=last)
+            with self.profile.part(OPTIMIZER), watch:
+                self.zero.step(rate, last_micro_batch=last, observe=last and self._observes())
+            self.meter.exclude(self.certificate.seconds)
+            measured.append(({"loss": output.loss.detach(), **output.metrics}, batch.inputs["input_ids"].numel()))
+        before, self.cursor = self.cursor, batch.cursor
+        self.step += 1
+        self.audit.end_step(self.step, self.cursor)
+        if self.guard.after_update(self.step, before, self._say):
+            for shares, tokens in measured:
+                self.meter.add(shares, tokens)
+            self.meter.end_step()
+        if norms := self.zero.norms():
+            self.monitor.norms(norms, self.step)
+        self.progress.advance()
+
+    def _leave_out(self, batches: Iterator[MicroBatch]) -> None:
+        """Pass over the global batches that a rollback leaves out."""
+        while self.guard.skips(self.cursor):
+            for _ in range(self.layout.accumulation):
+                self.cursor = next(batches).cursor
+
+    def _observes(self) -> bool:
+        """Whether the step under way measures the norms of weights and update."""
+        interval = self.config.monitor.norm_interval
+        return interval > 0 and (self.step + 1) % interval == 0
+
+    def _say(self, line: str) -> None:
+        """Tell a person on rank 0, once the run is under way."""
+        self.progress.say(line)
+
+    def observe(self) -> None:
+        """Write a point of the training curves, if any step since the last one was applied; collective."""
+        if self.meter.steps == 0:
+            return
+        timed = max(1, self.meter.timed_steps)
+        values = {f"train/{name}": value for name, value in self.meter.point().items()}
+        self.loss = values["train/loss"]
+        values["train/learning_rate"] = learning_rate(self.step - 1, self.total, self.config.optim)
+        values["train/memory_bytes"] = float(memory_bytes(self.zero.device))
+        norm = self.zero.grad_norm()
+        if norm is not None:
+            values["train/grad_norm"] = norm
+        if self.zero.loss_scale is not None:
+            values["train/loss_scale"] = self.zero.loss_scale
+            values["train/skipped_steps"] = float(self.zero.skipped_steps)
+        self.monitor.scalars(values, self.step)
+        self.progress.point(self.step, values)
+        self.guard.point(self.loss, values["train/tokens_per_second"], timed, self._say)
+        if fault := found_late(self.step, self.loss, norm if self.guard.policy.minds_gradients else None):
+            self.saver.wait()
+            raise fault
+
+    def evaluate(self) -> None:
+        """Evaluate on held-out data, write its curves, and export the model if it is the best so far; collective."""
+        source = self.task.evaluation_source("validation")
+        if source is None:
+            return
+        start = time.perf_counter()
+        with self.guard.evaluating(self.step):
+            batches = evaluation_batches(
+                source, self.world.rank, self.world.size, self.layout.micro_batch, self.task.evaluation_samples
+            )
+            moved = (to_device(batch, self.zero.device) for batch in self.guard.evaluated(batches))
+            with self.zero.evaluating() as model:
+                self.evaluation = self.task.evaluate(model, moved)
+            self._write_evaluation(self.evaluation)
+            self._keep_best(self.evaluation)
+        self.meter.exclude(time.perf_counter() - start)
+
+    def _write_evaluation(self, evaluation: Evaluation) -> None:
+        if not self.world.is_main:
+            return
+        self.monitor.scalars({f"eval/{name}": value for name, value in evaluation.scalars.items()}, self.step)
+        for name, markdown in evaluation.texts.items() if self.config.monitor.texts else ():
+            self.monitor.text(f"eval/{name}", markdown, self.step)
+        for name, pixels in evaluation.images.items():
+            self.monitor.image(f"eval/{name}", pixels, self.step)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in evaluation.scalars.items())
+        praise = f"; the best {self.task.best_metric} so far" if self._is_best(evaluation) else ""
+        self.progress.say(f"evaluation at step {self.step}: {shown}{praise}")
+
+    def _keep_best(self, evaluation: Evaluation) -> None:
+        if self._is_best(evaluation):
+            assert self.task.best_metric is not None
+            self.best = Best(evaluation.scalars[self.task.best_metric], self.step)
+            self.export()
+
+    def _is_best(self, evaluation: Evaluation) -> bool:
+        name = self.task.best_metric
+        if name is None or self.best is None:
+            return name is not None
+        sign = 1.0 if self.task.higher_is_better else -1.0
+        return sign * evaluation.scalars[name] > sign * self.best.value
+
+    def save(self, *, required: bool = False) -> None:
+        """Begin to write a checkpoint; collective.
+
+        Raises:
+            RunError: it is required, as that of the last step is, and can't be written.
+        """
+        start = time.perf_counter()
+        state = checkpoint.RunState(
+            step=self.step,
+            cursor=self.cursor,
+            world_size=self.world.size,
+            config=json.loads(json.dumps(self.config.to_dict())),
+            best=None if self.best is None else self.best.value,
+            best_step=None if self.best is None else self.best.step,
+            facts=self.facts,
+            micro_batch=self.layout.micro_batch,
+            meter=self.meter.state(),
+        )
+        with self.guard.doing("saving"):
+            self.saver.save(self.zero, state, required=required or self.step == self.total)
+            self.guard.saved()
+        self.meter.exclude(time.perf_counter() - start)
+
+    def export_if_last(self) -> None:
+        """Export the final weights, unless the best ones are what is kept."""
+        if self.task.best_metric is None or self.best is None:
+            self.export()
+
+    def export(self) -> None:
+        """Write the current weights as a Hugging Face folder, once a save under way is over; collective."""
+        self.saver.wait()
+        weights = self.zero.full_state_dict()
+        if self.world.is_main:
+            chosen = None if self.best is None else {"metric": self.task.best_metric, **asdict(self.best)}
+            origin = {"step": self.step, "best": chosen, "facts": self.facts}
+            export_huggingface(weights, self.task.bert_config, self.tokenizer, self.output / "export", origin)
+        dist.barrier()

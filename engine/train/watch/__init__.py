@@ -1,0 +1,1 @@
+"""What watches a run: stops, faults, hangs, slow ranks."""

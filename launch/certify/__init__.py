@@ -1,0 +1,1 @@
+"""zerobert certify: kills, resumes, and the comparison with an undisturbed run."""

@@ -1,0 +1,233 @@
+"""The options of a run: defaults, then recipes, then the command line; what is given later wins.
+
+Of fields that exclude each other (`REPLACED`) the later source wins too; given in the same source they are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import Any
+
+from jsonargparse import SUPPRESS, ActionConfigFile
+
+from engine.config import RunConfig
+from engine.errors import UserError
+from launch.cli import CommandParser
+from launch.configure.recipe import read_recipe
+from launch.configure.start_model import check_dimensions
+from launch.zero.user_json import adopt
+
+DESCRIPTION = """Pre-train BERT (MLM + NSP) or fine-tune it, sharded by DeepSpeed ZeRO.
+
+  python launch/train.py --debug                                     one process, tiny model, few steps
+  deepspeed launch/train.py --config launch/recipes/pretrain_base_phase1.yaml --data.path data/wiki
+  deepspeed --num_accelerators 2 launch/train.py --config ...        2 ranks (CPU ranks with DS_ACCELERATOR=cpu)
+
+Values come from the defaults, then from recipes, then from the command line, wherever --config stands in it. There
+--model.size does away with a recipe's single dimensions, --train.steps with its train.epochs, and the other way round.
+"""
+#: a field that, given by a later source, does away with others of earlier ones
+REPLACED = {
+    "train.steps": ("train.epochs",),
+    "train.epochs": ("train.steps",),
+    "model.size": ("model.hidden_size", "model.layers", "model.heads", "model.intermediate_size"),
+}
+#: a field -> another one and the value that it must have, or nothing would look at the first
+NEEDS = {
+    "labelled.train": ("task", "sequence_classification"),
+    "labelled.validation": ("task", "sequence_classification"),
+    "labelled.test": ("task", "sequence_classification"),
+    "data.path": ("task", "pretrain"),
+    "zero.nvme_path": ("zero.offload_optimizer", "nvme"),
+    "optim.max_trust_ratio": ("optim.name", "lamb"),
+    "optim.nvlamb": ("optim.name", "lamb"),
+    "optim.power": ("optim.schedule", "polynomial"),
+    "optim.decay": ("optim.schedule", "wsd"),
+}
+#: sections of the configuration, whose fields are given one by one
+SECTIONS = tuple(one.name for one in fields(RunConfig) if one.default_factory is not MISSING)
+#: the model and its dimensions under --debug
+DEBUG_MODEL = {"size": "tiny", "hidden_size": 64, "layers": 2, "heads": 2, "intermediate_size": 128}
+
+
+@dataclass(frozen=True)
+class Options:
+    """A validated configuration and where its values come from; names are dotted."""
+
+    config: RunConfig
+    given: frozenset[str]
+    """what a recipe or the command line gives, not as null, and nothing later replaced"""
+    command_line: frozenset[str]
+    """what the command line gives"""
+
+
+def build_parser() -> CommandParser:
+    """The parser of the training command."""
+    usage = "train.py [--config RECIPE] [--debug] [--FIELD VALUE ...]"
+    parser = CommandParser(prog="train.py", usage=usage, description=DESCRIPTION)
+    parser.add_argument(
+        "--config", action=ActionConfigFile, metavar="RECIPE", help="YAML file; launch/recipes has ours"
+    )
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        help="tiny model, few steps, deterministic, no workers, where not given otherwise",
+    )
+    parser.add_argument("--local_rank", type=int, default=0, help=SUPPRESS)
+    parser.add_class_arguments(RunConfig)
+    for action in parser._actions:
+        if action.dest in SECTIONS:
+            action.help = SUPPRESS  # jsonargparse's own way to give a section as a file
+    return parser
+
+
+def parse_options(arguments: Sequence[str], *, complete: bool = True) -> Options:
+    """The configuration of a command line, completed by its recipes and the DeepSpeed JSON that it names.
+
+    Args:
+        complete: whether fine-tuning must have a model and labelled data.
+
+    Raises:
+        UserError: the first wrong field, value or combination.
+    """
+    parser = build_parser()
+    recipes, rest = split_recipes(arguments)
+    sources = [flat(parser, read_recipe(path)) for path in recipes]
+    merged: dict[str, Any] = {}
+    for source in sources:
+        merged = joined(merged, source)
+    silent = [one for one in rest if not one.startswith("--print_config")]
+    here = vars(parser.parse_args(silent, defaults=False).as_flat())
+    parser.set_defaults(joined(merged, here))
+    values = parser.instantiate(parser.parse_args(rest))
+    config = RunConfig(**{name: values[name] for name in RunConfig.__dataclass_fields__})
+    debug = frozenset({"debug"} if values.debug else ())
+    given, command_line = names(joined(merged, here)) - {"debug"} | debug, names(here)
+    config = _completed(config, [*map(names, sources), command_line], given, complete)
+    check_effect(config, command_line)
+    if values.debug:
+        config = debug_config(config, command_line)
+    config.validate(complete)
+    return Options(config, given, command_line)
+
+
+def split_recipes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The recipes of a command line, and its other arguments.
+
+    Raises:
+        UserError: --config without a file.
+    """
+    recipes, rest = [], []
+    left = list(arguments)
+    while left:
+        one = left.pop(0)
+        name, equals, path = one.partition("=")
+        if name.removeprefix("--") in SECTIONS and name.startswith("--"):
+            raise UserError(f"{name[2:]}: it is a section; give its fields one by one, as {name}.NAME VALUE")
+        if name != "--config":
+            rest.append(one)
+            continue
+        if not equals:
+            path = left.pop(0) if left and not left[0].startswith("--") else ""
+        if not path:
+            raise UserError("config: a file is missing; give --config RECIPE, such as one of launch/recipes")
+        recipes.append(path)
+    return recipes, rest
+
+
+def flat(parser: CommandParser, values: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's values as the options' types, by dotted name."""
+    found: dict[str, Any] = vars(parser.parse_object(values, defaults=False).as_flat())
+    return found
+
+
+def names(source: dict[str, Any]) -> frozenset[str]:
+    """What a source gives, not as null."""
+    return frozenset(name for name, value in source.items() if value is not None)
+
+
+def joined(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """Two sources as one, where the later wins."""
+    gone = {loser for winner in names(later) for loser in REPLACED.get(winner, ())}
+    return {name: value for name, value in earlier.items() if name not in gone or name in later} | later
+
+
+def _completed(config: RunConfig, sources: list[frozenset[str]], given: frozenset[str], complete: bool) -> RunConfig:
+    """With what a DeepSpeed JSON says: it counts as part of the source that names it."""
+    if config.deepspeed_config is None:
+        return config
+    place = max((index for index, source in enumerate(sources) if "deepspeed_config" in source), default=0)
+    later = frozenset().union(*sources[place + 1 :])
+    return adopt(config, (sources[place] & given) - later, later, complete=complete)
+
+
+def check_effect(config: RunConfig, command_line: frozenset[str]) -> None:
+    """Refuse what the command line gives and nothing would look at.
+
+    Raises:
+        UserError: data of the other task, or dimensions that contradict those of the folder to start from.
+    """
+    for name, (other, value) in NEEDS.items():
+        if name in command_line and value_of(config, other) != value:
+            shown, there = value_of(config, name), value_of(config, other)
+            remedy = f"give --{other} {value}, or leave it out"
+            raise UserError(f"{name}: {shown!r} has no effect while {other} is {there}; {remedy}")
+    if config.model.init_from is not None:
+        check_dimensions(config.model, command_line)
+
+
+def value_of(config: RunConfig, name: str) -> Any:
+    """The value of a dotted field."""
+    found: Any = config
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def debug_config(config: RunConfig, command_line: frozenset[str] = frozenset()) -> RunConfig:
+    """The same run, small and strict: to step through with a debugger.
+
+    Args:
+        command_line: what the user gave beside --debug, which stays.
+    """
+    steps = None if "train.epochs" in command_line else min(config.train.steps or 10, 10)
+    wanted: dict[str, dict[str, Any]] = {
+        "train": {
+            "steps": steps,
+            "epochs": None,
+            "global_batch": min(config.train.global_batch, 8),
+            "micro_batch": None,
+            "log_interval": 1,
+            "eval_samples": 32,
+            "save_interval": None,
+            "deterministic": True,
+            "detect_anomaly": True,
+        },
+        "model": {} if config.model.init_from or "model.size" in command_line else DEBUG_MODEL,
+        "fault": {"hang_timeout": None},
+        "data": {"workers": 0},
+    }
+    parts = {
+        part: replace(
+            getattr(config, part),
+            **{name: value for name, value in values.items() if f"{part}.{name}" not in command_line},
+        )
+        for part, values in wanted.items()
+    }
+    return replace(config, **parts)
+
+
+def parse(arguments: list[str]) -> RunConfig:
+    """The validated configuration of a command line, completed by the DeepSpeed JSON that it names.
+
+    Raises:
+        UserError: the first wrong field, value or combination.
+    """
+    return parse_options(arguments).config
+
+
+def parse_given(arguments: list[str]) -> tuple[RunConfig, frozenset[str]]:
+    """The configuration of `parse`, and the dotted options that the command line and the recipe give (not as null)."""
+    options = parse_options(arguments)
+    return options.config, options.given

@@ -1,0 +1,1 @@
+"""zerobert demo: the whole way on text that ships with Python."""

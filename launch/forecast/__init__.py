@@ -1,0 +1,1 @@
+"""What a run will need: bytes, FLOPs, seconds; zerobert plan."""

@@ -1,0 +1,146 @@
+"""What a forward pass keeps for the backward pass, and what a backward pass needs beside it, in bytes.
+
+All sequences are taken to be full: packed batches of shorter ones have fewer tokens, and their grids of queries, keys
+and values are as large. Names: e bytes an element, T tokens, H hidden size, I feed-forward size, B sequences, S their
+length, A heads, M masked rows, R rows that the last layer computes behind its attention (masked and first tokens), V
+vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launch.forecast.workload import Workload
+
+#: `engine.kernels.decoder_loss.LOGIT_BYTES`: more logits than this are worked off in chunks
+LOGIT_BYTES = 1 << 30
+FP32 = 4
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Bytes of a micro-batch's forward and backward pass, without weights and their gradients."""
+
+    kept: int
+    """embeddings and encoder, when the backward pass starts"""
+    head: int
+    """rows and logits of the MLM head, and the decoder's gradient while that is made"""
+    layer: int
+    """what the widest backward pass of a layer needs beside `kept`, when the head's rows and logits are gone"""
+    end: int
+    """when the backward pass reaches the embeddings"""
+
+    @property
+    def peak(self) -> int:
+        return max(self.kept + max(self.head, self.layer), self.end)
+
+
+def passes(work: Workload) -> Pass:
+    """The bytes of a micro-batch's passes."""
+    layers, read = work.shape.layers, _read(work)
+    if work.activation_checkpointing:
+        # The first layer's input is the embeddings' output; one layer at a time is computed again.
+        encoder = (layers - 1) * _hidden(work)
+    else:  # without the last layer's output, which is the head's
+        encoder = (layers - 1) * layer_bytes(work) + layer_bytes(work, read) - _hidden(work, read)
+    layer = _tied_gradient(work) + _widest_backward(work)
+    return Pass(embedding_bytes(work) + encoder, head_bytes(work), layer, _end_bytes(work))
+
+
+def _read(work: Workload) -> int:
+    """R."""
+    return min(work.tokens, work.micro_batch + work.masked)
+
+
+def _hidden(work: Workload, rows: int | None = None) -> int:
+    """e T H, a hidden state; or that of so many rows."""
+    return work.width * (work.tokens if rows is None else rows) * work.shape.hidden
+
+
+def _mask(work: Workload, elements: int, width: int) -> int:
+    """A dropout mask: on CPUs torch keeps it as factors in the input's precision, on GPUs as one byte an element."""
+    return elements * (width if work.accelerator == "cpu" else 1) if work.dropout > 0 else 0
+
+
+def _norm_statistics(rows: int) -> int:
+    """Mean and reciprocal deviation of a LayerNorm."""
+    return 2 * FP32 * rows
+
+
+def layer_bytes(work: Workload, rows: int | None = None) -> int:
+    """What one Transformer layer keeps; the last one keeps only `rows` of the tokens behind its attention.
+
+    In fp32: its attention; of each of its two residual outputs the mask and the LayerNorm's input; the two LayerNorms'
+    outputs, which are inputs of linear layers; input and output of GELU. With masks of one byte and without attention's
+    scores that is the 34 T H of Korthikanti et al. 2022, equation 2, in 16 bits.
+    """
+    rows = work.tokens if rows is None else rows
+    hidden = _hidden(work, rows)
+    picked = hidden if rows < work.tokens else 0  # of the context, which attention keeps whole
+    masks = 2 * _mask(work, rows * work.shape.hidden, work.width)
+    feed_forward = 2 * work.width * rows * work.shape.intermediate
+    return attention_bytes(work) + picked + 4 * hidden + masks + feed_forward + 2 * _norm_statistics(rows)
+
+
+def attention_bytes(work: Workload) -> int:
+    """Queries, keys, values and context; "plain" also keeps probabilities, mask and what is left of them.
+
+    torch's plain attention computes in fp32 whatever the precision is, and keeps fp32 queries, keys and values.
+    """
+    hidden, shape = _hidden(work), work.shape
+    if work.attention == "flash":
+        return 4 * hidden + FP32 * work.tokens * shape.heads
+    scores = work.micro_batch * shape.heads * work.sequence_length**2
+    dropped = _mask(work, scores, FP32) + FP32 * scores if work.dropout > 0 else 0
+    return 3 * FP32 * work.tokens * shape.hidden + hidden + FP32 * scores + dropped
+
+
+def embedding_bytes(work: Workload) -> int:
+    """The LayerNorm's input, the mask, the output, and three int64 index tensors."""
+    indices = 3 * 8 * work.tokens
+    mask = _mask(work, work.tokens * work.shape.hidden, work.width)
+    return 2 * _hidden(work) + mask + _norm_statistics(work.tokens) + indices
+
+
+def _tied_gradient(work: Workload) -> int:
+    """The decoder's weight gradient, [V, H]: autograd holds it until the embedding's own arrives, at the very end."""
+    return work.width * work.shape.largest_parameter()
+
+
+def head_bytes(work: Workload) -> int:
+    """At the decoder's backward pass: M rows before and after the transform, its GELU, their gradients; logits.
+
+    The logits are kept in the model's precision, in place as their gradient; beyond LOGIT_BYTES only a chunk of them
+    exists, and the decoder's gradient is summed in fp32 beside the one of the chunk.
+    """
+    vocabulary, rows = work.shape.vocabulary, work.masked
+    logits = work.width * rows * vocabulary
+    if logits > LOGIT_BYTES:
+        logits = LOGIT_BYTES + FP32 * work.shape.largest_parameter()
+    states = 7 * work.width * rows * work.shape.hidden
+    return logits + states + FP32 * vocabulary + _tied_gradient(work)
+
+
+def _widest_backward(work: Workload) -> int:
+    """What the backward pass of the last layer or of the one before needs beside all that is kept."""
+    read, again = _read(work), work.activation_checkpointing
+    last = layer_bytes(work, read)
+    behind = last - attention_bytes(work)
+    gradients = 5 * _hidden(work) - behind  # of context, residual, queries, keys and values, with what is behind gone
+    widest = (last if again else 0) + max(_feed_forward_backward(work, read), gradients)
+    if work.shape.layers == 1:
+        return widest
+    released = _hidden(work) - layer_bytes(work) if again else last
+    return max(widest, _feed_forward_backward(work, work.tokens) - released)
+
+
+def _feed_forward_backward(work: Workload, rows: int) -> int:
+    """Gradients of GELU's output, of the residual, and of the second weight."""
+    shape = work.shape
+    return work.width * (rows * (shape.intermediate + shape.hidden) + shape.intermediate * shape.hidden)
+
+
+def _end_bytes(work: Workload) -> int:
+    """The embeddings' dense gradients beside the decoder's."""
+    positions = work.width * (work.shape.positions + 2) * work.shape.hidden
+    return 2 * _tied_gradient(work) + positions + 2 * _hidden(work)

@@ -1,0 +1,142 @@
+"""The micro-batch that fits (`train.micro_batch auto`), and what to say when memory ran out all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from engine.config import RunConfig
+from engine.errors import RunError
+from launch.forecast.hardware import readable
+from launch.forecast.memory import Forecast, Shape, Workload, forecast, largest_micro_batch
+from launch.forecast.workload import largest_divisor
+
+if TYPE_CHECKING:
+    from transformers import BertConfig
+
+    from engine.data.loading.loader import BatchLayout
+    from engine.dist import World
+    from engine.tasks.task import Task
+
+#: what a process takes after the trial besides tensors: threads, TensorBoard, back ends' buffers, the allocator's gaps
+RESERVE = 256 << 20
+
+
+def shape_of_model(model: BertConfig) -> Shape:
+    """The dimensions of a built model."""
+    return Shape(
+        hidden=model.hidden_size,
+        layers=model.num_hidden_layers,
+        heads=model.num_attention_heads,
+        intermediate=model.intermediate_size,
+        vocabulary=model.vocab_size,
+        positions=model.max_position_embeddings,
+    )
+
+
+def workload_of(config: RunConfig, model: BertConfig, micro_batch: int, world: World) -> Workload:
+    """The run on these ranks as the forecast sees it."""
+    pretraining = config.task == "pretrain"
+    return Workload(
+        shape=shape_of_model(model),
+        sequence_length=config.data.sequence_length if pretraining else config.labelled.max_length,
+        micro_batch=micro_batch,
+        stage=config.train.zero_stage,
+        ranks=world.size,
+        ranks_per_node=world.local_size,
+        precision=config.train.precision,
+        optimizer=config.optim.name,
+        activation_checkpointing=config.model.activation_checkpointing,
+        mask_probability=config.data.mask_probability if pretraining else 0.0,
+        offload_optimizer=config.zero.offload_optimizer,
+        offload_parameters=config.zero.offload_parameters,
+        accelerator=world.device.type,
+        dropout=config.model.hidden_dropout,
+    )
+
+
+def halvings(share: int, first: int) -> Iterator[int]:
+    """Micro-batches to try: divisors of the rank's share from `first` down, each at most half of the one before.
+
+    So accumulation doubles, or more where the share has no such divisor, and the global batch stays.
+    """
+    limit = first
+    while limit >= 1:
+        size = largest_divisor(share, limit)
+        yield size
+        limit = size // 2
+
+
+def ballast(memory: Forecast, precision_bytes: int, parameters: int) -> int:
+    """Bytes of a run that the trial's own plain model doesn't hold: its weights and gradients are there already."""
+    run = memory.total - memory.activations - memory.head
+    return RESERVE + max(0, run - 2 * precision_bytes * parameters)
+
+
+def fitting_micro_batch(config: RunConfig, task: Task, world: World) -> int:
+    """The largest micro-batch that fits on every rank, from the forecast and then by trial; collective.
+
+    Raises:
+        RunError: not even one sequence fits.
+    """
+    from engine import dist
+    from engine.train.memory import available_memory, fits
+
+    share = config.train.global_batch // world.size
+    work = workload_of(config, task.bert_config, 1, world)
+    memory = min(dist.gather_objects(available_memory(world.device, world.local_size)))
+    first = largest_micro_batch(work, memory, limit=share) or 1
+    held = ballast(forecast(work), work.width, work.shape.parameters())
+    for size in halvings(share, first):
+        if all(dist.gather_objects(fits(task, size, config.train.precision, world.device, held))):
+            return size
+        if world.is_main:
+            print(f"train.micro_batch auto: {size} doesn't fit", flush=True)
+    raise RunError(
+        f"train.micro_batch: auto found that not even 1 sequence fits into {readable(memory)} a rank "
+        f"({breakdown(forecast(work))}); {remedies(config, 1)}"
+    )
+
+
+def breakdown(memory: Forecast) -> str:
+    """The parts of a forecast that matter, in words."""
+    parts = [f"{name} {readable(size)}" for name, size in memory.kinds().items() if size >= memory.total / 50]
+    return f"forecast {readable(memory.total)}: {', '.join(parts)}"
+
+
+def remedies(config: RunConfig, micro_batch: int) -> str:
+    """The settings that would help, the cheapest first; none of them changes the global batch."""
+    found = []
+    if micro_batch > 1:
+        found.append(f"train.micro_batch {max(1, micro_batch // 2)} or auto")
+    if not config.model.activation_checkpointing:
+        found.append("model.activation_checkpointing true")
+    if config.train.zero_stage < 3:
+        found.append(f"train.zero_stage {config.train.zero_stage + 1} with more ranks")
+    if config.zero.offload_optimizer == "none":
+        found.append("zero.offload_optimizer cpu")
+    return f"set {', '.join(found)}" if found else "take ranks with more memory"
+
+
+@contextmanager
+def explained_memory(config: RunConfig, task: Task, layout: BatchLayout, world: World) -> Iterator[None]:
+    """Turn running out of memory into one line: the forecast beside the fact, and what to change.
+
+    Raises:
+        RunError: instead of the allocator's exception.
+    """
+    from engine.train.curves.monitor import memory_bytes
+    from engine.train.memory import is_out_of_memory
+
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        work = workload_of(config, task.bert_config, layout.micro_batch, world)
+        raise RunError(
+            f"out of memory on rank {world.rank} with micro-batch {layout.micro_batch}: the rank's peak was "
+            f"{readable(memory_bytes(world.device))} ({breakdown(forecast(work))}); "
+            f"{remedies(config, layout.micro_batch)}"
+        ) from error

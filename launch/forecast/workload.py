@@ -1,0 +1,160 @@
+"""What a memory forecast is made of: the shape of a BERT encoder, and how it is trained. Pure numbers, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.config import ModelConfig, Precision, ZeroConfig, require
+from launch.zero.build import bucket_size
+
+#: bytes of an element
+WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of a number that is at most `limit`, itself at least 1: of a share, a micro-batch."""
+    return max(size for size in range(1, limit + 1) if number % size == 0)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The dimensions of a BERT encoder with its pre-training heads (Devlin et al. 2019)."""
+
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+    vocabulary: int
+    positions: int = 512
+
+    def layer_tensors(self) -> list[int]:
+        """Elements of each parameter of a Transformer layer: projections, feed-forward, two LayerNorms."""
+        hidden, intermediate = self.hidden, self.intermediate
+        attention = [hidden * hidden, hidden] * 4
+        return [*attention, hidden * intermediate, intermediate, intermediate * hidden, hidden, *[hidden] * 4]
+
+    def tensors(self) -> list[int]:
+        """Elements of each parameter, a tied one once: embeddings, layers, pooler, transform, decoder's bias, NSP."""
+        hidden = self.hidden
+        embeddings = [self.vocabulary * hidden, self.positions * hidden, 2 * hidden, hidden, hidden]
+        heads = [*[hidden * hidden, hidden] * 2, hidden, hidden, self.vocabulary, 2 * hidden, 2]
+        return [*embeddings, *self.layer_tensors() * self.layers, *heads]
+
+    def layer_parameters(self) -> int:
+        """Elements of a Transformer layer."""
+        return sum(self.layer_tensors())
+
+    def parameters(self) -> int:
+        """Elements of the whole model, each tied one once."""
+        return sum(self.tensors())
+
+    def largest_parameter(self) -> int:
+        """Elements of the word embeddings."""
+        return self.vocabulary * self.hidden
+
+
+def shape_of(model: ModelConfig, vocabulary: int) -> Shape:
+    """The shape of a model that starts from fresh weights, over a vocabulary of so many token ids.
+
+    Raises:
+        UserError: the model's dimensions are those of a folder, which isn't read here.
+    """
+    require(model.init_from is None, "model.init_from", model.init_from, "a forecast needs model.size or dimensions")
+    hidden, layers, heads, intermediate = model.dimensions()
+    return Shape(hidden, layers, heads, intermediate, vocabulary, model.max_positions)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One rank's part of a training run."""
+
+    shape: Shape
+    sequence_length: int
+    micro_batch: int
+    stage: int
+    ranks: int
+    ranks_per_node: int
+    precision: Precision
+    optimizer: str = "adamw"
+    """adamw or lamb"""
+    activation_checkpointing: bool = False
+    attention: str = "flash"
+    """flash keeps no scores of tokens by tokens; plain does"""
+    mask_probability: float = 0.15
+    offload_optimizer: str = "none"
+    """none, cpu or nvme"""
+    offload_parameters: str = "none"
+    """none or cpu"""
+    accelerator: str = "cuda"
+    """cuda or cpu"""
+    dropout: float = 0.1
+    accumulates: bool = True
+    """whether an optimizer step has several micro-batches, so that a forward pass finds gradients already there"""
+    overlap_comm: bool | None = None
+    """None: on a GPU only, as launch.zero.build sets it"""
+    reduce_bucket_size: int | None = None
+    """this and all below in elements; None: what launch.zero.build chooses for the shape"""
+    allgather_bucket_size: int | None = None
+    """kept for completeness: DeepSpeed gathers in place, so it costs nothing"""
+    stage3_prefetch_bucket_size: int = 10_000_000
+    stage3_param_persistence_threshold: int = 100_000
+    stage3_max_live_parameters: int = 1_000_000_000
+    stage3_max_reuse_distance: int = 1_000_000_000
+    """parameters that are used again within so many aren't released (DeepSpeed's default)"""
+    verify_update: int = 1
+    """updates that the certificate compares (train.verify_update): the first ones need copies"""
+
+    def __post_init__(self) -> None:
+        for name in ("micro_batch", "sequence_length", "ranks", "ranks_per_node"):
+            assert getattr(self, name) >= 1, name
+        assert self.stage in (0, 1, 2, 3), self.stage
+        assert self.precision in WIDTH, self.precision
+        assert self.attention in ("flash", "plain"), self.attention
+        longest = self.shape.positions
+        require(
+            self.sequence_length <= longest,
+            "data.sequence_length",
+            self.sequence_length,
+            f"it exceeds model.max_positions ({longest}); lower it or raise that",
+        )
+        ZeroConfig(self.offload_optimizer, self.offload_parameters).check_stage(self.stage)  # type: ignore[arg-type]
+
+    @property
+    def bucket(self) -> int:
+        """Elements of a reduction bucket; DeepSpeed allocates all of it."""
+        if self.reduce_bucket_size is not None:
+            return self.reduce_bucket_size
+        shape = self.shape
+        return bucket_size(
+            ModelConfig(
+                hidden_size=shape.hidden,
+                layers=shape.layers,
+                heads=shape.heads,
+                intermediate_size=shape.intermediate,
+                max_positions=shape.positions,
+            )
+        )
+
+    @property
+    def share(self) -> int:
+        """Elements of a rank's part of the parameters, rounded up."""
+        return -(-self.shape.parameters() // self.ranks)
+
+    @property
+    def width(self) -> int:
+        """Bytes of a weight and of an activation."""
+        return WIDTH[self.precision]
+
+    @property
+    def overlaps(self) -> bool:
+        return self.accelerator != "cpu" if self.overlap_comm is None else self.overlap_comm
+
+    @property
+    def tokens(self) -> int:
+        """Of a micro-batch of full sequences, so the forecast bounds packed batches with shorter ones."""
+        return self.micro_batch * self.sequence_length
+
+    @property
+    def masked(self) -> int:
+        """Rows that the MLM head sees."""
+        return self.micro_batch * max(1, round(self.sequence_length * self.mask_probability))

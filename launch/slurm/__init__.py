@@ -1,0 +1,1 @@
+"""SLURM: submit, requeue, status, cancel."""

@@ -1,0 +1,1 @@
+"""RunConfig -> DeepSpeed configuration; DeepSpeed JSON files of a user."""

@@ -1,0 +1,87 @@
+"""The DeepSpeed configurations in ds_configs/: what the builder makes of a typical run.
+
+`python -m launch.zero.presets` writes them again; a test keeps them equal to the builder.
+`python -m benchmarks.presets` trains 5 real steps with each on 2 CPU ranks. A run makes its own from its recipe, so
+these are to read, to start one's own file from (train.py --deepspeed_config FILE), and for scripts that call DeepSpeed
+themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.config import ModelConfig, Precision, RunConfig, TrainConfig, ZeroConfig
+from launch.cli import CommandParser, run_command
+from launch.zero.build import deepspeed_config
+
+if TYPE_CHECKING:
+    from engine.data.loading.loader import BatchLayout
+
+FOLDER = Path(__file__).resolve().parents[2] / "ds_configs"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A typical run."""
+
+    recipe: str
+    """the one of launch/recipes that trains this way"""
+    stage: int
+    precision: Precision = "bf16"
+    ranks: int = 8
+    batch: int = 1024
+    size: str = "base"
+    accelerator: str = "cuda"
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+
+
+PRESETS = {
+    "zero0_bf16": Preset("finetune_one_gpu", 0, ranks=1, batch=256),
+    "zero1_bf16": Preset("pretrain_base_phase1", 1),
+    "zero2_bf16": Preset("pretrain_large_phase1", 2),
+    "zero3_bf16": Preset("pretrain_1.3b", 3),
+    "zero2_fp16": Preset("pretrain_base_fp16", 2, "fp16"),
+    "zero2_offload_optimizer": Preset("pretrain_large_offload", 2, zero=ZeroConfig(offload_optimizer="cpu")),
+    "zero3_offload": Preset("pretrain_1.3b_offload", 3, zero=ZeroConfig(offload_optimizer="cpu")),
+    "zero3_offload_parameters": Preset(
+        "pretrain_1.3b_one_gpu", 3, zero=ZeroConfig(offload_optimizer="cpu", offload_parameters="cpu")
+    ),
+    "zero3_nvme": Preset("pretrain_1.3b_nvme", 3, zero=ZeroConfig(offload_optimizer="nvme", nvme_path="/nvme")),
+    "cpu_debug": Preset("pretrain_tiny", 2, "fp32", ranks=2, batch=16, size="tiny", accelerator="cpu"),
+}
+
+
+def layout(one: Preset) -> BatchLayout:
+    """How the preset's global batch is cut over its ranks."""
+    from engine.data.loading.loader import resolve_layout
+
+    return resolve_layout(one.batch, None, one.ranks)
+
+
+def preset(name: str) -> dict[str, object]:
+    """The DeepSpeed dict of a preset."""
+    one = PRESETS[name]
+    train = TrainConfig(zero_stage=one.stage, precision=one.precision, global_batch=one.batch)
+    config = RunConfig(train=train, zero=one.zero, model=ModelConfig(size=one.size))
+    return deepspeed_config(config, layout(one), one.accelerator)
+
+
+def render(name: str) -> str:
+    """The file of a preset."""
+    return json.dumps(preset(name), indent=2) + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    """Write the files."""
+    CommandParser(prog="python -m launch.zero.presets", description="Write ds_configs/ again.").parse_args(arguments)
+    for name in PRESETS:
+        (FOLDER / f"{name}.json").write_text(render(name))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main, sys.argv[1:])
