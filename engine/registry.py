@@ -1,4 +1,4 @@
-"""Tables of what can be chosen by name: tasks, architectures, optimizers. Modules outside of the package may add to them.
+"""Tables of what can be chosen by name: tasks, architectures, optimizers. Other packages may add to them.
 
 An entry may be given as "module:attribute", which is imported when it is first asked for, so that a command line is
 checked without importing torch.

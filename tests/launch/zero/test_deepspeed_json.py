@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import subprocess
 import sys
@@ -14,21 +13,12 @@ import pytest
 from engine.config import RunConfig
 from engine.data.loading.loader import resolve_layout
 from engine.errors import UserError
-from launch.configure import options
-from launch.configure.options import build_parser, parse, parse_given
+from launch.configure.options import parse, parse_given
 from launch.zero.keys import find
 from launch.zero.run import complete, resolved
 from launch.zero.user_json import option, told, with_ranks
 from tests.conftest import ROOT
 from tests.launch.zero.deepspeed_cases import BAD, GOOD, HF_ZERO_3
-
-PARSER = functools.cache(build_parser)
-
-
-@pytest.fixture(autouse=True)
-def one_parser(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Making the parser takes longer than using it."""
-    monkeypatch.setattr(options, "build_parser", PARSER)
 
 
 def resolve(folder: Path, text: str, options: list[str], ranks: int = 2) -> tuple[RunConfig, dict[str, Any]]:
