@@ -331,7 +331,7 @@ def test_a_run_goes_on_over_a_full_disk_and_ends_with_one_line_if_the_last_save_
 ) -> None:
     options = [f"--data.path={store}", "--train.steps=6", "--train.save_interval=2", "--train.keep=9"]
     remount(small_disk, "size=1200k")  # room for one checkpoint
-    printed = run(tmp_path / "run", *options, code=1, launcher="deepspeed", ranks=2)
+    printed = run(tmp_path / "run", *options, code=1, ranks=2)
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert f"step-000006 was not saved in {small_disk} (rank " in errors[0]
@@ -339,5 +339,5 @@ def test_a_run_goes_on_over_a_full_disk_and_ends_with_one_line_if_the_last_save_
     assert printed.count(f"warning: step-000004 was not saved in {small_disk} (rank ") == 1
     assert "Traceback" not in printed
     remount(small_disk, "size=9m")
-    assert "at step 2" in run(tmp_path / "run", *options, "--resume=auto", launcher="deepspeed", ranks=2)
+    assert "at step 2" in run(tmp_path / "run", *options, "--resume=auto", ranks=2)
     assert [step for step, _ in losses(tmp_path / "run")] == list(range(1, 7))

@@ -9,7 +9,6 @@ import gzip
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +22,7 @@ from engine.model.build import initialise
 from engine.model.folder import export_huggingface, tokenizer_files
 from tests.train.runs import ROOT, environment
 from tests.train.runs import run as launch
+from tests.warm import SERVER
 
 #: from the folder of the inputs and of the output to the arguments after `zerobert`
 Arguments = Callable[[Path, Path], list[str]]
@@ -273,11 +273,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[subpro
 
     def run(name: str) -> tuple[subprocess.CompletedProcess[str], Path]:
         output = base / "output" / name.replace(" ", "-")
-        command = [sys.executable, "-m", "launch", *MISTAKES[name][0](base, output)]
-        done = subprocess.run(
-            command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
-        )
-        return done, output
+        command = [str(ROOT / "launch" / "__main__.py"), *MISTAKES[name][0](base, output)]
+        return SERVER.run(command, [environment()], ROOT), output
 
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(MISTAKES, pool.map(run, MISTAKES), strict=True))

@@ -35,7 +35,7 @@ def train(store: Path, output: Path, ranks: int, stage: int, accumulation: int, 
         f"--train.micro_batch={16 // ranks // accumulation}",
         "--train.save_interval=null",
     ]
-    run(output, *options, *NO_DROPOUT, *more, launcher="python" if ranks == 1 else "deepspeed", ranks=ranks)
+    run(output, *options, *NO_DROPOUT, *more, ranks=ranks)
     return losses(output)
 
 

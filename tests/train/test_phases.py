@@ -71,7 +71,6 @@ def test_fine_tuning_ends_with_a_report_and_the_best_model(
         "--train.epochs=3",
         "--train.eval_interval=20",
         f"--train.zero_stage={stage}",
-        launcher="deepspeed",
         ranks=2,
     )
     assert "majority baseline 0.5" in printed

@@ -122,7 +122,7 @@ def test_its_lines_are_printed_once_and_written_to_tensorboard(sharded: Profiled
 
 @pytest.mark.slow
 def test_recording_changes_no_loss(sharded: Profiled, tmp_path: Path) -> None:
-    run(tmp_path / "plain", *sharded.options, launcher="torchrun", ranks=2)
+    run(tmp_path / "plain", *sharded.options, ranks=2)
     assert losses(sharded.output) == losses(tmp_path / "plain")
     assert not (tmp_path / "plain" / "profile").exists()
 
@@ -142,7 +142,7 @@ def test_recording_changes_no_loss(sharded: Profiled, tmp_path: Path) -> None:
 def test_every_stage_is_recorded(store: Path, tmp_path: Path, ranks: int, options: list[str]) -> None:
     found = profiled(store, tmp_path / "run", ranks, *options)
     check_run(found, ranks)
-    run(tmp_path / "plain", *found.options, launcher="python" if ranks == 1 else "torchrun", ranks=ranks)
+    run(tmp_path / "plain", *found.options, ranks=ranks)
     assert losses(found.output) == losses(tmp_path / "plain")
 
 

@@ -22,7 +22,7 @@ needs_libaio = pytest.mark.skipif(not can_swap(), reason="ninja, a C++ compiler 
 def told(worker: str, file: Path, ranks: int, timeout: int) -> Any:
     """What the ranks of a worker found out."""
     launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={free_port()}"]
-    command = [sys.executable, *launcher, "-m", f"tests.train.{worker}", str(file)]
+    command = [sys.executable, *launcher, "-m", f"tests.zero.{worker}", str(file)]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(file.read_text())
@@ -69,10 +69,10 @@ def test_a_real_run_that_is_resumed_under_offload_has_the_losses_of_one_without(
     common = [f"--data.path={store}", "--train.zero_stage=3", "--optim.schedule=constant", "--optim.warmup=0"]
     common += NO_DROPOUT
     offload = ["--zero.offload_optimizer=cpu", "--zero.offload_parameters=cpu"]
-    run(tmp_path / "plain", *common, "--train.steps=7", launcher="deepspeed", ranks=2)
-    run(tmp_path / "offloaded", *common, *offload, "--train.steps=5", launcher="deepspeed", ranks=2)
+    run(tmp_path / "plain", *common, "--train.steps=7", ranks=2)
+    run(tmp_path / "offloaded", *common, *offload, "--train.steps=5", ranks=2)
     resumed = [*common, *offload, "--train.steps=7", "--resume=auto"]
-    run(tmp_path / "offloaded", *resumed, launcher="deepspeed", ranks=2)
+    run(tmp_path / "offloaded", *resumed, ranks=2)
     for way in ("plain", "offloaded"):
         rows = list(csv.DictReader((tmp_path / way / "verify_update.csv").open()))
         assert max(float(row["error"]) for row in rows) < 1e-5
@@ -122,12 +122,12 @@ def test_a_real_run_on_nvme_is_resumed_without_it_and_leaves_nothing_there(store
     common = [f"--data.path={store}", "--train.zero_stage=3", "--optim.schedule=constant", "--optim.warmup=0"]
     common += [*NO_DROPOUT, "--model.hidden_size=256"]
     disk = tmp_path / "disk"
-    run(tmp_path / "plain", *common, "--train.steps=7", launcher="deepspeed", ranks=2)
+    run(tmp_path / "plain", *common, "--train.steps=7", ranks=2)
     nvme = ["--zero.offload_optimizer=nvme", f"--zero.nvme_path={disk}"]
-    printed = run(tmp_path / "nvme", *common, *nvme, "--train.steps=5", launcher="deepspeed", ranks=2)
+    printed = run(tmp_path / "nvme", *common, *nvme, "--train.steps=5", ranks=2)
     assert printed.count("update not verified: that would take the memory") == 1
     assert list(disk.iterdir()) == []
-    run(tmp_path / "nvme", *common, "--train.steps=7", "--resume=auto", launcher="deepspeed", ranks=2)
+    run(tmp_path / "nvme", *common, "--train.steps=7", "--resume=auto", ranks=2)
     plain, offloaded = ([loss for _, loss in losses(tmp_path / way)] for way in ("plain", "nvme"))
     assert len(plain) == len(offloaded) == 7
     assert offloaded == pytest.approx(plain, abs=1e-6)

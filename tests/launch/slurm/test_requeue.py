@@ -63,7 +63,16 @@ def checkpoint(output: Path, step: int) -> None:
 def run(output: Path, *arguments: str, **env: str) -> tuple[int, str, str]:
     """Call the file as the batch script does, in an environment that has nothing but the job's variables."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "launch" / "requeue.py"), *arguments, "--output", str(output), "--", "--x", "y z"],
+        [
+            sys.executable,
+            str(ROOT / "launch" / "slurm" / "requeue.py"),
+            *arguments,
+            "--output",
+            str(output),
+            "--",
+            "--x",
+            "y z",
+        ],
         env={"SLURM_JOB_ID": "7", **env},
         capture_output=True,
         text=True,
@@ -109,7 +118,7 @@ def test_a_job_cancelled_before_it_began_does_not_begin(tmp_path: Path) -> None:
 
 
 def test_by_hand_the_folder_is_what_the_training_options_say(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "launch" / "requeue.py"), "start", "--output", "", "--"]
+    command = [sys.executable, str(ROOT / "launch" / "slurm" / "requeue.py"), "start", "--output", "", "--"]
     subprocess.run([*command, f"--output={tmp_path / 'run'}", "--debug"], cwd=tmp_path, check=True)
     assert (tmp_path / "run" / "attempt.json").is_file()
     wrong = subprocess.run([*command, "--train.steps=x"], cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -128,7 +128,7 @@ def rows(output: Path) -> list[dict[str, str]]:
 
 def test_a_run_verifies_its_first_updates_and_those_after_a_resume_elsewhere(store: Path, tmp_path: Path) -> None:
     options = [f"--data.path={store}", "--train.verify_update=2", "--optim.name=lamb", "--train.eval_samples=16"]
-    printed = run(tmp_path, *options, "--train.steps=3", launcher="torchrun", ranks=2)
+    printed = run(tmp_path, *options, "--train.steps=3", ranks=2)
     verified = [line for line in printed.splitlines() if line.startswith("update ")]
     assert [line.split(",")[0] for line in verified] == ["update verified: step 1", "update verified: step 2"]
     table = rows(tmp_path)

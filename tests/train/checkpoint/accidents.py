@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.train.runs import ROOT, SMALL, command, environment
 
-WORKER = str(ROOT / "tests" / "train" / "fault_worker.py")
+WORKER = str(ROOT / "tests" / "train" / "watch" / "fault_worker.py")
 
 
 def accident(rank: int, batch: int | None, what: str, argument: Any = None) -> dict[str, Any]:

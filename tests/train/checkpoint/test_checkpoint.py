@@ -153,7 +153,7 @@ def finished(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 2 ranks with ZeRO-3 and a checkpoint at every step."""
     output = tmp_path_factory.mktemp("finished")
     options = ["--train.steps=4", "--train.save_interval=1", "--train.keep=2", "--train.zero_stage=3"]
-    run(output, f"--data.path={store}", *options, launcher="deepspeed", ranks=2)
+    run(output, f"--data.path={store}", *options, ranks=2)
     return output
 
 
@@ -194,7 +194,7 @@ def damaged_copy(finished: Path, tmp_path: Path, *, cut: bool) -> Path:
 def test_a_damaged_checkpoint_is_named_and_the_run_changes_nothing(finished: Path, store: Path, tmp_path: Path) -> None:
     damaged = damaged_copy(finished, tmp_path, cut=False)
     options = ["--train.steps=6", "--train.zero_stage=3", f"--resume={damaged.parent}"]
-    printed = run(tmp_path / "run", f"--data.path={store}", *options, launcher="deepspeed", ranks=2, code=2)
+    printed = run(tmp_path / "run", f"--data.path={store}", *options, ranks=2, code=2)
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert f"step-000004 is damaged ({damaged.name} is not what was written" in errors[0]
@@ -207,7 +207,7 @@ def test_auto_goes_on_from_the_newest_intact_one_and_replaces_the_damaged(
     damaged = damaged_copy(finished, tmp_path, cut=True)
     output, folder = tmp_path / "run", damaged.parent.parent
     options = ["--train.steps=4", "--train.save_interval=1", "--train.keep=2", "--train.zero_stage=3", "--resume=auto"]
-    printed = run(output, f"--data.path={store}", *options, launcher="deepspeed", ranks=2)
+    printed = run(output, f"--data.path={store}", *options, ranks=2)
     assert printed.count(f"passed over {damaged.parent}, which is damaged: {damaged.name} has 1000 bytes of") == 1
     assert f"resumed {folder / 'step-000003'} at step 3" in printed
     assert printed.count(f"set {damaged.parent} aside as aside-step-000004") == 1

@@ -56,9 +56,9 @@ def test_losses_after_a_kill_and_resume_are_bit_equal_with_dropout_on(
 ) -> None:
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     arguments = options(store, stage, precision)
-    run(undisturbed, *arguments, launcher="deepspeed", ranks=2)
+    run(undisturbed, *arguments, ranks=2)
     kill_in_mid_run(killed, *arguments)
-    printed = run(killed, *arguments, "--resume=auto", launcher="deepspeed", ranks=2)
+    printed = run(killed, *arguments, "--resume=auto", ranks=2)
     assert "resumed" in printed
     truth = losses(undisturbed)
     assert [step for step, _ in truth] == list(range(1, STEPS + 1))
@@ -71,9 +71,9 @@ def test_a_point_that_a_resume_cuts_in_two_is_the_undisturbed_runs(store: Path, 
     """Points at 5, 10 and 12 of a run that goes on from step 6 or 9: the first one covers steps from before."""
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     arguments = [*options(store, 2, "fp32"), "--train.log_interval=5", "--monitor.csv=true"]
-    run(undisturbed, *arguments, launcher="deepspeed", ranks=2)
+    run(undisturbed, *arguments, ranks=2)
     kill_in_mid_run(killed, *arguments)
-    assert "resumed" in run(killed, *arguments, "--resume=auto", launcher="deepspeed", ranks=2)
+    assert "resumed" in run(killed, *arguments, "--resume=auto", ranks=2)
     assert [step for step, _ in losses(undisturbed)] == [5, 10, 12]
     for name in ("loss", "mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy"):
         assert losses(killed, f"train/{name}") == losses(undisturbed, f"train/{name}"), name

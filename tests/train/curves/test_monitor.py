@@ -50,7 +50,7 @@ def finished(store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     """A run of 6 steps that logs every second one, and what it printed."""
     output = tmp_path_factory.mktemp("monitored")
     options = ["--train.steps=6", "--train.log_interval=2", "--train.eval_interval=3", "--monitor.csv=true"]
-    return output, run(output, f"--data.path={store}", *options, launcher="deepspeed", ranks=2)
+    return output, run(output, f"--data.path={store}", *options, ranks=2)
 
 
 def events(output: Path) -> EventAccumulator:
@@ -67,7 +67,7 @@ def test_every_curve_is_there_with_the_global_step_as_x(finished: tuple[Path, st
 
 
 def test_a_point_is_the_mean_of_its_steps(store: Path, finished: tuple[Path, str], tmp_path: Path) -> None:
-    run(tmp_path, f"--data.path={store}", "--train.steps=6", launcher="deepspeed", ranks=2)
+    run(tmp_path, f"--data.path={store}", "--train.steps=6", ranks=2)
     single = [value for _, value in losses(tmp_path)]
     means = [value for _, value in losses(finished[0])]
     assert means == pytest.approx([(a + b) / 2 for a, b in zip(single[::2], single[1::2], strict=True)], rel=1e-6)

@@ -80,7 +80,7 @@ def test_a_lamb_run_writes_them_at_their_interval_the_same_on_any_layout(
     store: Path, tmp_path: Path, stage: int
 ) -> None:
     shared = [f"--data.path={store}", "--optim.name=lamb", "--train.steps=4", "--monitor.norm_interval=2"]
-    run(tmp_path / "sharded", *shared, *NO_DROPOUT, f"--train.zero_stage={stage}", launcher="deepspeed", ranks=2)
+    run(tmp_path / "sharded", *shared, *NO_DROPOUT, f"--train.zero_stage={stage}", ranks=2)
     run(tmp_path / "whole", *shared, *NO_DROPOUT, "--train.zero_stage=0")
     for kind in ("scalars", "histograms"):
         found = tags(tmp_path / "sharded", kind)

@@ -24,7 +24,7 @@ from engine.data.store.prepare import PrepareConfig, prepare
 from engine.train.output import LOCK
 from tests.train.runs import ROOT, SCRIPT, SMALL, command, environment, free_port, run
 
-WORKER = str(ROOT / "tests" / "train" / "failing_start_worker.py")
+WORKER = str(ROOT / "tests" / "train" / "ranks" / "failing_start_worker.py")
 #: seconds that no start may take; on an idle machine all take less than 15
 LIMIT = 60
 

@@ -295,7 +295,7 @@ def test_a_signal_to_everything_under_deepspeed_saves_on_all_ranks_and_resumes_b
     store: Path, tmp_path: Path
 ) -> None:
     truth, stopped = tmp_path / "truth", tmp_path / "stopped"
-    run(truth, *two_ranks(store), launcher="deepspeed", ranks=2)
+    run(truth, *two_ranks(store), ranks=2)
     everything = [accident(1, 3, "kill_group", int(signal.SIGUSR1))]
     printed = end_of(start(stopped, *two_ranks(store), accidents=everything, launcher="deepspeed"))
     lines = [line for line in printed.splitlines() if line.startswith("stopped by ")]
@@ -305,7 +305,7 @@ def test_a_signal_to_everything_under_deepspeed_saves_on_all_ranks_and_resumes_b
     assert not tracebacks(printed)
     assert (stopped / MARKER).read_text() == "3\n"
     assert (heartbeat(stopped)["state"], heartbeat(stopped)["step"]) == ("preempted", 3)
-    run(stopped, *two_ranks(store), "--resume=auto", launcher="deepspeed", ranks=2)
+    run(stopped, *two_ranks(store), "--resume=auto", ranks=2)
     assert losses(stopped) == losses(truth)
     assert not (stopped / MARKER).exists()
     assert (heartbeat(stopped)["state"], heartbeat(stopped)["restarts"]) == ("done", 1)
