@@ -21,7 +21,7 @@ from engine.train.checkpoint import commit
 from engine.train.checkpoint.folder import STATE_FILE, complete_checkpoints, damage, find, newest_intact, read_state
 from tests.single_rank import single_rank
 from tests.train.checkpoint import durable_worker
-from tests.train.runs import ROOT, command, environment, free_port, losses, run
+from tests.train.runs import execute, free_port, losses, run
 
 FILES = ("state.json", "index.json", "rank-00000.safetensors", "rng-rank-0.pt")
 
@@ -230,11 +230,7 @@ def test_a_process_killed_while_it_saves_leaves_a_usable_checkpoint(rank: Pool, 
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     """The folder of two ranks' saves, and what each rank got."""
     folder = tmp_path_factory.mktemp("two_ranks")
-    done = subprocess.run(
-        [*command("torchrun", 2), "-m", "tests.train.checkpoint.durable_worker", str(folder)],
-        env=environment(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240,
-        check=False,
-    )  # fmt: skip
+    done = execute("tests/train/checkpoint/durable_worker.py", str(folder))
     assert done.returncode == 0, done.stdout
     return folder, [json.loads((folder / f"{number}.json").read_text()) for number in range(2)]
 

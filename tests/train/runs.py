@@ -113,6 +113,13 @@ def run(output: Path, *options: str, launcher: str | None = None, ranks: int = 1
     return printed
 
 
+def execute(script: str, *arguments: str, ranks: int = 2, timeout: float = 240.0) -> subprocess.CompletedProcess[str]:
+    """Run a worker of the tests, a path below the root, on ranks that are forks, as `run` does without a launcher."""
+    port = free_port()
+    places = [environment() | placed(rank, ranks, port) for rank in range(ranks)]
+    return SERVER.run([str(ROOT / script), *arguments], places, ROOT, joined=True, timeout=timeout)
+
+
 def losses(output: Path, tag: str = "train/loss") -> Curve:
     """The curve of a run, from its TensorBoard files."""
     return read_curves(output, [tag])[tag]

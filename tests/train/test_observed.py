@@ -4,7 +4,6 @@ steps alone, and the rate that they had."""
 from __future__ import annotations
 
 import json
-import subprocess
 from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from engine.train.checkpoint.folder import complete_checkpoints
 from engine.train.watch.faults import read_faults
 from engine.zero.archive import full_weights
 from tests.train.observed import DELAY, delayed, evaluated, observed
-from tests.train.runs import ROOT, command, environment, losses
+from tests.train.runs import execute, losses
 
 Steps = list[dict[str, Any]]
 #: of 4 steps that warm up to 1e-3 in 2 and then fall to 0
@@ -39,8 +38,8 @@ def runs(one_rank: Pool, store: Path, tmp_path_factory: pytest.TempPathFactory) 
     two.mkdir()
     options = [data, "--train.steps=4", "--train.save_interval=2"]
     alone = {"fresh": one_rank.apply(observed, (single, options))}
-    started = [*command("torchrun", 2), "-m", "tests.train.observed", str(store), str(single / "checkpoints"), str(two)]
-    subprocess.run(started, cwd=ROOT, env=environment(), check=True, timeout=200)
+    done = execute("tests/train/observed.py", str(store), str(single / "checkpoints"), str(two))
+    assert done.returncode == 0, done.stdout
     for step in (2, 4):
         checkpoint = two / "fresh" / "checkpoints" / f"step-{step:06d}"
         resume = [f"--resume={checkpoint}", f"--train.steps={step + 1}", "--train.save_interval=null"]

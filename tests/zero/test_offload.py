@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.train.runs import NO_DROPOUT, can_swap, environment, free_port, losses, run
+from tests.train.runs import NO_DROPOUT, can_swap, execute, losses, run
 from tests.zero.offload_worker import AFTER, BEFORE, CASES
 
 SWAPPED = [f"{name}-{precision}" for name in ("adamw", "lamb") for precision in ("fp32", "bf16")]
@@ -21,9 +18,7 @@ needs_libaio = pytest.mark.skipif(not can_swap(), reason="ninja, a C++ compiler 
 
 def told(worker: str, file: Path, ranks: int, timeout: int) -> Any:
     """What the ranks of a worker found out."""
-    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={free_port()}"]
-    command = [sys.executable, *launcher, "-m", f"tests.zero.{worker}", str(file)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout)
+    done = execute(f"tests/zero/{worker}.py", str(file), ranks=ranks, timeout=timeout)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(file.read_text())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections import Counter
 from functools import cache
 from math import prod
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from engine.errors import UserError
 from engine.optim.shard import Fragment, Shard
 from engine.zero.partition import shards, window
-from tests.train.runs import ROOT, command, environment
+from tests.train.runs import execute
 from tests.zero.partition_worker import CASES, DTYPES, Model, slope, update, weight
 
 SHAPES = {name: tuple(p.shape) for name, p in Model().named_parameters()}
@@ -37,17 +36,9 @@ every_run = pytest.mark.parametrize(("ranks", "name"), RUNS)
 def launch(ranks: int) -> list[dict[str, dict[str, Any]]] | str:
     """What each of `ranks` ranks recorded: {case: record}, all cases in one launch; what it printed if it failed."""
     with TemporaryDirectory() as folder:
-        arguments = [*command("torchrun", ranks), "-m", "tests.zero.partition_worker", folder]
-        process = subprocess.Popen(
-            arguments, env=environment(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        try:
-            printed, _ = process.communicate(timeout=240)
-        except subprocess.TimeoutExpired:
-            process.terminate()  # which ends its ranks too; a kill would leave them behind
-            printed, _ = process.communicate()
-        if process.returncode != 0:
-            return printed
+        done = execute("tests/zero/partition_worker.py", folder, ranks=ranks)
+        if done.returncode != 0:
+            return done.stdout
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from functools import cache
 from math import prod
@@ -27,7 +26,7 @@ from engine.zero.archive import (
     write_tensors,
 )
 from engine.zero.states import shared_out
-from tests.train.runs import NO_DROPOUT, ROOT, command, environment, losses, run
+from tests.train.runs import NO_DROPOUT, execute, losses, run
 from tests.zero.partition_worker import CASES, DTYPES, Model
 from tests.zero.resharding_worker import BUFFER, COUNTERS, ORDER, SCALER, STATES, STEP, frozen, truth
 
@@ -50,11 +49,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
     def worker(ranks: int) -> Path:
         other = LAUNCHES[ranks]
         arguments = [str(folder)] if other is None else [str(worker(other).parent), str(other)]
-        done = subprocess.run(
-            [*command("torchrun", ranks), "-m", "tests.zero.resharding_worker", *arguments],
-            env=environment(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240,
-            check=False,
-        )  # fmt: skip
+        done = execute("tests/zero/resharding_worker.py", *arguments, ranks=ranks)
         (folder / str(ranks) / "printed").write_text(done.stdout)
         return folder / str(ranks)
 

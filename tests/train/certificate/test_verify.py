@@ -18,7 +18,7 @@ from engine.train.certificate.recorded import checksum, covers
 from engine.train.checkpoint.folder import complete_checkpoints
 from launch.configure.options import parse
 from tests.train.certificate.verify_worker import GROUPS, RAISED, SKIPPED, SPOILT
-from tests.train.runs import ROOT, command, environment, run
+from tests.train.runs import ROOT, command, environment, execute, run
 
 SLOW = pytest.mark.slow
 SOUND_RUNS = [
@@ -49,17 +49,9 @@ WRONG = {
 def launch(ranks: int, group: str) -> list[dict[str, dict[str, Any]]] | str:
     """What each of `ranks` ranks recorded: {case: record}, all cases in one launch; what it printed if it failed."""
     with TemporaryDirectory() as folder:
-        arguments = [*command("torchrun", ranks), "-m", "tests.train.certificate.verify_worker", folder, group]
-        process = subprocess.Popen(
-            arguments, env=environment(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        try:
-            printed, _ = process.communicate(timeout=240)
-        except subprocess.TimeoutExpired:
-            process.terminate()  # which ends its ranks too; a kill would leave them behind
-            printed, _ = process.communicate()
-        if process.returncode != 0:
-            return printed
+        done = execute("tests/train/certificate/verify_worker.py", folder, group, ranks=ranks)
+        if done.returncode != 0:
+            return done.stdout
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
 from itertools import product
 from multiprocessing.pool import Pool
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 from engine.config import FaultConfig, RunConfig
 from engine.errors import UserError
 from engine.train.watch.faults import SpikeDetector, found_late, read_faults
-from tests.train.runs import NO_DROPOUT, ROOT, command, environment, losses
+from tests.train.runs import NO_DROPOUT, execute, losses
 from tests.train.watch.policy_worker import CASES, left_out, trained
 
 
@@ -107,8 +106,8 @@ def test_so_does_one_of_the_first_step_and_of_another_optimizer(one_rank: Pool, 
 
 
 def test_so_do_updates_of_two_ranks(tmp_path: Path) -> None:
-    started = [*command("torchrun", 2), "-m", "tests.train.watch.policy_worker", str(tmp_path)]
-    subprocess.run(started, cwd=ROOT, env=environment(), check=True, timeout=200)
+    done = execute("tests/train/watch/policy_worker.py", str(tmp_path))
+    assert done.returncode == 0, done.stdout
     for rank in range(2):
         for case, found in zip(CASES, json.loads((tmp_path / f"{rank}.json").read_text()), strict=True):
             check(found, case[3])
