@@ -13,11 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import BertConfig
 
+from engine.config import TASKS
 from engine.errors import UserError
 from engine.model.folder import (
     CONFIG_FILE,
     ORIGIN_FILE,
     WEIGHTS_FILE,
+    described,
     export_huggingface,
     is_intact,
     read_origin,
@@ -88,7 +90,10 @@ def export_checkpoint(checkpoint: Path, output: Path) -> RunState:
             "(--resume auto) for a step or more, then export it"
         )
     origin = {"step": state.step, "best": None, "facts": state.facts}
-    export_huggingface(full_weights(checkpoint), _config(checkpoint), tokenizer_files(checkpoint), output, origin)
+    config = _config(checkpoint)
+    if config.architectures is None:  # an earlier version saved it
+        config = described(config, TASKS.get(state.config["task"]).load().export_class)
+    export_huggingface(full_weights(checkpoint), config, tokenizer_files(checkpoint), output, origin)
     return state
 
 

@@ -11,12 +11,12 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 if __name__ == "__main__":  # run as a file: import the packages of this checkout and not this folder's modules
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engine.config import RunConfig
+from engine.config import TASKS, RunConfig
 from engine.errors import SharedError, UserError
 from engine.train.output import newest_step
 from engine.train.watch.preempt import Stopped, StopRequest, agreed_stop, is_scheduled, write_marker
@@ -35,36 +35,20 @@ from launch.launcher import (
 if TYPE_CHECKING:
     from engine.data.loading.loader import BatchLayout
     from engine.dist import World
+    from engine.tasks.task import Task
     from engine.train.output import OutputLock
     from engine.train.ranks.meeting import Meeting
     from engine.train.watch.guard import Guard
     from engine.train.watch.watchdog import Watchdog
 
 
-def prepare_embedded(config: RunConfig, is_main: bool) -> RunConfig:
-    """Prepare the text of the Python installation where a pre-training run names no data; rank 0 does the work."""
-    if config.task != "pretrain" or config.data.path:
-        return config
-    folder = Path(config.output) / "data"
-    if is_main and not (folder / "manifest.json").exists():
-        from engine.data.store.prepare import PrepareConfig, prepare
-
-        prepare(PrepareConfig(output=str(folder), vocab_size=4096))
-    return replace(config, data=replace(config.data, path=str(folder)))
-
-
-def build_task(config: RunConfig) -> Any:
+def build_task(config: RunConfig) -> Task:
     """The task that the configuration names."""
-    if config.task == "pretrain":
-        from engine.tasks.pretrain import Pretraining
-
-        return Pretraining(config)
-    from engine.tasks.sequence import SequenceClassification
-
-    return SequenceClassification(config)
+    task: Task = TASKS.get(config.task).load()(config)
+    return task
 
 
-def checked_task(config: RunConfig) -> Any:
+def checked_task(config: RunConfig) -> Task:
     """The task of the run, and its data checked against the length of the run.
 
     Raises:
@@ -193,7 +177,7 @@ def run(config: RunConfig, launcher: Launcher, guard: Guard, given: frozenset[st
     batch = config.train
     micro_batch = None if batch.micro_batch == "auto" else batch.micro_batch
     layout = agreed(lambda: resolve_layout(batch.global_batch, micro_batch, world.size, world.rank))
-    config = agreed(lambda: prepare_embedded(config, world.is_main))
+    config = agreed(lambda: TASKS.get(config.task).load().with_own_data(config, world.is_main))
     start = agreed(lambda: find_start(config))
     task = agreed(lambda: checked_task(config))
     facts = agreed(lambda: recorded_facts(task, config, start) if world.is_main else {})
@@ -225,7 +209,7 @@ def run(config: RunConfig, launcher: Launcher, guard: Guard, given: frozenset[st
         guard.finished()
 
 
-def fitted(config: RunConfig, task: Any, world: World) -> tuple[RunConfig, BatchLayout]:
+def fitted(config: RunConfig, task: Task, world: World) -> tuple[RunConfig, BatchLayout]:
     """The run with the largest micro-batch that fits, and its layout; collective."""
     from engine.data.loading.loader import resolve_layout
     from launch.forecast.fit import fitting_micro_batch

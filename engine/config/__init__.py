@@ -9,12 +9,14 @@ from engine.config.data import DataConfig, LabelledConfig
 from engine.config.fault import FaultConfig, NonFinitePolicy, SpikePolicy
 from engine.config.model import MODEL_SIZES, ModelConfig
 from engine.config.optim import OptimConfig, ScheduleName
-from engine.config.run import RunConfig, TaskName, from_dict
+from engine.config.run import RunConfig, extra_sections, section_names
+from engine.config.tasks import TASKS, TaskEntry, Title, task_entries, tasks_with_input
 from engine.config.train import MonitorConfig, Precision, TrainConfig
 from engine.config.zero import ZeroConfig
 
 __all__ = [
     "MODEL_SIZES",
+    "TASKS",
     "DataConfig",
     "FaultConfig",
     "LabelledConfig",
@@ -26,9 +28,13 @@ __all__ = [
     "RunConfig",
     "ScheduleName",
     "SpikePolicy",
-    "TaskName",
+    "TaskEntry",
+    "Title",
     "TrainConfig",
     "ZeroConfig",
-    "from_dict",
+    "extra_sections",
     "require",
+    "section_names",
+    "task_entries",
+    "tasks_with_input",
 ]

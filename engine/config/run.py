@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_type_hints
 
 from engine.config.check import require
 from engine.config.data import DataConfig, LabelledConfig
 from engine.config.fault import FaultConfig
 from engine.config.model import ModelConfig
 from engine.config.optim import OptimConfig
+from engine.config.tasks import TASKS, Section, task_entries
 from engine.config.train import MonitorConfig, TrainConfig
 from engine.config.zero import ZeroConfig
 
-TaskName = Literal["pretrain", "sequence_classification"]
+
+def extra_sections() -> dict[str, type[Section]]:
+    """The sections that tasks from outside of the package bring along, by name.
+
+    Raises:
+        ValueError: two parts of the configuration would have the same name.
+    """
+    known: dict[str, Any] = get_type_hints(RunConfig)
+    extra: dict[str, type[Section]] = {}
+    for entry in task_entries():
+        if known.setdefault(entry.section, entry.options) is not entry.options:
+            raise ValueError(f"the section {entry.section!r} of a task is another part of the configuration already")
+        if entry.section not in RunConfig.__dataclass_fields__:
+            extra[entry.section] = entry.options
+    return extra
 
 
 @dataclass
 class RunConfig:
     """One run: what to train, on what, how, and where its files go."""
 
-    task: TaskName = "pretrain"
-    """pretrain (MLM + NSP) or sequence_classification"""
+    task: str = "pretrain"
+    """what to train; one of `TASKS`"""
     output: str = "runs/default"
     """folder of everything that the run writes"""
     resume: str = "never"
@@ -40,23 +55,26 @@ class RunConfig:
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     fault: FaultConfig = field(default_factory=FaultConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    extra: dict[str, Section] = field(
+        default_factory=lambda: {name: options() for name, options in extra_sections().items()}
+    )
+    """sections of tasks from outside of the package, by name; files and command lines have them beside the others"""
 
     def validate(self, complete: bool = True) -> None:
         """Check every field and every combination that needs neither data nor hardware.
 
         Args:
-            complete: whether fine-tuning must have labelled data and a model; a plan needs neither.
+            complete: whether a task that needs data and a model must have them; a plan needs neither.
 
         Raises:
             UserError: names the first field that is wrong.
         """
-        require(self.task in get_args(TaskName), "task", self.task, f"choose one of {', '.join(get_args(TaskName))}")
+        TASKS.check(self.task)
         require(bool(self.output), "output", self.output, "give a folder")
         require(0 <= self.seed < 2**32, "seed", self.seed, "give a whole number in [0, 2^32)")
-        parts = ("model", "data", "labelled", "optim", "train", "zero", "fault", "monitor")
-        for part in parts:
-            _check_finite(part, getattr(self, part))
-            getattr(self, part).validate()
+        for name in section_names():
+            _check_finite(name, self.part(name))
+            self.part(name).validate()
         self.zero.check_stage(self.train.zero_stage)
         start, own = self.model.init_from, Path(self.output).absolute() / "export"
         require(
@@ -65,24 +83,23 @@ class RunConfig:
             start,
             "this run will write its own model there; give another output",
         )
-        if self.task == "pretrain":
-            self._validate_pretraining()
-        elif complete:
-            require(
-                bool(self.labelled.train), "labelled.train", self.labelled.train, "give a file of labelled examples"
-            )
-            require(bool(self.model.init_from), "model.init_from", self.model.init_from, "give the folder of a model")
+        TASKS.get(self.task).validate(self, complete)
 
-    def _validate_pretraining(self) -> None:
-        length, limit = self.data.sequence_length, self.model.max_positions
-        fits = bool(self.model.init_from) or length <= limit
-        require(
-            fits, "data.sequence_length", length, f"it exceeds model.max_positions ({limit}); lower it or raise that"
-        )
+    def part(self, name: str) -> Any:
+        """The section of a name, also of a task from outside of the package."""
+        return self.extra[name] if name in self.extra else getattr(self, name)
 
     def to_dict(self) -> dict[str, Any]:
         """The tree as plain values, ready for JSON and YAML."""
-        return asdict(self)
+        values = asdict(self)
+        extra: dict[str, Any] = values.pop("extra")
+        return values | extra
+
+
+def section_names() -> tuple[str, ...]:
+    """The parts of the configuration that have fields of their own."""
+    own = (name for name, kind in get_type_hints(RunConfig).items() if is_dataclass(kind))
+    return (*own, *extra_sections())
 
 
 def _check_finite(part: str, values: Any) -> None:
@@ -92,21 +109,3 @@ def _check_finite(part: str, values: Any) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             finite = not isinstance(number, float) or math.isfinite(number)
             require(finite, f"{part}.{one.name}", value, "give a finite number")
-
-
-def from_dict(values: dict[str, Any]) -> RunConfig:
-    """The tree of a saved configuration; the inverse of `RunConfig.to_dict` through JSON."""
-    parts = {
-        "model": ModelConfig,
-        "data": DataConfig,
-        "labelled": LabelledConfig,
-        "optim": OptimConfig,
-        "train": TrainConfig,
-        "zero": ZeroConfig,
-        "fault": FaultConfig,
-        "monitor": MonitorConfig,
-    }
-    built = {name: part(**values.get(name, {})) for name, part in parts.items()}
-    config = RunConfig(**{**values, **built})
-    config.optim.betas = (config.optim.betas[0], config.optim.betas[1])
-    return config

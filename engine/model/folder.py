@@ -56,23 +56,24 @@ def export_huggingface(
 
     Args:
         state_dict: every parameter of the model under transformers' names, whole (not a ZeRO partition).
+        config: as `described` returns it, with the transformers class that has these parameters.
         tokenizer: the content of its files; see `tokenizer_files`.
         origin: what to tell of the weights in zerobert.json, as JSON.
 
     Raises:
-        UserError: `out` exists and is no export.
+        UserError: `out` exists and is no export, or nothing says which transformers class the weights are of.
     """
     _check_replaceable(out)
     weights = untied(state_dict)
-    architecture = architecture_of(weights)
-    described = _describe(config, architecture, weights)
-    _check_complete(weights, described, architecture)
+    named = described(config, (config.architectures or [""])[0])
+    named.dtype = next(iter(weights.values())).dtype
+    _check_complete(weights, named)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         save_file(weights, partial / WEIGHTS_FILE, metadata={"format": "pt"})
-        described.to_json_file(partial / CONFIG_FILE)
+        named.to_json_file(partial / CONFIG_FILE)
         for name, content in tokenizer.items():
             (partial / name).write_bytes(content)
         _limit_length(partial / "tokenizer_config.json", config.max_position_embeddings)
@@ -84,13 +85,24 @@ def export_huggingface(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def architecture_of(names: Mapping[str, Tensor]) -> str:
-    """The transformers class that has parameters of these names."""
-    if "classifier.weight" in names:
-        return "BertForSequenceClassification"
-    if "cls.seq_relationship.weight" in names:
-        return "BertForPreTraining"
-    return "BertForMaskedLM" if "cls.predictions.bias" in names else "BertModel"
+def described(config: BertConfig, architecture: str) -> BertConfig:
+    """A model's configuration with the transformers class that opens its export.
+
+    Args:
+        architecture: as the task names it: the class can't be told from the names of the parameters.
+
+    Raises:
+        UserError: there is no such class.
+    """
+    kind = getattr(transformers, architecture, None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise UserError(
+            f"export: no class of transformers is known for the weights ({architecture!r}); the task must name one, "
+            "such as BertForTokenClassification, as its export_class"
+        )
+    named = BertConfig.from_dict(config.to_dict())
+    named.architectures = [architecture]
+    return named
 
 
 def untied(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -104,15 +116,9 @@ def untied(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def _describe(config: BertConfig, architecture: str, weights: Mapping[str, Tensor]) -> BertConfig:
-    described = BertConfig.from_dict(config.to_dict())
-    described.architectures = [architecture]
-    described.dtype = next(iter(weights.values())).dtype
-    return described
-
-
-def _check_complete(weights: Mapping[str, Tensor], config: BertConfig, architecture: str) -> None:
+def _check_complete(weights: Mapping[str, Tensor], config: BertConfig) -> None:
     """A wrong or partial state dict must not reach the disk, where it would load with random parts."""
+    (architecture,) = config.architectures
     with torch.device("meta"):
         expected = getattr(transformers, architecture)(config).state_dict()
     shapes = {name: tensor.shape for name, tensor in expected.items() if name not in TIED}

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine import dist
 from engine.data.tokenizer.vocabulary import Vocabulary
 from engine.model.pretrained import load_config
 
 SHOWN = 5
 
 
-def told_growth(folder: str | None, vocabulary: Vocabulary) -> None:
-    """Print which tokens get rows of their own, and which rows no token has; rank 0 does, in a line."""
-    if folder is None or dist.place()[0] != 0:
-        return
+def growth_lines(folder: str | None, vocabulary: Vocabulary) -> list[str]:
+    """Which tokens get rows of their own, and which rows no token has: a line, or none where all match."""
+    if folder is None:
+        return []
     rows, tokens = load_config(Path(folder)).vocab_size, vocabulary.vocab_size
-    if line := growth(folder, rows, vocabulary.tokens[rows:], tokens):
-        print(line, flush=True)
+    line = growth(folder, rows, vocabulary.tokens[rows:], tokens)
+    return [line] if line else []
 
 
 def growth(folder: str, rows: int, new: list[str], tokens: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from engine import dist
 from engine.config import RunConfig
 from engine.data.loading.source import MicroBatch
 from engine.data.pretraining.source import PretrainingOptions, PretrainingSource, TokenFacts
+from engine.data.store.prepare import PrepareConfig, prepare
 from engine.data.store.store import open_store
 from engine.data.tokenizer.folder import has_tokenizer
 from engine.data.tokenizer.wordpiece import load_tokenizer
@@ -23,11 +25,13 @@ from engine.errors import UserError
 from engine.model.bert import BertForPreTraining
 from engine.model.build import build_config, initialise
 from engine.model.pretrained import LoadReport, check_segments, load_config, load_pretrained
-from engine.tasks.grow import told_growth
+from engine.tasks.grow import growth_lines
 from engine.tasks.identity import Fact, base_weights
-from engine.tasks.task import Evaluation, StepOutput
+from engine.tasks.task import Evaluation, StepOutput, Task
 
 SHOWN_SENTENCES = 4
+#: word pieces of the text of the Python installation
+EMBEDDED_VOCABULARY = 4096
 NOTATION = (
     "Held-out sentences, some of whose words were masked. **word**: masked, and the model guessed it. "
     "*guess → word*: masked, and the model guessed otherwise. \\#\\# begins a piece that continues a word."
@@ -35,9 +39,10 @@ NOTATION = (
 LOSSES = ("mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy")
 
 
-class Pretraining:
+class Pretraining(Task):
     """MLM + NSP on a prepared store."""
 
+    export_class = "BertForPreTraining"
     best_metric: str | None = None
     higher_is_better = False
 
@@ -60,7 +65,16 @@ class Pretraining:
         self.bert_config = build_config(config.model, words.vocab_size, words.pad_id, listed=listed)
         self._check_positions()
         check_segments(self.bert_config, config.model.init_from, "pre-training on pairs of segments")
-        told_growth(config.model.init_from, words)
+
+    @classmethod
+    def with_own_data(cls, config: RunConfig, is_main: bool) -> RunConfig:
+        """Prepare the text of the Python installation where data.path is null."""
+        if config.data.path:
+            return config
+        folder = Path(config.output) / "data"
+        if is_main and not (folder / "manifest.json").exists():
+            prepare(PrepareConfig(output=str(folder), vocab_size=EMBEDDED_VOCABULARY))
+        return replace(config, data=replace(config.data, path=str(folder)))
 
     def _check_positions(self) -> None:
         length, limit = self.config.data.sequence_length, self.bert_config.max_position_embeddings
@@ -97,8 +111,8 @@ class Pretraining:
         return base.listed
 
     def describe_data(self) -> list[str]:
-        """What an epoch shows of the text."""
-        return [self.train_source().summary()]
+        """New rows of the word embeddings, and what an epoch shows of the text."""
+        return [*growth_lines(self.config.model.init_from, self.vocabulary), self.train_source().summary()]
 
     def build_model(self) -> nn.Module:
         """BERT with both heads: seeded weights, or those of model.init_from."""

@@ -29,19 +29,21 @@ from engine.model.build import build_config, initialise
 from engine.model.heads import BertForSequenceClassification
 from engine.model.pretrained import LoadReport, check_segments, load_pretrained
 from engine.tasks import report
-from engine.tasks.grow import told_growth
+from engine.tasks.grow import growth_lines
 from engine.tasks.identity import Fact, base_weights
-from engine.tasks.task import Evaluation, StepOutput
+from engine.tasks.task import Evaluation, StepOutput, Task
 
 
-class SequenceClassification:
-    """The task of a run that fine-tunes a classifier; implements `engine.tasks.task.Task`.
+class SequenceClassification(Task):
+    """The task of a run that fine-tunes a classifier.
 
     Reads and tokenises all its data at once, so that a mistake in it shows before anything is trained.
 
     Raises:
         UserError: labelled data, a model folder or a length that cannot be used.
     """
+
+    export_class = "BertForSequenceClassification"
 
     def __init__(self, config: RunConfig) -> None:
         assert config.model.init_from is not None
@@ -65,7 +67,6 @@ class SequenceClassification:
         }
         self._check_ids(splits["train"])
         self._check_unknown()
-        told_growth(config.model.init_from, self.vocabulary)
 
     def _build_config(self, names: tuple[str, ...] | None = None) -> BertConfig:
         words = self.vocabulary
@@ -107,8 +108,9 @@ class SequenceClassification:
         return LabelledSource(encoded, labels, self.config.seed, fixed, group)
 
     def describe_data(self) -> list[str]:
-        """See `engine.data.labelled.summary.describe`."""
-        return describe(self.names, self.sources, self.config.labelled.max_length)
+        """New rows of the word embeddings, and what `engine.data.labelled.summary.describe` tells."""
+        lines = describe(self.names, self.sources, self.config.labelled.max_length)
+        return [*growth_lines(self.config.model.init_from, self.vocabulary), *lines]
 
     def build_model(self) -> BertForSequenceClassification:
         """The pre-trained encoder under a fresh classifier."""

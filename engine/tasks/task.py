@@ -1,6 +1,7 @@
 """The protocol between the training loop and what is trained.
 
-The loop knows `Task` and never a task's name: a new task is a new class here and a line in the launcher.
+The loop knows `Task` and never a task's name: a new task is a class that inherits it and an entry in
+`engine.config.tasks.TASKS`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import BertConfig
 
+from engine.config import RunConfig
 from engine.data.loading.source import MicroBatch, SampleSource
 from engine.data.tokenizer.vocabulary import Vocabulary
 from engine.model.pretrained import LoadReport
@@ -61,6 +63,8 @@ class Best:
 class Task(Protocol):
     """A data set, a model, a loss and its metrics."""
 
+    export_class: str
+    """the transformers class that opens an export, which has parameters of the same names as the model"""
     bert_config: BertConfig
     """the architecture of the model"""
     vocabulary: Vocabulary
@@ -73,6 +77,11 @@ class Task(Protocol):
 
     loaded: LoadReport | None
     """what `build_model` took from model.init_from; None before, and where weights are drawn"""
+
+    @classmethod
+    def with_own_data(cls, config: RunConfig, is_main: bool) -> RunConfig:
+        """The configuration with data that the run makes itself where it names none; the main rank does the work."""
+        return config
 
     def facts(self) -> list[Fact]:
         """What the weights and scores mean nothing without; reads the base weights."""

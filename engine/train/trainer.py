@@ -19,7 +19,7 @@ from engine.config import RunConfig
 from engine.data.loading.loader import BatchLayout, evaluation_batches, training_batches
 from engine.data.loading.source import Cursor, MicroBatch
 from engine.errors import RunError
-from engine.model.folder import CONFIG_FILE, export_huggingface, saved_files
+from engine.model.folder import CONFIG_FILE, described, export_huggingface, saved_files
 from engine.optim.build import build_optimizer
 from engine.optim.schedule import learning_rate
 from engine.tasks.task import Best, Evaluation, Task
@@ -102,12 +102,13 @@ class Trainer:
         self.step = 0
         self.best: Best | None = None
         self.tokenizer = saved_files(task.vocabulary) if world.is_main else {}
+        self.described = described(task.bert_config, task.export_class)
         self.saver = Saver(
             self.output / "checkpoints",
             config.train.keep,
             background=config.train.async_save,
             say=self._say,
-            meaning={CONFIG_FILE: task.bert_config.to_json_string().encode(), **self.tokenizer},
+            meaning={CONFIG_FILE: self.described.to_json_string().encode(), **self.tokenizer},
         )
         self.meter = Meter(self.zero.device)
         self.output.mkdir(parents=True, exist_ok=True)
@@ -397,5 +398,5 @@ class Trainer:
         if self.world.is_main:
             chosen = None if self.best is None else {"metric": self.task.best_metric, **asdict(self.best)}
             origin = {"step": self.step, "best": chosen, "facts": self.facts}
-            export_huggingface(weights, self.task.bert_config, self.tokenizer, self.output / "export", origin)
+            export_huggingface(weights, self.described, self.tokenizer, self.output / "export", origin)
         dist.barrier()

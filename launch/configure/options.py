@@ -6,12 +6,12 @@ Of fields that exclude each other (`REPLACED`) the later source wins too; given 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from jsonargparse import SUPPRESS, ActionConfigFile
 
-from engine.config import RunConfig
+from engine.config import TASKS, RunConfig, extra_sections, section_names, task_entries, tasks_with_input
 from engine.errors import UserError
 from launch.cli import CommandParser
 from launch.configure.recipe import read_recipe
@@ -33,20 +33,14 @@ REPLACED = {
     "train.epochs": ("train.steps",),
     "model.size": ("model.hidden_size", "model.layers", "model.heads", "model.intermediate_size"),
 }
-#: a field -> another one and the value that it must have, or nothing would look at the first
-NEEDS = {
-    "labelled.train": ("task", "sequence_classification"),
-    "labelled.validation": ("task", "sequence_classification"),
-    "labelled.test": ("task", "sequence_classification"),
-    "data.path": ("task", "pretrain"),
-    "zero.nvme_path": ("zero.offload_optimizer", "nvme"),
-    "optim.max_trust_ratio": ("optim.name", "lamb"),
-    "optim.nvlamb": ("optim.name", "lamb"),
-    "optim.power": ("optim.schedule", "polynomial"),
-    "optim.decay": ("optim.schedule", "wsd"),
+#: a field -> another one and the values that it may have, or nothing would look at the first; so too each task's data
+NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "zero.nvme_path": ("zero.offload_optimizer", ("nvme",)),
+    "optim.max_trust_ratio": ("optim.name", ("lamb",)),
+    "optim.nvlamb": ("optim.name", ("lamb",)),
+    "optim.power": ("optim.schedule", ("polynomial",)),
+    "optim.decay": ("optim.schedule", ("wsd",)),
 }
-#: sections of the configuration, whose fields are given one by one
-SECTIONS = tuple(one.name for one in fields(RunConfig) if one.default_factory is not MISSING)
 #: the model and its dimensions under --debug
 DEBUG_MODEL = {"size": "tiny", "hidden_size": 64, "layers": 2, "heads": 2, "intermediate_size": 128}
 
@@ -75,9 +69,13 @@ def build_parser() -> CommandParser:
         help="tiny model, few steps, deterministic, no workers, where not given otherwise",
     )
     parser.add_argument("--local_rank", type=int, default=0, help=SUPPRESS)
-    parser.add_class_arguments(RunConfig)
+    tasks = " or ".join(f"{name} ({entry.about})" for name, entry in zip(TASKS.names, task_entries(), strict=True))
+    parser.add_argument("--task", type=Literal.__getitem__(TASKS.names), default=RunConfig.task, help=tasks)
+    parser.add_class_arguments(RunConfig, skip={"task", "extra"})
+    for name, section in extra_sections().items():
+        parser.add_class_arguments(section, name)
     for action in parser._actions:
-        if action.dest in SECTIONS:
+        if action.dest in section_names():
             action.help = SUPPRESS  # jsonargparse's own way to give a section as a file
     return parser
 
@@ -101,7 +99,8 @@ def parse_options(arguments: Sequence[str], *, complete: bool = True) -> Options
     here = vars(parser.parse_args(silent, defaults=False).as_flat())
     parser.set_defaults(joined(merged, here))
     values = parser.instantiate(parser.parse_args(rest))
-    config = RunConfig(**{name: values[name] for name in RunConfig.__dataclass_fields__})
+    own = [name for name in RunConfig.__dataclass_fields__ if name != "extra"]
+    config = RunConfig(**{name: values[name] for name in own}, extra={name: values[name] for name in extra_sections()})
     debug = frozenset({"debug"} if values.debug else ())
     given, command_line = names(joined(merged, here)) - {"debug"} | debug, names(here)
     config = _completed(config, [*map(names, sources), command_line], given, complete)
@@ -123,7 +122,7 @@ def split_recipes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     while left:
         one = left.pop(0)
         name, equals, path = one.partition("=")
-        if name.removeprefix("--") in SECTIONS and name.startswith("--"):
+        if name.removeprefix("--") in section_names() and name.startswith("--"):
             raise UserError(f"{name[2:]}: it is a section; give its fields one by one, as {name}.NAME VALUE")
         if name != "--config":
             rest.append(one)
@@ -168,10 +167,11 @@ def check_effect(config: RunConfig, command_line: frozenset[str]) -> None:
     Raises:
         UserError: data of the other task, or dimensions that contradict those of the folder to start from.
     """
-    for name, (other, value) in NEEDS.items():
-        if name in command_line and value_of(config, other) != value:
+    of_tasks = {name: ("task", tasks) for name, tasks in tasks_with_input().items()}
+    for name, (other, allowed) in (of_tasks | NEEDS).items():
+        if name in command_line and value_of(config, other) not in allowed:
             shown, there = value_of(config, name), value_of(config, other)
-            remedy = f"give --{other} {value}, or leave it out"
+            remedy = f"give --{other} {' or '.join(allowed)}, or leave it out"
             raise UserError(f"{name}: {shown!r} has no effect while {other} is {there}; {remedy}")
     if config.model.init_from is not None:
         check_dimensions(config.model, command_line)
@@ -179,10 +179,8 @@ def check_effect(config: RunConfig, command_line: frozenset[str]) -> None:
 
 def value_of(config: RunConfig, name: str) -> Any:
     """The value of a dotted field."""
-    found: Any = config
-    for part in name.split("."):
-        found = getattr(found, part)
-    return found
+    section, _, field = name.rpartition(".")
+    return getattr(config.part(section) if section else config, field)
 
 
 def debug_config(config: RunConfig, command_line: frozenset[str] = frozenset()) -> RunConfig:

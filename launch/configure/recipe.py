@@ -18,7 +18,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
-from engine.config import RunConfig
+from engine.config import RunConfig, extra_sections
 from engine.errors import UserError
 
 NULLS = ("", "~", "null", "Null", "NULL")
@@ -34,11 +34,16 @@ IMPLICIT = {f"{STANDARD}{kind}" for kind in ("str", "seq", "map")}
 Entries = list[tuple[str, yaml.Node, yaml.Node]]
 
 
-@cache
 def field_types() -> Mapping[str, tuple[type, ...]]:
     """Every dotted field of a run, and the types that it takes; a section takes `dict`."""
+    return _field_types(tuple(extra_sections().items()))
+
+
+@cache
+def _field_types(extra: tuple[tuple[str, type], ...]) -> Mapping[str, tuple[type, ...]]:
     found: dict[str, tuple[type, ...]] = {"debug": (bool,)}
-    for name, kind in get_type_hints(RunConfig).items():
+    own = {name: kind for name, kind in get_type_hints(RunConfig).items() if name != "extra"}
+    for name, kind in (own | dict(extra)).items():
         if is_dataclass(kind):
             found[name] = (dict,)
             hints = get_type_hints(kind)

@@ -216,6 +216,7 @@ def write_inputs(folder: Path) -> None:
     config = BertConfig(vocab_size=400, max_position_embeddings=32, **sizes)
     model = BertForPreTraining(config)
     initialise(model, 1)
+    config.architectures = ["BertForPreTraining"]
     export_huggingface(model.state_dict(), config, tokenizer_files(folder / "other" / "tokenizer"), folder / "model")
     for name in ("kobert", "bare", "words"):
         shutil.copytree(folder / "model", folder / name)

@@ -10,12 +10,13 @@ import transformers
 from safetensors import safe_open
 from tokenizers import Tokenizer, models
 from torch import Tensor, nn
+from transformers import BertConfig
 
 from engine.config import ModelConfig
 from engine.errors import UserError
 from engine.model.bert import BertForPreTraining, BertModel
 from engine.model.build import build_config, initialise
-from engine.model.folder import export_huggingface, tokenizer_files, untied
+from engine.model.folder import described, export_huggingface, tokenizer_files, untied
 from engine.model.heads import BertForSequenceClassification
 from engine.model.packing import pack
 from engine.model.pretrained import load_pretrained
@@ -51,6 +52,13 @@ def padded() -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
 
 
+def export(model: nn.Module, tokenizer: dict[str, bytes], out: Path, state: dict[str, Tensor] | None = None) -> None:
+    """Export under the class of transformers that has the model's name, as a task would name it."""
+    assert isinstance(model.config, BertConfig)
+    named = described(model.config, type(model).__name__)
+    export_huggingface(model.state_dict() if state is None else state, named, tokenizer, out)
+
+
 def open_strictly(architecture: str, folder: Path, allowed: tuple[str, ...] = ()) -> Any:
     """The model as transformers opens it; nothing may be missing, nor left over unless of the `allowed` parts."""
     kind = getattr(transformers, architecture)
@@ -65,7 +73,7 @@ def test_pre_training_export_gives_equal_logits(
     model: BertForPreTraining, tokenizer: Path, tmp_path: Path, padded: dict[str, Tensor]
 ) -> None:
     out = tmp_path / "runs" / "export"
-    export_huggingface(model.state_dict(), model.config, tokenizer_files(tokenizer), out)
+    export(model, tokenizer_files(tokenizer), out)
     hidden, pooled = model.bert(**pack(**padded))
     head = model.cls.predictions
     logits = nn.functional.linear(head.transform(hidden), head.decoder.weight, head.decoder.bias)
@@ -85,10 +93,9 @@ def test_pre_training_export_gives_equal_logits(
 def test_classifier_export_gives_equal_logits_and_labels(
     tokenizer: Path, tmp_path: Path, padded: dict[str, Tensor]
 ) -> None:
-    config = build_config(SIZE, len(WORDS), labels=["bad", "fair", "good"])
-    model = BertForSequenceClassification(config).eval()
+    model = BertForSequenceClassification(build_config(SIZE, len(WORDS), labels=["bad", "fair", "good"])).eval()
     initialise(model, seed=6)
-    export_huggingface(model.state_dict(), config, tokenizer_files(tokenizer), tmp_path / "export")
+    export(model, tokenizer_files(tokenizer), tmp_path / "export")
     peer = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "export")
     torch.testing.assert_close(peer(**padded).logits, model(**pack(**padded))["logits"], **TOLERANCE)
     assert peer.config.id2label == {0: "bad", 1: "fair", 2: "good"}
@@ -96,7 +103,7 @@ def test_classifier_export_gives_equal_logits_and_labels(
 
 
 def test_export_loads_back_into_the_engine(model: BertForPreTraining, tokenizer: Path, tmp_path: Path) -> None:
-    export_huggingface(model.state_dict(), model.config, tokenizer_files(tokenizer), tmp_path / "export")
+    export(model, tokenizer_files(tokenizer), tmp_path / "export")
     again = BertForPreTraining(build_config(ModelConfig(init_from=str(tmp_path / "export")), len(WORDS)))
     report = load_pretrained(again, tmp_path / "export")
     assert report.initialised == report.unused == ()
@@ -104,7 +111,7 @@ def test_export_loads_back_into_the_engine(model: BertForPreTraining, tokenizer:
 
 
 def test_tied_tensors_are_written_once(model: BertForPreTraining, tokenizer: Path, tmp_path: Path) -> None:
-    export_huggingface(model.state_dict(), model.config, tokenizer_files(tokenizer), tmp_path / "export")
+    export(model, tokenizer_files(tokenizer), tmp_path / "export")
     with safe_open(tmp_path / "export" / "model.safetensors", "pt") as file:
         names = set(file.keys())
     assert names == model.state_dict().keys() - {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
@@ -120,7 +127,19 @@ def test_tied_tensors_that_differ_are_never_written(model: BertForPreTraining, t
     state = model.state_dict()
     state["cls.predictions.decoder.weight"] = state["cls.predictions.decoder.weight"] + 1
     with pytest.raises(AssertionError, match="tied but differ"):
-        export_huggingface(state, model.config, tokenizer_files(tokenizer), tmp_path / "export")
+        export_huggingface(
+            state, described(model.config, "BertForPreTraining"), tokenizer_files(tokenizer), tmp_path / "export"
+        )
+    assert not (tmp_path / "export").exists()
+
+
+@pytest.mark.parametrize("name", ["", "BertForTokenClasification", "BertTokenizer", "logging"])
+def test_a_head_that_nothing_names_is_refused(
+    model: BertForPreTraining, tokenizer: Path, tmp_path: Path, name: str
+) -> None:
+    model.config.architectures = [name] if name else None
+    with pytest.raises(UserError, match=rf"^export: no class of transformers is known for the weights \('{name}'\)"):
+        export_huggingface(model.state_dict(), model.config, tokenizer_files(tokenizer), tmp_path / "export")
     assert not (tmp_path / "export").exists()
 
 
@@ -138,13 +157,15 @@ def test_an_incomplete_state_dict_is_never_written(
         name = "module.extra"
         state[name] = torch.zeros(1)
     with pytest.raises(AssertionError, match=name):
-        export_huggingface(state, model.config, tokenizer_files(tokenizer), tmp_path / "export")
+        export_huggingface(
+            state, described(model.config, "BertForPreTraining"), tokenizer_files(tokenizer), tmp_path / "export"
+        )
     assert not (tmp_path / "export").exists()
 
 
 def test_a_bare_encoder_exports_in_its_own_precision(tokenizer: Path, tmp_path: Path) -> None:
     model = BertModel(build_config(SIZE, len(WORDS))).to(torch.bfloat16)
-    export_huggingface(model.state_dict(), model.config, tokenizer_files(tokenizer), tmp_path / "export")
+    export(model, tokenizer_files(tokenizer), tmp_path / "export")
     peer = open_strictly("BertModel", tmp_path / "export")
     assert peer.dtype == torch.bfloat16
     assert torch.equal(peer.pooler.dense.weight, model.pooler.dense.weight)
@@ -153,7 +174,7 @@ def test_a_bare_encoder_exports_in_its_own_precision(tokenizer: Path, tmp_path: 
 def test_config_names_the_architecture_and_the_tokenizer_comes_along(
     model: BertForPreTraining, tokenizer: Path, tmp_path: Path
 ) -> None:
-    export_huggingface(model.state_dict(), model.config, tokenizer_files(tokenizer), tmp_path / "export")
+    export(model, tokenizer_files(tokenizer), tmp_path / "export")
     values = json.loads((tmp_path / "export" / "config.json").read_text())
     assert (values["architectures"], values["model_type"]) == (["BertForPreTraining"], "bert")
     assert str(tmp_path) not in json.dumps(values)
@@ -167,11 +188,11 @@ def test_config_names_the_architecture_and_the_tokenizer_comes_along(
 
 def test_an_earlier_export_is_replaced_whole(model: BertForPreTraining, tokenizer: Path, tmp_path: Path) -> None:
     out = tmp_path / "export"
-    export_huggingface(model.state_dict(), model.config, tokenizer_files(tokenizer), out)
+    export(model, tokenizer_files(tokenizer), out)
     (out / "added_tokens.json").write_text("{}")
     with torch.no_grad():
         model.bert.pooler.dense.bias.fill_(3.0)
-    export_huggingface(model.state_dict(), model.config, tokenizer_files(tokenizer), out)
+    export(model, tokenizer_files(tokenizer), out)
     assert float(open_strictly("BertForPreTraining", out).bert.pooler.dense.bias[0]) == 3.0
     assert not (out / "added_tokens.json").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"tokenizer", "export"}
@@ -179,12 +200,12 @@ def test_an_earlier_export_is_replaced_whole(model: BertForPreTraining, tokenize
 
 def test_a_failed_export_keeps_the_earlier_one(model: BertForPreTraining, tokenizer: Path, tmp_path: Path) -> None:
     out = tmp_path / "export"
-    export_huggingface(model.state_dict(), model.config, tokenizer_files(tokenizer), out)
+    export(model, tokenizer_files(tokenizer), out)
     before = (out / "model.safetensors").read_bytes()
     (tokenizer / "tokenizer.json").unlink()
     (tokenizer / "vocab.txt").unlink()
     with pytest.raises(UserError, match="it holds no tokenizer"):
-        export_huggingface(model.state_dict(), model.config, tokenizer_files(tokenizer), out)
+        export(model, tokenizer_files(tokenizer), out)
     assert (out / "model.safetensors").read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"tokenizer", "export"}
 
@@ -193,7 +214,7 @@ def test_remains_of_a_killed_export_do_not_matter(model: BertForPreTraining, tok
     for name in (".export.partial", ".export.old"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_text("half")
-    export_huggingface(model.state_dict(), model.config, tokenizer_files(tokenizer), tmp_path / "export")
+    export(model, tokenizer_files(tokenizer), tmp_path / "export")
     open_strictly("BertForPreTraining", tmp_path / "export")
     assert {path.name for path in tmp_path.iterdir()} == {"tokenizer", "export"}
 
@@ -209,7 +230,7 @@ def test_what_is_no_export_is_never_replaced(
     else:
         out.write_text("mine")
     with pytest.raises(UserError, match="it exists and is not an exported model"):
-        export_huggingface(model.state_dict(), model.config, tokenizer_files(tokenizer), out)
+        export(model, tokenizer_files(tokenizer), out)
     assert out.exists()
 
 
@@ -218,7 +239,7 @@ def test_real_weights_survive_the_round_trip(tmp_path: Path, padded: dict[str, T
     config = build_config(ModelConfig(init_from=str(source)), 30522)
     model = BertModel(config).eval()
     load_pretrained(model, source)
-    export_huggingface(model.state_dict(), config, tokenizer_files(source), tmp_path / "export")
+    export(model, tokenizer_files(source), tmp_path / "export")
     exported = open_strictly("BertModel", tmp_path / "export")
     original = transformers.BertModel.from_pretrained(source).eval()
     with torch.no_grad():

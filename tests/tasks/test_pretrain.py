@@ -17,7 +17,7 @@ from engine.data.loading.source import Cursor
 from engine.data.store.prepare import PrepareConfig, prepare
 from engine.data.tokenizer.wordpiece import load_tokenizer
 from engine.errors import UserError
-from engine.model.folder import export_huggingface, tokenizer_files
+from engine.model.folder import described, export_huggingface, tokenizer_files
 from engine.tasks.pretrain import NOTATION, Pretraining, escape, loss_shares
 
 
@@ -123,8 +123,7 @@ def test_weights_of_another_vocabulary_of_the_same_size_are_refused(
         words = (tmp_path / "tokenizer" / "vocab.txt").read_text()
         swapped = words.replace("\nthe\n", "\n?\n").replace("\nof\n", "\nthe\n").replace("\n?\n", "\nof\n", 1)
         (tmp_path / "tokenizer" / "vocab.txt").write_text(swapped)
-    model = task.build_model()
-    export_huggingface(model.state_dict(), model.config, tokenizer_files(tmp_path / "tokenizer"), tmp_path / "model")
+    exported(task, tmp_path / "tokenizer", tmp_path / "model")
     with pytest.raises(UserError, match=r"model\.init_from: the vocabulary of .* is not the one"):
         Pretraining(config(store, init_from=str(tmp_path / "model")))
 
@@ -132,8 +131,7 @@ def test_weights_of_another_vocabulary_of_the_same_size_are_refused(
 def test_a_sequence_longer_than_the_loaded_models_positions_is_refused(
     task: Pretraining, store: Path, tmp_path: Path
 ) -> None:
-    model = task.build_model()
-    export_huggingface(model.state_dict(), model.config, tokenizer_files(store / "tokenizer"), tmp_path / "model")
+    exported(task, store / "tokenizer", tmp_path / "model")
     run = config(store, init_from=str(tmp_path / "model"))
     run.data = replace(run.data, sequence_length=128)
     with pytest.raises(UserError, match=r"data\.sequence_length: 128 exceeds the 64 positions"):
@@ -141,8 +139,8 @@ def test_a_sequence_longer_than_the_loaded_models_positions_is_refused(
 
 
 def exported(task: Pretraining, tokenizer: Path, out: Path) -> Path:
-    model = task.build_model()
-    export_huggingface(model.state_dict(), model.config, tokenizer_files(tokenizer), out)
+    weights, named = task.build_model().state_dict(), described(task.bert_config, task.export_class)
+    export_huggingface(weights, named, tokenizer_files(tokenizer), out)
     return out
 
 
@@ -181,13 +179,13 @@ def deidentified(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_embeddings_grow_by_the_tokens_that_were_added(
-    task: Pretraining, store: Path, deidentified: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    task: Pretraining, store: Path, deidentified: Path, tmp_path: Path
 ) -> None:
     """The old rows are the folder's, the new ones BERT's initial values, drawn from the seed."""
     folder = exported(task, store / "tokenizer", tmp_path / "model")
     old = task.build_model().state_dict()
     grown = Pretraining(config(deidentified, init_from=str(folder)))
-    assert "2 new rows of word embeddings, from the seed, for [DEID] [NAME]" in capsys.readouterr().out
+    assert "2 new rows of word embeddings, from the seed, for [DEID] [NAME]" in grown.describe_data()[0]
     models = [grown.build_model().state_dict() for _ in range(2)]
     rows = task.vocabulary.vocab_size
     embeddings = models[0]["bert.embeddings.word_embeddings.weight"]

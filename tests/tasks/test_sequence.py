@@ -290,14 +290,12 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(make_task: MakeTask, folde
         make_task()
 
 
-def test_embeddings_grow_by_the_folders_added_tokens(
-    make_task: MakeTask, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_embeddings_grow_by_the_folders_added_tokens(make_task: MakeTask, folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").unlink()
     (folder / "added_tokens.json").write_text(json.dumps({"[DEID]": len(WORDS)}))
     task = make_task()
-    assert "1 new row of word embeddings, from the seed, for [DEID]" in capsys.readouterr().out
+    assert "1 new row of word embeddings, from the seed, for [DEID]" in task.describe_data()[0]
     state = task.build_model().state_dict()["bert.embeddings.word_embeddings.weight"]
     given = BertModel.from_pretrained(folder).embeddings.word_embeddings.weight
     assert state.shape == (len(WORDS) + 1, 16)
@@ -306,13 +304,12 @@ def test_embeddings_grow_by_the_folders_added_tokens(
     assert task.bert_config.vocab_size == len(WORDS) + 1
 
 
-def test_rows_that_belong_to_no_token_are_told(
-    make_task: MakeTask, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_that_belong_to_no_token_are_told(make_task: MakeTask, folder: Path) -> None:
     config = BertConfig.from_dict(TINY.to_dict() | {"vocab_size": len(WORDS) + 6})
     BertModel(config).save_pretrained(folder)
-    assert make_task().bert_config.vocab_size == len(WORDS) + 6
-    assert f"6 of its {len(WORDS) + 6} rows of word embeddings belong to no token" in capsys.readouterr().out
+    task = make_task()
+    assert task.bert_config.vocab_size == len(WORDS) + 6
+    assert f"6 of its {len(WORDS) + 6} rows of word embeddings belong to no token" in task.describe_data()[0]
 
 
 def test_unknown_pieces_are_told_and_bounded(

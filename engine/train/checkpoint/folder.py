@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from pickle import UnpicklingError
@@ -32,7 +32,7 @@ import torch
 
 import engine
 from engine import dist
-from engine.config import ModelConfig
+from engine.config import ModelConfig, task_entries
 from engine.data.loading.source import Cursor
 from engine.durable import SEAL, FileFacts, is_sealed, seal, sha256_of
 from engine.errors import UserError
@@ -47,25 +47,15 @@ READABLE_FORMATS = (3, 4)
 UNSEALED_FORMATS = (1, 2)
 #: the base weights count by their content, and recomputation changes no value
 FREE_MODEL_FIELDS = ("init_from", "activation_checkpointing")
-#: configuration that a resume can't change, because states, data order or the best score depend on it
+#: configuration that a resume can't change, because states, data order or the best score depend on it; tasks have more
 FIXED_FIELDS = (
     "task",
     "seed",
     *(f"model.{part.name}" for part in fields(ModelConfig) if part.name not in FREE_MODEL_FIELDS),
-    "data.sequence_length",
-    "data.short_sequence_probability",
-    "data.mask_probability",
-    "data.whole_word_masking",
-    "labelled.text",
-    "labelled.text_pair",
-    "labelled.label",
-    "labelled.max_length",
-    "labelled.metric",
-    "labelled.group_by_length",
     "optim.name",
     "train.precision",
 )
-#: fixed too where a checkpoint doesn't know the content behind them
+#: fixed too where a checkpoint doesn't know the content behind them, as those of format 3, which knew two tasks
 NAMES_OF_CONTENT = ("model.init_from", "labelled.train")
 #: what differs between two starts of a run and needs no telling
 UNTOLD_FIELDS = ("resume", "output", "train.zero_stage")
@@ -253,15 +243,22 @@ def check_resumable(state: RunState, path: Path, config: dict[str, Any]) -> None
     Raises:
         UserError: names the field and both values.
     """
-    # Samples that are grouped by length are ordered by global batches, so a cursor means nothing in other ones.
-    grouped = ("train.global_batch",) if flat(state.config).get("labelled.group_by_length") else ()
-    fixed = {*FIXED_FIELDS, *grouped, *(NAMES_OF_CONTENT if state.facts is None else ())}
+    fixed = {*FIXED_FIELDS, *_fixed_by_tasks(state), *(NAMES_OF_CONTENT if state.facts is None else ())}
     for name, saved, given in differences(state.config, config):
         if name in fixed:
             raise UserError(
                 f"{name}: {given!r} differs from {saved!r} in {path}; "
                 f"set it back ({MAY_CHANGE}), or use another --output"
             )
+
+
+def _fixed_by_tasks(state: RunState) -> Iterator[str]:
+    saved = flat(state.config)
+    for entry in task_entries():
+        yield from (f"{entry.section}.{name}" for name in entry.fixed)
+        # samples that are ordered by global batches: a cursor means nothing in other ones
+        if entry.grouping is not None and saved.get(f"{entry.section}.{entry.grouping}"):
+            yield "train.global_batch"
 
 
 def differences(saved: dict[str, Any], given: dict[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.config import DataConfig, LabelledConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from engine.config import ModelConfig, OptimConfig, RunConfig, TrainConfig, task_entries
 from engine.train.curves.titles import title_of
 
 Point = tuple[str, float, int]
@@ -19,18 +19,9 @@ Point = tuple[str, float, int]
 COMPARED: dict[type, tuple[str, ...]] = {
     RunConfig: ("task", "seed"),
     ModelConfig: tuple(field.name for field in dataclasses.fields(ModelConfig)),
-    DataConfig: ("sequence_length", "short_sequence_probability", "mask_probability", "whole_word_masking"),
-    LabelledConfig: ("max_length", "group_by_length"),
     OptimConfig: tuple(field.name for field in dataclasses.fields(OptimConfig)),
     TrainConfig: ("global_batch", "steps", "epochs", "zero_stage", "precision"),
 }
-#: curves whose last values are a run's results
-RESULTS = (
-    *(f"test/{name}" for name in ("accuracy", "macro_f1", "matthews", "loss")),
-    *(f"eval/{name}" for name in ("accuracy", "macro_f1", "matthews", "loss")),
-    *(f"eval/{name}" for name in ("mlm_loss", "perplexity", "mlm_accuracy", "nsp_accuracy")),
-    *(f"train/{name}" for name in ("loss", "tokens_per_second")),
-)
 
 
 class TensorBoardCurves:
@@ -108,12 +99,17 @@ def session_start(config: RunConfig) -> list[Any]:
         experiment.hparam_infos.add(name=name, type=kinds[kind])
         if value is not None:
             setattr(started.hparams[name], f"{kind}_value", value)
-    for tag in RESULTS:
+    for tag in results():
         experiment.metric_infos.add(name=api_pb2.MetricName(tag=tag), display_name=title_of(tag).name)
     return [
         _hparams(metadata.EXPERIMENT_TAG, experiment=experiment),
         _hparams(metadata.SESSION_START_INFO_TAG, session_start_info=started),
     ]
+
+
+def results() -> list[str]:
+    """Curves whose last values are a run's results, of all tasks."""
+    return [*(tag for entry in task_entries() for tag in entry.results), "train/loss", "train/tokens_per_second"]
 
 
 def session_end() -> Any:
@@ -134,12 +130,12 @@ def _hparams(tag: str, **content: Any) -> Any:
 
 def hyperparameters(config: RunConfig) -> list[tuple[str, str, bool | float | str | None]]:
     """Dotted name, kind (bool, number or string) and value of each hyper-parameter; None where it is left open."""
-    names = ("model", "data", "labelled", "optim", "train")
-    parts: list[tuple[str, Any]] = [("", config), *((f"{name}.", getattr(config, name)) for name in names)]
+    of_tasks = {entry.section: entry.compared for entry in task_entries()}
+    parts = [("", config), *((f"{name}.", config.part(name)) for name in ("model", *of_tasks, "optim", "train"))]
     found = []
     for prefix, part in parts:
         kinds = {field.name: _kind(str(field.type)) for field in dataclasses.fields(part)}
-        for name in COMPARED[type(part)]:
+        for name in COMPARED.get(type(part)) or of_tasks[prefix[:-1]]:
             value = getattr(part, name)
             shown = value if value is None or kinds[name] != "string" else str(value)
             found.append((prefix + name, kinds[name], shown))

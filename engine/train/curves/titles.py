@@ -2,18 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Title:
-    """How a curve is presented."""
-
-    name: str
-    """with its unit in brackets"""
-    description: str
-    """a sentence of Markdown"""
-
+from engine.config import Title, task_entries
 
 #: whose values the curves of a prefix are
 PARTS = {
@@ -21,18 +10,8 @@ PARTS = {
     "eval": ("held-out", "On the held-out data, dropout off."),
     "test": ("test", "On the test file, of the model that the run exported."),
 }
-SCORES = {
-    "loss": Title("loss [nats]", "What training minimises; pre-training adds both of its losses."),
-    "mlm_loss": Title("masked-language-model loss [nats]", "Cross-entropy of a masked token; its exponential is the "
-                      "perplexity."),
-    "nsp_loss": Title("next-sentence loss [nats]", "Cross-entropy of a pair; ln 2 = 0.693 is guessing."),
-    "mlm_accuracy": Title("masked-language-model accuracy [share]", "Masked tokens guessed right."),
-    "nsp_accuracy": Title("next-sentence accuracy [share]", "Pairs told right; 0.5 is guessing."),
-    "perplexity": Title("perplexity", "The exponential of the masked-language-model loss; no unit."),
-    "accuracy": Title("accuracy [share]", "Examples classified right."),
-    "macro_f1": Title("macro F1", "Mean of the classes' F1 scores, 0 to 1; rare classes count as frequent ones."),
-    "matthews": Title("Matthews correlation", "-1 to 1; 0 is guessing, whatever the shares of the classes."),
-}  # fmt: skip
+#: of every task; each has scores of its own too
+LOSS = {"loss": Title("loss [nats]", "What training minimises; pre-training adds both of its losses.")}
 RUNNING = {
     "train/learning_rate": Title("learning rate", "Of the last optimizer step."),
     "train/grad_norm": Title("gradient norm", "L2 norm of the whole gradient before clipping, in the last step."),
@@ -67,9 +46,10 @@ def title_of(tag: str) -> Title:
     part, _, name = tag.partition("/")
     if tag in RUNNING:
         return RUNNING[tag]
-    if part in PARTS and name in SCORES:
+    scores = LOSS | {score: title for entry in task_entries() for score, title in entry.scores.items()}
+    if part in PARTS and name in scores:
         whose, when = PARTS[part]
-        score = SCORES[name]
+        score = scores[name]
         return Title(f"{whose} {score.name}", f"{score.description} {when}")
     if part in LAYERS:
         return Title(f"{LAYERS[part].name}, {name}", LAYERS[part].description)

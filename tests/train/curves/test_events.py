@@ -137,7 +137,7 @@ def test_an_unknown_curve_keeps_its_tag() -> None:
 
 
 def test_every_result_is_a_curve_with_a_title() -> None:
-    assert all(titles.title_of(tag).description for tag in events.RESULTS)
+    assert all(titles.title_of(tag).description for tag in events.results())
 
 
 def test_a_record_that_a_crash_cut_off_hides_no_earlier_point(folder: Path, tmp_path: Path) -> None:

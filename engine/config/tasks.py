@@ -1,0 +1,152 @@
+"""What can be trained, by name: all that a command line, a resume and a page of curves need to know of a task.
+
+Nothing here imports torch; the class that does the work is named and imported when a run begins. Another module adds
+a task of its own with `TASKS.register` before it calls `launch.train.main`; no part of the package then knows its name.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from engine.config.check import require
+from engine.config.data import DataConfig, LabelledConfig
+from engine.registry import Registry
+
+if TYPE_CHECKING:
+    from engine.config.run import RunConfig
+
+
+class Section(Protocol):
+    """A part of the configuration: a dataclass whose fields all have defaults and a docstring each."""
+
+    def validate(self) -> None:
+        """Raise `UserError` for the first field that is wrong."""
+
+
+@dataclass(frozen=True)
+class Title:
+    """How a curve is presented."""
+
+    name: str
+    """with its unit in brackets"""
+    description: str
+    """a sentence of Markdown"""
+
+
+def _nothing_more(config: RunConfig, complete: bool) -> None:
+    """The checks of a task that has none beside those of its section."""
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """A task as the table knows it. Names of fields are those of its section, without the section."""
+
+    about: str
+    """what it is, in a few words"""
+    section: str
+    """name of its part of the configuration; tasks may share one"""
+    options: type[Section]
+    """the dataclass of that part"""
+    implementation: str | Callable[[RunConfig], Any]
+    """the class, an `engine.tasks.task.Task`, or "module:attribute" of it"""
+    inputs: tuple[str, ...] = ()
+    """fields that name its data; a command line that gives one to another task is refused"""
+    fixed: tuple[str, ...] = ()
+    """fields that a resume must not change, because weights, data order or the best score depend on them"""
+    grouping: str | None = None
+    """a field that, where set, orders samples by global batches, whose size a resume must then not change either"""
+    compared: tuple[str, ...] = ()
+    """fields that runs are compared by on TensorBoard's page of hyper-parameters"""
+    results: tuple[str, ...] = ()
+    """curves whose last values are a run's results, such as eval/accuracy"""
+    scores: Mapping[str, Title] = field(default_factory=dict)
+    """titles of its curves; the same name has the same title in every task"""
+    validate: Callable[[RunConfig, bool], None] = _nothing_more
+    """checks across sections; the second argument says whether data and model must be given, which a plan needs not"""
+
+    def load(self) -> Any:
+        """The class that does the work; imports torch."""
+        found = self.implementation
+        return pkgutil.resolve_name(found) if isinstance(found, str) else found
+
+
+def _validate_pretraining(config: RunConfig, complete: bool) -> None:
+    length, limit = config.data.sequence_length, config.model.max_positions
+    fits = bool(config.model.init_from) or length <= limit
+    require(fits, "data.sequence_length", length, f"it exceeds model.max_positions ({limit}); lower it or raise that")
+
+
+def _validate_classification(config: RunConfig, complete: bool) -> None:
+    train, start = config.labelled.train, config.model.init_from
+    require(bool(train) or not complete, "labelled.train", train, "give a file of labelled examples")
+    require(bool(start) or not complete, "model.init_from", start, "give the folder of a model")
+
+
+_MASKING = ("sequence_length", "short_sequence_probability", "mask_probability", "whole_word_masking")
+_SCORES = ("accuracy", "macro_f1", "matthews", "loss")
+
+TASKS: Registry[TaskEntry] = Registry(
+    "task",
+    {
+        "pretrain": TaskEntry(
+            about="MLM + NSP",
+            section="data",
+            options=DataConfig,
+            implementation="engine.tasks.pretrain:Pretraining",
+            inputs=("path",),
+            fixed=_MASKING,
+            compared=_MASKING,
+            results=tuple(f"eval/{name}" for name in ("mlm_loss", "perplexity", "mlm_accuracy", "nsp_accuracy")),
+            scores={
+                "mlm_loss": Title(
+                    "masked-language-model loss [nats]",
+                    "Cross-entropy of a masked token; its exponential is the perplexity.",
+                ),
+                "nsp_loss": Title("next-sentence loss [nats]", "Cross-entropy of a pair; ln 2 = 0.693 is guessing."),
+                "mlm_accuracy": Title("masked-language-model accuracy [share]", "Masked tokens guessed right."),
+                "nsp_accuracy": Title("next-sentence accuracy [share]", "Pairs told right; 0.5 is guessing."),
+                "perplexity": Title("perplexity", "The exponential of the masked-language-model loss; no unit."),
+            },
+            validate=_validate_pretraining,
+        ),
+        "sequence_classification": TaskEntry(
+            about="one label a text or pair of texts",
+            section="labelled",
+            options=LabelledConfig,
+            implementation="engine.tasks.sequence:SequenceClassification",
+            inputs=("train", "validation", "test"),
+            fixed=("text", "text_pair", "label", "max_length", "metric", "group_by_length"),
+            grouping="group_by_length",
+            compared=("max_length", "group_by_length"),
+            results=tuple(f"{part}/{name}" for part in ("test", "eval") for name in _SCORES),
+            scores={
+                "accuracy": Title("accuracy [share]", "Examples classified right."),
+                "macro_f1": Title(
+                    "macro F1", "Mean of the classes' F1 scores, 0 to 1; rare classes count as frequent ones."
+                ),
+                "matthews": Title(
+                    "Matthews correlation", "-1 to 1; 0 is guessing, whatever the shares of the classes."
+                ),
+            },
+            validate=_validate_classification,
+        ),
+    },
+)
+
+
+def task_entries() -> list[TaskEntry]:
+    """The tasks in the order in which they were registered."""
+    return [TASKS.get(name) for name in TASKS.names]
+
+
+def tasks_with_input() -> dict[str, tuple[str, ...]]:
+    """The dotted fields that name data, and the tasks that read them."""
+    readers: dict[str, tuple[str, ...]] = {}
+    for name, entry in zip(TASKS.names, task_entries(), strict=True):
+        for own in entry.inputs:
+            option = f"{entry.section}.{own}"
+            readers[option] = (*readers.get(option, ()), name)
+    return readers
