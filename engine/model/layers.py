@@ -23,17 +23,9 @@ from engine.model.packing import Packing, pick
 class BertLinear(nn.Linear):
     """A linear layer on packed tokens; see `engine.kernels.linear`."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[T, inputs] to [T, outputs]."""
-        return linear(x, self.weight, self.bias)
-
-
-class BertLinearGelu(nn.Linear):
-    """A linear layer and the exact GELU behind it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[T, inputs] to [T, outputs]."""
-        return linear_gelu(x, self.weight, self.bias)
+    def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
+        """[T, inputs] to [T, outputs]; with `gelu` to the exact GELU of that."""
+        return (linear_gelu if gelu else linear)(x, self.weight, self.bias)
 
 
 class BertLayerNorm(nn.LayerNorm):
@@ -150,18 +142,28 @@ class BertAttention(nn.Module):
         return output
 
 
+def _is_wrapped(layer: nn.Module) -> bool:
+    """Whether something may add to a `BertLinear`'s result, such as an adapter, which must happen before GELU."""
+    hooks = [*layer._forward_hooks.values(), *layer._backward_hooks.values(), *layer._backward_pre_hooks.values()]
+    # Those of ZeRO-3 only gather and release the layer's weights.
+    foreign = any(getattr(hook, "__module__", "").partition(".")[0] != "deepspeed" for hook in hooks)
+    return type(layer) is not BertLinear or "forward" in vars(layer) or foreign
+
+
 class BertActivatedDense(nn.Module):
     """A linear layer and the configured activation."""
 
     def __init__(self, config: BertConfig, output_size: int) -> None:
         super().__init__()
-        function = activation(config.hidden_act)
-        exact_gelu = isinstance(function, nn.GELU) and function.approximate == "none"
-        self.dense = (BertLinearGelu if exact_gelu else BertLinear)(config.hidden_size, output_size)
-        self.activation = nn.Identity() if exact_gelu else function
+        self.dense = BertLinear(config.hidden_size, output_size)
+        self.activation = activation(config.hidden_act)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[T, H] to [T, output_size]."""
+        exact_gelu = type(self.activation) is nn.GELU and self.activation.approximate == "none"
+        if exact_gelu and not _is_wrapped(self.dense):
+            activated: Tensor = self.dense(hidden, gelu=True)
+            return activated
         output: Tensor = self.activation(self.dense(hidden))
         return output
 
