@@ -12,7 +12,7 @@ from engine.config import RunConfig
 from engine.data.loading.loader import BatchLayout, evaluation_batches
 from engine.tasks.task import Evaluation, Task
 from engine.train.curves.monitor import write_report
-from engine.train.trainer import RunResult, to_device
+from engine.train.trainer import RunResult
 
 
 @torch.no_grad()
@@ -27,7 +27,7 @@ def evaluate_export(task: Task, exported: Path, split: str, micro_batch: int, wo
     model = task.load_export(exported)
     model.to(world.device).eval()
     batches = evaluation_batches(source, world.rank, world.size, micro_batch, 0)
-    return task.evaluate(model, (to_device(batch, world.device) for batch in batches))
+    return task.evaluate(model, (batch.to(world.device) for batch in batches))
 
 
 def chosen(result: RunResult, metric: str | None) -> str:

@@ -171,8 +171,5 @@ def _pass(task: Task, micro_batch: int, precision: Precision, device: torch.devi
     """One forward and backward pass; all that it took is free again when it returns."""
     held = torch.empty(ballast, dtype=torch.uint8, device=device)
     model = task.build_model().to(device=device, dtype=TYPES[precision]).train()
-    batch = longest_batch(task.train_source(), micro_batch)
-    batch.max_length = int(batch.inputs["lengths"].max())
-    batch.inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
-    task.step(model, batch).loss.backward()
+    task.step(model, longest_batch(task.train_source(), micro_batch).to(device)).loss.backward()
     del held

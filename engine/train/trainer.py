@@ -54,12 +54,6 @@ class RunResult:
     """of what was exported; None where the task has no best and the last weights are"""
 
 
-def to_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
-    """The micro-batch with its tensors on `device` and its longest length on the host."""
-    inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.inputs.items()}
-    return replace(batch, inputs=inputs, max_length=int(batch.inputs["lengths"].max()))
-
-
 class Trainer:
     """One run of one task on this rank."""
 
@@ -258,7 +252,7 @@ class Trainer:
         for index in range(self.layout.accumulation):
             self.guard.watchdog.feed("forward pass")
             with self.guard.own_time():
-                batch = to_device(next(batches), self.zero.device)
+                batch = next(batches).to(self.zero.device)
                 with self.profile.part(FORWARD):
                     output = self.task.step(self.zero.model, batch)
             self.guard.watchdog.feed("backward pass")
@@ -331,7 +325,7 @@ class Trainer:
             batches = evaluation_batches(
                 source, self.world.rank, self.world.size, self.layout.micro_batch, self.task.evaluation_samples
             )
-            moved = (to_device(batch, self.zero.device) for batch in self.guard.evaluated(batches))
+            moved = (batch.to(self.zero.device) for batch in self.guard.evaluated(batches))
             with self.zero.evaluating() as model:
                 self.evaluation = self.task.evaluate(model, moved)
             self._write_evaluation(self.evaluation)

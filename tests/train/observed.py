@@ -90,7 +90,6 @@ def evaluated(model: Path, options: list[str]) -> dict[str, float]:
     from engine.data.loading.loader import evaluation_batches
     from engine.model.pretrained import load_pretrained
     from engine.tasks.pretrain import Pretraining
-    from engine.train.trainer import to_device
     from launch.configure.options import parse
     from tests.train.runs import SMALL
 
@@ -100,7 +99,7 @@ def evaluated(model: Path, options: list[str]) -> dict[str, float]:
     assert source is not None
     batches = evaluation_batches(source, 0, 1, 4, task.config.train.eval_samples)
     with torch.no_grad():
-        return task.evaluate(bert.eval(), (to_device(batch, cpu) for batch in batches)).scalars
+        return task.evaluate(bert.eval(), (batch.to(cpu) for batch in batches)).scalars
 
 
 def main(store: str, saved: Path, folder: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -70,3 +71,8 @@ class MicroBatch:
     """evaluation only: repeats another batch so that all ranks take equally many; its results don't count"""
     max_length: int | None = None
     """tokens of the longest sequence where the host knows it: a GPU need not be asked"""
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """This micro-batch with its tensors on `device` and its longest length on the host."""
+        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
+        return replace(self, inputs=inputs, max_length=int(self.inputs["lengths"].max()))
