@@ -9,7 +9,7 @@ TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-cluster test-all certify bench check format clean
+.PHONY: help install demo test test-cluster test-all certify bench check docs format clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
@@ -19,7 +19,7 @@ install: $(VENV)/.installed ## install zerobert with its test tools into .venv
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[test,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[test,dev,docs]"
 	@touch $@
 
 demo: install ## raw text -> pre-training on 2 ranks -> fine-tuning -> report, under runs/demo
@@ -46,11 +46,14 @@ bench: install ## every benchmark against its peers, with pictures, under runs/b
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[bench]"
 	$(BIN)/python -m benchmarks.all $(BENCH)
 
-check: install ## ruff, mypy and clang-format, changing nothing
+check: install docs ## ruff, mypy, clang-format and the documentation, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	@git ls-files '*.c' '*.cc' '*.cpp' '*.cu' '*.cuh' '*.h' | xargs -r $(BIN)/clang-format --dry-run --Werror
+
+docs: install ## build the documentation into build/docs; broken links and missing pages fail
+	$(BIN)/mkdocs build --strict
 
 format: install ## apply ruff's and clang-format's layout
 	$(BIN)/ruff check --fix-only .

@@ -1,0 +1,103 @@
+"""Pages that mkdocs makes from their sources: the configuration from its dataclasses, the commands, the benchmarks."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import sys
+import textwrap
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def field_texts(kind: type) -> dict[str, str]:
+    """The text under each field of a dataclass, its bases' too."""
+    texts: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if not is_dataclass(base):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, after in zip(body.body, body.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                assert isinstance(field.target, ast.Name)
+                texts[field.target.id] = " ".join(str(after.value.value).split())
+    return texts
+
+
+def in_words(kind: Any) -> str:
+    """A type as a reader of YAML knows it."""
+    text = kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)
+    text = re.sub(r"typing\.|Optional|Literal\[(.*?)\]", lambda found: found[1] or "", text).replace("NoneType", "null")
+    words = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "None": "null"}
+    return re.sub(r"\b(str|int|float|bool|None)\b", lambda found: words[found[1]], text).replace(" | ", " or ")
+
+
+def default_of(field: Any) -> str:
+    """A default as YAML writes it."""
+    value = field.default if field.default is not MISSING else field.default_factory()
+    value = list(value) if isinstance(value, tuple) else value
+    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if value.__hash__ else str(value)
+
+
+def table(kind: type, prefix: str) -> list[str]:
+    """The rows of one part of the configuration."""
+    texts, types = field_texts(kind), get_type_hints(kind)
+    rows = ["| option | value | default | what it is |", "|---|---|---|---|"]
+    for field in fields(kind):
+        if not is_dataclass(types[field.name]):
+            name = f"`{prefix}{field.name}`"
+            cells = (name, in_words(types[field.name]), f"`{default_of(field)}`", texts.get(field.name, ""))
+            rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return rows
+
+
+def configuration() -> str:
+    """The page of every option of a run."""
+    run = importlib.import_module("engine.config").RunConfig
+    lines = [
+        "# Configuration",
+        "",
+        "Every option of `launch/train.py` and `zerobert train`, made from the dataclasses of `engine/config` when these "
+        "pages are built. A value comes from the defaults, then from recipes (`--config FILE.yaml`), then from the "
+        "command line (`--train.steps 100`); what comes later wins. `--print_config` prints the whole tree.",
+        "",
+        "## Run",
+        "",
+        *table(run, ""),
+    ]
+    for name, kind in get_type_hints(run).items():
+        if is_dataclass(kind):
+            about = " ".join((inspect.getdoc(kind) or "").split())
+            lines += ["", f"## {name}", "", about, "", *table(kind, f"{name}.")]
+    return "\n".join(lines) + "\n"
+
+
+def commands() -> str:
+    """The page of the commands: what `--help` prints."""
+    main = importlib.import_module("launch.__main__")
+    lines = ["# Commands", "", "`zerobert COMMAND --help` prints the options of each.", "", "| command | what it does |"]
+    lines += ["|---|---|", *(f"| `zerobert {name}` | {what} |" for name, (_, what) in main.COMMANDS.items())]
+    return "\n".join(lines) + "\n"
+
+
+def benchmarks() -> str:
+    """The page of the benchmarks, whose source lies beside their code."""
+    return (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are made."""
+    pages = {"configuration.md": configuration, "commands.md": commands, "benchmarks.md": benchmarks}
+    for name, make in pages.items():
+        files.append(File.generated(config, name, content=make()))
+    return files
