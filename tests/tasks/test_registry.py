@@ -101,6 +101,26 @@ def test_a_checkpoint_that_does_not_tell_its_class_is_exported_as_its_task_says(
     assert exported["architectures"] == ["BertForTokenClassification"]
 
 
+def test_a_task_whose_head_has_no_class_is_refused_before_it_is_trained(
+    trained: tuple[Path, str], tmp_path: Path
+) -> None:
+    program = (
+        "from launch.train import main, run_command; from tests.tasks.parity import ENTRY, TASKS, Parity;"
+        "Parity.export_class = 'BertForParity'; TASKS.register('parity', ENTRY); run_command(main)"
+    )
+    recipe = trained[0].parent / "recipe.yaml"
+    command = [sys.executable, "-c", program, f"--output={tmp_path / 'run'}", *SMALL, f"--config={recipe}"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert errors == [
+        "error: export: no class of transformers is known for the weights ('BertForParity'); the task must name one, "
+        "such as BertForTokenClassification, as its export_class"
+    ]
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 @pytest.mark.usefixtures("_registered")
 def test_its_section_is_saved_and_read_and_what_it_fixes_stays(trained: tuple[Path, str]) -> None:
     run, _ = trained
