@@ -134,12 +134,11 @@ def zerobert(size: str, job: Job, store: Path, output: Path, more: list[str]) ->
 def make_samples(store: Path, count: int, path: Path, split: str = "train", seed: int = 1) -> tuple[float, float]:
     """Write padded samples of a split of a store for the rival, the first `count` at most; mean tokens and masked
     tokens of one."""
-    from engine.config import RunConfig, from_dict
+    from engine.config import DataConfig, RunConfig
     from engine.tasks.pretrain import Pretraining
 
-    data = {"path": str(store), "sequence_length": LENGTH, "short_sequence_probability": 0.0}
-    config: RunConfig = from_dict({"data": data, "model": {"size": "tiny"}, "seed": seed})
-    task = Pretraining(config)
+    data = DataConfig(path=str(store), sequence_length=LENGTH, short_sequence_probability=0.0)
+    task = Pretraining(RunConfig(data=data, seed=seed))
     source = task.train_source() if split == "train" else task.evaluation_source(split)
     assert source is not None, "no text was held out"
     count = min(count, source.epoch_size(0))

@@ -28,7 +28,11 @@ def field_texts(kind: type) -> dict[str, str]:
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
         assert isinstance(body, ast.ClassDef)
         for field, after in zip(body.body, body.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+            ):
                 assert isinstance(field.target, ast.Name)
                 texts[field.target.id] = " ".join(str(after.value.value).split())
     return texts
@@ -49,12 +53,12 @@ def default_of(field: Any) -> str:
     return {None: "null", True: "true", False: "false"}.get(value, str(value)) if value.__hash__ else str(value)
 
 
-def table(kind: type, prefix: str) -> list[str]:
-    """The rows of one part of the configuration."""
-    texts, types = field_texts(kind), get_type_hints(kind)
+def table(kind: type, prefix: str, **told: str) -> list[str]:
+    """The rows of one part of the configuration; `told` has texts of fields that only a table knows."""
+    texts, types = field_texts(kind) | told, get_type_hints(kind)
     rows = ["| option | value | default | what it is |", "|---|---|---|---|"]
     for field in fields(kind):
-        if not is_dataclass(types[field.name]):
+        if not is_dataclass(types[field.name]) and field.name != "extra":
             name = f"`{prefix}{field.name}`"
             cells = (name, in_words(types[field.name]), f"`{default_of(field)}`", texts.get(field.name, ""))
             rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -63,7 +67,8 @@ def table(kind: type, prefix: str) -> list[str]:
 
 def configuration() -> str:
     """The page of every option of a run."""
-    run = importlib.import_module("engine.config").RunConfig
+    config = importlib.import_module("engine.config")
+    run = config.RunConfig
     lines = [
         "# Configuration",
         "",
@@ -73,7 +78,7 @@ def configuration() -> str:
         "",
         "## Run",
         "",
-        *table(run, ""),
+        *table(run, "", task=config.task_choices()),
     ]
     for name, kind in get_type_hints(run).items():
         if is_dataclass(kind):
@@ -85,7 +90,13 @@ def configuration() -> str:
 def commands() -> str:
     """The page of the commands: what `--help` prints."""
     main = importlib.import_module("launch.__main__")
-    lines = ["# Commands", "", "`zerobert COMMAND --help` prints the options of each.", "", "| command | what it does |"]
+    lines = [
+        "# Commands",
+        "",
+        "`zerobert COMMAND --help` prints the options of each.",
+        "",
+        "| command | what it does |",
+    ]
     lines += ["|---|---|", *(f"| `zerobert {name}` | {what} |" for name, (_, what) in main.COMMANDS.items())]
     return "\n".join(lines) + "\n"
 

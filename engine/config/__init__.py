@@ -10,7 +10,7 @@ from engine.config.fault import FaultConfig, NonFinitePolicy, SpikePolicy
 from engine.config.model import MODEL_SIZES, ModelConfig
 from engine.config.optim import OptimConfig, ScheduleName
 from engine.config.run import RunConfig, extra_sections, section_names
-from engine.config.tasks import TASKS, TaskEntry, Title, task_entries, tasks_with_input
+from engine.config.tasks import TASKS, TaskEntry, Title, task_choices, task_entries, tasks_with_input
 from engine.config.train import MonitorConfig, Precision, TrainConfig
 from engine.config.zero import ZeroConfig
 
@@ -35,6 +35,7 @@ __all__ = [
     "extra_sections",
     "require",
     "section_names",
+    "task_choices",
     "task_entries",
     "tasks_with_input",
 ]

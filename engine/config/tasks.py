@@ -142,6 +142,11 @@ def task_entries() -> list[TaskEntry]:
     return [TASKS.get(name) for name in TASKS.names]
 
 
+def task_choices() -> str:
+    """The names that the option takes and what each is, in words."""
+    return " or ".join(f"{name} ({TASKS.get(name).about})" for name in TASKS.names)
+
+
 def tasks_with_input() -> dict[str, tuple[str, ...]]:
     """The dotted fields that name data, and the tasks that read them."""
     readers: dict[str, tuple[str, ...]] = {}

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from jsonargparse import SUPPRESS, ActionConfigFile
 
-from engine.config import TASKS, RunConfig, extra_sections, section_names, task_entries, tasks_with_input
+from engine.config import TASKS, RunConfig, extra_sections, section_names, task_choices, tasks_with_input
 from engine.errors import UserError
 from launch.cli import CommandParser
 from launch.configure.recipe import read_recipe
@@ -69,13 +69,13 @@ def build_parser() -> CommandParser:
         help="tiny model, few steps, deterministic, no workers, where not given otherwise",
     )
     parser.add_argument("--local_rank", type=int, default=0, help=SUPPRESS)
-    tasks = " or ".join(f"{name} ({entry.about})" for name, entry in zip(TASKS.names, task_entries(), strict=True))
-    parser.add_argument("--task", type=Literal.__getitem__(TASKS.names), default=RunConfig.task, help=tasks)
+    parser.add_argument("--task", type=Literal.__getitem__(TASKS.names), default=RunConfig.task, help=task_choices())
     parser.add_class_arguments(RunConfig, skip={"task", "extra"})
     for name, section in extra_sections().items():
         parser.add_class_arguments(section, name)
+    sections = section_names()
     for action in parser._actions:
-        if action.dest in section_names():
+        if action.dest in sections:
             action.help = SUPPRESS  # jsonargparse's own way to give a section as a file
     return parser
 

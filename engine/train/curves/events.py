@@ -130,7 +130,9 @@ def _hparams(tag: str, **content: Any) -> Any:
 
 def hyperparameters(config: RunConfig) -> list[tuple[str, str, bool | float | str | None]]:
     """Dotted name, kind (bool, number or string) and value of each hyper-parameter; None where it is left open."""
-    of_tasks = {entry.section: entry.compared for entry in task_entries()}
+    of_tasks: dict[str, tuple[str, ...]] = {}
+    for entry in task_entries():
+        of_tasks[entry.section] = tuple(dict.fromkeys((*of_tasks.get(entry.section, ()), *entry.compared)))
     parts = [("", config), *((f"{name}.", config.part(name)) for name in ("model", *of_tasks, "optim", "train"))]
     found = []
     for prefix, part in parts:

@@ -118,7 +118,15 @@ def test_wrong_options_of_curves_are_named(arguments: list[str], message: str) -
 
 CITING = [
     path
-    for pattern in ("*.md", "docs/*.md", "launch/**/*.py", "launch/**/*.yaml", "benchmarks/**/*.md", "slurm/*", "engine/**/*.py")
+    for pattern in (
+        "*.md",
+        "docs/*.md",
+        "launch/**/*.py",
+        "launch/**/*.yaml",
+        "benchmarks/**/*.md",
+        "slurm/*",
+        "engine/**/*.py",
+    )
     for path in sorted(ROOT.glob(pattern))
 ]
 
