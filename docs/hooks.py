@@ -10,7 +10,7 @@ import sys
 import textwrap
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -40,8 +40,10 @@ def field_texts(kind: type) -> dict[str, str]:
 
 def in_words(kind: Any) -> str:
     """A type as a reader of YAML knows it."""
+    if get_origin(kind) is Union:
+        return " or ".join(map(in_words, get_args(kind)))
     text = kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)
-    text = re.sub(r"typing\.|Optional|Literal\[(.*?)\]", lambda found: found[1] or "", text).replace("NoneType", "null")
+    text = re.sub(r"typing\.|Literal\[(.*?)\]", lambda found: found[1] or "", text).replace("NoneType", "null")
     words = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "None": "null"}
     return re.sub(r"\b(str|int|float|bool|None)\b", lambda found: words[found[1]], text).replace(" | ", " or ")
 
@@ -72,8 +74,8 @@ def configuration() -> str:
     lines = [
         "# Configuration",
         "",
-        "Every option of `launch/train.py` and `zerobert train`, made from the dataclasses of `engine/config` when these "
-        "pages are built. A value comes from the defaults, then from recipes (`--config FILE.yaml`), then from the "
+        "Every option of `launch/train.py` and `zerobert train`, made from the dataclasses of `engine/config` when "
+        "these pages are built. A value comes from the defaults, then from recipes (`--config FILE.yaml`), then from the "
         "command line (`--train.steps 100`); what comes later wins. `--print_config` prints the whole tree.",
         "",
         "## Run",
