@@ -75,8 +75,8 @@ def configuration() -> str:
         "# Configuration",
         "",
         "Every option of `launch/train.py` and `zerobert train`, made from the dataclasses of `engine/config` when "
-        "these pages are built. A value comes from the defaults, then from recipes (`--config FILE.yaml`), then from the "
-        "command line (`--train.steps 100`); what comes later wins. `--print_config` prints the whole tree.",
+        "these pages are built. A value comes from the defaults, then from recipes (`--config FILE.yaml`), then from "
+        "the command line (`--train.steps 100`); what comes later wins. `--print_config` prints the whole tree.",
         "",
         "## Run",
         "",
