@@ -140,7 +140,7 @@ def test_a_run_verifies_its_first_updates_and_those_after_a_resume_elsewhere(sto
 def test_a_run_whose_update_is_wrong_ends_with_one_line(store: Path, tmp_path: Path) -> None:
     """The certificate is told of another weight decay than the optimizer."""
     script = (
-        "import sys; from engine.train import verify; rule = verify.Rule.of.__func__\n"
+        "import sys; from engine.train.certificate import certificate as verify; rule = verify.Rule.of.__func__\n"
         "def other(config, *rest): config.weight_decay = 0.5; return rule(verify.Rule, config, *rest)\n"
         "verify.Rule.of = other\n"
         "from launch.cli import run_command; from launch.train import main; run_command(main)"

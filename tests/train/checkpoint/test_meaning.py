@@ -251,7 +251,7 @@ def test_renamed_classes_are_refused_on_every_rank(folder: Path) -> None:
         path = folder / name
         path.write_text(path.read_text().replace("negative", "unhappy"))
     before = content(folder / "run" / "checkpoints")
-    printed = run(folder / "run", *options(folder, 24), "--resume=auto", "--data.workers=1", ranks=2, code=1)
+    printed = run(folder / "run", *options(folder, 24), "--resume=auto", "--data.workers=1", ranks=2, code=2)
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert "labelled.train: the classes of this run (neutral, positive, unhappy) are not those of" in errors[0]
