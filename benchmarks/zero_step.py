@@ -44,10 +44,11 @@ class Model(nn.Module):
 
 def build(rival: str, model: nn.Module) -> torch.optim.Optimizer:
     """The client optimizer."""
+    from engine.config import OptimConfig
     from engine.optim import FusedAdamW, FusedLamb
     from engine.optim.build import parameter_groups
 
-    groups: Any = parameter_groups(model.named_parameters(), 0.01)
+    groups: Any = parameter_groups(model, OptimConfig(weight_decay=0.01))
     if rival == "FusedAdamW":
         return FusedAdamW(groups, lr=1e-4)
     if rival == "FusedLamb":

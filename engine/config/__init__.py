@@ -9,6 +9,7 @@ from engine.config.data import DataConfig, LabelledConfig
 from engine.config.fault import FaultConfig, NonFinitePolicy, SpikePolicy
 from engine.config.model import MODEL_SIZES, ModelConfig
 from engine.config.optim import OptimConfig, ScheduleName
+from engine.config.optimizer import OPTIMIZERS
 from engine.config.run import RunConfig, extra_sections, section_names
 from engine.config.tasks import TASKS, TaskEntry, Title, task_choices, task_entries, tasks_with_input
 from engine.config.train import MonitorConfig, Precision, TrainConfig
@@ -16,6 +17,7 @@ from engine.config.zero import ZeroConfig
 
 __all__ = [
     "MODEL_SIZES",
+    "OPTIMIZERS",
     "TASKS",
     "DataConfig",
     "FaultConfig",

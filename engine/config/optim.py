@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engine.config.check import require
+from engine.config.optimizer import OPTIMIZERS
 
 ScheduleName = Literal["linear", "polynomial", "cosine", "wsd", "constant"]
 
@@ -14,7 +15,7 @@ ScheduleName = Literal["linear", "polynomial", "cosine", "wsd", "constant"]
 class OptimConfig:
     """Optimizer and learning-rate schedule."""
 
-    name: Literal["adamw", "lamb"] = "adamw"
+    name: str = "adamw"
     """optimizer: adamw (Loshchilov & Hutter 2019) or lamb (You et al. 2020), exact at every ZeRO stage"""
     learning_rate: float = 1e-4
     """peak learning rate"""
@@ -42,7 +43,7 @@ class OptimConfig:
     """final learning rate as a share of the peak"""
 
     def validate(self) -> None:
-        require(self.name in ("adamw", "lamb"), "optim.name", self.name, "choose adamw or lamb")
+        OPTIMIZERS.check(self.name)
         require(self.learning_rate > 0, "optim.learning_rate", self.learning_rate, "give a positive number")
         require(all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "give two numbers in [0, 1)")
         require(self.eps > 0, "optim.eps", self.eps, "give a positive number")

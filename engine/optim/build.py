@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
-from engine.config import OptimConfig
-from engine.kernels import fused
-from engine.optim.fused import FusedAdamW, FusedLamb
+from engine.config import OPTIMIZERS, OptimConfig
+
+#: the key of a parameter group under which its learning rate is told over that of the schedule
+RATE_MULTIPLIER = "rate_multiplier"
 
 
-def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, object]]:
-    """Two groups: matrices and embeddings with weight decay; biases and LayerNorm (one dimension) without."""
-    trainable = [(name, p) for name, p in named if p.requires_grad]
-    decayed = [p for _, p in trainable if p.ndim >= 2]
-    others = [p for _, p in trainable if p.ndim < 2]
-    groups: list[dict[str, object]] = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """The groups of the configured optimizer as torch takes them; empty ones are left out."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    groups = OPTIMIZERS.get(config.name).groups({name: tuple(p.shape) for name, p in trained.items()}, config)
+    placed = sorted(name for group in groups for name in group.names)
+    assert placed == sorted(trained), f"{config.name}: not each trained parameter is in one group"
+    return [
+        {
+            "params": [trained[name] for name in group.names],
+            "weight_decay": group.weight_decay,
+            RATE_MULTIPLIER: group.rate_multiplier,
+        }
+        for group in groups
+        if group.names
     ]
-    return [group for group in groups if group["params"]]
 
 
 def build_optimizer(
@@ -29,17 +35,10 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer over whole parameters; ZeRO replaces them by its partitions afterwards.
 
-    AdamW is torch's own where our kernels don't run on `device`, the device that the run trains on, and on GPUs at
-    stage 0: there ours would gather some 200 separate parameters into flat tensors at every step.
-
     The learning rate starts at 0: DeepSpeed steps some optimizers once while it initialises (stage 0 in half
     precision), and a step at rate 0 changes nothing. The loop sets the rate before every step. DeepSpeed clips.
+
+    Args:
+        device: where the optimizer steps.
     """
-    groups = parameter_groups(model.named_parameters(), config.weight_decay)
-    if config.name == "lamb":
-        terms = {"betas": config.betas, "eps": config.eps, "max_grad_norm": 0.0}
-        trust = {"use_nvlamb": config.nvlamb, "max_trust_ratio": config.max_trust_ratio}
-        return FusedLamb(groups, lr=0.0, **terms, **trust)  # type: ignore[arg-type]
-    if fused(device) and (device.type == "cpu" or zero_stage > 0):
-        return FusedAdamW(groups, lr=0.0, betas=config.betas, eps=config.eps)
-    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
+    return OPTIMIZERS.get(config.name).build(parameter_groups(model, config), config, device, zero_stage)

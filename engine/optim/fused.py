@@ -19,6 +19,7 @@ from engine.kernels import ops, reference
 from engine.kernels.cpu.kernels import Buffer
 from engine.kernels.segments import Segments
 from engine.kernels.terms import Adam, Trust
+from engine.optim.build import RATE_MULTIPLIER
 from engine.optim.layout import FlatLayout, Norms
 from engine.optim.shard import Shard
 
@@ -255,7 +256,8 @@ class FusedOptimizer(torch.optim.Optimizer):
             ratio = reference.trust_ratios(squares, torch.ones_like(ratio, dtype=torch.bool), trust)
         if self.observing:
             names = [self._names.get(id(p), "") for p in bucket.params] if layout is None else layout.names
-            self.observed |= {name: Norms(*row) for name, row in zip(names, _rows(squares, ratio), strict=True)}
+            rows = _rows(squares, ratio, bucket.group.get(RATE_MULTIPLIER, 1.0))
+            self.observed |= {name: Norms(*row) for name, row in zip(names, rows, strict=True)}
         ratio = ratio if layout is None else ratio[layout.owner]
         kernels.lamb_apply_(*flats, copy, *arguments, ratio, flag)
         return flag
@@ -290,10 +292,10 @@ def _unflatten(flat: Tensor, tensors: list[Tensor]) -> None:
         torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
 
 
-def _rows(squares: Tensor, ratio: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Norm of the weights, norm of the update before the learning rate, and trust ratio of each parameter."""
+def _rows(squares: Tensor, ratio: Tensor, multiplier: float) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Norm of the weights, norm of the update before the schedule's rate, and trust ratio of each parameter."""
     weights, updates = squares.sqrt().unbind(-1)
-    return list(zip(weights.unbind(), (updates * ratio).unbind(), ratio.unbind(), strict=True))
+    return list(zip(weights.unbind(), (updates * ratio * multiplier).unbind(), ratio.unbind(), strict=True))
 
 
 class FusedAdamW(FusedOptimizer):

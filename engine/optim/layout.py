@@ -34,7 +34,7 @@ class Norms:
     weight: Tensor
     """L2 norm of the weights before the step"""
     update: Tensor
-    """L2 norm of the change, in units of the learning rate"""
+    """L2 norm of the change, in units of the schedule's learning rate"""
     ratio: Tensor
     """trust ratio; 1 where none is used"""
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import dist
+from engine.optim.build import RATE_MULTIPLIER
 from engine.optim.fused import FusedOptimizer
 from engine.optim.layout import ParameterNorms
 from engine.zero import states
@@ -49,6 +50,7 @@ class ZeroEngine:
         if self.stage == 3 and getattr(self.model.optimizer, "offload_optimizer", False):
             mend_gradients(self.model.optimizer)
         self._plain_norm: Tensor | None = None
+        self._rate = 0.0
         self._forget_initial_step(optimizer)
         self.fused = optimizer if isinstance(optimizer, FusedOptimizer) else None
         if self.fused is not None:
@@ -78,14 +80,17 @@ class ZeroEngine:
     def step(self, learning_rate: float, *, last_micro_batch: bool, observe: bool = False) -> None:
         """Step after a micro-batch; after the last one of the global batch, update the weights.
 
+        The learning rate is multiplied by the rate multiplier of each parameter group.
+
         With `observe` the update's norms are kept for `norms`, if the optimizer is one of ours.
         """
         if self.fused is not None:
             self.fused.observing = observe
             self.fused.loss_scale = self.loss_scale
         if last_micro_batch:
+            self._rate = learning_rate
             for group in self.model.optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = learning_rate * group.get(RATE_MULTIPLIER, 1.0)
             if self._reports_no_norm and not self._clips_itself:
                 gradients = [p.grad for p in self.model.module.parameters() if p.grad is not None]
                 self._plain_norm = torch.nn.utils.get_total_norm(gradients)
@@ -107,8 +112,9 @@ class ZeroEngine:
     def norms(self) -> dict[str, ParameterNorms]:
         """What the last observed update measured, by parameter; waits for the device."""
         found = {} if self.fused is None else self.fused.observed
-        rate = float(self.model.optimizer.param_groups[0]["lr"])
-        read = {name: (float(one.weight), rate * float(one.update), float(one.ratio)) for name, one in found.items()}
+        read = {
+            name: (float(one.weight), self._rate * float(one.update), float(one.ratio)) for name, one in found.items()
+        }
         found.clear()
         return {name: ParameterNorms(*values) for name, values in read.items()}
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from jsonargparse import SUPPRESS, ActionConfigFile
 
-from engine.config import TASKS, RunConfig, extra_sections, section_names, task_choices, tasks_with_input
+from engine.config import OPTIMIZERS, TASKS, RunConfig, extra_sections, section_names, task_choices, tasks_with_input
 from engine.errors import UserError
 from launch.cli import CommandParser
 from launch.configure.recipe import read_recipe
@@ -36,8 +36,6 @@ REPLACED = {
 #: a field -> another one and the values that it may have, or nothing would look at the first; so too each task's data
 NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "zero.nvme_path": ("zero.offload_optimizer", ("nvme",)),
-    "optim.max_trust_ratio": ("optim.name", ("lamb",)),
-    "optim.nvlamb": ("optim.name", ("lamb",)),
     "optim.power": ("optim.schedule", ("polynomial",)),
     "optim.decay": ("optim.schedule", ("wsd",)),
 }
@@ -173,8 +171,23 @@ def check_effect(config: RunConfig, command_line: frozenset[str]) -> None:
             shown, there = value_of(config, name), value_of(config, other)
             remedy = f"give --{other} {' or '.join(allowed)}, or leave it out"
             raise UserError(f"{name}: {shown!r} has no effect while {other} is {there}; {remedy}")
+    check_optimizer_options(config, command_line)
     if config.model.init_from is not None:
         check_dimensions(config.model, command_line)
+
+
+def check_optimizer_options(config: RunConfig, command_line: frozenset[str]) -> None:
+    """Refuse options of other optimizers than the run's.
+
+    Raises:
+        UserError: names the option and the optimizers that have it.
+    """
+    having = {name: OPTIMIZERS.get(name).options for name in OPTIMIZERS.names}
+    for option in sorted(frozenset().union(*having.values()) - OPTIMIZERS.get(config.optim.name).options):
+        if f"optim.{option}" in command_line:
+            shown, others = getattr(config.optim, option), " or ".join(n for n, own in having.items() if option in own)
+            there = f"has no effect while optim.name is {config.optim.name}"
+            raise UserError(f"optim.{option}: {shown!r} {there}; give --optim.name {others}, or leave it out")
 
 
 def value_of(config: RunConfig, name: str) -> Any:

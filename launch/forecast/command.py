@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine.config import MODEL_SIZES
+from engine.config import MODEL_SIZES, OPTIMIZERS, OptimConfig
 from engine.errors import UserError
 from launch.cli import CommandParser
 from launch.forecast.hardware import GPUS, Hardware, described_hardware, parse_bytes, this_machine
@@ -43,7 +43,8 @@ def build_parser() -> CommandParser:
     parser.add_argument("--global-batch", type=int, default=None, help="sequences of a step; 256 without a recipe")
     parser.add_argument("--precision", type=str, default=None, help="bf16, fp16 or fp32; without a recipe bf16, and "
                         "fp16 on GPUs that don't compute in bf16")  # fmt: skip
-    parser.add_argument("--optimizer", type=str, default=None, help="adamw or lamb; adamw without a recipe")
+    parser.add_argument("--optimizer", type=str, default=None, help=f"{', '.join(OPTIMIZERS.names)}; "
+                        f"{OptimConfig.name} without a recipe")  # fmt: skip
     parser.add_argument("--activation-checkpointing", type=str, default=None, help="auto (the faster one), on or off; "
                         "as a recipe says, auto without one")  # fmt: skip
     parser.add_argument("--attention", type=str, default="flash", help="flash, or plain where scores are kept")
@@ -73,7 +74,7 @@ def check(options: Any) -> None:
     """
     choices = {
         "precision": ("bf16", "fp16", "fp32"),
-        "optimizer": ("adamw", "lamb"),
+        "optimizer": OPTIMIZERS.names,
         "activation_checkpointing": ("auto", "on", "off"),
         "attention": ("flash", "plain"),
     }

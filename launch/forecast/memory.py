@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from engine.config import OPTIMIZERS
 from launch.forecast.activations import passes
 from launch.forecast.states import FP32, States, states
 from launch.forecast.workload import Shape, Workload, shape_of
@@ -124,12 +125,14 @@ def _certificate(workload: Workload, found: States) -> int:
     """The comparison after the first step, when gradients are gone: copies, and whole parameters put together.
 
     Copies of the fp32 weights and gradients lie in host memory, which on CPUs is the same. The largest parameter is put
-    together from 5 fp32 tensors of its ranks' pieces: those sent, those received, and the whole.
+    together from fp32 tensors of its ranks' pieces (new weights and states, old weights, gradient): those sent, those
+    received, and the whole.
     """
     if workload.verify_update == 0:
         return 0
     copies = 2 * FP32 * workload.share if workload.accelerator == "cpu" else 0
-    blocks = (2 if workload.ranks == 1 else 3) * 5 * FP32 * workload.shape.largest_parameter()
+    rows = 3 + len(OPTIMIZERS.get(workload.optimizer).states)
+    blocks = (2 if workload.ranks == 1 else 3) * rows * FP32 * workload.shape.largest_parameter()
     freed = 0 if workload.stage == 3 else found.gradients
     return copies + max(blocks - freed, found.step)
 

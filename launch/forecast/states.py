@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from engine.config import OPTIMIZERS
 from launch.forecast.workload import Workload
 
 FP32 = 4
@@ -53,8 +54,8 @@ def states(work: Workload) -> States:
 
 
 def _optimizer(work: Workload, elements: int) -> tuple[int, int]:
-    """fp32 weights and two moments of so many elements (Adam's and LAMB's: the paper's K = 12)."""
-    return FP32 * elements, 2 * FP32 * elements
+    """fp32 weights and the optimizer's states of so many elements (two states: the paper's K = 12)."""
+    return FP32 * elements, len(OPTIMIZERS.get(work.optimizer).states) * FP32 * elements
 
 
 def _gathered(work: Workload) -> int:
@@ -73,19 +74,19 @@ def _flattened(work: Workload, limit: int, *, even_alone: bool = False) -> int:
 def _stage_0(work: Workload) -> States:
     """fp32: the client optimizer itself. bf16 and fp16: FP16_UnfusedOptimizer, whose fp32 gradients live in the step.
 
-    On a GPU LAMB gathers weights, gradients and both moments of all parameters into flat tensors for its step.
+    On a GPU some optimizers gather all parameters' tensors into flat ones for their step.
     """
     count = work.shape.parameters()
-    master, moments = _optimizer(work, count)
+    master, kept = _optimizer(work, count)
     half = work.width < FP32
     step = FP32 * count if half else 0
-    if work.optimizer == "lamb" and work.accelerator != "cpu":
-        step += 4 * FP32 * count
+    if work.accelerator != "cpu":
+        step += OPTIMIZERS.get(work.optimizer).flat_copies * FP32 * count
     return States(
         parameters=work.width * count,
         master=master if half else 0,
         gradients=work.width * count,
-        optimizer=moments,
+        optimizer=kept,
         reduction=work.width * _flattened(work, WHOLE_REDUCTION),
         step=step,
     )
@@ -97,13 +98,13 @@ def _bf16_stage_1(work: Workload) -> States:
     The fp32 gradients are flattened once more for the reduction, and again in bf16, in which they travel.
     """
     count = work.shape.parameters()
-    master, moments = _optimizer(work, work.share)
+    master, kept = _optimizer(work, work.share)
     flat = _flattened(work, WHOLE_REDUCTION)
     return States(
         parameters=work.width * count,
         master=master,
         gradients=(FP32 + work.width) * count,
-        optimizer=moments,
+        optimizer=kept,
         reduction=max((FP32 + work.width) * flat, FP32 * work.shape.largest_parameter()),
         step=_gathered(work),
     )
@@ -117,7 +118,7 @@ def _stage_1_and_2(work: Workload) -> States:
     precisions each micro-batch fills a new part beside the accumulated one, and the step flattens and widens it.
     """
     count, share, width = work.shape.parameters(), work.share, work.width
-    master, moments = _optimizer(work, share)
+    master, kept = _optimizer(work, share)
     bucket = width * work.bucket * (2 if work.overlaps else 1)
     compact = work.stage == 2 and work.precision == "bf16"
     flat = width * _flattened(work, work.bucket, even_alone=compact)
@@ -137,7 +138,7 @@ def _stage_1_and_2(work: Workload) -> States:
         parameters=width * count,
         master=master,
         gradients=gradients,
-        optimizer=moments,
+        optimizer=kept,
         passes=bucket,
         reduction=max(reduction, 0),
         early=max(0.0, 1 - work.bucket / count) if work.stage == 2 else 0.0,
@@ -168,7 +169,7 @@ def _stage_3(work: Workload) -> States:
     another one.
     """
     count, share, width = work.shape.parameters(), work.share, work.width
-    master, moments = _optimizer(work, share)
+    master, kept = _optimizer(work, share)
     accumulated = width if work.precision == "fp16" else FP32
     reduced = min(count, max(work.bucket, work.shape.largest_parameter()))
     copies = 2 if work.accelerator == "cpu" else 1
@@ -179,7 +180,7 @@ def _stage_3(work: Workload) -> States:
         parameters=width * share,
         master=master,
         gradients=accumulated * share,
-        optimizer=moments,
+        optimizer=kept,
         always=width * (work.bucket + persistent),
         passes=width * live,
         reduction=copies * width * reduced + widened + (largest if live else 0),

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.config import OPTIMIZERS
 from engine.model.flops import TRAINING_PASSES, Dimensions
 from engine.model.flops import forward_flops as packed_forward_flops
 from launch.forecast.hardware import Hardware
 from launch.forecast.memory import Shape, Workload
-
-#: bytes a parameter that an optimizer step reads and writes: fp32 weight, two moments, gradient, half-precision copy
-OPTIMIZER_BYTES = {"adamw": 34, "lamb": 46}
 
 
 @dataclass(frozen=True)
@@ -95,10 +93,11 @@ def step_cost(work: Workload, accumulation: int, hardware: Hardware) -> StepCost
     compute = flops / (hardware.peak_flops * hardware.utilisation)
     shard = work.shape.parameters() / (work.ranks if work.stage > 0 else 1)
     offloaded = work.offload_optimizer != "none"
-    update = shard * OPTIMIZER_BYTES[work.optimizer] / hardware.memory_bandwidth
+    stepped = shard * OPTIMIZERS.get(work.optimizer).step_bytes
+    update = stepped / hardware.memory_bandwidth
     host = 0.0
     if offloaded:
-        update = shard * OPTIMIZER_BYTES[work.optimizer] / hardware.host_bandwidth
+        update = stepped / hardware.host_bandwidth
         host += shard * 2 * work.width / hardware.host_bandwidth
     if work.offload_parameters != "none":
         streamed = 2 * accumulation * shard * work.width / hardware.host_bandwidth

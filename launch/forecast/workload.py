@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.config import ModelConfig, Precision, ZeroConfig, require
+from engine.config import ModelConfig, OptimConfig, Precision, ZeroConfig, require
 from launch.zero.build import bucket_size
 
 #: bytes of an element
@@ -75,8 +75,7 @@ class Workload:
     ranks: int
     ranks_per_node: int
     precision: Precision
-    optimizer: str = "adamw"
-    """adamw or lamb"""
+    optimizer: str = OptimConfig.name
     activation_checkpointing: bool = False
     attention: str = "flash"
     """flash keeps no scores of tokens by tokens; plain does"""

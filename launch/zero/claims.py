@@ -7,11 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from engine.config import OPTIMIZERS
 from engine.config.zero import Place
 from launch.zero.keys import fail, find, nearest, remove
 
-#: DeepSpeed's names of the optimizers that zerobert has
-OPTIMIZERS = {"adam": "adamw", "adamw": "adamw", "fusedadam": "adamw", "lamb": "lamb", "fusedlamb": "lamb"}
 #: DeepSpeed's schedules, and zerobert's of the same shape
 SCHEDULES = {"WarmupLR": "constant", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
 PLACES: tuple[Place, ...] = ("none", "cpu", "nvme")
@@ -150,9 +149,12 @@ class Claims:
         name = self.take("optimizer.type", TEXT)
         if name is None:
             return
-        if name.lower() not in OPTIMIZERS:
-            raise fail(self.path, "optimizer.type", f"is {name!r}, which zerobert doesn't have; give AdamW or Lamb")
-        self.found.append(Claim("optimizer.type", name, "optim.name", OPTIMIZERS[name.lower()]))
+        types = {own: OPTIMIZERS.get(own).deepspeed_types for own in OPTIMIZERS.names}
+        own = next((own for own, known in types.items() if name.lower() in map(str.lower, known)), None)
+        if own is None:
+            choices = " or ".join(known[0] for known in types.values() if known)
+            raise fail(self.path, "optimizer.type", f"is {name!r}, which zerobert doesn't have; give {choices}")
+        self.found.append(Claim("optimizer.type", name, "optim.name", own))
 
     def _scheduler(self) -> None:
         name = self.take("scheduler.type", TEXT)

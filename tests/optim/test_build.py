@@ -8,7 +8,7 @@ from torch import nn
 from engine import kernels
 from engine.config import OptimConfig
 from engine.optim import FusedAdamW, FusedLamb
-from engine.optim.build import build_optimizer, parameter_groups
+from engine.optim.build import build_optimizer
 
 CPU = torch.device("cpu")
 
@@ -18,18 +18,19 @@ def model() -> nn.Module:
 
 
 def test_biases_and_layer_norm_have_no_weight_decay() -> None:
-    decayed, others = parameter_groups(model().named_parameters(), 0.1)
+    decayed, others = build_optimizer(model(), OptimConfig(weight_decay=0.1), CPU).param_groups
     assert decayed["weight_decay"] == 0.1
     assert others["weight_decay"] == 0.0
-    assert [tuple(p.shape) for p in decayed["params"]] == [(5, 4), (4, 4)]  # type: ignore[attr-defined]
-    assert [tuple(p.shape) for p in others["params"]] == [(4,), (4,), (4,)]  # type: ignore[attr-defined]
+    assert [tuple(p.shape) for p in decayed["params"]] == [(5, 4), (4, 4)]
+    assert [tuple(p.shape) for p in others["params"]] == [(4,), (4,), (4,)]
+    assert [group["rate_multiplier"] for group in (decayed, others)] == [1.0, 1.0]
 
 
 def test_frozen_parameters_are_left_out() -> None:
     net = model()
     net[0].weight.requires_grad_(False)  # type: ignore[index,union-attr]
-    decayed, _ = parameter_groups(net.named_parameters(), 0.1)
-    assert len(decayed["params"]) == 1  # type: ignore[arg-type]
+    decayed, _ = build_optimizer(net, OptimConfig(), CPU).param_groups
+    assert len(decayed["params"]) == 1
 
 
 def test_a_step_before_the_loop_sets_the_rate_changes_nothing() -> None:

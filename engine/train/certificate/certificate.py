@@ -1,9 +1,9 @@
 """The certificate of an update: what ZeRO's ranks made of their pieces, against the exact step of whole parameters.
 
-Before a step every rank keeps its pieces of the fp32 weights, the moments, and the gradient as it was reduced. After it
-whole parameters are put together, each on one rank, and `exact_update` says in float64 what should have become of
-them. The rules come from the run's configuration and the step's number, not from the optimizer. How the gradient came
-about is no part of it.
+Before a step every rank keeps its pieces of the fp32 weights, the states, and the gradient as it was reduced. After it
+whole parameters are put together, each on one rank, and the optimizer's exact rule says in float64 what should have
+become of them. The rules come from the run's configuration and the step's number, not from the optimizer that steps.
+How the gradient came about is no part of it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from engine import dist
-from engine.config import OptimConfig
+from engine.config import OPTIMIZERS, OptimConfig
 from engine.errors import RunError
 from engine.train.certificate.exact import TINY, Comparison, Rule, compare
 from engine.train.certificate.recorded import Layout, RecordedUpdate
@@ -31,10 +31,12 @@ BOUND = 1e-5
 #: BF16_Optimizer, where torch on CPUs is off by 1e-3 for 2e7 elements and by 1e-2 for 1e8.
 NORM_BOUND = 0.05
 TABLE = "verify_update.csv"
-COLUMNS = (
-    "step", "parameter", "elements", "error", "weights_error", "exp_avg_error", "exp_avg_sq_error", "stale_elements",
-    "trust_ratio", "weight_norm", "update_norm",
-)  # fmt: skip
+
+
+def columns(states: Sequence[str]) -> tuple[str, ...]:
+    """Of the table, for an optimizer with these states."""
+    errors = ("error", "weights_error", *(f"{name}_error" for name in states))
+    return ("step", "parameter", "elements", *errors, "stale_elements", "trust_ratio", "weight_norm", "update_norm")
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,9 @@ class Finding:
         return math.inf if self.stale or not self.agreed else self.comparison.error
 
     def row(self, step: int) -> tuple[object, ...]:
-        """The values of COLUMNS."""
+        """The values of `columns`."""
         one = self.comparison
-        errors = [f"{value:.3e}" for value in (self.error, one.weights, one.exp_avg, one.exp_avg_sq)]
+        errors = [f"{value:.3e}" for value in (self.error, one.weights, *one.states.values())]
         norms = [f"{value:.7g}" for value in (one.trust_ratio, one.weight_norm, one.update_norm)]
         return (step, self.name, self.elements, *errors, self.stale, *norms)
 
@@ -68,13 +70,12 @@ class Finding:
             factor: what the gradient should have been multiplied by.
         """
         one = self.comparison
-        if not one.exp_avg <= BOUND:
-            return (
-                f"exp_avg has an error of {one.exp_avg:.1e}; its gradient was multiplied by {one.factor:.6g}, "
-                f"and loss scale and clipping make {factor:.6g}"
-            )
-        if not one.exp_avg_sq <= BOUND:
-            return f"exp_avg_sq has an error of {one.exp_avg_sq:.1e}"
+        for index, (name, error) in enumerate(one.states.items()):
+            if not error <= BOUND:
+                told = (
+                    f"; its gradient was multiplied by {one.factor:.6g}, and loss scale and clipping make {factor:.6g}"
+                )
+                return f"{name} has an error of {error:.1e}" + (told if index == 0 else "")
         if not one.weights <= BOUND:
             return (
                 f"the weights have an error of {one.weights:.1e}; they moved {one.length:.6g} times as far as they "
@@ -101,6 +102,7 @@ class UpdateCertificate:
     ) -> None:
         """Args: what rank 0 says goes to `say`, its table into the folder `output`."""
         self.zero, self.config, self.output, self.say = zero, config, output, say
+        self.entry = OPTIMIZERS.get(config.name)
         self.remaining = updates
         self.findings: list[Finding] = []
         self.seconds = 0.0
@@ -129,7 +131,7 @@ class UpdateCertificate:
             yield
             return
         start, skipped = time.perf_counter(), self.zero.skipped_steps
-        recorded = RecordedUpdate(self.zero, self._laid_out(step))
+        recorded = RecordedUpdate(self.zero, self._laid_out(step), self.entry.states)
         self.seconds = time.perf_counter() - start
         with recorded.recording():
             yield
@@ -178,8 +180,10 @@ class UpdateCertificate:
 
     def _findings(self, recorded: RecordedUpdate, rate: float, count: int, factor: float) -> list[Finding]:
         """What all ranks found out together, the same on each."""
+        shapes = recorded.layout.shapes
+        groups = {name: group for group in self.entry.groups(shapes, self.config) for name in group.names}
         compared = {
-            place.info.name: compare(whole, Rule.of(self.config, place.info.shape, rate, count, factor))
+            place.info.name: compare(whole, Rule.of(self.config, groups[place.info.name], rate, count, factor))
             for place, whole in recorded.whole(first=count == 1)
         }
         stale, sums = recorded.copies()
@@ -213,7 +217,7 @@ class UpdateCertificate:
     def _write_table(self) -> None:
         """Every update that this process verified, in one rename."""
         if self._is_main:
-            write_rows(self.output / TABLE, self._rows)
+            write_rows(self.output / TABLE, [columns(self.entry.states), *self._rows])
 
     @property
     def _is_main(self) -> bool:
@@ -221,10 +225,10 @@ class UpdateCertificate:
 
 
 def write_rows(path: Path, rows: Sequence[tuple[object, ...]]) -> None:
-    """A CSV file with the header COLUMNS, complete or as it was."""
+    """A CSV file, complete or as it was."""
     partial = path.with_name("." + path.name)
     with partial.open("w", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
+        csv.writer(file).writerows(rows)
     partial.rename(path)
 
 

@@ -1,6 +1,6 @@
 """One optimizer step as ZeRO's ranks took it: their tensors before it, and whole parameters put together after it.
 
-Shape legend: n elements of a parameter, K rows of `exact_update.FIELDS`.
+Shape legend: n elements of a parameter, K rows of `exact.field_names`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ from torch import Tensor
 
 from engine import dist
 from engine.optim.shard import Fragment, ParameterInfo, Shard
-from engine.train.certificate.exact import FIELDS
+from engine.train.certificate.exact import field_names
 from engine.zero.engine import ZeroEngine
 from engine.zero.partition import client_optimizer, shards
 
 #: elements that are checked at a time
 CHUNK = 1 << 20
-#: names of the optimizer's states
-MOMENTS = ("exp_avg", "exp_avg_sq")
 #: (index into `Shard.parameters`, first element of the parameter, elements)
 Piece = tuple[int, int, int]
 
@@ -46,6 +44,7 @@ class Layout:
         places: the trained parameters, largest first. Rank r of R puts together each R-th from the r-th on, so that
             those that are put together at the same time are of about one size.
         pieces: of each rank and shard, its pieces.
+        shapes: of the trained parameters, in the model's order.
     """
 
     def __init__(self, zero: ZeroEngine) -> None:
@@ -59,8 +58,10 @@ class Layout:
         self.rank, self.ranks = torch.distributed.get_rank(), zero.world_size
         own = [[_piece(fragment) for fragment in shard.fragments] for shard in self.shards]
         self.pieces: list[list[list[Piece]]] = dist.gather_objects(own)
-        trained = {name for name, p in zero.model.module.named_parameters() if p.requires_grad}
-        self.missing = sorted(trained - {place.info.name for place in found})
+        trained = [name for name, p in zero.model.module.named_parameters() if p.requires_grad]
+        known = {place.info.name: place.info.shape for place in found}
+        self.shapes = {name: known[name] for name in trained if name in known}
+        self.missing = sorted(set(trained) - set(known))
         self.is_split = any(shard.process_group is not None for shard in self.shards)
 
     def gaps(self) -> list[str]:
@@ -97,8 +98,8 @@ class _Record:
     """A shard before the step, flat, on the CPU."""
 
     weight: Tensor
-    moments: tuple[Tensor | None, ...]
-    """of MOMENTS; None, which counts as zero, before the first step"""
+    states: tuple[Tensor | None, ...]
+    """of the optimizer; None, which counts as zero, before the first step"""
     gradient: Tensor | None = None
     """as the ranks reduced it: neither unscaled nor clipped"""
 
@@ -111,8 +112,9 @@ class RecordedUpdate:
         square: sum of squares of this rank's pieces of the gradient, by shard.
     """
 
-    def __init__(self, zero: ZeroEngine, layout: Layout) -> None:
-        self.zero, self.layout = zero, layout
+    def __init__(self, zero: ZeroEngine, layout: Layout, states: Sequence[str]) -> None:
+        """Args: states are the names of the optimizer's states, in the order of the rows."""
+        self.zero, self.layout, self.states = zero, layout, tuple(states)
         self._optimizer = client_optimizer(zero.model)
         self.loss_scale = zero.loss_scale or 1.0
         self.square: dict[int, Tensor] = {}
@@ -125,7 +127,8 @@ class RecordedUpdate:
 
     def _record(self, shard: Shard) -> _Record:
         state = self._optimizer.state.get(shard.tensor, {})
-        return _Record(_keep(shard.tensor), tuple(_keep(state[name]) if name in state else None for name in MOMENTS))
+        kept = [state.get(name) for name in self.states]
+        return _Record(_keep(shard.tensor), tuple(None if one is None else _keep(one) for one in kept))
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
@@ -180,9 +183,9 @@ class RecordedUpdate:
         A parameter without a gradient at stage 0, where it isn't stepped, is left out.
 
         Args:
-            first: leave out the moments before the step, which are zero.
+            first: leave out the states before the step, which are zero.
         """
-        layout, fields = self.layout, len(FIELDS) - 2 * first
+        layout, fields = self.layout, len(field_names(self.states)) - first * len(self.states)
         for start in range(0, len(layout.places), layout.ranks):
             batch = layout.places[start : start + layout.ranks]
             mine = batch[layout.rank] if layout.rank < len(batch) else None
@@ -208,8 +211,8 @@ class RecordedUpdate:
         """This rank's pieces of a parameter side by side, [K, their elements], on the device that trains."""
         shard, record = self.layout.shards[place.shard], self._records[place.shard]
         state = self._optimizer.state.get(shard.tensor, {})
-        new = (shard.tensor.detach(), *(state.get(name) for name in MOMENTS))
-        flats = [*new, record.weight, record.gradient, *record.moments][:fields]
+        new = (shard.tensor.detach(), *(state.get(name) for name in self.states))
+        flats = [*new, record.weight, record.gradient, *record.states][:fields]
         pieces = [piece for piece in shard.fragments if piece.parameter == place.number]
         block = torch.zeros(fields, sum(piece.length for piece in pieces), device=self.zero.device)
         for row, flat in zip(block, flats, strict=True):

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from engine.config import OptimConfig
-from engine.train.certificate.exact import CHUNK, FIELDS, Comparison, Rule, compare
+from engine.config import OPTIMIZERS, OptimConfig
+from engine.optim.adamw import AdamRule
+from engine.optim.lamb import LambRule
+from engine.train.certificate.exact import CHUNK, Comparison, Rule, compare, field_names
 
 SHAPE = (5, CHUNK // 2 + 3)
 RATE = 1e-3
+FIELDS = field_names(("exp_avg", "exp_avg_sq"))
 
 
 def rule(step: int = 3, factor: float = 0.25, shape: tuple[int, ...] = SHAPE, **options: object) -> Rule:
-    return Rule.of(OptimConfig(**options), shape, RATE, step, factor)  # type: ignore[arg-type]
+    config = OptimConfig(**options)  # type: ignore[arg-type]
+    (group,) = [group for group in OPTIMIZERS.get(config.name).groups({"p": shape}, config) if group.names]
+    return Rule.of(config, group, RATE, step, factor)
 
 
 def before(first: bool = False) -> dict[str, Tensor]:
@@ -30,19 +36,23 @@ def before(first: bool = False) -> dict[str, Tensor]:
 def stepped(old: dict[str, Tensor], applied: Rule) -> dict[str, Tensor]:
     """The update of a rule, with the trust ratio of the whole parameter, in float64 and then rounded."""
     weight, gradient, exp_avg, exp_avg_sq = (value.double() for value in old.values())
-    (b1, b2), g = applied.betas, gradient * applied.factor
+    exact = applied.exact
+    assert isinstance(exact, AdamRule)
+    (b1, b2), g = exact.betas, gradient * applied.factor
     exp_avg = b1 * exp_avg + (1 - b1) * g
     exp_avg_sq = b2 * exp_avg_sq + (1 - b2) * g * g
-    mhat, vhat = exp_avg / (1 - b1**applied.step), exp_avg_sq / (1 - b2**applied.step)
-    update = mhat / (vhat.sqrt() + applied.eps) + applied.decay * weight
-    ratio = min(float(weight.norm() / update.norm()), applied.largest_ratio) if applied.trusted else 1.0
+    mhat, vhat = exp_avg / (1 - b1**exact.number), exp_avg_sq / (1 - b2**exact.number)
+    update = mhat / (vhat.sqrt() + exact.eps) + exact.weight_decay * weight
+    trusted = isinstance(exact, LambRule) and exact.trusted
+    ratio = min(float(weight.norm() / update.norm()), exact.largest_ratio) if trusted else 1.0
     new = {"weight": weight - applied.rate * ratio * update, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     return {"new_" + name: value.float() for name, value in new.items()}
 
 
 def compared(old: dict[str, Tensor], new: dict[str, Tensor], expected: Rule) -> Comparison:
     rows = [(new | old)[name] for name in FIELDS]
-    return compare(torch.stack(rows if expected.step > 1 else rows[:5]), expected)
+    assert isinstance(expected.exact, AdamRule)
+    return compare(torch.stack(rows if expected.exact.number > 1 else rows[:5]), expected)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -68,12 +78,18 @@ def test_it_is_the_step_of_torchs_adamw_in_float64(steps: int) -> None:
 @pytest.mark.parametrize("shape", [SHAPE, (SHAPE[0] * SHAPE[1],)])
 def test_lambs_ratio_is_of_the_whole_parameter(options: dict[str, object], shape: tuple[int, ...]) -> None:
     old, applied = before(), rule(shape=shape, name="lamb", **options)
-    assert applied.trusted == (len(shape) == 2 or "nvlamb" in options)
+    assert isinstance(applied.exact, LambRule)
+    assert applied.exact.trusted == (len(shape) == 2 or "nvlamb" in options)
     found = compared(old, stepped(old, applied), applied)
     assert found.error < 1e-7
     assert found.weight_norm == pytest.approx(float(old["weight"].norm()), rel=1e-5)
     moved = old["weight"].double() - stepped(old, applied)["new_weight"].double()
     assert found.update_norm == pytest.approx(float(moved.norm()), rel=1e-4)
+
+
+def untrusted(applied: Rule) -> Rule:
+    assert isinstance(applied.exact, LambRule)
+    return replace(applied, exact=replace(applied.exact, trusted=False))
 
 
 @pytest.mark.parametrize("zero", ["weight", "gradient"])
@@ -82,22 +98,22 @@ def test_a_parameter_of_zeros_has_no_ratio_and_no_error(zero: str) -> None:
     old[zero] = torch.zeros_like(old[zero])
     if zero == "gradient":
         old["weight"] = torch.zeros_like(old["weight"])
-    found = compared(old, stepped(old, Rule(**{**vars(applied), "trusted": False})), applied)
+    found = compared(old, stepped(old, untrusted(applied)), applied)
     assert (found.trust_ratio, found.error < 1e-7) == (1.0, True)
 
 
 def test_what_is_wrong_is_told_apart() -> None:
     old, right = before(), rule(name="lamb")
     clipped_twice = compared(old, stepped(old, rule(name="lamb", factor=0.125)), right)
-    assert clipped_twice.exp_avg > 1e-2
+    assert clipped_twice.states["exp_avg"] > 1e-2
     assert clipped_twice.factor == pytest.approx(0.125)
     late = compared(old, stepped(old, rule(step=4)), rule())
-    assert late.weights > 1e-3 > 1e-6 > max(late.exp_avg, late.exp_avg_sq)
+    assert late.weights > 1e-3 > 1e-6 > max(late.states.values())
     clamped = compared(old, stepped(old, rule(name="lamb", max_trust_ratio=0.01)), right)
     assert clamped.length == pytest.approx(0.01 / right_ratio(old, right), rel=1e-2)
     one_element = stepped(old, right)
     one_element["new_exp_avg_sq"][-1] += 1e-3
-    assert compared(old, one_element, right).exp_avg_sq > 1e-5
+    assert compared(old, one_element, right).states["exp_avg_sq"] > 1e-5
 
 
 def right_ratio(old: dict[str, Tensor], applied: Rule) -> float:
@@ -106,7 +122,7 @@ def right_ratio(old: dict[str, Tensor], applied: Rule) -> float:
 
 def test_weights_may_be_off_by_their_rounding_and_by_no_more() -> None:
     """At a tiny learning rate a step is smaller than the distance of fp32 numbers."""
-    old, applied = before(), Rule(**{**vars(rule()), "rate": 1e-9})
+    old, applied = before(), replace(rule(), rate=1e-9)
     new = stepped(old, applied)
     assert compared(old, new, applied).error < 1e-7
     new["new_weight"] *= 1 + 2**-20

@@ -345,7 +345,8 @@ def record(case: Case, ranks: int, folder: Path) -> dict[str, Any]:
                 infinite = case.fault == "infinite gradient" and number == 1
                 train_step(zero, number, certificate, torch.inf if infinite else 1.0)
                 for kind in kinds:
-                    found = [getattr(finding.comparison, kind) for finding in certificate.findings]
+                    comparisons = [finding.comparison for finding in certificate.findings]
+                    found = [one.weights if kind == "weights" else one.states[kind] for one in comparisons]
                     errors[kind] = max(errors[kind], *found, 0.0)
                 weights[number] = full_weights(zero.model.module) if number == 2 else {}
     except RunError as error:
