@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from engine.tasks.task import Task
     from engine.train.output import OutputLock
     from engine.train.ranks.meeting import Meeting
-    from engine.train.watch.guard import Guard
+    from engine.train.watch.session import Session
     from engine.train.watch.watchdog import Watchdog
 
 
@@ -70,7 +70,7 @@ def train(config: RunConfig, launcher: Launcher, request: StopRequest, given: fr
     """
     from engine.train.output import OutputLock, lost_output
     from engine.train.ranks.join import end_ranks, start_ranks
-    from engine.train.watch.guard import Guard
+    from engine.train.watch.session import Session
 
     output = Path(config.output)
     watchdog, lock = watch(config, launcher), OutputLock(output)
@@ -79,7 +79,7 @@ def train(config: RunConfig, launcher: Launcher, request: StopRequest, given: fr
         meeting = meet(config, lock, request, watchdog)
         world = start_ranks(config.train.threads, meeting=meeting)
         watchdog.open()
-        run(config, launcher, Guard(config, world, request, watchdog), given)
+        run(config, launcher, Session(config, world, request, watchdog), given)
         code = 0
     except Stopped as stopped:
         if world is None:
@@ -158,7 +158,7 @@ def not_started(stopped: Stopped, output: Path) -> None:
     print(f"stopped by {stopped.stop.reason} before all ranks were there; nothing was saved", flush=True)
 
 
-def run(config: RunConfig, launcher: Launcher, guard: Guard, given: frozenset[str] = frozenset()) -> None:
+def run(config: RunConfig, launcher: Launcher, session: Session, given: frozenset[str] = frozenset()) -> None:
     """Check what needs the ranks or the data, then train and report; collective."""
     from engine.data.loading.loader import resolve_layout
     from engine.dist import agreed, gather_objects
@@ -169,7 +169,7 @@ def run(config: RunConfig, launcher: Launcher, guard: Guard, given: frozenset[st
     from launch.forecast.fit import explained_memory
     from launch.zero.run import complete, record, resolved
 
-    world = guard.world
+    world = session.world
     check_world(launcher, world.size)
     accelerator = world.device.type
     config = agreed(lambda: complete(config, given, world.size, accelerator))
@@ -188,9 +188,9 @@ def run(config: RunConfig, launcher: Launcher, guard: Guard, given: frozenset[st
     if batch.micro_batch == "auto":
         config, layout = fitted(config, task, world)
     deepspeed = agreed(lambda: resolved(config, layout, accelerator))
-    agreed(lambda: guard.count_start(config.resume, start))
-    with guard.reporting(), explained_memory(config, task, layout, world):
-        trainer = agreed(lambda: Trainer(task, config, deepspeed.values, layout, world, start, guard, facts))
+    agreed(lambda: session.count_start(config.resume, start))
+    with session.reporting(), explained_memory(config, task, layout, world):
+        trainer = agreed(lambda: Trainer(task, config, deepspeed.values, layout, start, session, facts))
     if world.is_main:
         record(config, deepspeed)
         for line in task.describe_data():
@@ -202,11 +202,11 @@ def run(config: RunConfig, launcher: Launcher, guard: Guard, given: frozenset[st
             f"{trainer.total} steps",
             flush=True,
         )
-    with guard.reporting():
+    with session.reporting():
         with explained_memory(config, task, layout, world):
             result = trainer.run()
         final_report(task, config, result, layout, world)
-        guard.finished()
+        session.finished()
 
 
 def fitted(config: RunConfig, task: Task, world: World) -> tuple[RunConfig, BatchLayout]:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from engine.precision import PRECISIONS
+
 #: rows, inner size, columns: a feed-forward layer of BERT-base over 1024 and 4096 tokens, and a square
 CPU_SHAPES = ((1024, 768, 3072), (4096, 768, 3072), (2048, 2048, 2048))
 #: large enough to fill a GPU: a feed-forward layer of BERT-large over 16384 tokens, and squares
@@ -23,7 +25,6 @@ GPU_SHAPES = ((16384, 1024, 4096), (4096, 4096, 4096), (8192, 8192, 8192))
 FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"linear": F.linear, "mm": torch.mm}
 #: seconds after which no further product is tried: a CPU without bf16 instructions would take minutes for all
 LONGEST_TRIAL = 4.0
-NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ def measure_peak(dtype: torch.dtype, device: torch.device, seconds: float = 0.5)
     Raises:
         ValueError: another dtype, or no positive time.
     """
-    if dtype not in NAMES:
-        raise ValueError(f"dtype: {dtype} is none of {', '.join(NAMES.values())}")
+    if dtype not in PRECISIONS:
+        raise ValueError(f"dtype: {dtype} is none of {', '.join(PRECISIONS.values())}")
     if not seconds > 0:
         raise ValueError(f"seconds: {seconds} is not a positive number")
     on_cpu = device.type == "cpu"
@@ -80,7 +81,7 @@ def measure_peak(dtype: torch.dtype, device: torch.device, seconds: float = 0.5)
     rates = [flops_of(product.shape) / taken for product, taken in zip(products, fastest, strict=True)]
     best = products[max(range(len(rates)), key=rates.__getitem__)]
     name = "cpu" if on_cpu else torch.cuda.get_device_name(device)
-    return GemmPeak(max(rates), best.form, best.shape, NAMES[dtype], name, torch.get_num_threads(), len(products))
+    return GemmPeak(max(rates), best.form, best.shape, PRECISIONS[dtype], name, torch.get_num_threads(), len(products))
 
 
 def _tried_once(products: list[_Product], clock: Callable[[_Product], float]) -> list[_Product]:

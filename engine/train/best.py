@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from engine.model.folder import is_intact, read_origin
-from engine.tasks.task import Best
+from engine.tasks.task import Best, Evaluation, Task
 from engine.train import earlier
 from engine.train.checkpoint.folder import RunState
 
@@ -18,6 +18,21 @@ from engine.train.checkpoint.folder import RunState
 def of_state(state: RunState) -> Best | None:
     """The best evaluation that a checkpoint knows of."""
     return None if state.best is None else Best(state.best, state.best_step)
+
+
+def is_better(evaluation: Evaluation, best: Best | None, task: Task) -> bool:
+    """Whether an evaluation is better than the best so far; never where the task has no best."""
+    name = task.best_metric
+    if name is None or best is None:
+        return name is not None
+    sign = 1.0 if task.higher_is_better else -1.0
+    return sign * evaluation.scalars[name] > sign * best.value
+
+
+def of_evaluation(evaluation: Evaluation, step: int, task: Task) -> Best:
+    """An evaluation after `step` steps, of a task that has a best."""
+    assert task.best_metric is not None
+    return Best(evaluation.scalars[task.best_metric], step)
 
 
 def holds(exported: Path, best: Best | None, step: int) -> bool:

@@ -1,4 +1,4 @@
-"""The training loop: fetch, forward and backward, step, observe. It knows `Task`, never a task's name."""
+"""The training loop: fetch, forward, backward, update, observe. It knows `Task`, never a task's name."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ import yaml
 
 from engine import dist, kernels
 from engine.config import RunConfig
-from engine.data.loading.loader import BatchLayout, evaluation_batches, training_batches
+from engine.data.loading.loader import BatchLayout, training_batches
 from engine.data.loading.source import Cursor, MicroBatch
 from engine.errors import RunError
 from engine.model.folder import CONFIG_FILE, described, export_huggingface, saved_files
 from engine.optim.build import build_optimizer
 from engine.optim.schedule import learning_rate
 from engine.tasks.task import Best, Evaluation, Task
-from engine.train import best, earlier
+from engine.train import best, earlier, evaluation
 from engine.train.audit import Audit
 from engine.train.certificate.certificate import UpdateCertificate
 from engine.train.checkpoint import folder as checkpoint
 from engine.train.checkpoint.saver import Saver
 from engine.train.curves.meter import Meter
 from engine.train.curves.monitor import Monitor, Progress, memory_bytes
-from engine.train.memory import keep_heap, release_freed, share_with_forks
+from engine.train.heap import keep_heap, release_freed, share_with_forks
+from engine.train.log import say
+from engine.train.observer import StepObserver
 from engine.train.profile.profile import Profile, check_profile
-from engine.train.profile.recording import BACKWARD, FORWARD, OPTIMIZER
 from engine.train.ranks.neighbours import give_way
 from engine.train.start import tell_loaded, total_steps
 from engine.train.watch.faults import RollBack, found_late
-from engine.train.watch.guard import Guard, unsaved
+from engine.train.watch.guard import Guard, pending_evaluation, unsaved
 from engine.train.watch.preempt import Stop, Stopped
+from engine.train.watch.session import Session
 from engine.zero.engine import ZeroEngine
 
 
@@ -63,9 +65,8 @@ class Trainer:
         config: RunConfig,
         deepspeed: dict[str, Any],
         layout: BatchLayout,
-        world: dist.World,
         start: Path | None,
-        guard: Guard,
+        session: Session,
         facts: dict[str, Any],
     ) -> None:
         """
@@ -73,55 +74,68 @@ class Trainer:
             start: the checkpoint to go on from.
             facts: what every checkpoint tells of data and model; see `engine.tasks.identity`.
         """
-        self.task, self.config, self.layout, self.world, self.guard = task, config, layout, world, guard
-        self.facts = facts
+        self.task, self.config, self.layout, self.facts = task, config, layout, facts
+        self.session, self.world = session, session.world
         self.output = Path(config.output)
         self.source = task.train_source()
         self.total = total_steps(config.train, self.source.epoch_size(0))
         check_profile(config.train, self.total)
-        kernels.select(config.train.kernels)
-        if config.train.deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports Inductor
-            torch.use_deterministic_algorithms(config.train.deterministic)
-        torch.autograd.set_detect_anomaly(config.train.detect_anomaly)
+        self.step, self.loss = 0, math.nan
+        self.best: Best | None = None
+        self.evaluation: Evaluation | None = None
         state = None if start is None else checkpoint.read_state(start)
         self.cursor = Cursor() if state is None else state.cursor
-        share_with_forks()
-        self.batches: Generator[MicroBatch, None, None] | None = dist.agreed(self._load)
-        model = dist.agreed(task.build_model)
-        stepping = world.device if config.zero.offload_optimizer == "none" else torch.device("cpu")
-        self.zero = ZeroEngine(
-            model, build_optimizer(model, config.optim, stepping, config.train.zero_stage), deepspeed
-        )
-        dist.seed_everything(config.seed, world.rank)
-        self.step = 0
-        self.best: Best | None = None
-        self.tokenizer = saved_files(task.vocabulary) if world.is_main else {}
+        self._build_engine(deepspeed)
+        self.tokenizer = saved_files(task.vocabulary) if self.world.is_main else {}
         self.described = described(task.bert_config, task.export_class)
         self.saver = Saver(
             self.output / "checkpoints",
             config.train.keep,
             background=config.train.async_save,
-            say=self._say,
             meaning={CONFIG_FILE: self.described.to_json_string().encode(), **self.tokenizer},
         )
         self.meter = Meter(self.zero.device)
+        self._open_output(start, state, deepspeed)
+        self._build_observers(resumed=start is not None)
+
+    def _build_engine(self, deepspeed: dict[str, Any]) -> None:
+        """Start the loader's processes, then build what they must not copy; collective."""
+        config, train = self.config, self.config.train
+        kernels.select(train.kernels)
+        if train.deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports Inductor
+            torch.use_deterministic_algorithms(train.deterministic)
+        torch.autograd.set_detect_anomaly(train.detect_anomaly)
+        share_with_forks()
+        self.batches: Generator[MicroBatch, None, None] | None = dist.agreed(self._load)
+        model = dist.agreed(self.task.build_model)
+        stepping = self.world.device if config.zero.offload_optimizer == "none" else torch.device("cpu")
+        self.zero = ZeroEngine(model, build_optimizer(model, config.optim, stepping, train.zero_stage), deepspeed)
+        dist.seed_everything(config.seed, self.world.rank)  # building drew numbers; a resume puts back later states
+
+    def _open_output(self, start: Path | None, state: checkpoint.RunState | None, deepspeed: dict[str, Any]) -> None:
+        """Make room in the run's folder, resume, and begin the records there; collective.
+
+        What an earlier run left goes before a resume may put the best weights there, and the curves begin at the step
+        that it gives.
+        """
         self.output.mkdir(parents=True, exist_ok=True)
-        if world.is_main:
+        if self.world.is_main:
             earlier.make_room(self.output, start)
         if start is not None and state is not None:
             self._resume(start, state)
-        self.monitor = Monitor(config, self.step)
-        if world.is_main:
+        self.monitor = Monitor(self.config, self.step)
+        if self.world.is_main:
             self._record_config(deepspeed)
             if start is None:
-                tell_loaded(task, config)
-        updates = config.train.verify_update
-        self.certificate = UpdateCertificate(self.zero, config.optim, updates, self.output, self._say)
-        self.audit = Audit(self.zero.model.module, self.output, self.step, enabled=config.train.audit)
-        self.profile = Profile(config, self.zero, task.bert_config, self.total - self.step)
-        self.loss = math.nan
-        self.evaluation: Evaluation | None = None
-        guard.attach(self.zero, None if start is None else self.step, self.total)
+                tell_loaded(self.task, self.config)
+
+    def _build_observers(self, *, resumed: bool) -> None:
+        """Attach what watches the steps to the engine, in the state that they begin in; collective."""
+        train = self.config.train
+        self.certificate = UpdateCertificate(self.zero, self.config.optim, train.verify_update, self.output, say)
+        self.audit = Audit(self.zero.model.module, self.output, self.step, enabled=train.audit)
+        self.profile = Profile(self.config, self.zero, self.task.bert_config, self.total - self.step)
+        self.guard = Guard(self.session, self.zero, self.step if resumed else None, self.total)
 
     def _resume(self, path: Path, state: checkpoint.RunState) -> None:
         checkpoint.load(self.zero, path, state)
@@ -132,8 +146,8 @@ class Trainer:
             checkpoint.resumption(state, path, self.world.size, self.config.to_dict()),
             *self.saver.resume(path, state.step),
         ]
-        if self.world.is_main:
-            print(*told, sep="\n", flush=True)
+        for line in told:
+            say(line)
 
     def _record_config(self, deepspeed: dict[str, Any]) -> None:
         """Keep the run's configuration beside its results: a recipe to run it again, and the DeepSpeed dict."""
@@ -170,7 +184,7 @@ class Trainer:
         keep_heap()
         give_way(torch.get_num_threads())
         self.guard.check()
-        if self.step < self.total and self.guard.pending_evaluation(self.step):
+        if self.step < self.total and pending_evaluation(self.output, self.step):
             self.evaluate()
         while self.step < self.total:
             batches, self.batches = self.batches or self._load(), None
@@ -186,13 +200,14 @@ class Trainer:
     def _train(self, batches: Iterator[MicroBatch]) -> None:
         train = self.config.train
         batches = self.profile.batches(batches)
+        observer = self._observer()
         while self.step < self.total:
             with self.profile.step(self.step + 1):
-                self.train_step(batches)
+                self.train_step(batches, observer)
                 self.saver.poll()
                 if self._due(train.log_interval):
-                    self.observe()
-            self.meter.exclude(self.profile.between(self.step, self._say, self.monitor.text))
+                    self.write_point()
+            self.meter.exclude(self.profile.between(self.step, self.monitor.text))
             if self._due(train.eval_interval):
                 self.evaluate()
                 self.guard.check()
@@ -208,10 +223,10 @@ class Trainer:
             RunError: there is none.
         """
         self.saver.wait()
-        path = checkpoint.newest_intact(self.output / "checkpoints", self._say)
+        path = checkpoint.newest_intact(self.output / "checkpoints")
         if path is None:
             raise RunError(f"{back}, and there is no checkpoint to roll back to; set train.save_interval")
-        self._say(f"{back}: rolling back, and leaving its batch out")
+        say(f"{back}: rolling back, and leaving its batch out")
         self._resume(path, checkpoint.read_state(path))
         self.guard.policy.go_back(self.step)
         self.monitor.close()
@@ -233,7 +248,7 @@ class Trainer:
             self.save(required=True)
             self.saver.wait()
             saved = self.output / "checkpoints" / checkpoint.checkpoint_name(self.step)
-        self._say(self.guard.preempted(stop, self.step, saved))
+        say(self.session.preempted(stop, self.step, saved))
         self.progress.close()
         self.monitor.close()
 
@@ -242,41 +257,24 @@ class Trainer:
             return False
         return self.step == self.total or (interval > 0 and self.step % interval == 0)
 
-    def train_step(self, batches: Iterator[MicroBatch]) -> None:
+    def train_step(self, batches: Iterator[MicroBatch], observer: StepObserver) -> None:
         """One optimizer step over a global batch."""
         self._leave_out(batches)
-        self.audit.begin_step()
         rate = learning_rate(self.step, self.total, self.config.optim)
-        share = torch.zeros((), dtype=torch.float64, device=self.zero.device)
-        measured = []
-        for index in range(self.layout.accumulation):
-            self.guard.watchdog.feed("forward pass")
-            with self.guard.own_time():
+        with observer.step(self.step + 1, rate, self.cursor):
+            for index in range(self.layout.accumulation):
+                last = index + 1 == self.layout.accumulation
+                observer.before_fetch()
                 batch = next(batches).to(self.zero.device)
-                with self.profile.part(FORWARD):
-                    output = self.task.step(self.zero.model, batch)
-            self.guard.watchdog.feed("backward pass")
-            with self.profile.part(BACKWARD):
+                observer.before_forward()
+                output = self.task.step(self.zero.model, batch)
+                observer.before_backward(batch, output)
                 self.zero.backward(output.loss)
-            share += output.loss.detach()
-            last = index + 1 == self.layout.accumulation
-            if last:
-                self.guard.before_update(self.step + 1, self.cursor, share)
-            watch = self.certificate.watch(self.step + 1, rate, last_micro_batch=last)
-            with self.profile.part(OPTIMIZER), watch:
-                self.zero.step(rate, last_micro_batch=last, observe=last and self._observes())
-            self.meter.exclude(self.certificate.seconds)
-            measured.append(({"loss": output.loss.detach(), **output.metrics}, batch.inputs["input_ids"].numel()))
-        before, self.cursor = self.cursor, batch.cursor
-        self.step += 1
-        self.audit.end_step(self.step, self.cursor)
-        if self.guard.after_update(self.step, before, self._say):
-            for shares, tokens in measured:
-                self.meter.add(shares, tokens)
-            self.meter.end_step()
-        if norms := self.zero.norms():
-            self.monitor.norms(norms, self.step)
-        self.progress.advance()
+                observer.before_update(last=last)
+                self.zero.step(rate, last_micro_batch=last, observe=last and observer.measures_norms)
+                observer.after_update()
+            self.step, self.cursor = self.step + 1, batch.cursor
+            observer.after_step(self.cursor)
 
     def _leave_out(self, batches: Iterator[MicroBatch]) -> None:
         """Pass over the global batches that a rollback leaves out."""
@@ -284,16 +282,21 @@ class Trainer:
             for _ in range(self.layout.accumulation):
                 self.cursor = next(batches).cursor
 
-    def _observes(self) -> bool:
-        """Whether the step under way measures the norms of weights and update."""
-        interval = self.config.monitor.norm_interval
-        return interval > 0 and (self.step + 1) % interval == 0
+    def _observer(self) -> StepObserver:
+        """What watches the steps up to the end, or to a rollback."""
+        return StepObserver(
+            self.zero,
+            self.guard,
+            self.audit,
+            self.certificate,
+            self.profile,
+            self.meter,
+            self.monitor,
+            self.progress,
+            self.config.monitor.norm_interval,
+        )
 
-    def _say(self, line: str) -> None:
-        """Tell a person on rank 0, once the run is under way."""
-        self.progress.say(line)
-
-    def observe(self) -> None:
+    def write_point(self) -> None:
         """Write a point of the training curves, if any step since the last one was applied; collective."""
         if self.meter.steps == 0:
             return
@@ -310,7 +313,7 @@ class Trainer:
             values["train/skipped_steps"] = float(self.zero.skipped_steps)
         self.monitor.scalars(values, self.step)
         self.progress.point(self.step, values)
-        self.guard.point(self.loss, values["train/tokens_per_second"], timed, self._say)
+        self.guard.point(self.loss, values["train/tokens_per_second"], timed)
         if fault := found_late(self.step, self.loss, norm if self.guard.policy.minds_gradients else None):
             self.saver.wait()
             raise fault
@@ -322,40 +325,18 @@ class Trainer:
             return
         start = time.perf_counter()
         with self.guard.evaluating(self.step):
-            batches = evaluation_batches(
-                source, self.world.rank, self.world.size, self.layout.micro_batch, self.task.evaluation_samples
+            self.evaluation = evaluation.evaluate(
+                self.task, source, self.zero, self.guard, self.world, self.layout.micro_batch
             )
-            moved = (batch.to(self.zero.device) for batch in self.guard.evaluated(batches))
-            with self.zero.evaluating() as model:
-                self.evaluation = self.task.evaluate(model, moved)
-            self._write_evaluation(self.evaluation)
-            self._keep_best(self.evaluation)
+            better = best.is_better(self.evaluation, self.best, self.task)
+            if self.world.is_main:
+                praise = f"; the best {self.task.best_metric} so far" if better else ""
+                texts = self.config.monitor.texts
+                evaluation.tell(self.evaluation, self.step, self.monitor, texts=texts, praise=praise)
+            if better:
+                self.best = best.of_evaluation(self.evaluation, self.step, self.task)
+                self.export()
         self.meter.exclude(time.perf_counter() - start)
-
-    def _write_evaluation(self, evaluation: Evaluation) -> None:
-        if not self.world.is_main:
-            return
-        self.monitor.scalars({f"eval/{name}": value for name, value in evaluation.scalars.items()}, self.step)
-        for name, markdown in evaluation.texts.items() if self.config.monitor.texts else ():
-            self.monitor.text(f"eval/{name}", markdown, self.step)
-        for name, pixels in evaluation.images.items():
-            self.monitor.image(f"eval/{name}", pixels, self.step)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in evaluation.scalars.items())
-        praise = f"; the best {self.task.best_metric} so far" if self._is_best(evaluation) else ""
-        self.progress.say(f"evaluation at step {self.step}: {shown}{praise}")
-
-    def _keep_best(self, evaluation: Evaluation) -> None:
-        if self._is_best(evaluation):
-            assert self.task.best_metric is not None
-            self.best = Best(evaluation.scalars[self.task.best_metric], self.step)
-            self.export()
-
-    def _is_best(self, evaluation: Evaluation) -> bool:
-        name = self.task.best_metric
-        if name is None or self.best is None:
-            return name is not None
-        sign = 1.0 if self.task.higher_is_better else -1.0
-        return sign * evaluation.scalars[name] > sign * self.best.value
 
     def save(self, *, required: bool = False) -> None:
         """Begin to write a checkpoint; collective.

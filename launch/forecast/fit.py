@@ -81,7 +81,7 @@ def fitting_micro_batch(config: RunConfig, task: Task, world: World) -> int:
         RunError: not even one sequence fits.
     """
     from engine import dist
-    from engine.train.memory import available_memory, fits
+    from engine.train.fit import available_memory, fits
 
     share = config.train.global_batch // world.size
     work = workload_of(config, task.bert_config, 1, world)
@@ -127,7 +127,7 @@ def explained_memory(config: RunConfig, task: Task, layout: BatchLayout, world: 
         RunError: instead of the allocator's exception.
     """
     from engine.train.curves.monitor import memory_bytes
-    from engine.train.memory import is_out_of_memory
+    from engine.train.fit import is_out_of_memory
 
     try:
         yield

@@ -58,8 +58,8 @@ def observed(
     """
     from engine.tasks.pretrain import Pretraining
     from engine.tasks.task import StepOutput
-    from engine.train.watch.guard import Guard
     from engine.train.watch.preempt import StopRequest
+    from engine.train.watch.session import Session
     from engine.train.watch.watchdog import Watchdog
     from launch.configure.options import parse_given
     from launch.launcher import Launcher
@@ -80,8 +80,8 @@ def observed(
 
     config, given = parse_given([*SMALL, f"--output={output}", *options])
     with mock.patch.object(Pretraining, "step", step):
-        guard = Guard(config, world, StopRequest(), Watchdog(output, world.rank, world.size))
-        run(config, Launcher("none", world.size), guard, given)
+        session = Session(config, world, StopRequest(), Watchdog(output, world.rank, world.size))
+        run(config, Launcher("none", world.size), session, given)
     return found
 
 

@@ -26,8 +26,6 @@ from engine.train.ranks.join import end_ranks, start_ranks
 from engine.zero.partition import shards
 from launch.zero.build import precision_section, zero_section
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 @dataclass(frozen=True)
 class Case:

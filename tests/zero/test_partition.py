@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from engine.errors import UserError
 from engine.optim.shard import Fragment, Shard
+from engine.precision import DTYPES
 from engine.zero.partition import shards, window
 from tests.train.runs import execute
-from tests.zero.partition_worker import CASES, DTYPES, Model, slope, update, weight
+from tests.zero.partition_worker import CASES, Model, slope, update, weight
 
 SHAPES = {name: tuple(p.shape) for name, p in Model().named_parameters()}
 TRAINABLE = {name for name, p in Model().named_parameters() if p.requires_grad}

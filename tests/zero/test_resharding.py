@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import UserError
+from engine.precision import DTYPES
 from engine.zero.archive import (
     INDEX_FILE,
     Archive,
@@ -27,7 +28,7 @@ from engine.zero.archive import (
 )
 from engine.zero.states import shared_out
 from tests.train.runs import NO_DROPOUT, execute, losses, run
-from tests.zero.partition_worker import CASES, DTYPES, Model
+from tests.zero.partition_worker import CASES, Model
 from tests.zero.resharding_worker import BUFFER, COUNTERS, ORDER, SCALER, STATES, STEP, frozen, truth
 
 SHAPES = {name: tuple(p.shape) for name, p in Model().named_parameters()}

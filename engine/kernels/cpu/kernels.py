@@ -16,11 +16,11 @@ from torch import Tensor
 from engine.kernels.cpu.library import library
 from engine.kernels.segments import Segments
 from engine.kernels.terms import Adam, Trust
+from engine.precision import PRECISIONS
 
 #: a flat buffer that the segments cut, or a contiguous tensor for each segment
 Buffer: TypeAlias = Tensor | Sequence[Tensor]
 
-NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -83,7 +83,7 @@ def softmax_cross_entropy_(
     hit = torch.empty(rows, dtype=torch.bool)
     grad_bias = torch.empty(0 if bias is None or not gradient else classes, dtype=torch.float32)
     target, bias = target.contiguous(), None if bias is None else bias.contiguous()
-    getattr(loaded(), f"softmax_cross_entropy_{NAMES[logits.dtype]}")(
+    getattr(loaded(), f"softmax_cross_entropy_{PRECISIONS[logits.dtype]}")(
         logits.data_ptr(),
         logits.stride(0),
         None if bias is None else bias.data_ptr(),

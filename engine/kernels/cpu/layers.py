@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.kernels.cpu.kernels import NAMES, loaded
+from engine.kernels.cpu.kernels import loaded
 from engine.kernels.cpu.library import library
+from engine.precision import PRECISIONS
 
 #: a head's width must be a multiple of a vector of so many numbers
 LANES = 16
@@ -239,4 +240,4 @@ def _attention(
 
 
 def _function(name: str, like: Tensor) -> Any:
-    return getattr(loaded(), f"{name}_{NAMES[like.dtype]}")
+    return getattr(loaded(), f"{name}_{PRECISIONS[like.dtype]}")

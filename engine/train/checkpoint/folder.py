@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from pickle import UnpicklingError
@@ -37,6 +37,7 @@ from engine.data.loading.source import Cursor
 from engine.durable import SEAL, FileFacts, is_sealed, seal, sha256_of
 from engine.errors import UserError
 from engine.tasks.identity import MAY_CHANGE
+from engine.train.log import say
 from engine.zero.archive import first_line
 from engine.zero.engine import ZeroEngine
 
@@ -114,13 +115,12 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=checkpoint_step)
 
 
-def find(resume: str, folder: Path, say: Callable[[str], None] = print) -> Path | None:
+def find(resume: str, folder: Path) -> Path | None:
     """The checkpoint that `resume` asks for (never, auto or a path), with all its files verified; collective.
 
     Args:
         resume: never, auto (the newest intact one, if there is any at all) or a path.
         folder: the run's `checkpoints` folder.
-        say: told, on rank 0, of each damaged one that auto passes over.
 
     Raises:
         UserError: the path is no checkpoint or damaged, all are damaged, one is of another format, or `never` would
@@ -134,7 +134,7 @@ def find(resume: str, folder: Path, say: Callable[[str], None] = print) -> Path 
             )
         return None
     if resume == "auto":
-        return newest_intact(folder, say)
+        return newest_intact(folder)
     path = Path(resume)
     if not all(dist.gather_objects((path / STATE_FILE).is_file())):
         raise UserError(f"resume: {resume!r} is no checkpoint (no {STATE_FILE}); give auto or a step-NNNNNN folder")
@@ -142,7 +142,7 @@ def find(resume: str, folder: Path, say: Callable[[str], None] = print) -> Path 
     return path
 
 
-def newest_intact(folder: Path, say: Callable[[str], None] = print) -> Path | None:
+def newest_intact(folder: Path) -> Path | None:
     """The newest checkpoint whose every file is what was written, None if there is no checkpoint at all; collective.
 
     Raises:
@@ -153,8 +153,7 @@ def newest_intact(folder: Path, say: Callable[[str], None] = print) -> Path | No
         problem = verify(path)
         if problem is None:
             return path
-        if dist.place()[0] == 0:
-            say(f"passed over {path}, which is damaged: {problem}")
+        say(f"passed over {path}, which is damaged: {problem}")
     if present:
         raise UserError(
             f"resume: every checkpoint in {folder} is damaged; restore one, or move the folder away to start anew"

@@ -26,6 +26,7 @@ from engine import dist
 from engine.errors import RunError
 from engine.train.checkpoint import commit
 from engine.train.checkpoint.folder import RunState, checkpoint_name, generators_file
+from engine.train.log import say
 from engine.zero import states
 from engine.zero.engine import ZeroEngine
 
@@ -64,7 +65,6 @@ class Saver:
         keep: int,
         *,
         background: bool,
-        say: Callable[[str], None] = print,
         meaning: Mapping[str, bytes] | None = None,
     ) -> None:
         """
@@ -72,10 +72,9 @@ class Saver:
             folder: the run's `checkpoints` folder; what a dead save left there is removed.
             keep: newest checkpoints to keep, at least 1.
             background: go on while threads write, at the price of a copy in memory; see `states.snapshot`.
-            say: tells a person of a save that failed; called on every rank.
             meaning: further files of every checkpoint, which say what the weights mean; written by rank 0.
         """
-        self._folder, self._keep, self._background, self._say = folder, keep, background, say
+        self._folder, self._keep, self._background = folder, keep, background
         self._writer: PartWriter | None = None
         self._newest: int | None = None
         self._rank, self._ranks = dist.place()
@@ -155,7 +154,7 @@ class Saver:
         told = f"{name} was not saved in {self._folder} (rank {rank}: {failure.cause}); {failure.remedy}"
         if writer.required or any(one.is_defect for one in failures if one):
             raise RunError(f"{told}, then --resume auto goes on from an older checkpoint")
-        self._say(f"warning: {told}; older checkpoints are intact, and the next save tries again")
+        say(f"warning: {told}; older checkpoints are intact, and the next save tries again")
 
 
 class PartWriter(threading.Thread):

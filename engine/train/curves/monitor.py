@@ -20,6 +20,7 @@ from engine.optim.layout import ParameterNorms
 from engine.tasks.task import Evaluation
 from engine.train.curves import events, norms
 from engine.train.curves.csv_files import CsvCurves
+from engine.train.log import say
 
 #: shares of a run, and seconds, after which a terminal keeps another line
 HISTORY_SHARE, HISTORY_SECONDS = 1 / 200, 60.0
@@ -146,7 +147,7 @@ class Progress:
     def __init__(self, first_step: int, total: int, enabled: bool) -> None:
         from tqdm import tqdm
 
-        self._enabled, self._first, self._total, self._start = enabled, first_step, total, time.monotonic()
+        self._first, self._total, self._start = first_step, total, time.monotonic()
         self._terminal = enabled and sys.stderr.isatty()
         self._bar = tqdm(total=total, initial=first_step, unit="step", disable=not self._terminal, dynamic_ncols=True)
         self._kept: tuple[int, float] | None = None
@@ -166,7 +167,7 @@ class Progress:
             self._kept = (step, now)
             left = (now - self._start) / max(1, step - self._first) * (self._total - step)
             fields = "  ".join(f"{name} {value}" for name, value in shown.items())
-            self.say(f"step {step}/{self._total}  {fields}  left {duration(left)}")
+            say(f"step {step}/{self._total}  {fields}  left {duration(left)}")
 
     def _is_worth_a_line(self, step: int, now: float) -> bool:
         """Whether a terminal keeps this point: of 100 all, of 100,000 a few hundred and one a minute."""
@@ -174,12 +175,6 @@ class Progress:
             return True
         last, then = self._kept
         return step - last >= HISTORY_SHARE * self._total or now - then >= HISTORY_SECONDS
-
-    def say(self, line: str) -> None:
-        """Print a line without breaking the bar."""
-        if self._enabled:
-            self._bar.write(line, file=sys.stdout)
-            sys.stdout.flush()
 
     def close(self) -> None:
         self._bar.close()

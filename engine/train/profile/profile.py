@@ -25,6 +25,8 @@ from engine.data.loading.source import MicroBatch
 from engine.durable import write_atomically
 from engine.kernels.gemm import GemmPeak, measure_peak
 from engine.model.flops import Dimensions
+from engine.precision import DTYPES
+from engine.train.log import say
 from engine.train.profile.breakdown import RankRecord, Summary, summarise
 from engine.train.profile.recording import DATA, Recording
 from engine.zero.engine import ZeroEngine
@@ -33,7 +35,6 @@ from engine.zero.engine import ZeroEngine
 WARM_UP = 2
 #: bytes of a trace above which it is compressed
 LARGE = 32 << 20
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def warm_up_steps(train: TrainConfig) -> int:
@@ -106,11 +107,10 @@ class Profile:
             raise
         self._done += 1
 
-    def between(self, step: int, say: Callable[[str], None], text: Callable[[str, str, int], None]) -> float:
+    def between(self, step: int, text: Callable[[str, str, int], None]) -> float:
         """After step `step`: begin to record, or end and tell; collective.
 
         Args:
-            say: tells a person on rank 0.
             text: writes a tag's Markdown at a step to TensorBoard.
 
         Returns:
@@ -128,12 +128,10 @@ class Profile:
             self._recording = Recording(self._zero, self._dimensions)
         else:
             recording, self._recording, self._wanted = self._recording, None, 0
-            self._conclude(recording, step, say, text)
+            self._conclude(recording, step, text)
         return time.perf_counter() - start
 
-    def _conclude(
-        self, recording: Recording, step: int, say: Callable[[str], None], text: Callable[[str, str, int], None]
-    ) -> None:
+    def _conclude(self, recording: Recording, step: int, text: Callable[[str, str, int], None]) -> None:
         recording.stop()
         peak = self._peak()
         trace, fault = self._write_trace(recording.profiler)
@@ -142,7 +140,7 @@ class Profile:
         records, faults = [record for record, _ in gathered], [one for _, one in gathered if one]
         summary = summarise(records, step - recording.steps + 1, recording.steps, self._zero.device.type)
         if dist.place()[0] == 0:
-            self._tell(summary, faults, say)
+            self._tell(summary, faults)
             text("profile/summary", "\n".join(["```", *summary.lines(), "```"]), step)
 
     def _peak(self) -> GemmPeak | None:
@@ -165,7 +163,7 @@ class Profile:
         except (OSError, RuntimeError) as error:
             return str(path), f"{path} was not written: {error}"
 
-    def _tell(self, summary: Summary, faults: list[str], say: Callable[[str], None]) -> None:
+    def _tell(self, summary: Summary, faults: list[str]) -> None:
         try:
             write_atomically(self._folder / "summary.json", json.dumps(summary.to_dict(), indent=2) + "\n")
         except OSError as error:

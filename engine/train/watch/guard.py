@@ -10,25 +10,24 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from engine import dist
-from engine.config import FaultConfig, RunConfig
+from engine.config import FaultConfig
 from engine.data.loading.source import Cursor, MicroBatch
 from engine.durable import write_atomically
 from engine.errors import RunError
-from engine.train.checkpoint.folder import read_state
-from engine.train.output import is_used
-from engine.train.watch import heartbeat, preempt
+from engine.train.log import say
+from engine.train.watch import preempt
 from engine.train.watch.faults import FaultPolicy
-from engine.train.watch.heartbeat import Heartbeat, Starts, State
-from engine.train.watch.preempt import Stop, Stopped, StopRequest
+from engine.train.watch.heartbeat import State
+from engine.train.watch.preempt import Stop, Stopped
+from engine.train.watch.session import Session
 from engine.train.watch.slow_ranks import SlowRanks
-from engine.train.watch.watchdog import Watchdog
 from engine.zero.engine import ZeroEngine
 
 #: steps between looks on GPUs, unless fault.check_interval says otherwise
@@ -37,85 +36,26 @@ PENDING_FILE = "pending_evaluation"
 
 
 class Guard:
-    """The watch over one run on this rank."""
+    """The watch over the steps of one start, on this rank."""
 
-    def __init__(self, config: RunConfig, world: dist.World, request: StopRequest, watchdog: Watchdog) -> None:
-        self.config: FaultConfig = config.fault
-        self.world, self.request, self.watchdog = world, request, watchdog
-        self.output = Path(config.output)
-        self.scheduled = preempt.is_scheduled(os.environ)
-        self.heartbeat = Heartbeat(self.output, enabled=False)
-        self.interval = self.config.check_interval or (1 if world.device.type == "cpu" else GPU_INTERVAL)
-        self.slow = SlowRanks(self.config.slow_rank_factor, world.device) if world.size > 1 else None
-        self.stop: Stop | None = None
-        self._starts = Starts()
-
-    def count_start(self, resume: str, start: Path | None) -> None:
-        """Count this start, and refuse one that would repeat the last ones; the heartbeat begins.
+    def __init__(self, session: Session, zero: ZeroEngine, start: int | None, total: int) -> None:
+        """The engine is built and the run's folder made.
 
         Args:
-            resume: as configured. With auto the folder is made: also the first start may be one that gets stuck.
-            start: the checkpoint that this start goes on from, if any.
-
-        Raises:
-            UserError: one start too many.
-        """
-        self.watchdog.feed("building the model")
-        if not self.world.is_main:
-            return
-        step = 0 if start is None else read_state(start).step
-        starts = heartbeat.read_starts(self.output)
-        if resume == "auto":
-            heartbeat.check_restart(starts, step, self.config, self.output)
-            self.output.mkdir(parents=True, exist_ok=True)
-        self.heartbeat = Heartbeat(self.output, enabled=False, ranks=self.world.size, restarts=starts.starts)
-        self.watchdog.on_hang = lambda: self.heartbeat.update("failed")
-        self._starts = starts.next(step)
-        if resume == "auto" or is_used(self.output):
-            self._begin()
-
-    def _begin(self) -> None:
-        """The folder is there: keep the count, and show where the run is."""
-        heartbeat.write_starts(self.output, self._starts)
-        (self.output / preempt.MARKER).unlink(missing_ok=True)
-        self.heartbeat.enabled = True
-        self.heartbeat.write()
-
-    def attach(self, zero: ZeroEngine, start: int | None, total: int) -> None:
-        """The engine is built and the folder made.
-
-        Args:
-            zero: the engine.
             start: step of the checkpoint that the run resumes; None if it starts from the beginning.
             total: steps of the run.
         """
-        self.zero = zero
+        self.session, self.world, self.output = session, session.world, session.output
+        self.watchdog, self.heartbeat = session.watchdog, session.heartbeat
+        self.config: FaultConfig = session.config
+        self.scheduled = preempt.is_scheduled(os.environ)
+        self.interval = self.config.check_interval or (1 if self.world.device.type == "cpu" else GPU_INTERVAL)
+        self.slow = SlowRanks(self.config.slow_rank_factor, self.world.device) if self.world.size > 1 else None
+        self.stop: Stop | None = None
         self.policy = FaultPolicy(zero, self.config, self.output, start, is_main=self.world.is_main)
         if start is None and self.world.is_main:
             (self.output / PENDING_FILE).unlink(missing_ok=True)
-        self.heartbeat.update(step=start or 0, total=total)
-        if self.world.is_main:
-            self._begin()
-        self.watchdog.feed("building the model", start or 0)
-        self.watchdog.beat()
-        self.request.listen_to_interrupts()
-
-    @contextlib.contextmanager
-    def reporting(self) -> Iterator[None]:
-        """Leaves word of how the run ends: failed, unless `finished` or a stop comes first."""
-        try:
-            yield
-        except Stopped:
-            raise
-        except BaseException as error:
-            self.heartbeat.update("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
-            raise
-
-    def finished(self) -> None:
-        """The run is done."""
-        self.heartbeat.update("done")
-        if self.world.is_main:
-            heartbeat.forgive_start(self.output)
+        session.built(start or 0, total)
 
     @contextlib.contextmanager
     def doing(self, state: State) -> Iterator[None]:
@@ -148,7 +88,7 @@ class Guard:
     def _sum_up(self, values: Sequence[Tensor]) -> list[float]:
         """Sum numbers and the requests to stop over the ranks; collective."""
         device = self.world.device
-        counts = torch.tensor(self.request.counts(), dtype=torch.float64, device=device)
+        counts = torch.tensor(self.session.request.counts(), dtype=torch.float64, device=device)
         local = torch.cat([*(value.double().reshape(1) for value in values), counts])
         summed: list[float] = dist.sum_over_ranks(local).tolist()
         self.stop = self.stop or preempt.agreed_stop(summed[len(values) :], self.scheduled)
@@ -170,7 +110,7 @@ class Guard:
             (loss,) = self._sum_up([share])
             self.policy.judge(step, cursor, loss)
 
-    def after_update(self, step: int, cursor: Cursor, say: Callable[[str], None]) -> bool:
+    def after_update(self, step: int, cursor: Cursor) -> bool:
         """See what became of the update: false if it was skipped for a fault.
 
         Raises:
@@ -217,14 +157,13 @@ class Guard:
         """A checkpoint was written, or is being written."""
         self.policy.saved()
 
-    def point(self, loss: float, tokens_per_second: float, steps: int, say: Callable[[str], None]) -> None:
+    def point(self, loss: float, tokens_per_second: float, steps: int) -> None:
         """A point of the curves is there; collective.
 
         Args:
             loss: its loss.
             tokens_per_second: its throughput.
             steps: how many it covers.
-            say: tells a person on rank 0.
         """
         self.heartbeat.update(loss=loss, tokens_per_second=tokens_per_second)
         if self.slow is not None:
@@ -238,37 +177,19 @@ class Guard:
         """Measures work that waits for no other rank."""
         return self.slow.measured() if self.slow is not None else contextlib.nullcontext()
 
-    def pending_evaluation(self, step: int) -> bool:
-        """Whether the evaluation of this step was interrupted."""
-        try:
-            return int(json.loads((self.output / PENDING_FILE).read_text())) == step
-        except (OSError, ValueError):
-            return False
-
     def _note_evaluation(self, step: int, *, pending: bool) -> None:
         if self.world.is_main and pending:
             write_atomically(self.output / PENDING_FILE, f"{step}\n")
         elif self.world.is_main:
             (self.output / PENDING_FILE).unlink(missing_ok=True)
 
-    def preempted(self, stop: Stop, step: int, saved: Path | None) -> str:
-        """The run has stopped at `step`: mark it for the scheduler.
 
-        Args:
-            stop: what it was asked.
-            step: steps done.
-            saved: the checkpoint to go on from, None if there is none.
-
-        Returns:
-            What to tell.
-        """
-        if self.world.is_main:
-            heartbeat.forgive_start(self.output)
-            if not stop.by_a_person:
-                preempt.write_marker(self.output, step)
-        self.heartbeat.update("interrupted" if stop.by_a_person else "preempted", step=step)
-        where = f"checkpoint {saved}; --resume auto goes on" if saved is not None else "nothing was saved"
-        return f"stopped by {stop.reason} at step {step}; {where}"
+def pending_evaluation(output: Path, step: int) -> bool:
+    """Whether the run in this folder was interrupted in the evaluation after `step` steps."""
+    try:
+        return int(json.loads((output / PENDING_FILE).read_text())) == step
+    except (OSError, ValueError):
+        return False
 
 
 def unsaved(stop: Stop, step: int) -> RunError:

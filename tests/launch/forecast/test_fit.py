@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from engine.config import RunConfig, TrainConfig
 from engine.dist import World
-from engine.train.memory import cgroup_available, is_out_of_memory, longest_batch
+from engine.train.fit import cgroup_available, is_out_of_memory, longest_batch
 from launch.forecast.fit import halvings, remedies
 from tests.conftest import ROOT
 from tests.train.runs import SMALL, environment, free_port

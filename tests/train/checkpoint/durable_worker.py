@@ -7,6 +7,7 @@ there and RANK.json: {what was tried: what this rank got}. The other functions a
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import random
@@ -15,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -97,21 +98,22 @@ class Outcome:
 
 def attempt(zero: ZeroEngine, folder: Path, step: int, *, background: bool, required: bool = False) -> dict[str, Any]:
     """Save, train on, and tell what came of it."""
-    said: list[str] = []
-    saver, begin, raised, under_way = Saver(folder, 2, background=background, say=said.append), time.monotonic(), "", 0
+    said, raised, under_way = io.StringIO(), "", 0
+    saver, begin = Saver(folder, 2, background=background), time.monotonic()
     try:
-        saver.save(zero, state(step), required=required)
-        for _ in range(3):
-            train(zero)
-            saver.poll()
-            under_way += saver._writer is not None
-        saver.wait()
+        with redirect_stdout(said):
+            saver.save(zero, state(step), required=required)
+            for _ in range(3):
+                train(zero)
+                saver.poll()
+                under_way += saver._writer is not None
+            saver.wait()
     except (RunError, ZeroDivisionError) as error:
         raised = f"{type(error).__name__}: {error}"
     torch.distributed.barrier()
     left = sorted(path.name for path in folder.iterdir())
     torch.distributed.barrier()
-    return Outcome(said, raised, time.monotonic() - begin, under_way, left).__dict__
+    return Outcome(said.getvalue().splitlines(), raised, time.monotonic() - begin, under_way, left).__dict__
 
 
 def same_files(zero: ZeroEngine, folder: Path) -> dict[str, Any]:
@@ -265,10 +267,11 @@ def kills(folder: Path, count: int, seed: int) -> dict[str, int]:
 
 def check(zero: ZeroEngine, folder: Path, told: int) -> int:
     """Load the newest checkpoint, which must be whole, of its step, and no older than the last that was told of."""
-    said: list[str] = []
-    path = checkpoint.newest_intact(folder, said.append)
+    said = io.StringIO()
+    with redirect_stdout(said):
+        path = checkpoint.newest_intact(folder)
     assert path is not None
-    assert not said, said
+    assert not said.getvalue()
     for each in checkpoint.complete_checkpoints(folder):
         assert checkpoint.damage(each) is None
         Archive(each)

@@ -193,13 +193,14 @@ def _read(master: int) -> bytes:
 
 HISTORY = """
 from engine.train.curves.monitor import Progress
+from engine.train.log import say
 progress = Progress(0, {total}, True)
 for step in range(1, {total} + 1):
     progress.advance()
     if step % {interval} == 0:
         values = dict(zip(("loss", "learning_rate", "tokens_per_second"), (1 / step, 1e-3, 5e4)))
         progress.point(step, {{f"train/{{name}}": value for name, value in values.items()}})
-progress.say("the end")
+say("the end")
 progress.close()
 """
 

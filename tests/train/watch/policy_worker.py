@@ -109,8 +109,8 @@ def trained(output: Path, options: list[str], factors: dict[int, float], stop_at
     """
     from engine.tasks.pretrain import Pretraining
     from engine.tasks.task import StepOutput
-    from engine.train.watch.guard import Guard
     from engine.train.watch.preempt import Stopped, StopRequest
+    from engine.train.watch.session import Session
     from engine.train.watch.watchdog import Watchdog
     from launch.configure.options import parse_given
     from launch.launcher import Launcher
@@ -131,7 +131,7 @@ def trained(output: Path, options: list[str], factors: dict[int, float], stop_at
     request.listen(launched=False)
     with mock.patch.object(Pretraining, "step", step):
         try:
-            run(config, Launcher("none", 1), Guard(config, dist.World(), request, Watchdog(output)), given)
+            run(config, Launcher("none", 1), Session(config, dist.World(), request, Watchdog(output)), given)
         except Stopped:
             return "stopped"
         except RunError as error:

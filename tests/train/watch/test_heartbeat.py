@@ -91,8 +91,8 @@ def crash(output: Path, store: Path) -> tuple[str, dict[str, object]]:
 
     from engine import dist
     from engine.tasks.pretrain import Pretraining
-    from engine.train.watch.guard import Guard
     from engine.train.watch.preempt import StopRequest
+    from engine.train.watch.session import Session
     from engine.train.watch.watchdog import Watchdog
     from launch.configure.options import parse_given
     from launch.launcher import Launcher
@@ -100,10 +100,10 @@ def crash(output: Path, store: Path) -> tuple[str, dict[str, object]]:
     from tests.train.runs import SMALL
 
     config, given = parse_given([*SMALL, f"--output={output}", f"--data.path={store}", "--resume=auto"])
-    guard = Guard(config, dist.World(), StopRequest(), Watchdog(output))
+    session = Session(config, dist.World(), StopRequest(), Watchdog(output))
     with mock.patch.object(Pretraining, "build_model", side_effect=OSError("no memory")):
         try:
-            run(config, Launcher("none", 1), guard, given)
+            run(config, Launcher("none", 1), session, given)
         except (OSError, UserError) as error:
             return str(error), json.loads((output / "heartbeat.json").read_text())
     raise AssertionError("it did not fail")

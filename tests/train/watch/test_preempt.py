@@ -109,7 +109,8 @@ def attempt(output: Path, options: list[str], hook: str) -> dict[str, Any]:
     from engine.errors import RunError
     from engine.tasks.pretrain import Pretraining
     from engine.train.checkpoint.saver import Saver
-    from engine.train.watch.guard import Guard
+    from engine.train.watch.guard import pending_evaluation
+    from engine.train.watch.session import Session
     from engine.train.watch.watchdog import Watchdog
     from launch.configure.options import parse_given
     from launch.launcher import Launcher
@@ -144,11 +145,11 @@ def attempt(output: Path, options: list[str], hook: str) -> dict[str, Any]:
     config, given = parse_given([*SMALL, f"--output={output}", "--train.steps=4", *options])
     request = StopRequest()
     request.listen(launched=False)
-    guard = Guard(config, dist.World(), request, Watchdog(output))
+    session = Session(config, dist.World(), request, Watchdog(output))
     ended = "done"
     with hooks[hook]():
         try:
-            run_here(config, Launcher("none", 1), guard, given)
+            run_here(config, Launcher("none", 1), session, given)
         except Stopped as stopped:
             ended = f"{stopped} {stopped.code}"
         except RunError as error:
@@ -160,8 +161,8 @@ def attempt(output: Path, options: list[str], hook: str) -> dict[str, Any]:
         "ended": ended,
         "marker": marker.read_text() if marker.exists() else None,
         "checkpoints": sorted(path.name for path in (output / "checkpoints").glob("step-*")),
-        "evaluated": guard.pending_evaluation(2),
-        "state": guard.heartbeat.state,
+        "evaluated": pending_evaluation(output, 2),
+        "state": session.heartbeat.state,
         "exported": (output / "export").exists(),
     }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.train.memory import release_freed, share_with_forks
+from engine.train.heap import release_freed, share_with_forks
 
 GLIBC = sys.platform == "linux"
 
@@ -36,7 +36,7 @@ def test_freed_memory_goes_back_though_something_lies_behind_it() -> None:
 FORK = """
 import gc, os, sys
 from pathlib import Path
-from engine.train.memory import share_with_forks
+from engine.train.heap import share_with_forks
 
 objects = [{"a": [i]} for i in range(200_000)]
 if sys.argv[1] == "shared":
@@ -67,7 +67,7 @@ def test_a_collection_after_a_fork_leaves_shared_pages_alone() -> None:
 
 KEEP = """
 import resource, torch
-from engine.train.memory import keep_heap
+from engine.train.heap import keep_heap
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -96,7 +96,7 @@ def test_the_end_of_the_heap_is_kept_unless_the_environment_says_otherwise(
 
 
 HUGE = """
-from engine.train.memory import RESERVED, keep_heap
+from engine.train.heap import RESERVED, keep_heap
 
 keep_heap()
 lines = iter(open("/proc/self/smaps"))

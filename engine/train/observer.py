@@ -1,0 +1,131 @@
+"""What watches an optimizer step, in the one order that is right.
+
+The order is part of the result. A step that must not be applied is recognised before its update, the certificate
+surrounds the update alone, the audit holds a step before a fault may undo it, and a step whose update was left out is
+no point of the curves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.data.loading.source import Cursor, MicroBatch
+from engine.tasks.task import StepOutput
+from engine.train.audit import Audit
+from engine.train.certificate.certificate import UpdateCertificate
+from engine.train.curves.meter import Meter
+from engine.train.curves.monitor import Monitor, Progress
+from engine.train.profile.profile import Profile
+from engine.train.profile.recording import BACKWARD, FORWARD, OPTIMIZER
+from engine.train.watch.guard import Guard
+from engine.zero.engine import ZeroEngine
+
+
+@dataclass
+class StepObserver:
+    """Guard, audit, certificate, profile, meter and monitor, as one observer of the training loop's steps.
+
+    Of each step the loop calls `step` around it and, per micro-batch, `before_fetch`, `before_forward`,
+    `before_backward`, `before_update` and `after_update`; then `after_step`.
+    """
+
+    zero: ZeroEngine
+    guard: Guard
+    audit: Audit
+    certificate: UpdateCertificate
+    profile: Profile
+    meter: Meter
+    monitor: Monitor
+    progress: Progress
+    norm_interval: int
+    """optimizer steps between measurements of the norms of weights and update; 0 for none"""
+
+    @contextlib.contextmanager
+    def step(self, number: int, rate: float, cursor: Cursor) -> Iterator[None]:
+        """One optimizer step.
+
+        Args:
+            number: its number, from 1.
+            rate: its learning rate.
+            cursor: position before its global batch.
+        """
+        self._number, self._rate, self._cursor = number, rate, cursor
+        self._share = torch.zeros((), dtype=torch.float64, device=self.zero.device)
+        self._measured: list[tuple[dict[str, Tensor], int]] = []
+        self.audit.begin_step()
+        with ExitStack() as self._phase:
+            yield
+
+    @property
+    def measures_norms(self) -> bool:
+        """Whether the step under way measures the norms of weights and update."""
+        return self.norm_interval > 0 and self._number % self.norm_interval == 0
+
+    def before_fetch(self) -> None:
+        """A micro-batch is about to be loaded; that and its forward pass are the rank's own time."""
+        self.guard.watchdog.feed("forward pass")
+        self._phase.enter_context(self.guard.own_time())
+
+    def before_forward(self) -> None:
+        """The micro-batch is on the device."""
+        self._phase.enter_context(self.profile.part(FORWARD))
+
+    def before_backward(self, batch: MicroBatch, output: StepOutput) -> None:
+        """The forward pass is done.
+
+        Args:
+            batch: the micro-batch.
+            output: its loss and metrics, as shares of the global batch's.
+        """
+        self._phase.close()
+        self.guard.watchdog.feed("backward pass")
+        loss = output.loss.detach()
+        self._share += loss
+        self._measured.append(({"loss": loss, **output.metrics}, batch.inputs["input_ids"].numel()))
+        self._phase.enter_context(self.profile.part(BACKWARD))
+
+    def before_update(self, *, last: bool) -> None:
+        """The gradient is there; an update follows that of the global batch's last micro-batch.
+
+        Raises:
+            RunError: the loss is no number, and the policy is to stop.
+        """
+        self._phase.close()
+        if last:
+            self.guard.before_update(self._number, self._cursor, self._share)
+        self._phase.enter_context(self.profile.part(OPTIMIZER))
+        self._phase.enter_context(self.certificate.watch(self._number, self._rate, last_micro_batch=last))
+
+    def after_update(self) -> None:
+        """The engine is done with the micro-batch.
+
+        Raises:
+            RunError: the update is wrong.
+        """
+        self._phase.close()
+        self.meter.exclude(self.certificate.seconds)
+
+    def after_step(self, cursor: Cursor) -> None:
+        """The step is done.
+
+        Args:
+            cursor: position after its global batch.
+
+        Raises:
+            RunError: the audit can't be written, or the gradient is no number and the policy is to stop.
+            RollBack: the run must go back; on every rank.
+        """
+        self.audit.end_step(self._number, cursor)
+        if self.guard.after_update(self._number, self._cursor):
+            for shares, tokens in self._measured:
+                self.meter.add(shares, tokens)
+            self.meter.end_step()
+        if norms := self.zero.norms():
+            self.monitor.norms(norms, self._number)
+        self.progress.advance()
