@@ -50,7 +50,7 @@ def finished(store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     """A run of 6 steps that logs every second one, and what it printed."""
     output = tmp_path_factory.mktemp("monitored")
     options = ["--train.steps=6", "--train.log_interval=2", "--train.eval_interval=3", "--monitor.csv=true"]
-    return output, run(output, f"--data.path={store}", *options, ranks=2)
+    return output, run(output, f"--data.path={store}", *options, launcher="deepspeed", ranks=2)
 
 
 def events(output: Path) -> EventAccumulator:
