@@ -94,8 +94,9 @@ def described(config: BertConfig, architecture: str) -> BertConfig:
     Raises:
         UserError: there is no such class.
     """
-    kind = getattr(transformers, architecture, None)
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+    # By name, since importing the class takes seconds and a run needs none of it.
+    is_model = "For" in architecture or architecture.endswith("Model")
+    if not (is_model and architecture in transformers.__all__):
         raise UserError(
             f"export: no class of transformers is known for the weights ({architecture!r}); the task must name one, "
             "such as BertForTokenClassification, as its export_class"
