@@ -217,7 +217,7 @@ def test_a_slow_rank_is_named_and_one_that_stands_still_ends_the_run(
     text = report.read_text()
     assert "rank 0 of 2" in text
     assert re.search(r"in '(update|forward pass|backward pass)' of step 7", text)
-    assert 'loop.py", line' in text
+    assert 'trainer.py", line' in text
     told = [line for line in printed.splitlines() if line.startswith("error: no progress for ")]
     assert len(told) == 1, printed
     assert blamed in told[0]
