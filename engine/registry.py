@@ -6,7 +6,7 @@ checked without importing torch.
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from typing import Generic, TypeVar, cast
 
 from engine.errors import UserError
@@ -59,6 +59,5 @@ class Registry(Generic[Entry]):
         self.check(name)
         entry = self._entries[name]
         if isinstance(entry, str):
-            module, _, attribute = entry.partition(":")
-            entry = self._entries[name] = cast(Entry, getattr(importlib.import_module(module), attribute))
+            entry = self._entries[name] = cast(Entry, pkgutil.resolve_name(entry))
         return entry

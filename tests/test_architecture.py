@@ -38,9 +38,10 @@ def room(module: str) -> str | None:
 
 
 def imports(path: Path) -> Iterator[str]:
+    """The dotted names that a module imports, wherever in it, with what it takes from them."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            yield from ([f"engine.{alias.name}" for alias in node.names] if node.module == "engine" else [node.module])
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
 
@@ -60,15 +61,10 @@ def modules() -> dict[str, Path]:
 
 
 def arrows(known: dict[str, Path]) -> Iterator[tuple[str, str]]:
-    """From each module to those that it imports, wherever in it."""
+    """From each module to those that it imports."""
     for name, path in known.items():
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                for alias in node.names:
-                    whole = f"{node.module}.{alias.name}"
-                    yield name, whole if whole in known else node.module
-            elif isinstance(node, ast.Import):
-                yield from ((name, alias.name) for alias in node.names)
+        for imported in imports(path):
+            yield name, imported if imported in known else imported.rpartition(".")[0]
 
 
 def circles(graph: dict[str, set[str]]) -> dict[str, set[str]]:

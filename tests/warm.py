@@ -101,7 +101,7 @@ def end_of(ranks: Sequence[int]) -> int:
 
 def execute(command: list[str], variables: dict[str, str], folder: str, files: Sequence[int]) -> NoReturn:
     """Become the process that a command line would have started."""
-    for number in (*signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}, signal.SIGINT):
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         with contextlib.suppress(OSError, ValueError):
             signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
@@ -113,9 +113,8 @@ def execute(command: list[str], variables: dict[str, str], folder: str, files: S
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)
-    script, *sys.argv[1:] = command
-    sys.argv[0] = script
-    runpy.run_path(script, run_name="__main__")
+    sys.argv = command
+    runpy.run_path(command[0], run_name="__main__")
     sys.exit(0)
 
 
@@ -180,5 +179,4 @@ class Server:
 SERVER = Server()
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     serve(sys.argv[1])

@@ -9,7 +9,7 @@ from engine.config.data import DataConfig, LabelledConfig
 from engine.config.fault import FaultConfig, NonFinitePolicy, SpikePolicy
 from engine.config.model import MODEL_SIZES, ModelConfig
 from engine.config.optim import OptimConfig, ScheduleName
-from engine.config.optimizer import OPTIMIZERS
+from engine.config.optimizer import OPTIMIZERS, optimizers_with_option
 from engine.config.run import RunConfig, extra_sections, section_names
 from engine.config.tasks import TASKS, TaskEntry, Title, task_choices, task_entries, tasks_with_input
 from engine.config.train import MonitorConfig, Precision, TrainConfig
@@ -35,6 +35,7 @@ __all__ = [
     "TrainConfig",
     "ZeroConfig",
     "extra_sections",
+    "optimizers_with_option",
     "require",
     "section_names",
     "task_choices",

@@ -118,3 +118,12 @@ class OptimizerEntry(ABC):
 OPTIMIZERS: Registry[OptimizerEntry] = Registry(
     "optim.name", {"adamw": "engine.optim.adamw:ADAMW", "lamb": "engine.optim.lamb:LAMB"}
 )
+
+
+def optimizers_with_option() -> dict[str, tuple[str, ...]]:
+    """The dotted options that only some optimizers read, and those that do."""
+    readers: dict[str, tuple[str, ...]] = {}
+    for name in OPTIMIZERS.names:
+        for own in sorted(OPTIMIZERS.get(name).options):
+            readers[f"optim.{own}"] = (*readers.get(f"optim.{own}", ()), name)
+    return readers

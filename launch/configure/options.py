@@ -11,7 +11,15 @@ from typing import Any, Literal
 
 from jsonargparse import SUPPRESS, ActionConfigFile
 
-from engine.config import OPTIMIZERS, TASKS, RunConfig, extra_sections, section_names, task_choices, tasks_with_input
+from engine.config import (
+    TASKS,
+    RunConfig,
+    extra_sections,
+    optimizers_with_option,
+    section_names,
+    task_choices,
+    tasks_with_input,
+)
 from engine.errors import UserError
 from launch.cli import CommandParser
 from launch.configure.recipe import read_recipe
@@ -163,31 +171,18 @@ def check_effect(config: RunConfig, command_line: frozenset[str]) -> None:
     """Refuse what the command line gives and nothing would look at.
 
     Raises:
-        UserError: data of the other task, or dimensions that contradict those of the folder to start from.
+        UserError: data of the other task, options of another optimizer, or dimensions that contradict those of the
+            folder to start from.
     """
     of_tasks = {name: ("task", tasks) for name, tasks in tasks_with_input().items()}
-    for name, (other, allowed) in (of_tasks | NEEDS).items():
+    of_optimizers = {name: ("optim.name", optimizers) for name, optimizers in optimizers_with_option().items()}
+    for name, (other, allowed) in (of_tasks | NEEDS | of_optimizers).items():
         if name in command_line and value_of(config, other) not in allowed:
             shown, there = value_of(config, name), value_of(config, other)
             remedy = f"give --{other} {' or '.join(allowed)}, or leave it out"
             raise UserError(f"{name}: {shown!r} has no effect while {other} is {there}; {remedy}")
-    check_optimizer_options(config, command_line)
     if config.model.init_from is not None:
         check_dimensions(config.model, command_line)
-
-
-def check_optimizer_options(config: RunConfig, command_line: frozenset[str]) -> None:
-    """Refuse options of other optimizers than the run's.
-
-    Raises:
-        UserError: names the option and the optimizers that have it.
-    """
-    having = {name: OPTIMIZERS.get(name).options for name in OPTIMIZERS.names}
-    for option in sorted(frozenset().union(*having.values()) - OPTIMIZERS.get(config.optim.name).options):
-        if f"optim.{option}" in command_line:
-            shown, others = getattr(config.optim, option), " or ".join(n for n, own in having.items() if option in own)
-            there = f"has no effect while optim.name is {config.optim.name}"
-            raise UserError(f"optim.{option}: {shown!r} {there}; give --optim.name {others}, or leave it out")
 
 
 def value_of(config: RunConfig, name: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from engine.errors import UserError
 from engine.zero.nvme import check_tools
 from launch.curves import Curve, read_curves
+from launch.launcher import free_port
 from tests.warm import SERVER
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,12 +31,6 @@ SMALL = [
     "--train.eval_samples=16",
 ]
 NO_DROPOUT = ["--model.hidden_dropout=0", "--model.attention_dropout=0"]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def environment() -> dict[str, str]:
