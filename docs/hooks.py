@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import html
 import importlib
 import inspect
-import re
+import io
+import json
+import os
 import sys
 import textwrap
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+os.environ["COLUMNS"] = "100"  # the width of what --help prints
 
 
 def field_texts(kind: type) -> dict[str, str]:
@@ -39,20 +45,22 @@ def field_texts(kind: type) -> dict[str, str]:
 
 
 def in_words(kind: Any) -> str:
-    """A type as a reader of YAML knows it."""
-    if get_origin(kind) is Union:
+    """A type as a reader of YAML knows it; values that are written as they stand are code."""
+    if get_origin(kind) in (Union, UnionType):
         return " or ".join(map(in_words, get_args(kind)))
-    text = kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)
-    text = re.sub(r"typing\.|Literal\[(.*?)\]", lambda found: found[1] or "", text).replace("NoneType", "null")
-    words = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "None": "null"}
-    return re.sub(r"\b(str|int|float|bool|None)\b", lambda found: words[found[1]], text).replace(" | ", " or ")
+    if get_origin(kind) is Literal:
+        *others, last = (f"`{value}`" for value in get_args(kind))
+        return f"{', '.join(others)} or {last}" if others else last
+    if get_origin(kind) is tuple:
+        return f"[{', '.join(map(in_words, get_args(kind)))}]"
+    words = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`", type(None): "`null`"}
+    return words.get(kind, str(kind))
 
 
 def default_of(field: Any) -> str:
     """A default as YAML writes it."""
     value = field.default if field.default is not MISSING else field.default_factory()
-    value = list(value) if isinstance(value, tuple) else value
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if value.__hash__ else str(value)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def table(kind: type, prefix: str, **told: str) -> list[str]:
@@ -62,9 +70,10 @@ def table(kind: type, prefix: str, **told: str) -> list[str]:
     for field in fields(kind):
         if not is_dataclass(types[field.name]) and field.name != "extra":
             name = f"`{prefix}{field.name}`"
-            cells = (name, in_words(types[field.name]), f"`{default_of(field)}`", texts.get(field.name, ""))
+            text = html.escape(texts.get(field.name, ""), quote=False)
+            cells = (name, in_words(types[field.name]), f"`{default_of(field)}`", text)
             rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return rows
+    return ['<div class="options" markdown>', "", *rows, "", "</div>"]
 
 
 def configuration() -> str:
@@ -89,17 +98,25 @@ def configuration() -> str:
     return "\n".join(lines) + "\n"
 
 
+def help_of(command: str) -> str:
+    """What `zerobert COMMAND --help` prints."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        importlib.import_module("launch.__main__").dispatch([command, "--help"])
+    return text.getvalue()
+
+
 def commands() -> str:
     """The page of the commands: what `--help` prints."""
-    main = importlib.import_module("launch.__main__")
-    lines = [
-        "# Commands",
-        "",
-        "`zerobert COMMAND --help` prints the options of each.",
-        "",
-        "| command | what it does |",
-    ]
-    lines += ["|---|---|", *(f"| `zerobert {name}` | {what} |" for name, (_, what) in main.COMMANDS.items())]
+    table = importlib.import_module("launch.__main__").COMMANDS
+    lines = ["# Commands", "", "| command | what it does |", "|---|---|"]
+    lines += [f"| [`{name}`](#zerobert-{name}) | {what} |" for name, (_, what) in table.items()]
+    lines += ["", "This is what `zerobert COMMAND --help` prints."]
+    for name in table:
+        told = ["The options are those of the [configuration](configuration.md)."]
+        if name != "train":
+            told = ["```text", *help_of(name).rstrip().splitlines(), "```"]
+        lines += ["", f"## zerobert {name}", "", *told]
     return "\n".join(lines) + "\n"
 
 

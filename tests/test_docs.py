@@ -39,9 +39,19 @@ def copy(tmp_path: Path) -> Path:
 def test_the_pages_build(copy: Path) -> None:
     done = build(copy)
     assert done.returncode == 0, done.stderr
-    page = (copy / "build" / "docs" / "configuration" / "index.html").read_text()
-    assert "train.global_batch" in page
+    page = (copy / "build" / "docs" / "configuration.html").read_text()
     assert "sequences in an optimizer step, over all ranks" in page
+    assert row_of(page, "seed")[:2] == ["whole number", "<code>1</code>"]
+    assert row_of(page, "train.async_save")[1] == "<code>true</code>"
+    assert row_of(page, "monitor.csv")[2] == "write a CSV file a curve under &lt;output&gt;/csv"
+    assert not re.search(r'(?:src|rel="stylesheet" href)="(?:https?:)?//', page), "a page asks another host"
+
+
+def row_of(page: str, option: str) -> list[str]:
+    """The cells beside an option in a table of the configuration's page: value, default and text."""
+    row = re.search(rf"<td><code>{re.escape(option)}</code></td>(.*?)</tr>", page, re.S)
+    assert row is not None
+    return re.findall(r"<td>(.*?)</td>", row[1], re.S)
 
 
 @needs_mkdocs
