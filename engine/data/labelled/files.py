@@ -29,7 +29,7 @@ _WHOLE = re.compile(r"-?\d+\.0")
 
 @dataclass(frozen=True)
 class Examples:
-    """Labelled texts in the order of their file; every list has one entry an example."""
+    """Labelled texts in the order of their file; every list has one entry per example."""
 
     path: str
     texts: list[str]

@@ -27,9 +27,9 @@ from engine.errors import UserError
 
 HELD_OUT_SHARE = 0.1
 ENCODING_CHUNK = 10_000
-#: fewer are a trial, in which classes with one example are no mistake
+#: fewer training examples are a trial, in which a class with a single example is no mistake
 FEW_EXAMPLES = 20
-# first words of the seeds, so that the held-out choice and the epochs' orders are independent streams
+# first words of the seeds, so that the choice of held-out examples and the epochs' orders are independent
 HOLD_OUT_STREAM, ORDER_STREAM = 1, 2
 _CACHED_ORDERS = 2
 
@@ -40,10 +40,10 @@ def class_names(training: Examples) -> tuple[str, ...]:
     """Names of the classes, in the order of their ids.
 
     The order is the one that the data set declares, else numeric where every name is a number, else alphabetic:
-    the same for every order of the rows.
+    the same for every order of the examples.
 
     Raises:
-        UserError: all examples have the same label, or most have one of their own.
+        UserError: all examples have the same label, or most labels occur only once.
     """
     present = set(training.labels)
     if len(present) < 2:
@@ -59,7 +59,7 @@ def class_names(training: Examples) -> tuple[str, ...]:
 
 
 def _refuse_ids(training: Examples) -> None:
-    """Raise if the labels are rather names of the examples than of classes."""
+    """Raise if the labels look like identifiers of examples instead of classes: most occur only once."""
     single = sum(count == 1 for count in Counter(training.labels).values())
     if len(training) >= FEW_EXAMPLES and single > len(training) / 2:
         raise UserError(
@@ -105,7 +105,7 @@ def split_validation(training: Examples, seed: int) -> tuple[Examples, Examples]
     """Training examples and the tenth of them that is held out for validation.
 
     Raises:
-        UserError: too few examples to hold any out, or most have a label of their own.
+        UserError: too few examples to hold any out, or most labels occur only once.
     """
     _refuse_ids(training)
     kept, held = hold_out(training.labels, seed)
@@ -140,15 +140,16 @@ class EncodedTexts:
     first_lengths: NDArray[np.int32]
     """tokens of the first segment, [CLS] and its [SEP] included, [N]"""
     full_lengths: NDArray[np.int32]
-    """tokens before any were cut off, special ones included, [N]"""
+    """tokens before truncation, special tokens included, [N]"""
 
 
 def encode(vocabulary: Vocabulary, texts: list[str], pairs: list[str] | None, max_length: int) -> EncodedTexts:
     """Token ids of `[CLS] text [SEP]` or `[CLS] text [SEP] pair [SEP]`, at most `max_length` of them.
 
-    A longer text loses its end; of a pair, the text that is longer at the moment loses the next token.
+    Longer inputs are truncated at the end. Of a pair, one token at a time is taken off the text that is longer then
+    (`longest_first` in the tokenizers library).
     """
-    # a copy, because these settings would stay on the vocabulary's own tokenizer
+    # A copy: post-processor and truncation would otherwise stay on the vocabulary's own tokenizer.
     tokenizer = Tokenizer.from_str(vocabulary.backend.to_str())
     tokenizer.post_processor = BertProcessing(("[SEP]", vocabulary.sep_id), ("[CLS]", vocabulary.cls_id))
     tokenizer.no_padding()
@@ -172,7 +173,7 @@ def encode(vocabulary: Vocabulary, texts: list[str], pairs: list[str] | None, ma
 def _full_lengths(
     tokenizer: Tokenizer, inputs: Sequence[str] | Sequence[tuple[str, str]], lengths: list[int], max_length: int
 ) -> list[int]:
-    """The lengths, and what those of `max_length` would be if nothing were cut off."""
+    """Lengths before truncation: inputs that reach `max_length` are encoded again without it."""
     longest = [index for index, length in enumerate(lengths) if length == max_length]
     full = lengths.copy()
     for index, encoding in zip(longest, tokenizer.encode_batch_fast([inputs[index] for index in longest]), strict=True):
@@ -185,8 +186,8 @@ class LabelledSource:
 
     An epoch is a permutation keyed by (seed, epoch); with `group`, the global batch, it brings examples of similar
     length into the same global batch, whose composition is then less random. With `fixed` every epoch keeps the file's
-    order, and each batch also carries `index` [B], the examples' places in the file, by which an evaluation sorts what
-    all ranks gathered; it is not an argument of the model.
+    order, and each batch also carries `index` [B], the examples' indices in the file, by which an evaluation puts what
+    it gathers from all ranks in order; it is not an argument of the model.
     """
 
     def __init__(
@@ -212,11 +213,11 @@ class LabelledSource:
         return len(self.labels)
 
     def describe(self, epoch: int, indices: Indices) -> Indices:
-        """The examples' places in the file, int64 [B]."""
+        """Indices of the examples in the file, int64 [B]."""
         return self._places(epoch, indices)
 
     def lengths(self, epoch: int, indices: Indices) -> Indices:
-        """Tokens of these examples, int64 [B]."""
+        """Length in tokens of each of these examples, int64 [B]."""
         places = self._places(epoch, indices)
         return self.encoded.offsets[places + 1] - self.encoded.offsets[places]
 
@@ -246,7 +247,7 @@ class LabelledSource:
         return {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
 
     def _epoch_order(self, epoch: int) -> Indices:
-        """The epoch's permutation; the two latest are kept, for a batch may span two epochs."""
+        """The epoch's permutation; the two latest are cached, because a global batch may span two epochs."""
         if epoch not in self._orders:
             if len(self._orders) == _CACHED_ORDERS:
                 del self._orders[min(self._orders)]

@@ -1,4 +1,4 @@
-"""What a fine-tuning run is about to learn from, in a few lines: classes, lengths, what is cut off."""
+"""A summary of a fine-tuning run's data, in a few lines: classes, lengths, truncated examples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from engine.data.labelled.source import LabelledSource
 
-#: classes that are named, the largest first
+#: classes that are listed, the largest first
 NAMED_CLASSES = 10
 
 
@@ -16,8 +16,8 @@ def describe(names: Sequence[str], sources: Mapping[str, LabelledSource], max_le
     """Lines about the examples of each split, and about classes with hardly any.
 
     Args:
-        names: of the classes, by id.
-        sources: "train" and others, by the names of their splits.
+        names: names of the classes, in the order of their ids.
+        sources: the source of each split by its name, "train" and others.
         max_length: `labelled.max_length`, the tokens that are kept of an example.
     """
     lines = [f"{split}: {_classes(names, source)}; {_lengths(source, max_length)}" for split, source in sources.items()]

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 Records = Iterator[tuple[int, Mapping[str, Any]]]
 
-#: what separates the fields of files called .csv and .tsv
+#: separators of fields that are recognised in .csv and .tsv files, and their names in messages
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 
 
@@ -58,12 +58,12 @@ class Columns:
 
 
 def place(path: str, line: int) -> str:
-    """Where something is, for a message."""
+    """The file and line of a record, for a message."""
     return f"{path}, line {line}"
 
 
 def table_records(path: str, columns: Columns, tab: bool) -> Records:
-    """The rows of a csv or (`tab`) tsv file with a header, which also tells what separates the fields.
+    """The rows of a csv or (`tab`) tsv file with a header; the separator is found from the header.
 
     In a .tsv a quote is a plain character, as in GLUE's files, unless all names of its header are quoted.
     """
@@ -98,7 +98,7 @@ def table_records(path: str, columns: Columns, tab: bool) -> Records:
 
 
 def _format_of(path: str, header: str, columns: Columns, tab: bool) -> dict[str, Any]:
-    """Arguments of `csv.reader`: of the separators, the one that gives the header the wanted names."""
+    """Arguments of `csv.reader`, with the separator by which the header has the wanted names."""
     own = "\t" if tab else ","
     wanted = set(columns.fields().values())
     for separator in (own, *_SEPARATORS):

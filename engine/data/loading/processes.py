@@ -1,7 +1,7 @@
 """The processes that make micro-batches: how they begin, and that they end with the process that uses them.
 
-They pass over the signals that ask a run to save and stop, SIGTERM among them. By SIGTERM multiprocessing would end
-them when the interpreter exits, and then wait for them without end; so here its request is a SIGKILL.
+They ignore the signals that ask a run to save and stop, SIGTERM among them. SIGTERM is also what multiprocessing ends
+its processes by when the interpreter exits, before it waits for them without a limit; so here it sends SIGKILL instead.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 
 PR_SET_PDEATHSIG = 1
-#: what a whole process group may be sent to ask its ranks to save and stop
+#: signals that ask the ranks to save and stop, and that may be sent to a whole process group
 PASSED_OVER = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class _Handle(Popen):
-    """A process that can be ended for certain."""
+    """The handle of a process that `terminate` ends for certain."""
 
     def terminate(self) -> None:
         self.kill()
@@ -40,7 +40,7 @@ class _Process(ForkProcess):
 
 
 class LoaderContext(ForkContext):
-    """Where a DataLoader takes its processes from; remembers them."""
+    """The multiprocessing context of a DataLoader; it remembers the processes that it made."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class LoaderContext(ForkContext):
         return process
 
     def end(self) -> None:
-        """Kill what was started, where no iterator is there to end it; torch would take the deaths for crashes."""
+        """Kill the processes, where no iterator exists yet to end them; torch's SIGCHLD handler would see crashes."""
         watch = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for process in self._made:
             if process.pid is not None:
@@ -62,7 +62,7 @@ class LoaderContext(ForkContext):
 
 
 def start_iterator(loader: DataLoader[Any]) -> Any:
-    """The iterator of a DataLoader, which already asks for the first items; no process is left if that fails."""
+    """The iterator of a DataLoader, which at once requests the first items; no process is left if that fails."""
     try:
         return iter(loader)
     except BaseException:
@@ -72,14 +72,14 @@ def start_iterator(loader: DataLoader[Any]) -> Any:
 
 
 def prepare_worker(parent: int, _worker: int) -> None:
-    """Set up a fresh loader process.
+    """Set up a loader process after its fork.
 
-    A signal to the whole process group asks the trainer to save and stop; it must not end its loaders first. And
-    garbage that the fork copied, another loader perhaps, belongs to the trainer: collected here, it would hang.
-    A trainer that is killed takes it along: what it has sent fills the pipe; without a reader it would wait forever.
+    A signal to the whole process group asks the trainer to save and stop; it must not end its loaders first. Garbage
+    that the fork copied, such as another loader, belongs to the trainer: collecting it here would hang. The process
+    dies with a trainer that is killed: nobody would read the pipe that it fills, and it would wait forever.
 
     Args:
-        parent: the trainer, which may be dead by now.
+        parent: process id of the trainer, which may be dead by now.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
@@ -91,14 +91,14 @@ def prepare_worker(parent: int, _worker: int) -> None:
 
 
 def worker_preparation() -> partial[None]:
-    """What a DataLoader of this process calls in each of its processes."""
+    """The function that a DataLoader of this process calls in each of its loader processes."""
     return partial(prepare_worker, os.getpid())
 
 
 def kill_workers(iterator: Any) -> None:
-    """End workers of which one may be stuck in its fork, where it heeds no other signal.
+    """Kill workers of which one may hang in its fork, where no other signal reaches it.
 
-    torch would take their deaths for a crash and raise in the main thread, unless it has forgotten them before.
+    torch would take their deaths for a crash and raise in the main thread, so it is made to forget them first.
     """
     signal_handling._remove_worker_pids(id(iterator))  # type: ignore[attr-defined]
     iterator._worker_pids_set = False
@@ -107,11 +107,11 @@ def kill_workers(iterator: Any) -> None:
 
 
 def end_workers(iterator: weakref.ref[Any]) -> None:
-    """Ask the workers through their queues to end, now and not when the iterator happens to be collected.
+    """Ask the workers through their queues to end, now and not when the iterator is garbage-collected.
 
-    A crash's traceback may keep it until the interpreter exits.
+    The traceback of an error may keep the iterator alive until the interpreter exits.
     """
     alive = iterator()
-    if alive is not None and hasattr(alive, "_shutdown_workers"):  # one without workers has no such method
-        with contextlib.suppress(AttributeError):  # of an iterator that an interrupt has left half made
+    if alive is not None and hasattr(alive, "_shutdown_workers"):  # an iterator without workers has no such method
+        with contextlib.suppress(AttributeError):  # an interrupt may have left the iterator half made
             alive._shutdown_workers()

@@ -34,7 +34,7 @@ class SampleSource(Protocol):
     """A data set whose epochs are pure functions of (seed, epoch).
 
     `describe` runs in the training process and `collate` in loader processes; what passes between them is
-    small and picklable. An index counts within its epoch's own shuffled order.
+    small and picklable. An index is a position in the shuffled order of its epoch.
     """
 
     def epoch_size(self, epoch: int) -> int:
@@ -68,9 +68,9 @@ class MicroBatch:
     cursor: Cursor
     """position after that global batch"""
     dummy: bool = False
-    """evaluation only: repeats another batch so that all ranks take equally many; its results don't count"""
+    """evaluation only: repeats another micro-batch so that all ranks take equally many; its results don't count"""
     max_length: int | None = None
-    """tokens of the longest sequence where the host knows it: a GPU need not be asked"""
+    """tokens of the longest sequence, known on the host so that nothing waits for a GPU; None where it isn't"""
 
     def to(self, device: torch.device) -> MicroBatch:
         """This micro-batch with its tensors on `device` and its longest length on the host."""

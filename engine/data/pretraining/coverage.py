@@ -1,4 +1,4 @@
-"""How much of the text the pairs of an epoch show."""
+"""The share of the text that the sentence pairs of an epoch cover."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from numpy.typing import NDArray
 
 from engine.data.pretraining.pairs import PairPlan
 
-#: binary digits of how many tokens are looked at: few enough for milliseconds, enough for a tenth of a percent
+#: log2 of the number of tokens that are sampled: few enough for milliseconds, enough for a tenth of a percent
 _LOOKED_AT_BITS = 21
 
 
 def shown_share(plan: PairPlan, tokens: int) -> float:
     """Share of the `tokens` >= 1 of a split that are in a segment of the plan, in [0, 1].
 
-    Exact up to 2^21 tokens. Of a longer split every 2nd, 4th, ... token is looked at.
+    Exact up to 2^21 tokens. Of a longer split every 2nd, 4th, ... token is sampled.
     """
     shift = max(0, (tokens - 1).bit_length() - _LOOKED_AT_BITS)
     looked_at = ((tokens - 1) >> shift) + 1

@@ -1,7 +1,7 @@
-"""MLM masking as a pure function of (seed, epoch, sample), and the counter-based random bits behind it.
+"""MLM masking as a pure function of (seed, epoch, sample), and its counter-based random number generator.
 
-Random bits are a hash of a key and a counter, so a sample is masked alike in every batch, on every rank, in
-every loader process and by every version of NumPy.
+Random bits are a hash of a key and a counter, so a sample is masked in the same way in every batch, on every rank,
+in every loader process and by every version of NumPy.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Bits = NDArray[np.uint64]
 Ids = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
-#: what is derived from one seed; no two users of a seed may share a first word after it
+#: first words of keys after the seed: uses of the same seed differ in it, so their random numbers are independent
 PAIRS_DOMAIN, MASKING_DOMAIN = 1, 2
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
@@ -60,7 +60,7 @@ class MaskingRules:
     regular_ids: Ids
     """[R] ids that a random replacement is drawn from: no special token"""
     continues_word: Flags | None = None
-    """[vocabulary] true for pieces that continue a word; given for whole-word masking only"""
+    """[vocabulary] true for word pieces that continue a word (##...); given for whole-word masking only"""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,10 @@ def _rank_in_group(sorted_group: Ids) -> Ids:
 def _choose_words(
     ids: Ids, candidates: Ids, owner: Ids, starts: Ids, keys: Bits, counts: Ids, continues_word: Flags
 ) -> Ids:
-    """Whole words in random order, skipping those that exceed what is left, then pieces to fill the count up."""
+    """Choose whole words in random order, skipping those longer than what is left to choose, then fill up the count.
+
+    What is missing at the end is taken from the first word that was skipped.
+    """
     follows = np.concatenate(([False], (np.diff(candidates) == 1) & (np.diff(owner) == 0)))
     is_head = ~(continues_word[ids[candidates]] & follows)
     size_at = np.zeros(len(ids), np.int64)
@@ -151,10 +154,10 @@ def _choose_words(
 
 
 def _fill(sizes: Ids, words: Ids, counts: Ids) -> Ids:
-    """Pieces taken of each word so that sequence s, with `words[s]` consecutive entries of `sizes`, gives `counts[s]`.
+    """Word pieces to take of each word: `counts[s]` in sequence s, whose words are `words[s]` entries of `sizes`.
 
-    Steps through the words' order in all sequences at once. A word that stayed out is longer than what is left,
-    so the first one always has enough pieces.
+    Goes through the words of all sequences at once, in their order. A skipped word is longer than what is left, so the
+    first skipped one always has enough pieces.
     """
     taken = np.zeros_like(sizes)
     first, left = np.cumsum(words) - words, counts.copy()

@@ -2,21 +2,21 @@
 
 The algorithm is that of BERT's create_pretraining_data.py (Devlin et al. 2019) with five changes:
 
-- The target length is drawn for each pair, not once a document, so that short documents don't shift the share
+- The target length is drawn for each pair, not per document, so that short documents don't shift the share
   of short pairs.
 - The other document of a random pair is uniform over all *other* documents; BERT retries ten times and may
   then take the same one.
 - A chunk of one sentence has no next, so BERT calls it random, which leaves more than half of the pairs
   random. With a share f of such chunks, the others are random with probability (0.5 - f) / (1 - f) here,
   which keeps the split at 50/50 as long as f is below one half. f is measured in each block of documents.
-- Pairs are made once an epoch, not ten times in advance.
+- Pairs are made anew in every epoch, not ten times in advance.
 - A sentence longer than half a pair, which truncation may cut however the pair is made, is divided into equal parts
   of at most a quarter of a pair, each a sentence from then on. Whole, it would lose both ends in nearly every epoch:
   truncation takes about as much off its front as off its back.
 
-Every random number is a function of (seed, epoch, first sentence of the chunk). So all sentences' chunks are
-computed at once as if each began a chunk, and the chunks that do are those which the documents' first
-sentences reach.
+Every random number is a function of (seed, epoch, first sentence of the chunk). So a chunk is computed for every
+sentence at once, as if each began one; the real chunks are those that are reached from the first sentences of the
+documents, each chunk leading to the next.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Int64s = NDArray[np.int64]
 Int32s = NDArray[np.int32]
 Flags = NDArray[np.bool_]
 
-#: of the algorithm where a sentence is over-long; without one, plans are those of version 1, which divided none
+#: version of the algorithm for texts with over-long sentences; others have plans of version 1, which divided none
 PLAN_VERSION = 2
 #: sentences planned at a time (whole documents); bounds the memory of temporaries
 BLOCK_SENTENCES = 2**20
@@ -158,7 +158,7 @@ class _Corpus:
         return position
 
     def tokens_up_to(self, first: Int64s, end: Int64s, wanted: Int64s) -> Int64s:
-        """Tokens of as many sentences from `first` as make `wanted`, at least one, short of sentence `end`."""
+        """Tokens of the fewest sentences from `first` on that have `wanted` tokens or reach `end`, at least one."""
         total, following = self.lengths[first].astype(np.int64), first + 1
         growing = np.arange(len(first))
         while True:
@@ -266,11 +266,11 @@ def _chunks(tokens: Int64s, document_end: Int64s, origin: np.int64, rules: _Rule
 
 
 def _follow(chunks: _Chunks, first_sentences: Int64s) -> tuple[Int64s, Flags]:
-    """First sentences of the chunks that documents really fall into, and whether their B is random.
+    """First sentences of the chunks that the documents are divided into, and whether their B is random.
 
-    A random B leaves the rest of the chunk to the next one, so the share of forced chunks depends on the
-    probability that balances it. Each round comes at least about twice as near (two-sentence documents halve the
-    distance, long ones need two or three rounds).
+    A random B leaves the rest of the chunk to the next one, so the share of chunks of one sentence depends on the
+    probability that balances it: a fixed point. Each round at least about halves the distance to it (two-sentence
+    documents halve it, long ones need two or three rounds).
     """
     forced = chunks.end == np.arange(1, len(chunks.end) + 1)
     balanced = 0.5
@@ -325,7 +325,7 @@ def _truncate(
 
 
 def _heads(tosses: Int64s, keys: Bits) -> Int64s:
-    """Binomial(tosses, 1/2), elementwise: the ones among that many random bits."""
+    """Binomial(tosses, 1/2), elementwise: the number of ones among that many random bits."""
     heads, left = np.zeros_like(tosses), tosses.copy()
     word = 0
     while (unfinished := np.flatnonzero(left > 0)).size:

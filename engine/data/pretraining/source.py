@@ -56,7 +56,7 @@ class TokenFacts:
     regular_ids: Int64s
     """[R] ids of all but special tokens"""
     continues_word: Flags
-    """[V] true for pieces that continue a word (##…)"""
+    """[V] true for word pieces that continue a word (##…)"""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class PretrainingSource:
         return plan_version(self._split.sentence_lengths, self._options.sequence_length)
 
     def summary(self) -> str:
-        """What an epoch shows of the text, in a line: of the epoch at hand, which needs no plan of its own."""
+        """A line that tells how much of the text an epoch covers: one whose plan exists already, else the first."""
         plan = self._plan(min(self._plans, default=0))
         shown = shown_share(plan, int(self._split.sentence_lengths.sum(dtype=np.int64)))
         return (
@@ -149,7 +149,7 @@ class PretrainingSource:
         return PairRows(*(np.concatenate(column) for column in zip(*descriptions, strict=True)))
 
     def lengths(self, epoch: int, indices: Indices) -> Indices:
-        """Tokens of these samples, int64 [B]. No token is read."""
+        """Length in tokens of each of these samples, int64 [B]. No token is read."""
         plan = self._plan(self._source_epoch(epoch))
         return plan.a_length[indices].astype(np.int64) + plan.b_length[indices] + _SPECIAL_TOKENS
 
@@ -185,7 +185,7 @@ class PretrainingSource:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def _pack(self, rows: PairRows, lengths: Int64s) -> tuple[Int64s, Flags, Int64s, Flags]:
-        """Ids, true at text, position in the sequence, true in the second segment: all [T]."""
+        """Token ids, true at tokens of the text, position in the sequence, true in the second segment: all [T]."""
         end = np.cumsum(lengths)
         start = end - lengths
         middle = start + 1 + rows.a_length
@@ -199,7 +199,7 @@ class PretrainingSource:
         return ids, is_text, place - np.repeat(start, lengths), place > np.repeat(middle, lengths)
 
     def _text(self, rows: PairRows) -> NDArray[np.unsignedinteger[Any]]:
-        """Ids of A, B of the first sample, of the second, …"""
+        """Token ids of A and B of the first sample, of the second, …"""
         starts = np.stack((rows.a_start, rows.b_start), axis=1).ravel()
         lengths = np.stack((rows.a_length, rows.b_length), axis=1).ravel()
         return self._split.gather(starts, lengths)
@@ -212,7 +212,7 @@ class PretrainingSource:
         return self._plans[epoch].result()
 
     def _begin_plan(self, epoch: int) -> None:
-        """Make the plan of an epoch, unless it is there or under way; only the one before is kept beside it."""
+        """Begin to make the plan of an epoch, unless that was done; only the previous epoch's is kept beside it."""
         if epoch in self._plans:
             return
         self._plans = {other: plan for other, plan in self._plans.items() if other == epoch - 1}
@@ -230,7 +230,7 @@ class PretrainingSource:
 
 
 def _in_thread(work: Callable[[], PairPlan]) -> Future[PairPlan]:
-    """What a thread is working on. The process may end before it does, which a pool's threads would not allow."""
+    """The result of `work` in a daemon thread: unlike those of a pool, it doesn't keep the process from ending."""
     future: Future[PairPlan] = Future()
 
     def run() -> None:

@@ -45,7 +45,7 @@ class Document(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive documents of one rule for line breaks that become one shard a split."""
+    """Consecutive documents with the same rule for line breaks, which become one shard per split."""
 
     index: int
     documents: list[bytes]
@@ -69,7 +69,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Tokenization:
-    """How a block is tokenized and where its shards go; small, for it travels with every block."""
+    """How a block is tokenized and where its shards go; small, because it is sent with every block."""
 
     folder: Path
     """the workspace's folder, the same on every node"""
@@ -121,9 +121,12 @@ def _uniform(ordinal: int, seed: int) -> float:
 def run_blocks(
     blocks: Iterable[Block], work: Workspace, how: Tokenization, executor: Executor, workers: int
 ) -> dict[str, list[Shard]]:
-    """Tokenize all blocks, a few more than workers in memory; the shards of each split in block order.
+    """Tokenize all blocks, with a few more in memory than there are workers.
 
     Blocks that an earlier run finished are not tokenized again.
+
+    Returns:
+        The shards of each split, in the order of the blocks.
     """
     shards: dict[int, dict[str, Shard]] = {}
     running: dict[Future[dict[str, Shard]], int] = {}
@@ -174,7 +177,7 @@ def _open_cache(folder: Path, fingerprint: str) -> WordCache:
 
 
 def _encode(block: Block, language: str, cache: WordCache) -> Documents:
-    """Ids of each document; sentences without any id are left out, which may leave a document without sentences."""
+    """Token ids of each document; sentences without a token are left out, which may empty a document."""
     counts: list[int] = []
     sentences = _sentences(block, language, counts)
     batches = [cache.encode([])]

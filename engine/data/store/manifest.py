@@ -40,7 +40,7 @@ class Counts:
     sentences: int
     tokens: int
     unknown: int | None
-    """[UNK] among the tokens; None where that is unknown of a shard"""
+    """[UNK] among the tokens; None where that is not known of every shard"""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Manifest:
     tokenizer_fingerprint: str
     vocab_size: int
     versions: dict[str, str]
-    """libraries that made it"""
+    """versions of the libraries that made it"""
 
     def counts(self, split: str) -> Counts:
         return count(self.splits[split])
@@ -85,7 +85,7 @@ def count(shards: Sequence[Shard]) -> Counts:
 
 
 def numbered(sources: Sequence[SourceRecord]) -> list[SourceRecord]:
-    """The sources without their names, which may tell more than a store should: a patient's, a customer's."""
+    """The sources with numbers for names, since names may tell more than a store should: a patient's, a customer's."""
     return [replace(source, name=f"source-{number}") for number, source in enumerate(sources, 1)]
 
 

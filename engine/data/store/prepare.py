@@ -1,6 +1,6 @@
 """Raw text -> token store: read, learn the vocabulary, split, tokenize in parallel, write shards.
 
-The reader cuts the documents into blocks of text and hands them to an executor; a block becomes one shard a
+The reader cuts the documents into blocks of text and hands them to an executor; a block becomes one shard per
 split. Blocks depend on the text alone, so the store has the same bytes for every number of workers.
 """
 
@@ -43,7 +43,7 @@ from engine.errors import UserError
 
 log = logging.getLogger(__name__)
 
-#: of a learned vocabulary, where the user gives none
+#: defaults of a learned vocabulary: its tokens, and the megabytes of text that it is learned from
 VOCAB_SIZE, SAMPLE_MB = 30522, 200
 
 
@@ -56,7 +56,7 @@ class PrepareConfig(CorpusConfig):
     tokenizer: str | None = None
     """vocab.txt, tokenizer.json or Hugging Face folder to use; null learns a WordPiece vocabulary from the text"""
     vocab_size: int | None = None
-    """pieces of a learned vocabulary, special tokens included; null: 30,522"""
+    """tokens of a learned vocabulary, special tokens included; null: 30,522"""
     lowercase: bool | None = None
     """lowercase the text and strip accents (learned vocabulary or bare vocab.txt); null: true"""
     special_tokens: list[str] = field(default_factory=list)
@@ -73,11 +73,11 @@ class PrepareConfig(CorpusConfig):
     seed: int = 1
     """seed of the choice of held-out documents"""
     shard_mb: int = 8
-    """megabytes of text in a shard; a worker needs 200 MB of memory and some three times as much"""
+    """megabytes of text per shard; a worker needs 200 MB of memory and some three times a shard's text"""
     source_names: bool = True
     """name the sources in the manifest; false numbers them (their hashes stay, and messages still name files)"""
     workers: int | None = None
-    """worker processes; null takes one a core, 0 none; under mpirun the other ranks are the workers"""
+    """worker processes; null takes one per core, 0 none; under mpirun the other ranks are the workers"""
     overwrite: bool = False
     """replace a store that was made with other settings"""
 
@@ -114,8 +114,8 @@ def prepare(config: PrepareConfig, executor: Executor | None = None, workers: in
     """Make the store of `config`, go on with an unfinished one, or return the one that is already there.
 
     Args:
-        executor: runs the blocks (`engine.data.store.executor.open_executor`); this process when None.
-        workers: tasks that the executor runs at a time, which bounds the blocks in memory.
+        executor: tokenizes the blocks (`engine.data.store.executor.open_executor`); this process when None.
+        workers: tasks that the executor runs at a time, which bounds the number of blocks in memory.
 
     Raises:
         UserError: a wrong field, unreadable text, too little text, an output folder with another store.
@@ -209,7 +209,7 @@ def _vocabulary(config: PrepareConfig, sources: list[Source], work: Workspace, g
 
 
 def _first_sentences(config: PrepareConfig, sources: list[Source]) -> list[str]:
-    """What a vocabulary is tried on before all text is tokenized."""
+    """Sentences on which a vocabulary is checked before the whole text is tokenized."""
     documents = sample(read_documents(config, sources))
     return [sentence for text in documents for sentence in split_sentences(text, config.language)]
 
@@ -262,7 +262,7 @@ def _check_unknown(splits: dict[str, list[Shard]], config: PrepareConfig) -> Non
 
 
 def _check_enough(splits: dict[str, list[Shard]], config: PrepareConfig) -> None:
-    """NSP needs two documents, for false pairs, and a document with two sentences, for true ones."""
+    """Refuse too little text: NSP needs two documents, for random pairs, and one with two sentences, for true ones."""
     names = ", ".join(config.source)
     train, validation = count(splits["train"]), count(splits["validation"])
     documents = train.documents + validation.documents

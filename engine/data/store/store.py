@@ -49,7 +49,7 @@ class Documents:
 def write_shard(path: Path, documents: Documents) -> Shard:
     """Write one Arrow shard; equal documents make equal bytes.
 
-    The file is what `datasets` itself would write, which takes a second to import and a copy of the documents.
+    The file is what `datasets` itself would write; its import takes a second, and it would copy the documents.
 
     Args:
         path: final name; the file is written aside first.
@@ -130,7 +130,7 @@ class Split:
         return view
 
     def gather(self, starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> NDArray[Any]:
-        """The ids of N >= 1 segments one after the other, each as by `tokens`."""
+        """Token ids of N >= 1 segments one after the other; `starts` and `lengths` [N] as for `tokens`."""
         found: NDArray[Any] = np.concatenate(self._views(starts, lengths))
         assert len(found) == lengths.sum(), "a slice crosses a document"
         return found

@@ -1,9 +1,9 @@
-"""Encoding of much text by looking words up.
+"""Tokenization of large texts with a cache of the token ids of words.
 
 BERT's normaliser and splitter never look across white space, so the ids of a text are the ids of its words one after
 the other, and most words of a corpus have been seen before. A word costs one look-up in a dictionary then; the rest
-is arithmetic on whole arrays. On Wikipedia a core does 2.2 times the tokenizer's work in the first 8 MB, where many
-words are new, and 2.8 times later, sentence splitting included.
+is arithmetic on whole arrays. On Wikipedia a core is 2.2 times as fast as with the tokenizer in the first 8 MB, where
+many words are new, and 2.8 times later, sentence splitting included.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from engine.data.tokenizer.wordpiece import Vocabulary, unquote
 
 #: words kept, about 60 MB; the frequent ones come early, so a full cache just stops growing
 CACHED_WORDS = 400_000
-#: new words in a text for the tokenizer: enough to amortise its call, more gain nothing
+#: new words that a text for the tokenizer is made of: enough to amortise its call, more would gain nothing
 WORDS_IN_TEXT = 64
 
 #: a word that ends a text; it has number 0 and no ids
 _END = "\0"
-#: the splitter makes words of their own of all punctuation; with these done before, there are half as many words
+#: the splitter makes a word of each punctuation mark; splitting these off first leaves half as many distinct words
 _PUNCTUATION = ',.()"'
 #: control characters that `str.split` takes for white space, and the one above, become another control character:
 #: the normaliser deletes them all
@@ -47,7 +47,7 @@ class WordCache:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self._punctuation = [mark for mark in _PUNCTUATION if not any(mark in one for one in vocabulary.added_tokens)]
-        # A word that is looked up for the first time gets the next number; its pieces are found afterwards.
+        # A word that is looked up for the first time gets the next number; it is tokenized afterwards, with others.
         self._numbers: defaultdict[str, int] = defaultdict(None, {_END: 0})
         self._numbers.default_factory = self._numbers.__len__
         self._pieces = np.empty(0, vocabulary.id_dtype)
@@ -78,7 +78,7 @@ class WordCache:
         return joined.split()
 
     def _learn(self) -> None:
-        """Find the pieces of the words that have a number only."""
+        """Tokenize the words that have a number but no token ids yet."""
         unknown = len(self._numbers) - len(self._counts)
         if not unknown:
             return
@@ -99,11 +99,11 @@ class WordCache:
 
 
 def _encode_words(words: Sequence[str], vocabulary: Vocabulary) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Pieces of words that hold no white space, one after the other, and how many each has.
+    """Token ids of words that hold no white space, one word after the other, and the number of ids of each.
 
-    A call of the tokenizer costs more than a word does, so it gets many in a text, each followed by [SEP]. Tokens
-    are found before the text is normalised and none holds a space, so no [SEP] is lost; should a word hold one
-    too, there are more than words.
+    A call of the tokenizer costs more than a word does, so it gets many words in a text, each followed by [SEP].
+    Special tokens are found before the text is normalised and none holds a space, so no [SEP] is lost; should a word
+    hold one too, there are more of them than words.
     """
     ended = [f"{word} [SEP] " for word in unquote(words)]
     texts = ["".join(ended[start : start + WORDS_IN_TEXT]) for start in range(0, len(ended), WORDS_IN_TEXT)]

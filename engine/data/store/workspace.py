@@ -28,7 +28,7 @@ PARTIAL = ".partial"
 SETTINGS_NAME = "settings.json"
 RECORDS = "records"
 LOCK = "lock"
-#: settings of stores that don't state them, for the version that made them knew nothing else
+#: what settings were in stores that don't record them: the version that made these knew no other values
 UNSAID = {"lines": "wrapped", "by_content": []}
 
 
@@ -57,7 +57,7 @@ def find_complete(output: Path, wanted: dict[str, Any], overwrite: bool) -> Mani
         raise UserError(f"output: {output} is a file; choose a folder")
     if not (output / MANIFEST_NAME).is_file():
         others = [path.name for path in output.iterdir() if path.name != PARTIAL] if output.is_dir() else []
-        # a run that is killed while it moves files up leaves shards beside the partial folder
+        # A run that is killed while it moves the files up leaves shards beside the partial folder.
         if others and not (output / PARTIAL).is_dir():
             raise UserError(f"output: {output} holds other files, e.g. {others[0]}; choose a new or empty folder")
         return None
@@ -146,7 +146,7 @@ class Workspace:
         return path.is_file() and path.stat().st_size == shard.bytes and hash_file(path) == shard.sha256
 
     def publish(self, manifest: Manifest) -> None:
-        """Move the store into place, in the stead of an older one; the manifest comes last."""
+        """Move the store to its final place, replacing an older one; the manifest comes last."""
         (self.output / MANIFEST_NAME).unlink(missing_ok=True)
         for path in [*self.output.glob("*.arrow"), self.output / TOKENIZER_FOLDER]:
             remove(path)

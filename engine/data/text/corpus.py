@@ -1,4 +1,4 @@
-"""Readers: whatever holds text -> a stream of documents.
+"""Sources of text of any kind -> a stream of documents.
 
 A source is a file (plain text, JSON lines, parquet), a folder of such files, a saved or named `datasets`
 dataset, or "embedded", the prose of the Python installation. Everything streams: memory is bounded by the
@@ -51,8 +51,8 @@ TOLD_BY_CONTENT = ("", ".txt", ".json")
 SUPPORTED = ".txt, .md, no suffix, .jsonl, .ndjson, .json with a line an object (each also .gz, .xz, .bz2) or .parquet"
 #: files that describe a folder of data and are no part of it
 DESCRIPTIONS = ("README", "LICENSE", "LICENCE", "COPYING", "CHANGELOG")
-#: Plain-text files that come in such a number are notes, articles or books, a file each: corpora with blank lines
-#: between documents come in a few large files. Hardly a book is longer than a megabyte.
+#: So many plain-text files are notes, articles or books, one per file: corpora with blank lines between documents come
+#: in a few large files. Hardly any book is longer than a megabyte.
 MANY_FILES = 20
 BOOK_BYTES = 1_000_000
 
@@ -78,7 +78,7 @@ class CorpusConfig:
 
 @dataclass(frozen=True)
 class Source:
-    """One thing that a reader opens."""
+    """What a reader opens: a file, a dataset or the embedded corpus."""
 
     name: str
     kind: SourceKind
@@ -86,7 +86,7 @@ class Source:
     given: str
     """the entry of `CorpusConfig.source` that it belongs to"""
     by_content: bool = False
-    """whether the content told the kind, against the name"""
+    """whether the kind was told from the content, not from the name"""
     documents: Documents = "blank_line"
     lines: Lines = "wrapped"
 
@@ -149,7 +149,7 @@ def _expand_folder(folder: Path, text_field: str) -> list[Source]:
             skipped.append(path)
             continue
         source = _recognised(Source(str(path), kind, path, str(folder)), text_field)
-        # a .json in a folder may as well describe it
+        # A .json file in a folder may describe the data instead of being part of it.
         if _suffix(path) == ".json" and not source.by_content:
             skipped.append(path)
         else:
@@ -202,7 +202,7 @@ def _json_fields(line: str) -> list[str]:
 
 
 def _with_documents(sources: list[Source], documents: str) -> list[Source]:
-    """The sources with the rule for documents of plain text; files that were given one by one are as a folder."""
+    """The sources with the rule for documents of plain text; files that were given one by one count as one folder."""
     sizes: dict[str, list[int]] = {}
     for source in sources:
         if source.kind == "text":
@@ -264,7 +264,7 @@ def read_documents(config: CorpusConfig, sources: Sequence[Source], position: Po
                 empty += 1
         position.bytes = max(position.bytes, start + stored_bytes([source]))
         position.documents[source.name] += count
-        if source.kind not in ("text", "wiki"):  # of plain text an empty document is two blank lines
+        if source.kind not in ("text", "wiki"):  # in plain text, two blank lines make an empty document
             position.without_text[source.name] += empty
 
 

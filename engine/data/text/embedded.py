@@ -1,7 +1,7 @@
 """The embedded corpus: prose that every Python installation carries, so a first run needs no network.
 
-Two parts: the language reference in `pydoc_data/topics.py` (a document a topic) and the docstrings of the
-standard library (a document a module). Files are parsed with `ast`, nothing of them is executed. The text
+Two parts: the language reference in `pydoc_data/topics.py` (one document per topic) and the docstrings of the
+standard library (one document per module). Files are parsed with `ast`, nothing of them is executed. The text
 differs between Python versions, so nothing may rely on its exact size.
 """
 
@@ -33,7 +33,7 @@ _MARKUP = re.compile(r"``?|\*\*?(?=\w)|(?<=\w)\*\*?(?!\w)")
 def embedded_documents() -> tuple[str, ...]:
     """The documents, in an order that depends on the Python installation alone; a few megabytes.
 
-    A paragraph that came before is dropped, so that held-out documents don't repeat training text.
+    Repeated paragraphs are dropped, so that held-out documents don't repeat training text.
     """
     root = Path(sysconfig.get_path("stdlib"))
     seen: set[str] = set()
@@ -45,7 +45,7 @@ def embedded_documents() -> tuple[str, ...]:
 
 
 def paragraphs_by_module() -> Iterator[tuple[str, str]]:
-    """Distinct (top-level module, paragraph) pairs: what each part of the library says of itself."""
+    """Distinct (top-level module, paragraph) pairs of the standard library's docstrings."""
     seen: set[str] = set()
     for module, texts in _raw_documents(Path(sysconfig.get_path("stdlib"))):
         for paragraph in chain.from_iterable(map(prose, texts)):
@@ -106,7 +106,7 @@ def _document(texts: Iterable[str], seen: set[str]) -> str:
 def prose(text: str) -> Iterator[str]:
     """The paragraphs of a docstring that are prose, unwrapped, without the commonest reST markup.
 
-    Headings, doctests, code, tables and fields are dropped by what prose looks like: words, mostly letters.
+    Headings, doctests, code, tables and fields are dropped by a heuristic: prose is words, mostly of letters.
     """
     for block in re.split(r"\n\s*\n", text):
         for item in _items(block):

@@ -1,7 +1,7 @@
-"""What a line of some text is: a sentence, a paragraph, or as much as fits the width of a page.
+"""Tells what a line of some text is: a sentence, a paragraph, or as much as fits the width of a page.
 
-BERT's own format has a sentence a line, books are wrapped, and many corpora have a paragraph a line. A line break
-inside a paragraph ends a sentence in the first and the third and is a space in the second.
+BERT's own format has one sentence per line, books are wrapped, and many corpora have one paragraph per line. A line
+break inside a paragraph ends a sentence in the first and the third and is a space in the second.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _BLANK_LINE = re.compile(r"\n\s*\n")
 #: ends of sentences of the scripts that have any, and what may follow them
 _STOPS = tuple(".!?…‽。！？｡．।॥؟۔։።။")
 _CLOSERS = "\"'”’»)]}」』*_"
-#: a clause goes on behind them: verse, and lines that are broken where it suits
+#: endings of a line after which the sentence goes on: of verse, and of lines that are broken at will
 _CONTINUES = (",", ";", "-", "–", "—", "，", "、", "；", "،")
-#: nobody wraps prose at fewer characters
+#: wrapped prose has lines of at least so many characters
 _NARROWEST = 40
 #: scripts from here on are written without spaces, so that a line can break before any character
 _NO_SPACES = "\u2e80"
@@ -27,7 +27,7 @@ _NO_SPACES = "\u2e80"
 _NEARLY_NO_STOPS = 0.05
 _NEARLY_ALL_END = 0.8
 _MANY_CONTINUE = 0.1
-#: extra sentences a line that a splitter finds by mistake in lines that are one sentence each
+#: extra sentences per line that a splitter finds by mistake in lines of one sentence each
 _MISTAKES = 0.25
 
 
@@ -43,13 +43,13 @@ class Layout:
     filled: float
     """share with no room for the next line's first word"""
     width: int
-    """that nine of ten lines keep to, in characters"""
+    """length that nine of ten lines don't exceed, in characters"""
     into_lower: float
-    """share that is followed by a small letter in a paragraph that begins with none"""
+    """share followed by a line that begins with a lower-case letter, in paragraphs that don't begin with one"""
     inner_ends: float
-    """ends of sentences inside a line, a line"""
+    """mean number of sentence ends inside a line"""
     stops: float
-    """ends of sentences, a line, last lines of paragraphs included"""
+    """mean number of sentence ends per line, the last lines of paragraphs included"""
 
 
 def measure(texts: Iterable[str], language: str) -> Layout | None:
@@ -88,12 +88,12 @@ def _stops(line: str) -> bool:
 
 
 def _small_followers(lines: list[str]) -> int:
-    """Lines that begin with a small letter; none where the first does, for it tells nothing there."""
+    """Number of lines that begin with a lower-case letter; 0 where the first does, since it tells nothing there."""
     return 0 if lines[0][0].islower() else sum(line[0].islower() for line in lines)
 
 
 def _first_word(line: str) -> int:
-    """Characters that the line above would have needed room for."""
+    """Length of the line's first word in characters: the room that it would have needed in the line above."""
     return 1 if line[0] >= _NO_SPACES else len(line.split(None, 1)[0])
 
 

@@ -1,4 +1,4 @@
-"""How far preparation has come: a bar on a terminal, else a line in the log now and then."""
+"""Progress of a preparation: a bar on a terminal, else a line in the log now and then."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Progress:
 
 
 class LearningProgress:
-    """How far a vocabulary is learned: two passes over the text, then the pieces; a context manager.
+    """Progress of learning a vocabulary: two passes over the text, then the word pieces; a context manager.
 
-    A thread speaks, for pieces are learned inside `tokenizers`, which says nothing meanwhile.
+    A thread reports it, because `tokenizers` learns the word pieces in one call that reports nothing.
     """
 
     PHASES = ("count characters", "count words", "learn pieces")
@@ -82,7 +82,7 @@ class LearningProgress:
         self._share = min(share, 1.0)
 
     def end_pass(self) -> None:
-        """The text was read to its end; the second time, what follows is without text."""
+        """The text was read to its end; after the second pass no text is read any more."""
         self._share = 1.0
         if self._passes > 1:
             self._next_phase()

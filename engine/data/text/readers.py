@@ -1,6 +1,6 @@
 """Readers of one source each: plain text, WikiExtractor's files, JSON lines, parquet, `datasets`.
 
-Each yields the texts of the documents in order. A row without text is an empty one, which the caller counts.
+Each yields the texts of the documents in order. A row without text yields an empty text, which the caller counts.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Position:
     """How far reading has come."""
 
     bytes: int = 0
-    """of the sources as stored: compressed ones count compressed"""
+    """bytes read of the sources as stored: of compressed files, compressed bytes"""
     documents: Counter[str] = field(default_factory=Counter)
-    """of each source that was read to its end"""
+    """documents of each source that was read to its end"""
     without_text: Counter[str] = field(default_factory=Counter)
     """rows that hold no text, of each source that was read to its end"""
 
@@ -58,7 +58,7 @@ def numbered_lines(path: Path, position: Position) -> Iterator[tuple[int, str]]:
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: damaged after line {number} ({error}); get the file again") from error
     except OSError as error:
-        if error.strerror is None:  # what bz2 raises has no number
+        if error.strerror is None:  # bz2 raises an OSError without a number
             raise UserError(f"{path}: damaged after line {number} ({error}); get the file again") from error
         raise UserError(f"{path}: can't be read ({error.strerror}); check its permissions") from error
 
@@ -142,10 +142,12 @@ def _check_column(where: object, name: str, types: dict[str, str]) -> None:
 
 
 def open_dataset(name: str, folder: Path | None, split: str) -> Any:
-    """A `datasets.Dataset`. Not annotated so: jsonargparse would import a second's worth of libraries for the name.
+    """Open a `datasets.Dataset`. It is not annotated as one: to resolve the name jsonargparse would import the library.
 
     Args:
-        name: of the source; `datasets:NAME[:CONFIG]` unless it is in a `folder` of `save_to_disk`.
+        name: name of the source; `datasets:NAME[:CONFIG]` unless it is in a `folder` of `save_to_disk`.
+        folder: a folder of `Dataset.save_to_disk`; None for a named data set.
+        split: the split to open.
     """
     import datasets
 

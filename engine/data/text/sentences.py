@@ -1,7 +1,7 @@
 """Documents -> sentences, by `sentencex`.
 
 Chosen because it is maintained (Wikimedia), knows the abbreviations of some 300 languages with fallbacks for the
-others, needs neither a model nor a download, and splits about 100 MB/s on a core, so that it costs little
+others, needs neither a model nor a download, and splits about 100 MB/s per core, so that it costs little
 beside the tokenizer. Learned splitters are slower by orders of magnitude; NSP segments join neighbouring
 sentences again, so their gain would not be seen.
 """
@@ -25,7 +25,8 @@ def split_sentences(document: str, language: str = "en", lines: Lines = "wrapped
 
     Args:
         language: ISO 639-1 code, which selects the abbreviations; an unknown one falls back to English's.
-        lines: a line of "sentence" is one, whatever stops it holds; one of "paragraph" ends its last sentence.
+        lines: with "sentence" each line is one, whatever stops it holds; with "paragraph" the end of a line ends a
+            sentence; with "wrapped" it is white space.
     """
     from sentencex import segment
 

@@ -1,4 +1,4 @@
-"""What the sources of a corpus are, as far as their content tells: in words, and as settings of the store."""
+"""What the content of a corpus's sources tells of their format: in words, and as settings of the store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.data.text.layout import judge, measure
 from engine.data.text.readers import Position
 from engine.data.text.sentences import Lines
 
-#: of a part of the corpus, characters and files that are looked at to tell what its lines are
+#: characters and files of each part of the corpus that are read to tell what its lines are
 SURVEYED_CHARACTERS = 300_000
 SURVEYED_FILES = 32
 
@@ -50,7 +50,7 @@ def with_lines(sources: Sequence[Source], config: CorpusConfig, language: str) -
 
 
 def _parts(sources: Sequence[Source]) -> dict[str, list[Source]]:
-    """What is looked at and told of as one: the files of a kind of a folder if they are many, else each by itself."""
+    """Sources that are judged and reported as one: many files of one kind in a folder; others are a part each."""
     groups: dict[tuple[str, str], list[Source]] = {}
     for source in sources:
         groups.setdefault((source.folder, source.kind), []).append(source)
@@ -65,7 +65,7 @@ def _parts(sources: Sequence[Source]) -> dict[str, list[Source]]:
 
 
 def _sample(sources: Sequence[Source], config: CorpusConfig) -> Iterator[str]:
-    """The starts of some of the sources, evenly taken."""
+    """The beginnings of evenly chosen sources."""
     chosen = sources[:: -(-len(sources) // SURVEYED_FILES)]
     for source in chosen:
         left = SURVEYED_CHARACTERS // len(chosen)
@@ -77,7 +77,7 @@ def _sample(sources: Sequence[Source], config: CorpusConfig) -> Iterator[str]:
 
 
 def describe_sources(sources: Sequence[Source], config: CorpusConfig) -> list[str]:
-    """What the sources are, against their names or by the rules of `auto`."""
+    """Lines that tell what sources were taken for, where that is not plain from their names."""
     said = []
     for kind, words in {"wiki": "WikiExtractor's, each <doc> a document", "jsonl": "JSON lines"}.items():
         if count := sum(source.kind == kind and source.by_content for source in sources):
@@ -91,7 +91,7 @@ def describe_sources(sources: Sequence[Source], config: CorpusConfig) -> list[st
 
 
 def describe_reading(sources: Sequence[Source], position: Position) -> list[str]:
-    """What plain text was cut into, and what rows were left out, of sources that `position` saw to their ends."""
+    """Lines about the documents of plain text and the rows left out, of sources that were read to their ends."""
     said = []
     for name, members in _parts(sources).items():
         names = {source.name for source in members}

@@ -1,4 +1,4 @@
-"""Text files as they come: compressed or not, with any line ends, and often something else than UTF-8 text."""
+"""Text files as users have them: compressed or not, with any line ends, and sometimes not UTF-8 text at all."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import IO, Any, cast
 from engine.errors import UserError
 
 COMPRESSIONS = (".gz", ".xz", ".bz2")
-#: bytes that are looked at to tell what a file holds, at least
+#: least number of bytes that are read to tell what a file holds
 HEAD_BYTES = 4096
 
 _TO_UTF8 = "convert it: iconv -f UTF-16 -t UTF-8 FILE"
-#: first bytes of what is given by mistake for text: what it is, and the remedy
+#: first bytes of files that are given for text by mistake -> what they are, and the remedy
 _OTHER_CONTENT = {
     b"\xff\xfe": ("UTF-16, not UTF-8", _TO_UTF8),
     b"\xfe\xff": ("UTF-16, not UTF-8", _TO_UTF8),
@@ -60,10 +60,10 @@ def text_lines(path: Path, read: Callable[[int], object] = lambda _: None) -> It
     Lines end at line feeds; in a file of carriage returns alone, at these.
 
     Args:
-        read: called with each line's place in the file as stored, in bytes.
+        read: called with each line's position in the file as stored, in bytes.
 
     Raises:
-        UserError: the file is plainly none of text.
+        UserError: the file is plainly no text file.
         UnicodeDecodeError: the line after the last one is not UTF-8.
         EOFError, OSError, lzma.LZMAError, zlib.error: compressed data is damaged, or the file can't be read.
     """
@@ -81,7 +81,7 @@ def text_lines(path: Path, read: Callable[[int], object] = lambda _: None) -> It
 def _lines_of_any_end(stream: IO[bytes]) -> Iterator[bytes]:
     rest = b""
     while block := stream.read(1 << 16):
-        # the last is kept back: the next block may begin with the second half of its \r\n
+        # The last line is kept back: the next block may begin with the second half of its \r\n.
         *lines, rest = (rest + block).splitlines(keepends=True)
         yield from (line.rstrip(b"\r\n") + b"\n" for line in lines)
     if rest:
@@ -107,7 +107,7 @@ def parse_json(line: str) -> Any:
 
 
 def without_half_characters(text: str) -> str:
-    """A text from JSON, which can escape half of a surrogate pair: no character, and nothing that UTF-8 can hold."""
+    """A text from JSON without lone surrogates, which JSON can escape: no characters, and UTF-8 can't hold them."""
     return text.encode("utf-8", "ignore").decode()
 
 

@@ -1,1 +1,1 @@
-"""Vocabularies: learned here, or read from a Hugging Face folder and obeyed or refused."""
+"""Vocabularies: learned here, or read from a Hugging Face folder whose every setting is followed or refused."""

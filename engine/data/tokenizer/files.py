@@ -27,7 +27,7 @@ WORDS = "vocab.txt"
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 #: fields that list further special tokens; the first is transformers 5's name
 LISTS = ("extra_special_tokens", "additional_special_tokens")
-#: options of tokenizers that cut text by other programs; any value but null means that ids can't be computed here
+#: options of tokenizers that split text with other programs; any value but null means that ids can't be computed here
 FOREIGN = (
     "word_tokenizer_type",
     "subword_tokenizer_type",
@@ -37,7 +37,7 @@ FOREIGN = (
     "spm_file",
     "sp_model_kwargs",
 )
-#: options that only one value of is computed here, because the fast tokenizers ignore every other
+#: options of which only these values are supported, because the fast tokenizers ignore all others
 FIXED: Mapping[str, tuple[Any, ...]] = {
     "do_basic_tokenize": (True, None),
     "do_word_tokenize": (True, None),
@@ -48,7 +48,7 @@ FIXED: Mapping[str, tuple[Any, ...]] = {
     "padding_side": ("right", None),
     "truncation_side": ("right", None),
 }
-#: a length above this means that there is none: transformers writes 10^30
+#: a model_max_length above this means that there is no limit: transformers writes 10^30
 NO_LENGTH = 1_000_000_000
 
 
@@ -80,7 +80,7 @@ def read_files(path: Path) -> TokenizerFiles:
     """Read the folder, or the one file that was given and what lies beside it.
 
     Raises:
-        UserError: nothing there, an unreadable file, or an option that can't be obeyed.
+        UserError: nothing there, an unreadable file, or an option that isn't supported.
     """
     if not path.exists():
         raise UserError(f"tokenizer: {path} does not exist; give vocab.txt, tokenizer.json or a Hugging Face folder")
@@ -124,7 +124,7 @@ def flag(files: TokenizerFiles, field: str) -> bool | None:
 
 
 def wrong(files: TokenizerFiles, file: str, field: str, value: object, remedy: str) -> UserError:
-    """The error of a field that can't be obeyed."""
+    """The error of a field whose value isn't supported."""
     return UserError(f"tokenizer: {files.path}: {field} {value!r} in {file} is not supported; {remedy}")
 
 
@@ -190,7 +190,7 @@ def _words(path: Path) -> list[str] | None:
         lines = file.read_bytes().decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"tokenizer: {file} is not UTF-8 ({error.reason}); give a vocab.txt") from error
-    # the tokenizers library cuts the white space after a token off
+    # The tokenizers library strips the white space after a token.
     tokens = [line.rstrip() for line in (lines[:-1] if lines[-1] == "" else lines)]
     repeated = [token for token, count in Counter(tokens).items() if count > 1]
     if repeated and not (path / SERIALISED).is_file():
@@ -200,7 +200,7 @@ def _words(path: Path) -> list[str] | None:
 
 
 def _check_options(files: TokenizerFiles) -> None:
-    """Refuse what would cut text in a way that is not BERT's."""
+    """Refuse options that would split text otherwise than BERT does."""
     remedy = "its ids can't be computed here; give a BERT WordPiece tokenizer"
     for field in FOREIGN:
         if files.config.get(field) is not None:
@@ -237,7 +237,7 @@ def _check_names(files: TokenizerFiles) -> None:
 
 
 def _check_agreement(files: TokenizerFiles) -> None:
-    """A word list that was edited beside an older tokenizer.json, or the reverse, says two things."""
+    """Refuse a vocab.txt and a tokenizer.json that contradict each other, as when only one of them was edited."""
     if files.serialised is None or files.words is None:
         return
     ids = dict(files.serialised["model"]["vocab"])

@@ -82,11 +82,12 @@ def load_tokenizer(path: str | Path, lowercase: bool = True) -> Vocabulary:
     """Open a vocab.txt, a tokenizer.json or a Hugging Face folder that holds either.
 
     Args:
-        lowercase: casing of a word list beside which nothing tells it.
+        path: the file or folder.
+        lowercase: whether to lowercase where no file tells it, as with a bare vocab.txt.
 
     Raises:
-        UserError: nothing there, an unreadable file, not WordPiece, a missing special token, or a folder that says
-            what can't be obeyed, or two things at once.
+        UserError: nothing there, an unreadable file, not WordPiece, a missing special token, or settings that aren't
+            supported or contradict each other.
     """
     files = read_files(Path(path))
     ids = _ids(files)
@@ -106,7 +107,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def with_max_length(config: dict[str, Any], positions: int) -> dict[str, Any]:
-    """A tokenizer_config.json for a model of so many positions: `model_max_length` is at most that.
+    """A tokenizer_config.json for a model with so many position embeddings: `model_max_length` is at most that.
 
     Without it transformers doesn't truncate, and a long text fails in the position embeddings.
     """
@@ -129,7 +130,7 @@ def _is_whole(files: TokenizerFiles) -> bool:
     """Whether tokenizer.json is the tokenizer, rather than the tokens of a BertTokenizer.
 
     Raises:
-        UserError: a class or a model whose tokenizer cuts text in another way.
+        UserError: a class or a model whose tokenizer splits text in another way.
     """
     named = [(CONFIG, files.config.get("tokenizer_class")), ("config.json", files.model.get("tokenizer_class"))]
     classes = [(file, str(name)) for file, name in named if name is not None]
@@ -185,7 +186,7 @@ def _rebuilt(files: TokenizerFiles, ids: dict[str, int], lowercase: bool) -> Tok
 
 
 def _check_components(files: TokenizerFiles, values: dict[str, bool | None]) -> None:
-    """Refuse a tokenizer.json that is more than the tokens of a BertTokenizer, for transformers drops the rest."""
+    """Refuse a tokenizer.json that is more than the tokens of a BertTokenizer, since transformers drops the rest."""
     content = files.serialised
     assert content is not None
     model, normalizer = content["model"], content.get("normalizer") or {}
@@ -254,7 +255,7 @@ def _numbered(files: TokenizerFiles) -> dict[int, AddedToken]:
 def _numbered_of_old(files: TokenizerFiles) -> dict[int, AddedToken]:
     """Those of added_tokens.json and tokenizer.json."""
     special = set(files.named())
-    # transformers looks for a token in the text as it is written only where one of these fields names it
+    # transformers matches a token in the text before normalisation only where one of these fields names it.
     exact = _role_tokens(files).union(map(content_of, further_tokens(files.config)))
     exact.update(map(content_of, files.special.get("extra_special_tokens") or []))
     found = {}

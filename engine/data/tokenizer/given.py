@@ -1,4 +1,4 @@
-"""The tokenizer that a preparation is given: opened, told apart from the options beside it, and compared."""
+"""The user's own tokenizer for a preparation: opened, checked against the other options, compared with transformers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Given:
     vocabulary: Vocabulary
     """with the special tokens that the user adds"""
     lowercase: bool | None
-    """the user's own word about casing"""
+    """the user's setting of casing; None where none is given"""
 
     def compare(self, texts: Sequence[str]) -> None:
         """Raise a `UserError` unless transformers, where it can open the folder, gives the texts the same ids."""

@@ -1,4 +1,4 @@
-"""The share of [UNK] among the word pieces of a text: a tokenizer that was made for other text loses what it says."""
+"""The share of [UNK] among the word pieces of a text: a tokenizer made for other text loses what this one says."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from engine.data.tokenizer.vocabulary import Vocabulary
 from engine.errors import UserError
 
-#: above this share most sentences have a hole: a vocabulary of its own language has well below 1 %
+#: above this share most sentences lose a word; with a vocabulary of the text's own language it is well below 1 %
 MAX_UNKNOWN_SHARE = 0.2
 
 
@@ -29,8 +29,11 @@ def check_unknown(unknown: int, pieces: int, bound: float, what: str, field: str
     """Refuse a text of which more than `bound` is [UNK].
 
     Args:
-        what: the text, for the message.
-        field: the option that sets the bound.
+        unknown: number of [UNK].
+        pieces: number of word pieces, those included.
+        bound: largest share that is allowed, in [0, 1].
+        what: name of the text, for the message.
+        field: name of the option that sets the bound.
 
     Raises:
         UserError: too many unknown pieces.

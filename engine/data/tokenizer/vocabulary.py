@@ -1,4 +1,4 @@
-"""A WordPiece vocabulary with BERT's special tokens, and what the rest of the pipeline asks of it."""
+"""A WordPiece vocabulary with BERT's special tokens, and the facts that the rest of the pipeline needs of it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 #: what transformers calls them
 NAMES = {f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS}
 CONTINUES = "##"
-#: characters of the longest word that WordPiece cuts up; a longer one is [UNK] (Devlin et al. 2019, tokenization.py)
+#: characters of the longest word that WordPiece splits; a longer one is [UNK] (Devlin et al. 2019, tokenization.py)
 MAX_WORD = 100
-#: text that quotes a special token; taken for one, it would be masked or end a segment
+#: special tokens that a text quotes; taken for real ones, they would count as masked or end a segment
 _LITERAL = re.compile(r"\[(PAD|UNK|CLS|SEP|MASK)\]")
 _UNUSED = re.compile(r"\[unused\d+\]")
 
@@ -92,7 +92,7 @@ class Vocabulary:
 
     @cached_property
     def regular_ids(self) -> NDArray[np.int64]:
-        """Ids of real text pieces, ascending: no special token, no [unusedN]."""
+        """Ids of ordinary word pieces, ascending: no special token, no [unusedN]."""
         added = {token.content for token in self.backend.get_added_tokens_decoder().values() if token.special}
         excluded = added.union(SPECIAL_TOKENS, [""])
         regular = [i for i, token in enumerate(self.tokens) if token not in excluded and not _UNUSED.fullmatch(token)]
@@ -100,7 +100,7 @@ class Vocabulary:
 
     @cached_property
     def continues_word(self) -> NDArray[np.bool_]:
-        """[vocab_size]: True where the piece continues the word before it (##...)."""
+        """[vocab_size] bool: true for word pieces that continue a word (##...)."""
         return np.array([token.startswith(CONTINUES) and len(token) > 2 for token in self.tokens])
 
     @cached_property
@@ -125,7 +125,7 @@ class Vocabulary:
         return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
     def _unusual_added_tokens(self) -> list[dict[str, Any]]:
-        """The added tokens that the ids of special tokens don't tell: those with options, and [unusedN]."""
+        """The added tokens that their ids alone don't describe: those with options of their own, and [unusedN]."""
         added = self.backend.get_added_tokens_decoder()
         described = [{"id": index, **describe_added(added[index])} for index in sorted(added)]
         flags = ("lstrip", "rstrip", "single_word", "normalized")
@@ -174,7 +174,7 @@ class Vocabulary:
         return self.encode_with_special(unquote(texts))
 
     def encode_with_special(self, texts: Sequence[str]) -> list[list[int]]:
-        """As `encode_batch`, but special tokens in the texts are taken for such."""
+        """As `encode_batch`, but special tokens in the texts become their own ids."""
         return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
@@ -252,7 +252,7 @@ def describe_added(token: AddedToken) -> dict[str, Any]:
 
 
 def normalizer_parts(normalizer: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """A serialised normaliser's steps in order; a sequence is taken apart."""
+    """The steps of a serialised normaliser in order; a Sequence is flattened."""
     if normalizer is None:
         return []
     if normalizer.get("type") == "Sequence":

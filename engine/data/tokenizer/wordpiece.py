@@ -37,11 +37,11 @@ def train_wordpiece(
 ) -> Vocabulary:
     """Learn a WordPiece vocabulary with BERT's normaliser and splitter, and save it to `out_dir`.
 
-    `documents` is read twice (characters, then words), so it is a list or another thing that starts anew.
+    `documents` is read twice (characters, then words), so it must be re-iterable, not a generator.
 
     Ids: the five special tokens, `special_tokens`, single characters, ##characters, then pieces in the order
     in which they were learned. Equal documents give an equal vocabulary. It is smaller than `vocab_size` when
-    the text has too few pieces that occur twice.
+    too few word pieces occur twice in the text.
 
     Raises:
         UserError: the documents hold no text, or a special token that no text could hold.
