@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdamRule(ExactRule):
-    """Bias-corrected moments and decoupled weight decay."""
+    """AdamW in float64: bias-corrected moments and decoupled weight decay."""
 
     betas: tuple[float, float]
     eps: float
     weight_decay: float
     number: int
-    """of this update, from 1"""
+    """number of this update, from 1, for the bias correction"""
 
     def step(self, old: Mapping[str, Tensor]) -> ExactStep:
         (beta1, beta2), weight, gradient = self.betas, old["weight"], old["gradient"]
@@ -47,14 +47,14 @@ class AdamWEntry(OptimizerEntry):
     """AdamW: ours, or torch's own where our kernels don't run or aren't faster."""
 
     states = ("exp_avg", "exp_avg_sq")
-    step_bytes = 34  # fp32 weight, gradient and two moments, of which three are written too, and the copy
+    step_bytes = 34  # fp32: weight, gradient and two moments read, all but the gradient written; a 16-bit copy written
     options = frozenset({"betas", "eps", "weight_decay"})
     deepspeed_types = ("AdamW", "Adam", "FusedAdam")
 
     def build(
         self, groups: list[dict[str, Any]], config: OptimConfig, device: torch.device, zero_stage: int
     ) -> torch.optim.Optimizer:
-        """On GPUs at stage 0 torch's: ours would gather some 200 separate parameters into flat tensors at a step."""
+        """FusedAdamW, or torch's own on GPUs at stage 0, where ours would gather some 200 parameters at each step."""
         import torch
 
         from engine.kernels import fused

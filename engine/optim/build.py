@@ -9,12 +9,15 @@ from torch import nn
 
 from engine.config import OPTIMIZERS, OptimConfig
 
-#: the key of a parameter group under which its learning rate is told over that of the schedule
+#: key of a parameter group: its learning rate as a multiple of the schedule's
 RATE_MULTIPLIER = "rate_multiplier"
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """The groups of the configured optimizer as torch takes them; empty ones are left out."""
+    """The parameter groups of the configured optimizer, as torch.optim takes them; empty ones are left out.
+
+    Each has `params`, `weight_decay` and its multiple of the schedule's learning rate (`RATE_MULTIPLIER`).
+    """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     groups = OPTIMIZERS.get(config.name).groups({name: tuple(p.shape) for name, p in trained.items()}, config)
     placed = sorted(name for group in groups for name in group.names)
@@ -39,6 +42,9 @@ def build_optimizer(
     precision), and a step at rate 0 changes nothing. The loop sets the rate before every step. DeepSpeed clips.
 
     Args:
-        device: where the optimizer steps.
+        model: all of its parameters that require a gradient are optimized.
+        config: the optimizer's name and options.
+        device: where the optimizer steps: the CPU if it is offloaded.
+        zero_stage: ZeRO stage of the run, 0 to 3.
     """
     return OPTIMIZERS.get(config.name).build(parameter_groups(model, config), config, device, zero_stage)

@@ -1,8 +1,8 @@
 """AdamW and LAMB whose step is one pass over memory: unscale, clip, moments, decay, update, low-precision copy.
 
-Whole parameters of a group are updated in one call, where they lie: on CPUs through a table of addresses, elsewhere
-through flat buffers. ZeRO's flat tensors, once `engine.zero.attach` has said what they consist of, are updated piece
-by piece, each with the trust ratio of the parameter that it belongs to.
+Whole parameters of a group are updated in one call, in place: on CPUs through a table of addresses, elsewhere through
+flat buffers. ZeRO's flat tensors, once `engine.zero.attach` has told which fragments of which parameters they consist
+of, are updated fragment by fragment, each with the trust ratio of the whole parameter that it belongs to.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from engine.optim.shard import Shard
 
 @dataclass(frozen=True)
 class _Bucket:
-    """Tensors of a group that one call updates: they agree in types, device and step."""
+    """Tensors of a parameter group that one call updates: they agree in dtypes, device and step."""
 
     group: dict[str, Any]
     step: int
@@ -34,7 +34,7 @@ class _Bucket:
     grads: list[Tensor]
     states: list[dict[str, Tensor]]
     copies: list[Tensor]
-    """weights of lower precision that the step refreshes; empty for none"""
+    """bf16 or fp16 copies of the weights that the step refreshes; empty for none"""
 
     @property
     def adam(self) -> Adam:
@@ -43,21 +43,21 @@ class _Bucket:
 
 
 class FusedOptimizer(torch.optim.Optimizer):
-    """What both optimizers share. State of a parameter: step, exp_avg, exp_avg_sq, as torch's AdamW has.
+    """The base of AdamW and LAMB. State per parameter: step, exp_avg, exp_avg_sq, as in torch's AdamW.
 
     A bf16 or fp16 parameter also gets `master`, its fp32 weights; the parameter is then the copy of them that the
     same pass refreshes. Moments are always fp32.
 
     Attributes:
-        nonfinite: [] int32 tensor after a step, 1 if a gradient was infinite or NaN. Such elements are left as they
-            were; with clipping on (where the norm is then not finite either) all are.
-        grad_norm: [] fp32 tensor after a step with clipping on: the unscaled gradients' norm before it.
-        scale: multiplies the gradients of the next steps, once each tensor: what DeepSpeed would have multiplied
-            them by in a pass of its own.
-        loss_scale: what the loss of the next step was multiplied by; None where only DeepSpeed knows.
-        low_precision: by the id of an fp32 parameter the bf16 weight that the model has in its place: its gradient is
-            read, and it is refreshed.
-        observing: while it is true, steps keep the norms of every parameter and of its update in `observed`.
+        nonfinite: [] int32 tensor after a step, 1 if a gradient was infinite or NaN. Such elements are not updated;
+            with clipping on (where the norm is then not finite either) no element is.
+        grad_norm: [] fp32 tensor after a step with clipping on: norm of the unscaled gradients before clipping.
+        scale: factor of the gradients in the next steps, applied once per tensor: DeepSpeed's unscaling and clipping,
+            which would otherwise be a pass of their own.
+        loss_scale: factor of the loss of the next step; None where only DeepSpeed knows it.
+        low_precision: id of an fp32 parameter -> the bf16 weight that the model has in its place. The gradient is read
+            from that weight, and the step refreshes it.
+        observing: while true, steps keep the norms of every parameter and of its update in `observed`.
         observed: norms by the parameter's name. Under ZeRO every rank has those of its process group's parameters.
     """
 
@@ -82,7 +82,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self.observed: dict[str, Norms] = {}
 
     def lay_out(self, shards: Sequence[Shard]) -> None:
-        """Learn what each tensor consists of; tensors that are not mentioned are whole parameters."""
+        """Set which fragments each tensor consists of; tensors that are not mentioned are whole parameters."""
         self._layouts = {id(shard.tensor): FlatLayout(shard) for shard in shards if not shard.is_whole}
         self._names = {id(shard.tensor): shard.parameters[0].name for shard in shards if shard.is_whole}
 
@@ -94,7 +94,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
         Args:
             closure: computes the loss again, and its gradients.
-            grad_scale: multiplies the gradients first: 1 / loss scale; None takes `scale`.
+            grad_scale: factor of the gradients, 1 / loss scale; None takes `scale`.
 
         Returns:
             What the closure returned.
@@ -113,7 +113,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         return loss
 
     def _clip(self, buckets: list[_Bucket], scale: Tensor) -> Tensor:
-        """The scale times the clipping factor; NaN, which stops every element, if the norm is not finite."""
+        """The scale times the clipping factor; NaN, which prevents every update, if the norm is not finite."""
         limit = self.defaults["max_grad_norm"]
         if not limit:
             return scale
@@ -136,7 +136,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             if id(old) not in numbers:
                 numbers[id(old)] = int(old) + 1
             number = numbers[id(old)]
-            if number not in counters:  # parameters that step together share their counter: reading one is slow
+            if number not in counters:  # parameters that step together share one counter, since reading one is slow
                 counters[number] = old + 1.0
             state["step"] = counters[number]  # never in place: DeepSpeed may have aliased it over parameters
             alone = id(p) if id(p) in self._layouts else None
@@ -152,16 +152,16 @@ class FusedOptimizer(torch.optim.Optimizer):
         return list(found.values())
 
     def gradient_of(self, p: Tensor) -> Tensor | None:
-        """What the next step takes for the gradient of a parameter."""
+        """The gradient that the next step uses for a parameter; None if it has none and isn't stepped."""
         low = self.low_precision.get(id(p))
         if low is None:
             return p.grad
-        # DeepSpeed steps weights without a gradient too, as if it were zero.
+        # DeepSpeed also steps weights without a gradient, as if it were zero.
         return torch.zeros_like(low) if low.grad is None else low.grad
 
     @torch.no_grad()
     def gradient_norm(self) -> Tensor:
-        """[] fp32, the norm of all gradients as they are, where parameters are whole."""
+        """[] fp32, the L2 norm of all gradients, neither unscaled nor clipped; for whole parameters only."""
         assert not self._layouts, "the norm of a rank's pieces is not that of the parameters"
         grads = [self.gradient_of(p) for group in self.param_groups for p in group["params"]]
         given = [grad.contiguous() for grad in grads if grad is not None]
@@ -201,7 +201,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         return ops.global_norm(_flat(bucket.grads), table)
 
     def _update(self, bucket: _Bucket, scale: Tensor) -> Tensor:
-        """Update a bucket's tensors; the flag of gradients that are not finite."""
+        """Update a bucket's tensors; returns the flag of non-finite gradients, [] int32."""
         layout = self._layouts.get(id(bucket.params[0]))
         if layout is not None:
             (p,), (state,) = bucket.params, bucket.states
@@ -239,7 +239,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         bucket: _Bucket,
         scale: Tensor,
     ) -> Tensor:
-        """One step over the segments of `table`: whole parameters, or by `layout` pieces of them."""
+        """One step over the segments of `table`: whole parameters or, with a `layout`, fragments of them."""
         arguments = (table, bucket.adam, scale)
         trust = self._trust(bucket.group)
         if not self.observing and trust is None:
@@ -263,11 +263,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         return flag
 
     def _trust(self, group: dict[str, Any]) -> Trust | None:
-        """How the group's updates are scaled by trust ratios; None if they are not."""
+        """How the group's updates are scaled by trust ratios (LAMB); None if they are not."""
         raise NotImplementedError
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, which would cast the fp32 state to a parameter's own precision: that is undone."""
+        """As torch's, which casts the state to the dtype of each parameter; here it stays fp32."""
         super().load_state_dict(state_dict)
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         own = [p for group in self.param_groups for p in group["params"]]
@@ -281,25 +281,25 @@ class FusedOptimizer(torch.optim.Optimizer):
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:
-    """The tensors one after the other; a single one as it lies in memory."""
+    """The tensors concatenated and flat; of a single one a view."""
     return tensors[0].view(-1) if len(tensors) == 1 else torch.cat([tensor.view(-1) for tensor in tensors])
 
 
 def _unflatten(flat: Tensor, tensors: list[Tensor]) -> None:
-    """Copy back what `_flat` gathered."""
+    """Copy what `_flat` concatenated back into the tensors."""
     if len(tensors) > 1:
         parts = flat.split([tensor.numel() for tensor in tensors])
         torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
 
 
 def _rows(squares: Tensor, ratio: Tensor, multiplier: float) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Norm of the weights, norm of the update before the schedule's rate, and trust ratio of each parameter."""
+    """Of each parameter: norm of the weights, norm of the update in units of the schedule's rate, trust ratio."""
     weights, updates = squares.sqrt().unbind(-1)
     return list(zip(weights.unbind(), (updates * ratio * multiplier).unbind(), ratio.unbind(), strict=True))
 
 
 class FusedAdamW(FusedOptimizer):
-    """AdamW (Loshchilov & Hutter 2019), with the terms of `torch.optim.AdamW`.
+    """AdamW (Loshchilov & Hutter 2019), with the options of `torch.optim.AdamW`.
 
     Args:
         params: parameters or groups of them.
@@ -325,7 +325,7 @@ class FusedAdamW(FusedOptimizer):
 
 
 class FusedLamb(FusedOptimizer):
-    """LAMB (You et al. 2020), with the terms of NVIDIA's FusedLAMB.
+    """LAMB (You et al. 2020), with the options of NVIDIA's FusedLAMB.
 
     Args:
         params: parameters or groups of them; each parameter has its own trust ratio.

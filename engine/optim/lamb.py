@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LambRule(AdamRule):
-    """AdamW's direction, times the trust ratio of the whole parameter."""
+    """LAMB in float64: AdamW's direction, times the trust ratio of the whole parameter."""
 
     trusted: bool
     """whether the update is scaled by the trust ratio"""
@@ -32,10 +32,10 @@ class LambRule(AdamRule):
 
 
 class LambEntry(OptimizerEntry):
-    """LAMB: ours at every stage and on every device."""
+    """LAMB: our own optimizer at every ZeRO stage and on every device."""
 
     states = ("exp_avg", "exp_avg_sq")
-    step_bytes = 46  # AdamW's, and weights and moments once more for the second pass
+    step_bytes = 46  # AdamW's, and weights and moments read once more in the second pass
     options = frozenset({"betas", "eps", "weight_decay", "max_trust_ratio", "nvlamb"})
     deepspeed_types = ("Lamb", "FusedLamb")
     flat_copies = 4  # weights, gradients and both moments

@@ -1,4 +1,4 @@
-"""A flat tensor of ZeRO as the optimizer kernels take it: its pieces as segments, their parameters' norms over ranks.
+"""A flat tensor of ZeRO for the optimizer kernels: its fragments as segments, and norms of whole parameters over ranks.
 
 Shape legend: F fragments of this rank, P parameters of the shard.
 """
@@ -40,11 +40,11 @@ class Norms:
 
 
 class FlatLayout:
-    """What a flat tensor consists of.
+    """Which fragments of which parameters a flat tensor consists of.
 
     Attributes:
-        owner: [F] int64, the parameter of each fragment.
-        names: [P], the parameters.
+        owner: [F] int64, index of the parameter that each fragment belongs to.
+        names: [P], names of the parameters.
     """
 
     def __init__(self, shard: Shard) -> None:
@@ -55,7 +55,7 @@ class FlatLayout:
         self._segments: dict[float, Segments] = {}
 
     def segments(self, weight_decay: float) -> Segments:
-        """A segment a fragment; what lies between them is padding, which no kernel touches."""
+        """One segment per fragment; between them lies padding, which no kernel touches."""
         if weight_decay not in self._segments:
             starts = [piece.start for piece in self.shard.fragments]
             lengths = [piece.length for piece in self.shard.fragments]
@@ -64,9 +64,9 @@ class FlatLayout:
         return self._segments[weight_decay]
 
     def whole_squares(self, squares: Tensor) -> Tensor:
-        """From sums of squares of this rank's fragments, [F, 2] fp64, to those of whole parameters, [P, 2].
+        """From sums of squares over this rank's fragments, [F, 2] fp64, to those over whole parameters, [P, 2].
 
-        One collective over the ranks that share the parameters out, of 16 bytes a parameter.
+        One all-reduce over the ranks that hold the parameters' fragments, of 16 bytes per parameter.
         """
         own = squares.new_zeros(len(self.names), squares.shape[1]).index_add_(0, self.owner, squares)
         group = self.shard.process_group

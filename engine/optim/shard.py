@@ -1,4 +1,4 @@
-"""What a rank updates of the model: a tensor, and which ranges of which parameters lie in it."""
+"""The part of the model that a rank updates: a tensor, and which ranges of which parameters lie in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Swap(Protocol):
-    """How a tensor that is in files between steps gets into memory with its states."""
+    """Reads a tensor that is swapped to files between steps, with its optimizer states, and writes it back."""
 
     @property
     def numel(self) -> int:
@@ -19,7 +19,7 @@ class Swap(Protocol):
         ...
 
     def reading(self) -> AbstractContextManager[None]:
-        """Inside, they are in memory; what is changed there is lost."""
+        """Inside, the tensor and its states are in memory; changes to them are lost."""
         ...
 
     def replacing(self) -> AbstractContextManager[None]:
@@ -53,21 +53,21 @@ class Fragment:
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """One fp32 tensor that the optimizer steps, and what it consists of. Its gradient is laid out the same."""
+    """One fp32 tensor that the optimizer steps, and what it consists of. Its gradient has the same layout."""
 
     tensor: Tensor
-    """contiguous fp32: flat, or of the parameter's shape at stage 0; on the CPU if the optimizer is offloaded; empty
-    between steps if it is swapped"""
+    """contiguous fp32: flat, or of the parameter's shape at stage 0; on the CPU if the optimizer is offloaded; without
+    elements between steps if it is swapped"""
     group: int
     """index into the optimizer's `param_groups` outside of step(); inside, ZeRO 1 and 2 leave only one group there"""
     parameters: tuple[ParameterInfo, ...]
-    """those that the ranks of `process_group` share out in this shard: equal on each of them, in the same order"""
+    """the parameters that the ranks of `process_group` partition in this shard, in the same order on each of them"""
     fragments: tuple[Fragment, ...]
-    """this rank's, ascending and disjoint; what they leave out is padding, which may be uninitialised; may be empty"""
+    """this rank's fragments, ascending and disjoint, possibly none; the rest is padding, which may be uninitialised"""
     process_group: Any | None
     """the ranks that have the parameters' other fragments; None where this rank has whole parameters"""
     swap: Swap | None = None
-    """how the tensor and its states get into memory, if they are in files between steps"""
+    """reads and writes the tensor and its states, if they are in files between steps"""
 
     @property
     def numel(self) -> int:
@@ -81,9 +81,9 @@ class Shard:
         return pieces and self.fragments[0].length == self.numel
 
     def reading(self) -> AbstractContextManager[None]:
-        """Inside, the tensor and its states can be read; of one shard at a time."""
+        """Inside, the tensor and its states can be read; for one shard at a time."""
         return nullcontext() if self.swap is None else self.swap.reading()
 
     def replacing(self) -> AbstractContextManager[None]:
-        """Inside, the tensor and all of its states are to be set anew; of one shard at a time."""
+        """Inside, the tensor and all of its states are to be set anew; for one shard at a time."""
         return nullcontext() if self.swap is None else self.swap.replacing()
