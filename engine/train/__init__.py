@@ -1,1 +1,1 @@
-"""The training loop on DeepSpeed: engine, checkpoints, monitor."""
+"""The training loop on DeepSpeed, its checkpoints, its curves, and what watches it."""

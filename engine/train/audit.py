@@ -1,10 +1,10 @@
 """The audit: which samples every optimizer step was really computed from, by hashes of the token ids.
 
-    <output>/audit/rank-NNNNN.jsonl    a line a step of that rank
+    <output>/audit/rank-NNNNN.jsonl    one line per step of that rank
 
-A hook on the model takes the hashes of what goes into its forward pass, so nothing that a loader, a prefetch or a
-resume may get wrong escapes it. A line is with the kernel before the step can be saved: whatever a checkpoint counts as
-done is in the audit, also after a `kill -9`. (Not after a power failure: lines are not synchronized with the disk.)
+A hook on the model takes the hashes of the inputs of its forward pass, so nothing that a loader, a prefetch or a
+resume may get wrong escapes it. A line is handed to the operating system before the step can be saved: whatever a
+checkpoint counts as done is in the audit, also after a `kill -9` (not after a power failure: lines are not fsynced).
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ if TYPE_CHECKING:
 
     from engine.data.loading.source import Cursor
 
-#: of a sample's hash
+#: bytes of a sample's hash
 HASH_BYTES = 12
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What one rank noted of one optimizer step."""
+    """What one rank recorded of one optimizer step."""
 
     start: str
-    """names the start of the run, the same on all of its ranks"""
+    """identifier of the start of the run, the same on all of its ranks"""
     ranks: int
-    """of that start"""
+    """number of ranks of that start"""
     resumed: int
-    """step of the checkpoint that it went on from, 0 without one"""
+    """step of the checkpoint that this start resumed from, 0 without one"""
     step: int
     consumed: int
     """samples that the run counts as consumed after the step, on all ranks"""
     samples: tuple[str, ...]
-    """a hash for each sample that went into the model on this rank, in order"""
+    """hash of each sample that went into the model on this rank, in order"""
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,18 @@ class Step:
     start: str
     consumed: int
     samples: tuple[str, ...]
-    """of all ranks"""
+    """hashes of the samples of all ranks"""
     silent: tuple[int, ...]
-    """ranks that noted nothing, as of a step that a kill cut short"""
+    """ranks that recorded nothing, as in a step that a kill cut short"""
 
 
 @dataclass
 class Ledger:
-    """What became of a run over all of its starts."""
+    """The steps of a run over all of its starts."""
 
     steps: dict[int, Step] = field(default_factory=dict)
     resumed: dict[str, int] = field(default_factory=dict)
-    """for each start that did a step, in order, where it went on from"""
+    """start -> the step that it resumed from, for each start that did a step, in order"""
     redone: int = 0
     """steps that all ranks had done and that were done again after a resume"""
 
@@ -74,8 +74,8 @@ def sample_hashes(input_ids: Tensor, lengths: Tensor) -> list[str]:
     """A hash for each of B sequences.
 
     Args:
-        input_ids: [T] token ids of the sequences, one after the other.
-        lengths: [B] tokens of each, T together.
+        input_ids: [T] token ids of the packed sequences.
+        lengths: [B] tokens of each sequence; their sum is T.
     """
     ids, bounds = input_ids.cpu().long().numpy(), [0, *lengths.cpu().cumsum(0).tolist()]
     assert bounds[-1] == len(ids)
@@ -116,14 +116,18 @@ class Audit:
             self._samples += sample_hashes(inputs["input_ids"], inputs["lengths"])
 
     def begin_step(self) -> None:
-        """Forget what an abandoned step saw."""
+        """Forget the samples of a step that was abandoned."""
         self._samples = []
 
     def end_step(self, step: int, cursor: Cursor) -> None:
-        """Write what the step saw.
+        """Write the samples of the step that ended.
+
+        Args:
+            step: its number, from 1.
+            cursor: position after its global batch.
 
         Raises:
-            RunError: it can't be written.
+            RunError: the file can't be written.
         """
         if self._file is not None:
             entry = Entry(self._start, self._ranks, self._resumed, step, cursor.consumed, tuple(self._samples))
@@ -160,7 +164,7 @@ def read_audit(output: Path) -> Ledger:
 
 
 def merge(noted: Mapping[int, Sequence[Entry]]) -> Ledger:
-    """Make one account of what the ranks noted: a later start undoes what was done beyond its checkpoint.
+    """Join the ranks' records: a start undoes the earlier steps that come after the checkpoint that it resumed from.
 
     Args:
         noted: the entries of each rank, in the order of its file. The order of the starts is that of rank 0.
@@ -180,7 +184,7 @@ def merge(noted: Mapping[int, Sequence[Entry]]) -> Ledger:
 
 
 def _last_of_each_step(noted: Iterable[Entry]) -> dict[int, Entry]:
-    """A rank's entries of one start by their steps; one that goes back in it, after a fault, undoes what it passed."""
+    """A rank's entries of one start by step; an entry of an earlier step, after a rollback, undoes the later ones."""
     kept: dict[int, Entry] = {}
     for entry in noted:
         while kept and next(reversed(kept)) >= entry.step:
@@ -190,7 +194,7 @@ def _last_of_each_step(noted: Iterable[Entry]) -> dict[int, Entry]:
 
 
 def _joined(step: int, first: Entry, own: Mapping[int, Mapping[int, Entry]]) -> Step:
-    """A step of the start of `first`, of what each of its ranks noted."""
+    """A step of the start of `first`, joined from the records of its ranks."""
     parts = [own.get(rank, {}).get(step) for rank in range(first.ranks)]
     present = [part for part in parts if part is not None]
     samples = tuple(sample for part in present for sample in part.samples)

@@ -1,7 +1,7 @@
-"""The weights of the best evaluation: a run's export holds them, and a checkpoint tells which evaluation that is.
+"""The weights of the best evaluation: a run's export holds them, and a checkpoint records which evaluation that is.
 
-They must belong together. A run that goes on from an earlier checkpoint, after a crash, a rollback or by choice, may
-never come to the evaluation again that an export was made at.
+The two must agree. A run that resumes from an earlier checkpoint, after a crash, a rollback or by choice, may never
+reach the evaluation again that an export was made at.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from engine.train.checkpoint.folder import RunState
 
 
 def of_state(state: RunState) -> Best | None:
-    """The best evaluation that a checkpoint knows of."""
+    """The best evaluation that a checkpoint records; None without one."""
     return None if state.best is None else Best(state.best, state.best_step)
 
 
 def is_better(evaluation: Evaluation, best: Best | None, task: Task) -> bool:
-    """Whether an evaluation is better than the best so far; never where the task has no best."""
+    """Whether an evaluation is better than the best so far; never where the task names no metric for the best."""
     name = task.best_metric
     if name is None or best is None:
         return name is not None
@@ -30,13 +30,13 @@ def is_better(evaluation: Evaluation, best: Best | None, task: Task) -> bool:
 
 
 def of_evaluation(evaluation: Evaluation, step: int, task: Task) -> Best:
-    """An evaluation after `step` steps, of a task that has a best."""
+    """The record of an evaluation after `step` steps, of a task that names a metric for the best."""
     assert task.best_metric is not None
     return Best(evaluation.scalars[task.best_metric], step)
 
 
 def holds(exported: Path, best: Best | None, step: int) -> bool:
-    """Whether a folder holds, whole, the weights of the best evaluation, or of a step where the run has no best."""
+    """Whether a folder is an intact export of the best evaluation or, where the run has no best, of step `step`."""
     origin = read_origin(exported) or {}
     told = origin.get("best")
     if best is None:
@@ -47,10 +47,10 @@ def holds(exported: Path, best: Best | None, step: int) -> bool:
 
 
 def regain(state: RunState, start: Path, output: Path) -> Best | None:
-    """The best evaluation of a run that goes on from the checkpoint `start`, with its weights in the run's export.
+    """The best evaluation of a run that resumes from the checkpoint `start`, with its weights in the run's export.
 
-    An export of another evaluation is set aside. The weights may be those beside the checkpoint, in another run's
-    folder; where they are nowhere, the best is chosen anew.
+    An export of another evaluation is set aside. The weights may be in the export beside the checkpoint, in another
+    run's folder; where they are in neither, None is returned and the best is chosen anew.
     """
     best, exported = of_state(state), output / "export"
     if best is not None and holds(exported, best, state.step):

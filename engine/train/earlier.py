@@ -1,4 +1,4 @@
-"""What earlier starts left in a run's folder: set aside where the run begins anew, cut back where it goes on."""
+"""Files of earlier starts in a run's folder: a new run sets all of them aside, a resumed one its results."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from engine.errors import UserError
 from engine.train.certificate.certificate import TABLE
 from engine.train.watch.faults import FAULTS_FILE
 
-#: what a run adds to or leaves standing, so that a second run's would mix with the first one's
+#: what a run appends to or doesn't overwrite, so that a second run would mix its own with the first one's
 RECORDS = ("tensorboard", "csv", "export", "report", "loaded_weights.json", "profile", TABLE, FAULTS_FILE)
-#: what a run that goes on from the folder's checkpoint makes anew at its end
+#: what a run that resumes from the folder's own checkpoint makes anew at its end
 RESULTS = ("report",)
 #: what a run writes anew at its start
 SETTINGS = ("config.yaml", "deepspeed.json", "deepspeed_reasons.json")
 
 
 def make_room(output: Path, start: Path | None) -> None:
-    """Set aside what stands in a run's folder, and say so; only the results where the run goes on from there.
+    """Set aside what an earlier run left in the folder, and say so; only its results if `start` is a checkpoint there.
 
     Raises:
         UserError: it can't be moved.
@@ -30,7 +30,7 @@ def make_room(output: Path, start: Path | None) -> None:
 
 
 def move(output: Path, names: Sequence[str]) -> None:
-    """Set aside what stands under these names, and say so; see `set_aside`."""
+    """Set aside the files and folders of these names, and say so; see `set_aside`."""
     if folder := set_aside(output, names):
         print(f"moved what an earlier run recorded here to {folder}", flush=True)
 
@@ -57,7 +57,7 @@ def set_aside(output: Path, names: Sequence[str] = RECORDS) -> Path | None:
             shutil.copy2(path, folder / path.name)
     except OSError as error:
         with contextlib.suppress(OSError):
-            folder.rmdir()  # fails where something is in it
+            folder.rmdir()  # fails if anything was moved into it
         raise UserError(
             f"output: records of an earlier run in {output} can't be moved to {folder} ({error.strerror}); "
             "move them away, or choose another --output"

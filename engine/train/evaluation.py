@@ -1,4 +1,4 @@
-"""Evaluations of a run under way: the task's scores on held-out data, and what is written and said of them."""
+"""Evaluations during training: the task's scores on held-out data, how they are recorded and printed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.zero.engine import ZeroEngine
 def evaluate(
     task: Task, source: SampleSource, zero: ZeroEngine, guard: Guard, world: dist.World, micro_batch: int
 ) -> Evaluation:
-    """The scores of the weights as they are, the samples dealt among the ranks; collective.
+    """The scores of the current weights, with the samples divided among the ranks; collective.
 
     Args:
         source: the held-out samples.
@@ -31,12 +31,12 @@ def evaluate(
 
 
 def tell(evaluation: Evaluation, step: int, monitor: Monitor, *, texts: bool, praise: str) -> None:
-    """Write an evaluation to the curves, and say its scores; on rank 0.
+    """Write an evaluation to the curves and print its scores; on rank 0.
 
     Args:
         step: optimizer steps done.
-        texts: whether to write its texts, too.
-        praise: what to add to the line, empty for nothing.
+        texts: whether to write the evaluation's texts to TensorBoard, too.
+        praise: what to add to the printed line, empty for nothing.
     """
     monitor.scalars({f"eval/{name}": value for name, value in evaluation.scalars.items()}, step)
     for name, markdown in evaluation.texts.items() if texts else ():

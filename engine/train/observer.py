@@ -1,8 +1,8 @@
-"""What watches an optimizer step, in the one order that is right.
+"""The observers of an optimizer step, called in a fixed order.
 
-The order is part of the result. A step that must not be applied is recognised before its update, the certificate
-surrounds the update alone, the audit holds a step before a fault may undo it, and a step whose update was left out is
-no point of the curves.
+The order matters for the result. A fault must be recognised before the update that it forbids, the certificate
+encloses the update alone, the audit records a step before a fault may undo it, and a step whose update was skipped
+does not count in the curves.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class StepObserver:
         Args:
             number: its number, from 1.
             rate: its learning rate.
-            cursor: position before its global batch.
+            cursor: position in the data before its global batch.
         """
         self._number, self._rate, self._cursor = number, rate, cursor
         self._share = torch.zeros((), dtype=torch.float64, device=self.zero.device)
@@ -68,7 +68,7 @@ class StepObserver:
         return self.norm_interval > 0 and self._number % self.norm_interval == 0
 
     def before_fetch(self) -> None:
-        """A micro-batch is about to be loaded; that and its forward pass are the rank's own time."""
+        """A micro-batch is about to be loaded; loading and forward pass are the rank's own time (see `SlowRanks`)."""
         self.guard.watchdog.feed("forward pass")
         self._phase.enter_context(self.guard.own_time())
 
@@ -91,10 +91,13 @@ class StepObserver:
         self._phase.enter_context(self.profile.part(BACKWARD))
 
     def before_update(self, *, last: bool) -> None:
-        """The gradient is there; an update follows that of the global batch's last micro-batch.
+        """The backward pass of a micro-batch is done.
+
+        Args:
+            last: whether it was the last one of the global batch, after which the update follows.
 
         Raises:
-            RunError: the loss is no number, and the policy is to stop.
+            RunError: the loss is not finite, and the policy is to stop.
         """
         self._phase.close()
         if last:
@@ -103,10 +106,10 @@ class StepObserver:
         self._phase.enter_context(self.certificate.watch(self._number, self._rate, last_micro_batch=last))
 
     def after_update(self) -> None:
-        """The engine is done with the micro-batch.
+        """The engine's step call for the micro-batch is done, including the update after the last one.
 
         Raises:
-            RunError: the update is wrong.
+            RunError: the update differs from the exact one.
         """
         self._phase.close()
         self.meter.exclude(self.certificate.seconds)
@@ -115,11 +118,11 @@ class StepObserver:
         """The step is done.
 
         Args:
-            cursor: position after its global batch.
+            cursor: position in the data after its global batch.
 
         Raises:
-            RunError: the audit can't be written, or the gradient is no number and the policy is to stop.
-            RollBack: the run must go back; on every rank.
+            RunError: the audit can't be written, or the gradient is not finite and the policy is to stop.
+            RollBack: the run must go back to a checkpoint; on every rank.
         """
         self.audit.end_step(self._number, cursor)
         if self.guard.after_update(self._number, self._cursor):

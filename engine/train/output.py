@@ -1,8 +1,8 @@
-"""The folder of a run: whether it can be written, and that one run at a time writes there.
+"""The folder of a run: checks that it can be written, and that only one run at a time writes to it.
 
-<output>/lock   held by rank 0 from its start to its end; says which process that is
+<output>/lock   held by rank 0 from its start to its end; contains which process that is
 
-The lock is one of POSIX, which the kernel gives up when its process dies in whatever way, and which reaches over NFS.
+It is a POSIX record lock, which the kernel releases however the process dies, and which works over NFS.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import IO
 from engine.errors import UserError
 
 LOCK = "lock"
-#: seconds that a start waits for a run which is just ending
+#: seconds that a start waits for an earlier run that is just ending
 PATIENCE = 5.0
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 FOLDERS = ("beats", "checkpoints", "csv", "data", "export", "hang", "profile", "report", "tensorboard")
@@ -27,7 +27,7 @@ FILES = ("config.yaml", "deepspeed.json", "deepspeed_reasons.json", "heartbeat.j
 
 
 def is_used(output: Path) -> bool:
-    """Whether the folder is there, and not for its lock alone: a start that fails leaves none."""
+    """Whether the folder exists, unless all that it holds is the lock: a start that fails leaves no such folder."""
     try:
         return [path.name for path in output.iterdir()] != [LOCK]
     except OSError:
@@ -35,10 +35,10 @@ def is_used(output: Path) -> bool:
 
 
 def check_output(output: Path) -> None:
-    """Find out whether a run can write its folder; makes nothing.
+    """Check that a run can write its folder, without creating anything.
 
     Raises:
-        UserError: the folder can't be made or written, or something else stands where a run keeps its files.
+        UserError: the folder can't be made or written, or a file of another kind is where a run keeps its own.
     """
     at = output
     while not os.path.lexists(at):
@@ -65,12 +65,12 @@ def check_output(output: Path) -> None:
 
 
 def unwritable(output: Path, why: str) -> UserError:
-    """The mistake of a folder in which a run can't write."""
+    """The error of a folder that a run can't write to."""
     return UserError(f"output: {output} can't be the folder of a run: {why}; correct that, or choose another folder")
 
 
 def lost_output(output: Path, error: OSError) -> UserError | None:
-    """The one line of an error that a file of the run's folder met; None of any other."""
+    """The error to report for an OSError of a file in the run's folder; None for one of any other file."""
     named = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
     if not any(path.absolute().is_relative_to(output.absolute()) for path in named):
         return None
@@ -78,7 +78,7 @@ def lost_output(output: Path, error: OSError) -> UserError | None:
 
 
 class OutputLock:
-    """The lock of a run's folder. Between `take` and `release` no other process has it."""
+    """The lock of a run's folder. Between `take` and `release` no other process holds it."""
 
     def __init__(self, output: Path) -> None:
         self.output = output
@@ -86,13 +86,13 @@ class OutputLock:
         self._made: list[Path] = []
 
     def take(self, patience: float = PATIENCE) -> None:
-        """Make the folder if it isn't there, and lock it; a signal may interrupt the waiting.
+        """Make the folder if it doesn't exist, and lock it; a signal may interrupt the waiting.
 
         Args:
             patience: seconds to wait for another run's end.
 
         Raises:
-            UserError: another run has it, or it can't be written.
+            UserError: another run holds it, or it can't be written.
         """
         check_output(self.output)
         self._made = [path for path in (self.output, *self.output.parents) if not path.exists()]
@@ -110,7 +110,7 @@ class OutputLock:
             raise unwritable(self.output, error.strerror or str(error)) from error
 
     def _taken(self) -> bool:
-        """Try once. The file that was locked may be one that its last holder has just deleted."""
+        """Try once. It also fails if the last holder deleted the file between opening and locking it."""
         file = (self.output / LOCK).open("a+")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -142,12 +142,12 @@ class OutputLock:
             return "another run"
 
     def abandon(self) -> None:
-        """The run has failed: give the lock up if it has written nothing; a save under way needs it until the end."""
+        """The run has failed: release the lock if the folder is unused; a save in progress needs it until the end."""
         if not is_used(self.output):
             self.release()
 
     def release(self) -> None:
-        """Give the lock up, and take away the folder that was made for it if nothing else was written."""
+        """Release the lock, and remove the folder that was made for it if nothing else was written there."""
         if self._file is not None:
             (self.output / LOCK).unlink(missing_ok=True)
             self._file.close()
@@ -161,7 +161,7 @@ class OutputLock:
 
 
 def newest_step(output: Path) -> int | None:
-    """The step of a run's newest complete checkpoint."""
+    """The step of a run's newest complete checkpoint; None without one."""
     names = (path.parent.name for path in output.glob("checkpoints/step-*/state.json"))
     return max(
         (int(found[1]) for found in (re.fullmatch(r"step-(\d+)", name) for name in names) if found), default=None

@@ -1,4 +1,4 @@
-"""Where a run starts: at its first step, or from a checkpoint that it must not contradict; or it is over already."""
+"""Where a run starts: at step 0 or from a checkpoint that its configuration must not contradict; or that it is done."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.train import best
 from engine.train.checkpoint import folder as checkpoint
 
 DEFAULT_STEPS = 1000
-#: the file that a report is complete with
+#: the file that is written last in a report's folder
 LAST_OF_REPORT = "report.txt"
 
 
@@ -30,10 +30,12 @@ def total_steps(train: TrainConfig, epoch_size: int) -> int:
 
 
 def find_start(config: RunConfig) -> Path | None:
-    """The checkpoint that the run resumes, verified and checked against it before anything is built; collective.
+    """The checkpoint that the run resumes from, verified and compared with its configuration; None for a new run.
+
+    Collective, and called before anything is built.
 
     Raises:
-        UserError: `resume` asks for what isn't there, or for a checkpoint that is damaged or contradicts the run.
+        UserError: `resume` asks for a checkpoint that doesn't exist, is damaged or contradicts the run.
     """
     path = checkpoint.find(config.resume, Path(config.output) / "checkpoints")
     if path is not None:
@@ -42,7 +44,7 @@ def find_start(config: RunConfig) -> Path | None:
 
 
 def recorded_facts(task: Task, config: RunConfig, start: Path | None) -> dict[str, Any]:
-    """What the run's checkpoints tell of its data and model, compared with the one that it goes on from.
+    """What the run's checkpoints record of its data and model, compared with the checkpoint that it resumes from.
 
     Raises:
         UserError: the checkpoint was made with other data, or is beyond the end of the run.
@@ -63,7 +65,7 @@ def recorded_facts(task: Task, config: RunConfig, start: Path | None) -> dict[st
 
 
 def tell_loaded(task: Task, config: RunConfig) -> None:
-    """Say what the weights that training starts from gave to the model, in the run's folder tensor by tensor."""
+    """Report which tensors of the start model (`model.init_from`) were loaded; each one in the run's folder."""
     folder = config.model.init_from
     if task.loaded is not None:
         print(f"weights of {folder}: {task.loaded}", flush=True)
@@ -72,14 +74,14 @@ def tell_loaded(task: Task, config: RunConfig) -> None:
 
 
 def told_over(config: RunConfig, start: Path) -> str:
-    """What to say of a run that is over already."""
+    """The message for a run that is done already."""
     changed = checkpoint.changes(checkpoint.read_state(start), config.to_dict())
     without = f"; without effect: {changed}" if changed else ""
     return f"{config.output} is finished; its model is in export/ and nothing was changed{without}"
 
 
 def is_over(task: Task, config: RunConfig, start: Path | None, facts: dict[str, Any]) -> bool:
-    """Whether nothing is left to do: the last step is saved, and its export and report are there."""
+    """Whether nothing is left to do: the last step is saved, and its export and report exist."""
     output = Path(config.output)
     if start is None or start.parent.resolve() != (output / "checkpoints").resolve():
         return False

@@ -49,11 +49,11 @@ class RunResult:
 
     steps: int
     loss: float
-    """training loss at the last point of the curve"""
+    """training loss at the last point of the curve: mean over the steps since the point before"""
     evaluation: Evaluation | None
     exported: Path
     best: Best | None
-    """of what was exported; None where the task has no best and the last weights are"""
+    """the evaluation whose weights were exported; None where the task has no best and the last weights were"""
 
 
 class Trainer:
@@ -71,8 +71,13 @@ class Trainer:
     ) -> None:
         """
         Args:
-            start: the checkpoint to go on from.
-            facts: what every checkpoint tells of data and model; see `engine.tasks.identity`.
+            task: what is trained.
+            config: the run's configuration.
+            deepspeed: the resolved DeepSpeed configuration.
+            layout: how the global batch is divided over ranks and gradient accumulation.
+            start: the checkpoint to resume from; None for a new run.
+            session: this start of the run, with its watchdog and heartbeat.
+            facts: what every checkpoint records of data and model; see `engine.tasks.identity`.
         """
         self.task, self.config, self.layout, self.facts = task, config, layout, facts
         self.session, self.world = session, session.world
@@ -99,10 +104,10 @@ class Trainer:
         self._build_observers(resumed=start is not None)
 
     def _build_engine(self, deepspeed: dict[str, Any]) -> None:
-        """Start the loader's processes, then build what they must not copy; collective."""
+        """Fork the loader's processes, then build the model and engine, which they must not copy; collective."""
         config, train = self.config, self.config.train
         kernels.select(train.kernels)
-        if train.deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports Inductor
+        if train.deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports Inductor, slowly
             torch.use_deterministic_algorithms(train.deterministic)
         torch.autograd.set_detect_anomaly(train.detect_anomaly)
         share_with_forks()
@@ -110,13 +115,12 @@ class Trainer:
         model = dist.agreed(self.task.build_model)
         stepping = self.world.device if config.zero.offload_optimizer == "none" else torch.device("cpu")
         self.zero = ZeroEngine(model, build_optimizer(model, config.optim, stepping, train.zero_stage), deepspeed)
-        dist.seed_everything(config.seed, self.world.rank)  # building drew numbers; a resume puts back later states
+        dist.seed_everything(config.seed, self.world.rank)  # building drew numbers; a resume restores states later
 
     def _open_output(self, start: Path | None, state: checkpoint.RunState | None, deepspeed: dict[str, Any]) -> None:
-        """Make room in the run's folder, resume, and begin the records there; collective.
+        """Set aside what an earlier run left in the folder, resume, and begin the curves; collective.
 
-        What an earlier run left goes before a resume may put the best weights there, and the curves begin at the step
-        that it gives.
+        In this order: a resume may copy the best weights there, and the curves begin at its step.
         """
         self.output.mkdir(parents=True, exist_ok=True)
         if self.world.is_main:
@@ -130,7 +134,7 @@ class Trainer:
                 tell_loaded(self.task, self.config)
 
     def _build_observers(self, *, resumed: bool) -> None:
-        """Attach what watches the steps to the engine, in the state that they begin in; collective."""
+        """Attach the observers of steps to the engine, once its states are loaded; collective."""
         train = self.config.train
         self.certificate = UpdateCertificate(self.zero, self.config.optim, train.verify_update, self.output, say)
         self.audit = Audit(self.zero.model.module, self.output, self.step, enabled=train.audit)
@@ -150,7 +154,7 @@ class Trainer:
             say(line)
 
     def _record_config(self, deepspeed: dict[str, Any]) -> None:
-        """Keep the run's configuration beside its results: a recipe to run it again, and the DeepSpeed dict."""
+        """Write the run's configuration, as a recipe that runs it again, and the DeepSpeed dict to the run's folder."""
         values = self.config.to_dict()
         values["optim"]["betas"] = list(values["optim"]["betas"])
         (self.output / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
@@ -180,7 +184,7 @@ class Trainer:
         return RunResult(self.step, self.loss, self.evaluation, self.output / "export", self.best)
 
     def _train_to_the_end(self) -> None:
-        release_freed()  # what building the model took
+        release_freed()  # memory that building the model took
         keep_heap()
         give_way(torch.get_num_threads())
         self.guard.check()
@@ -217,7 +221,7 @@ class Trainer:
                 self.guard.check()
 
     def _roll_back(self, back: RollBack) -> None:
-        """Go back to the newest checkpoint; collective.
+        """Go back to the newest intact checkpoint; collective.
 
         Raises:
             RunError: there is none.
@@ -235,7 +239,7 @@ class Trainer:
         self.progress = Progress(self.step, self.total, self.world.is_main)
 
     def _save_and_stop(self, stop: Stop) -> None:
-        """Make a checkpoint of the last step and leave word that the run is to go on; collective.
+        """Make a checkpoint of the last step and mark the run to be resumed (`REQUEUE`); collective.
 
         Raises:
             RunError: the checkpoint can't be written, or must not be.
@@ -258,7 +262,7 @@ class Trainer:
         return self.step == self.total or (interval > 0 and self.step % interval == 0)
 
     def train_step(self, batches: Iterator[MicroBatch], observer: StepObserver) -> None:
-        """One optimizer step over a global batch."""
+        """One optimizer step over a global batch: forward and backward pass per micro-batch, then the update."""
         self._leave_out(batches)
         rate = learning_rate(self.step, self.total, self.config.optim)
         with observer.step(self.step + 1, rate, self.cursor):
@@ -277,13 +281,13 @@ class Trainer:
             observer.after_step(self.cursor)
 
     def _leave_out(self, batches: Iterator[MicroBatch]) -> None:
-        """Pass over the global batches that a rollback leaves out."""
+        """Skip the global batches that a rollback leaves out."""
         while self.guard.skips(self.cursor):
             for _ in range(self.layout.accumulation):
                 self.cursor = next(batches).cursor
 
     def _observer(self) -> StepObserver:
-        """What watches the steps up to the end, or to a rollback."""
+        """A new observer of the steps up to the end of the run or to a rollback."""
         return StepObserver(
             self.zero,
             self.guard,
@@ -297,7 +301,7 @@ class Trainer:
         )
 
     def write_point(self) -> None:
-        """Write a point of the training curves, if any step since the last one was applied; collective."""
+        """Write a point of the training curves, if any update since the last one was applied; collective."""
         if self.meter.steps == 0:
             return
         timed = max(1, self.meter.timed_steps)
@@ -339,10 +343,13 @@ class Trainer:
         self.meter.exclude(time.perf_counter() - start)
 
     def save(self, *, required: bool = False) -> None:
-        """Begin to write a checkpoint; collective.
+        """Begin to write a checkpoint of the current step; collective.
+
+        Args:
+            required: whether the run must not go on without it, as with that of the last step.
 
         Raises:
-            RunError: it is required, as that of the last step is, and can't be written.
+            RunError: it is required and can't be written.
         """
         start = time.perf_counter()
         state = checkpoint.RunState(
@@ -362,12 +369,12 @@ class Trainer:
         self.meter.exclude(time.perf_counter() - start)
 
     def export_if_last(self) -> None:
-        """Export the final weights, unless the best ones are what is kept."""
+        """Export the final weights, unless the export holds the best ones."""
         if self.task.best_metric is None or self.best is None:
             self.export()
 
     def export(self) -> None:
-        """Write the current weights as a Hugging Face folder, once a save under way is over; collective."""
+        """Write the current weights as a Hugging Face folder, once a save in progress has ended; collective."""
         self.saver.wait()
         weights = self.zero.full_state_dict()
         if self.world.is_main:

@@ -1,8 +1,8 @@
-"""From the files of the ranks to a checkpoint: the steps on the file system, in the order that survives a crash.
+"""Makes a checkpoint from the files of the ranks: the steps on the file system, in an order that survives a crash.
 
-Whatever is relied on is on the disk before: a rank's files before the list of them, all lists before `state.json`, that
-before the rename that gives the folder its name, that before `latest` moves, and a verified checkpoint before any older
-one is dropped. No function here calls a collective.
+Each step is durable (fsynced) before the next one relies on it: a rank's files before the list of them, all lists
+before `state.json`, that before the rename that gives the folder its name, that before `latest` moves, and a verified
+checkpoint before any older one is deleted. No function here calls a collective.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from engine.train.checkpoint.folder import (
 )
 from engine.zero.states import Snapshot
 
-#: what a save that died, or a checkpoint that was being dropped, leaves behind
+#: folders that a killed save, or the killed deletion of a checkpoint, leaves behind
 LEFTOVERS = (".partial-step-*", ".dropped-step-*")
 
 
 def part_file(rank: int) -> str:
-    """The list of a rank's files, written when they are on the disk."""
+    """Name of the list of a rank's files, which is written once they are durable."""
     return f"part-{rank:05d}.json"
 
 
@@ -50,13 +50,13 @@ def prepare(folder: Path, step: int) -> None:
 
 
 def clean(folder: Path) -> None:
-    """Remove what dead saves left, as far as possible."""
+    """Remove what killed saves left, as far as possible."""
     for path in (path for pattern in LEFTOVERS for path in folder.glob(pattern)):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def write_part(partial: Path, snapshot: Snapshot, further: Mapping[str, bytes]) -> None:
-    """Write one rank's files, and then the list of them: there is one when, and only when, all are on the disk."""
+    """Write one rank's files, and then the list of them: it exists if, and only if, all of them are durable."""
     files = snapshot.write(partial)
     files |= {name: write_durably(partial / name, content) for name, content in further.items()}
     listed = partial / part_file(snapshot.rank)
@@ -67,12 +67,12 @@ def write_part(partial: Path, snapshot: Snapshot, further: Mapping[str, bytes]) 
 
 
 def has_parts(partial: Path, ranks: int) -> bool:
-    """Whether the files of all ranks are on the disk."""
+    """Whether the files of all ranks are durable."""
     return all((partial / part_file(rank)).is_file() for rank in range(ranks))
 
 
 def commit(folder: Path, state: RunState, keep: int) -> None:
-    """Make a checkpoint of the files of all ranks, then drop the oldest beyond `keep`; on rank 0."""
+    """Make a checkpoint of the files of all ranks, then delete the oldest ones beyond `keep`; on rank 0."""
     partial, final = partial_folder(folder, state.step), folder / checkpoint_name(state.step)
     files: dict[str, FileFacts] = {}
     for listed in [partial / part_file(rank) for rank in range(state.world_size)]:
@@ -93,7 +93,7 @@ def commit(folder: Path, state: RunState, keep: int) -> None:
 
 
 def retain(folder: Path, keep: int) -> None:
-    """Drop what is older than the newest `keep` checkpoints whose files are there in full size."""
+    """Delete what is older than the newest `keep` checkpoints whose files all have their full size."""
     kept = 0
     for path in reversed(complete_checkpoints(folder)):
         if kept >= keep:
@@ -103,7 +103,7 @@ def retain(folder: Path, keep: int) -> None:
 
 
 def is_full_size(path: Path) -> bool:
-    """Whether all files of a checkpoint are there in full size, without reading them."""
+    """Whether all files of a checkpoint exist with their full size; reads none of them."""
     try:
         return damage(path, hashes=False) is None
     except UserError:
@@ -111,7 +111,7 @@ def is_full_size(path: Path) -> bool:
 
 
 def drop(path: Path) -> None:
-    """Remove a checkpoint: its name first, so that a half removed one is never taken for a damaged one."""
+    """Delete a checkpoint. It is renamed first, so that a half deleted one is never taken for a damaged one."""
     dropped = path.with_name(f".dropped-{path.name}")
     shutil.rmtree(dropped, ignore_errors=True)
     path.rename(dropped)
@@ -123,7 +123,7 @@ def aside_folder(path: Path) -> Path:
 
 
 def set_aside(path: Path) -> Path:
-    """Take a checkpoint out of the run without losing it, until the run saves that step again."""
+    """Rename a checkpoint so that no resume finds it; it is kept until the run saves that step again."""
     aside = aside_folder(path)
     shutil.rmtree(aside, ignore_errors=True)
     path.rename(aside)
@@ -132,10 +132,10 @@ def set_aside(path: Path) -> Path:
 
 
 def set_aside_from(folder: Path, step: int, start: Path) -> list[str]:
-    """Set aside the checkpoints that a run which goes on from `start`, at `step`, will come to again.
+    """Set aside the checkpoints of later steps, which a run that resumes from `start` at `step` will save again.
 
     Returns:
-        What was done, in lines for a person.
+        Lines for the user that tell what was done.
     """
     again = [path for path in complete_checkpoints(folder) if checkpoint_step(path) >= step]
     moved = [(path, set_aside(path)) for path in again if path.resolve() != start.resolve()]

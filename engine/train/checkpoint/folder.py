@@ -10,12 +10,13 @@
             rng-rank-N.pt            random generators of rank N
             config.json              the model as transformers describes it, with the names of its classes
             tokenizer.json, ...      the tokenizer's files
-        aside-step-000200/           one that a resume from an earlier step left behind
+        aside-step-000200/           a later checkpoint that a resume from an earlier step set aside
 
-`engine.train.checkpoint.saver` writes them, `engine.train.checkpoint.commit` names them. Any number of ranks resumes at
-any ZeRO stage: parameters are saved under their names and without ZeRO's padding, and the cursor counts samples. Only
-the random generators belong to a rank; another number of ranks seeds new ones. What the weights mean is in the
-checkpoint too, so an export reads nothing else, and a resume is refused where today's data or options contradict it.
+`engine.train.checkpoint.saver` writes them, `engine.train.checkpoint.commit` names them. Any number of ranks can resume
+at any ZeRO stage: parameters are saved under their names and without ZeRO's padding, and the cursor counts samples.
+Only the random generators belong to a rank; another number of ranks seeds new ones. Labels, tokenizer and model
+description are in the checkpoint too, so an export reads nothing else, and a resume with data or options that
+contradict them is refused.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ from engine.zero.archive import first_line
 from engine.zero.engine import ZeroEngine
 
 STATE_FILE = "state.json"
-#: of the folder's files; 1 was DeepSpeed's own, 2 had no hashes, 3 didn't say what the weights mean
+#: version of the format; 1 was DeepSpeed's own, 2 had no hashes, 3 had no labels, tokenizer and model description
 FORMAT = 4
 READABLE_FORMATS = (3, 4)
 UNSEALED_FORMATS = (1, 2)
-#: the base weights count by their content, and recomputation changes no value
+#: options of the model that a resume may change: base weights are compared by content, recomputation changes no value
 FREE_MODEL_FIELDS = ("init_from", "activation_checkpointing")
-#: configuration that a resume can't change, because states, data order or the best score depend on it; tasks have more
+#: options that a resume can't change, because states, data order or the best score depend on them; tasks add more
 FIXED_FIELDS = (
     "task",
     "seed",
@@ -56,9 +57,9 @@ FIXED_FIELDS = (
     "optim.name",
     "train.precision",
 )
-#: fixed too where a checkpoint doesn't know the content behind them, as those of format 3, which knew two tasks
+#: also fixed where a checkpoint has no fingerprint of the content behind them, as in format 3, which had two tasks
 NAMES_OF_CONTENT = ("model.init_from", "labelled.train")
-#: what differs between two starts of a run and needs no telling
+#: options whose change between two starts of a run is not reported
 UNTOLD_FIELDS = ("resume", "output", "train.zero_stage")
 
 
@@ -75,14 +76,14 @@ class RunState:
     best_step: int | None = None
     """the step that had it; None too where an earlier version saved it"""
     facts: dict[str, Any] | None = None
-    """what `engine.tasks.identity` tells of the run; None where an earlier version saved it"""
+    """`engine.tasks.identity`'s record of data and model; None where an earlier version saved it"""
     micro_batch: int = 0
     meter: dict[str, Any] = field(default_factory=dict)
-    """the curves' point under way, see `Meter.state`"""
+    """sums for the next point of the curves, see `Meter.state`"""
     version: str = engine.__version__
     format: int = FORMAT
     files: dict[str, FileFacts] = field(default_factory=dict)
-    """every other file of the checkpoint"""
+    """size and SHA-256 of every other file of the checkpoint, by name"""
 
     def text(self) -> str:
         """The content of state.json."""
@@ -90,7 +91,7 @@ class RunState:
 
 
 class DamagedCheckpointError(UserError):
-    """A checkpoint isn't what was written."""
+    """A checkpoint's files are not what was written."""
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"resume: {path} is damaged ({problem}); resume from another checkpoint")
@@ -110,13 +111,13 @@ def checkpoint_step(path: Path) -> int:
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first: a folder gets its name when all is in it, but may be damaged since."""
+    """The checkpoints of a run, oldest first: folders get these names once complete, but may be damaged since."""
     found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name) and path.is_dir()]
     return sorted(found, key=checkpoint_step)
 
 
 def find(resume: str, folder: Path) -> Path | None:
-    """The checkpoint that `resume` asks for (never, auto or a path), with all its files verified; collective.
+    """The checkpoint that `resume` asks for, with all its files verified; None for a new run; collective.
 
     Args:
         resume: never, auto (the newest intact one, if there is any at all) or a path.
@@ -143,12 +144,12 @@ def find(resume: str, folder: Path) -> Path | None:
 
 
 def newest_intact(folder: Path) -> Path | None:
-    """The newest checkpoint whose every file is what was written, None if there is no checkpoint at all; collective.
+    """The newest checkpoint whose files are all intact, None if there is no checkpoint at all; collective.
 
     Raises:
         UserError: all of them are damaged, or one is of another format.
     """
-    present = dist.gather_objects(complete_checkpoints(folder))[0]  # one list for all, also on a slow network disk
+    present = dist.gather_objects(complete_checkpoints(folder))[0]  # rank 0's list: on NFS the others may see another
     for path in reversed(present):
         problem = verify(path)
         if problem is None:
@@ -165,7 +166,7 @@ def refuse_damaged(path: Path) -> None:
     """Verify a checkpoint; collective.
 
     Raises:
-        UserError: names the file that is damaged, or the other format that it is of.
+        UserError: names the damaged file, or the format if it is another one.
     """
     problem = verify(path)
     if problem is not None:
@@ -173,7 +174,7 @@ def refuse_damaged(path: Path) -> None:
 
 
 def verify(path: Path) -> str | None:
-    """`damage` with the files' hashes dealt among the ranks, the same answer on all of them; collective."""
+    """`damage` with the hashing divided among the ranks; all of them get the same answer; collective."""
     rank, size = dist.place()
     own = dist.agreed(lambda: damage(path, rank, size))
     return next((problem for problem in dist.gather_objects(own) if problem), None)
@@ -184,12 +185,12 @@ def damage(path: Path, part: int = 0, parts: int = 1, *, hashes: bool = True) ->
 
     Args:
         path: a step-NNNNNN folder.
-        part: of `parts`, which share of the files to read for their hashes; the size of every file is looked at.
+        part: which of `parts` shares of the files to read and hash; the sizes of all files are checked.
         parts: number of shares.
         hashes: whether to read files at all.
 
     Raises:
-        UserError: it is of another format.
+        UserError: the checkpoint has another format.
     """
     try:
         files = sorted(read_state(path).files.items())
@@ -215,7 +216,7 @@ def read_state(path: Path) -> RunState:
 
     Raises:
         DamagedCheckpointError: state.json is missing or not what was written.
-        UserError: it is of a format of another version.
+        UserError: the checkpoint has the format of another version.
     """
     try:
         text = (path / STATE_FILE).read_bytes().decode()
@@ -255,7 +256,7 @@ def _fixed_by_tasks(state: RunState) -> Iterator[str]:
     saved = flat(state.config)
     for entry in task_entries():
         yield from (f"{entry.section}.{name}" for name in entry.fixed)
-        # samples that are ordered by global batches: a cursor means nothing in other ones
+        # The order of samples grouped by length depends on the global batch, so a cursor is valid for one size only.
         if entry.grouping is not None and saved.get(f"{entry.section}.{entry.grouping}"):
             yield "train.global_batch"
 
@@ -263,7 +264,7 @@ def _fixed_by_tasks(state: RunState) -> Iterator[str]:
 def differences(saved: dict[str, Any], given: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """(dotted field, saved value, given value) of every field that differs, in the order of the given ones.
 
-    A checkpoint from before an option has None for it, which is no difference from a default that is off.
+    A checkpoint that is older than an option has None for it, which counts as equal to a default that is off.
     """
     left, right = flat(json.loads(json.dumps(saved))), flat(json.loads(json.dumps(given)))
     pairs = [(name, left.get(name), value) for name, value in right.items()]
@@ -271,14 +272,14 @@ def differences(saved: dict[str, Any], given: dict[str, Any]) -> list[tuple[str,
 
 
 def changes(state: RunState, config: dict[str, Any]) -> str:
-    """The options that are others than at a checkpoint, in words; empty where none is."""
+    """The options that have changed since a checkpoint, in words; empty if none has."""
     known = flat(state.config)
     changed = [one for one in differences(state.config, config) if one[0] in known and one[0] not in UNTOLD_FIELDS]
     return ", ".join(f"{name} {old!r} -> {new!r}" for name, old, new in changed)
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree of dicts as one dict of dotted names."""
+    """A nested dict as one dict with dotted keys."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
@@ -286,9 +287,9 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def load(zero: ZeroEngine, path: Path, state: RunState) -> None:
-    """Put model, optimizer and random generators back as they were; collective.
+    """Restore the states of model, optimizer and random generators; collective.
 
-    Another number of ranks than the saved one can't have their generators: it gets new ones, which depend on the step.
+    With another number of ranks than at the save the generators are seeded anew, from the run's seed and the step.
 
     Raises:
         UserError: a file of the checkpoint is missing or damaged.
@@ -306,7 +307,7 @@ def load(zero: ZeroEngine, path: Path, state: RunState) -> None:
 
 
 def resumption(state: RunState, path: Path, world_size: int, config: dict[str, Any]) -> str:
-    """What to tell about a resume: where it goes on, what changed since, and what follows from that."""
+    """The message about a resume: where it goes on, which options changed, and what follows from that."""
     stage = int(config["train"]["zero_stage"])
     told = f"resumed {path} at step {state.step}"
     saved = (state.world_size, int(state.config["train"]["zero_stage"]))

@@ -1,12 +1,12 @@
-"""Saves that leave a whole checkpoint or none, written while training goes on.
+"""Asynchronous, atomic saves: a checkpoint is whole or absent, and is written while training goes on.
 
-1. Every rank copies what it saves into host memory: for so long the step is held up.
-2. A thread of each rank writes its files into a hidden folder, and when they are on the disk a list of them.
-3. Rank 0's thread waits for the lists of all ranks and makes a checkpoint of the files, as
-`engine.train.checkpoint.commit` says.
+1. Every rank copies its states into host memory; training waits for this only.
+2. A thread of each rank writes its files into a hidden folder and, once they are durable, a list of them.
+3. Rank 0's thread waits for the lists of all ranks and makes a checkpoint of the files (see
+`engine.train.checkpoint.commit`).
 
-Threads call no collective: the ranks agree at step boundaries, in `Saver.poll`, while a save is under way. One save is
-under way at a time.
+Threads call no collective: the ranks agree at step boundaries, in `Saver.poll`, while a save is in progress. At most
+one save is in progress at a time.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ REMEDIES = {
     errno.EACCES: "make it writable",
     errno.EPERM: "make it writable",
 }
-#: seconds between looks for the other ranks' files
+#: seconds between two checks for the other ranks' files
 PATIENCE = 0.02
 #: seconds that rank 0 waits for the other ranks' files once its own run is over
 GRACE = 30.0
 
 
 class Failure(NamedTuple):
-    """Why a rank couldn't save, in words that travel between ranks."""
+    """Why a rank couldn't save, in a form that can be sent between ranks."""
 
     cause: str
     remedy: str
@@ -55,7 +55,7 @@ class Failure(NamedTuple):
 class Saver:
     """Saves a run's checkpoints, one after the other; every method is collective.
 
-    A save that fails is told of and the run goes on, to save again at the next interval; if it was `required` the run
+    A failed save is reported and the run goes on, to save again at the next interval; if it was `required` the run
     ends. Older checkpoints stay as they are.
     """
 
@@ -69,10 +69,11 @@ class Saver:
     ) -> None:
         """
         Args:
-            folder: the run's `checkpoints` folder; what a dead save left there is removed.
-            keep: newest checkpoints to keep, at least 1.
-            background: go on while threads write, at the price of a copy in memory; see `states.snapshot`.
-            meaning: further files of every checkpoint, which say what the weights mean; written by rank 0.
+            folder: the run's `checkpoints` folder; what a killed save left there is removed.
+            keep: number of newest checkpoints to keep, at least 1.
+            background: go on with training while threads write, at the cost of a copy in host memory; see
+                `states.snapshot`.
+            meaning: further files of every checkpoint (model description, tokenizer) by name; written by rank 0.
         """
         self._folder, self._keep, self._background = folder, keep, background
         self._writer: PartWriter | None = None
@@ -83,22 +84,22 @@ class Saver:
             commit.clean(folder)
 
     def resume(self, start: Path, step: int) -> list[str]:
-        """Go on from a checkpoint of `step`: set aside those of the folder that the run will come to again.
+        """Resume from the checkpoint `start` of `step`: set aside later ones, whose steps the run will save again.
 
         Returns:
-            On rank 0 what was done, in lines for a person.
+            On rank 0, lines for the user that tell what was done.
         """
         if start.resolve() == (self._folder / checkpoint_name(step)).resolve():
             self._newest = step
         return commit.set_aside_from(self._folder, step, start) if self._rank == 0 else []
 
     def save(self, zero: ZeroEngine, state: RunState, *, required: bool = False) -> None:
-        """Begin to save, once an earlier save is over; do nothing if that step is saved already.
+        """Begin to save, after waiting for the end of an earlier save; do nothing if that step is saved already.
 
         Args:
             zero: the engine, after an optimizer step.
-            state: where the run stands.
-            required: whether the run may not go on without this save.
+            state: step, cursor and configuration of the run.
+            required: whether the run must not go on without this save.
 
         Raises:
             RunError: this save, if it fails at once, or the earlier one was required and failed.
@@ -119,10 +120,10 @@ class Saver:
             self.wait()
 
     def poll(self) -> None:
-        """See at a step boundary whether the save under way is over; free if there is none.
+        """Check at a step boundary whether the save in progress has ended; without one it costs nothing.
 
         Raises:
-            RunError: it was required and failed.
+            RunError: the save was required and failed.
         """
         writer = self._writer
         if writer is None:
@@ -138,13 +139,13 @@ class Saver:
             self._newest = writer.state.step
 
     def wait(self) -> None:
-        """Wait for the end of the save under way, if any; see `poll` for errors."""
+        """Wait for the end of the save in progress, if any; errors as for `poll`."""
         while self._writer is not None:
-            self._writer.join(timeout=0.05)  # no longer: the others may be waiting for this rank in `poll`
+            self._writer.join(timeout=0.05)  # not longer, since the others may wait for this rank in `poll`
             self.poll()
 
     def _fail(self, writer: PartWriter) -> None:
-        failures = dist.gather_objects(writer.failure)  # all threads have ended: nobody writes there any more
+        failures = dist.gather_objects(writer.failure)  # all threads have ended, so none writes to the folder any more
         if self._rank == 0:
             shutil.rmtree(commit.partial_folder(self._folder, writer.state.step), ignore_errors=True)
         if writer.defect is not None:
@@ -158,9 +159,9 @@ class Saver:
 
 
 class PartWriter(threading.Thread):
-    """Writes one rank's files of a checkpoint; on rank 0 also makes the checkpoint of everyone's.
+    """Writes one rank's files of a checkpoint; on rank 0 also commits the checkpoint once all ranks' are durable.
 
-    The interpreter waits for it before it exits, so that a run which ends by an error still ends its save.
+    The interpreter waits for it before it exits, so that a run which fails still completes its save.
     """
 
     def __init__(self, folder: Path, keep: int, state: RunState, *, is_main: bool, required: bool) -> None:
@@ -173,7 +174,7 @@ class PartWriter(threading.Thread):
         self._taken: tuple[states.Snapshot, dict[str, bytes]] | None = None
 
     def take(self, snapshot: states.Snapshot, meaning: Mapping[str, bytes]) -> None:
-        """What to write: the states, the random generators as they are now, and what they mean."""
+        """Set what to write: the states, the present states of the random generators, and the files of `meaning`."""
         generators = io.BytesIO()
         torch.save(dist.rng_state(), generators)
         self._taken = snapshot, {**meaning, generators_file(snapshot.rank): generators.getvalue()}
@@ -183,7 +184,7 @@ class PartWriter(threading.Thread):
         self.status = FAILED if self.failure else DONE
 
     def attempt(self, work: Callable[[], None]) -> None:
-        """Do it and keep why it failed, if it did; what is no fault of the disk is a defect, to be raised later."""
+        """Do the work and record why it failed, if it did; errors other than OSError are defects, raised later."""
         try:
             work()
         except OSError as error:
@@ -194,7 +195,7 @@ class PartWriter(threading.Thread):
             self.failure = Failure(f"{type(error).__name__}: {error}", "that is a defect", is_defect=True)
 
     def end(self) -> None:
-        """Wait for no other rank any more, and end."""
+        """Stop waiting for other ranks' files, and wait for the thread's end."""
         self._ended.set()
         self.join()
 
@@ -207,7 +208,7 @@ class PartWriter(threading.Thread):
             commit.commit(self.folder, self.state, self.keep)
 
     def _all_written(self, partial: Path) -> bool:
-        """Wait for the files of all ranks; False once the save has ended otherwise, or the run without them."""
+        """Wait for the files of all ranks; false if the save failed elsewhere, or the run ended without them."""
         deadline = None
         while not commit.has_parts(partial, self.state.world_size):
             if self._ended.wait(PATIENCE):

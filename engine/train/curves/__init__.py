@@ -1,1 +1,1 @@
-"""The curves of a run and where they go."""
+"""The curves of a run: averages, and back ends that record them."""

@@ -1,4 +1,4 @@
-"""The curves as CSV files: one header a file, and no point twice, whatever restarts there were."""
+"""The curves as CSV files: one header per file, and no point twice, however often the run was restarted."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from engine.train.curves.events import Point
 
 
 class CsvCurves:
-    """Stands for DeepSpeed's CSV monitor in its MonitorMaster: one header a file, and no point twice."""
+    """Replaces DeepSpeed's CSV monitor in its MonitorMaster: one header per file, and no point twice."""
 
     def __init__(self, monitor: Any, first_step: int) -> None:
-        """Args: monitor is DeepSpeed's; first_step the steps done at this start, whose later points don't count."""
+        """
+        Args:
+            monitor: DeepSpeed's CSV monitor.
+            first_step: steps done at this start; points of later steps, from an earlier start, are dropped.
+        """
         self._monitor, self._first_step = monitor, first_step
         self._there: dict[str, list[str]] = {}
         for path in sorted(Path(monitor.log_dir).glob("*.csv")):
             rows = cut_back(path, first_step)
             self._there[path.stem] = rows[-1]
-            monitor.filenames.append(path.stem)  # DeepSpeed writes a header to each file that isn't in it
+            monitor.filenames.append(path.stem)  # DeepSpeed writes a header to each file that isn't in this list
 
     def write_events(self, points: Sequence[Point]) -> None:
         """Append points to their files."""
@@ -32,9 +36,10 @@ class CsvCurves:
 
 
 def cut_back(path: Path, step: int) -> list[list[str]]:
-    """Drop the points after a step from the CSV file of a curve; the rows that are left, its header first.
+    """Drop the points after a step from the CSV file of a curve, and headers between points and truncated lines.
 
-    Headers between points, and a line that a crash cut off, go too.
+    Returns:
+        The rows that are left, the header first.
     """
     text = path.read_bytes().decode()
     whole = text[: text.rfind("\n") + 1]

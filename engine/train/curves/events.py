@@ -1,4 +1,4 @@
-"""TensorBoard's side of the curves: what its event files hold beside the points themselves."""
+"""TensorBoard's event files: titles of curves, restarts and hyper-parameters beside the points themselves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.train.curves.titles import title_of
 
 Point = tuple[str, float, int]
 """tag, value, global step"""
-#: fields of each part of the configuration that runs are compared by
+#: fields of each section of the configuration that are hyper-parameters in TensorBoard
 COMPARED: dict[type, tuple[str, ...]] = {
     RunConfig: ("task", "seed"),
     ModelConfig: tuple(field.name for field in dataclasses.fields(ModelConfig)),
@@ -25,10 +25,14 @@ COMPARED: dict[type, tuple[str, ...]] = {
 
 
 class TensorBoardCurves:
-    """Stands for DeepSpeed's TensorBoard monitor in its MonitorMaster: titles its curves, and writes no point twice."""
+    """Replaces DeepSpeed's TensorBoard monitor in its MonitorMaster: gives curves titles, and writes no point twice."""
 
     def __init__(self, monitor: Any, first_step: int) -> None:
-        """Args: monitor is DeepSpeed's; first_step the steps done at this start, 0 if it begins anew."""
+        """
+        Args:
+            monitor: DeepSpeed's TensorBoard monitor.
+            first_step: steps done at this start, 0 for a new run.
+        """
         self.writer = monitor.summary_writer
         self._first_step = first_step
         self._titled: set[str] = set()
@@ -47,21 +51,21 @@ class TensorBoardCurves:
         self.writer.flush()
 
     def _is_there(self, tag: str, value: float) -> bool:
-        """Whether an earlier start wrote the point: a run that is started again once it is done scores itself anew."""
+        """Whether an earlier start wrote the point: a finished run that is started again repeats its evaluation."""
         if self._there is None:
             self._there = points_at(Path(self.writer.log_dir), self._first_step) if self._first_step else {}
         return bool(self._there.get(tag) == np.float32(value))
 
 
 def restart_event(step: int) -> Any:
-    """What tells TensorBoard that a run starts again at `step`: later points of the run that died don't count."""
+    """The event that tells TensorBoard that a run restarts at `step`: it drops later points of the killed start."""
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
     return Event(wall_time=time.time(), step=step, session_log=SessionLog(status=SessionLog.START))
 
 
 def scalar(tag: str, value: float, *, titled: bool) -> Any:
-    """A point of a curve; the first that a file holds of it says what the curve is."""
+    """A point of a curve; `titled` for the first point in a file, which carries title and description."""
     from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR, Summary
     from tensorboard.plugins.scalar.metadata import create_summary_metadata
 
@@ -74,7 +78,7 @@ def scalar(tag: str, value: float, *, titled: bool) -> Any:
 
 
 def points_at(folder: Path, step: int) -> dict[str, float]:
-    """The values, rounded to fp32, of all curves in a folder's event files at one step."""
+    """Values at one step of all curves in a folder's event files, by tag, rounded to fp32."""
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
     found: dict[str, float] = {}
@@ -86,9 +90,9 @@ def points_at(folder: Path, step: int) -> dict[str, float]:
 
 
 def session_start(config: RunConfig) -> list[Any]:
-    """Summaries for TensorBoard's HParams page: the values that runs are compared by, and which curves are results.
+    """Summaries for TensorBoard's HParams page: hyper-parameters, and which curves are results (metrics).
 
-    The second is the same in every run, for TensorBoard takes that of any.
+    The list of results is the same in every run, because TensorBoard takes that of any one run.
     """
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
@@ -108,7 +112,7 @@ def session_start(config: RunConfig) -> list[Any]:
 
 
 def results() -> list[str]:
-    """Curves whose last values are a run's results, of all tasks."""
+    """Tags of the curves whose last values are a run's results, of all tasks."""
     return [*(tag for entry in task_entries() for tag in entry.results), "train/loss", "train/tokens_per_second"]
 
 
@@ -129,7 +133,7 @@ def _hparams(tag: str, **content: Any) -> Any:
 
 
 def hyperparameters(config: RunConfig) -> list[tuple[str, str, bool | float | str | None]]:
-    """Dotted name, kind (bool, number or string) and value of each hyper-parameter; None where it is left open."""
+    """Dotted name, kind (bool, number or string) and value of each hyper-parameter; None where it is not set."""
     of_tasks: dict[str, tuple[str, ...]] = {}
     for entry in task_entries():
         of_tasks[entry.section] = tuple(dict.fromkeys((*of_tasks.get(entry.section, ()), *entry.compared)))
@@ -145,7 +149,7 @@ def hyperparameters(config: RunConfig) -> list[tuple[str, str, bool | float | st
 
 
 def _kind(annotation: str) -> str:
-    """What a configuration's field is to TensorBoard.
+    """TensorBoard's kind for a field of the configuration.
 
     >>> [_kind(annotation) for annotation in ("bool", "float | None", "tuple[float, float]")]
     ['bool', 'number', 'string']

@@ -1,4 +1,4 @@
-"""Averages of a training curve's point: right over micro-batches, accumulation, ranks and steps."""
+"""Averages for the points of training curves: exact over micro-batches, gradient accumulation, ranks and steps."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from engine import dist
 
 
 class Meter:
-    """Sums shares of the global batches since the last point, with one small collective a point.
+    """Sums shares of the global batches since the last point, with one small collective per point.
 
-    A share is already divided by the global batch's total, so the sum over micro-batches and ranks is the value
-    of one global batch, and division by the number of steps gives the mean over steps.
+    A share is already divided by the global batch's total (its masked tokens or sequences), so the sum over
+    micro-batches and ranks is the value of one global batch, and division by the number of steps the mean over steps.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -31,14 +31,14 @@ class Meter:
 
     @property
     def timed_steps(self) -> int:
-        """Those of them that this start made: nobody knows how long the others took."""
+        """Those of these steps that this start made; the time of the others is not known."""
         return self._timed_steps
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the point under way, so that a resume makes the same one; collective.
+        """The unfinished point for a checkpoint, so that a resume makes the same point; collective.
 
         Returns:
-            Its `steps` and, rank by rank, the `sums` so far; JSON keeps every bit of them. Empty right after a point.
+            Its `steps` and, by rank, the `sums` so far; JSON keeps every bit of them. Empty right after a point.
         """
         if self._steps == 0:
             return {}
@@ -46,9 +46,9 @@ class Meter:
         return {"steps": self._steps, "sums": dist.gather_objects(dict(zip(self._sums, values, strict=True)))}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on with the point of a checkpoint's `state`, or begin one where it is empty.
+        """Continue the point of a checkpoint's `state`, or begin a new one if it is empty.
 
-        Each rank gets its own sums back; where there are more or fewer ranks now, rank 0 has those of all.
+        Each rank gets its own sums back; with another number of ranks, rank 0 gets the sums of all.
         """
         rank, size = dist.place()
         saved: list[dict[str, float]] = state.get("sums", [])
@@ -64,7 +64,7 @@ class Meter:
         self._outside, self._start = 0.0, time.perf_counter()
 
     def add(self, shares: Mapping[str, Tensor], tokens: int) -> None:
-        """Add one micro-batch: its shares and its number of tokens."""
+        """Add one micro-batch of this rank: its shares by name, scalar tensors, and its number of tokens."""
         self._tokens += tokens
         for name, share in shares.items():
             value = share.detach().double()
@@ -76,7 +76,7 @@ class Meter:
         self._timed_steps += 1
 
     def exclude(self, seconds: float) -> None:
-        """Leave time that was no training (an evaluation, a save) out of the throughput."""
+        """Exclude time that was not training (an evaluation, a save), in seconds, from the throughput."""
         self._outside += seconds
 
     def point(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Curves: TensorBoard, CSV and Weights & Biases through DeepSpeed's MonitorMaster, and lines for people."""
+"""Curves: TensorBoard, CSV and Weights & Biases through DeepSpeed's MonitorMaster, and lines on the terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engine.train.curves import events, norms
 from engine.train.curves.csv_files import CsvCurves
 from engine.train.log import say
 
-#: shares of a run, and seconds, after which a terminal keeps another line
+#: share of a run's steps, or seconds, between lines that stay above the progress bar on a terminal
 HISTORY_SHARE, HISTORY_SECONDS = 1 / 200, 60.0
 
 
@@ -51,10 +51,14 @@ def check_monitor(config: MonitorConfig) -> None:
 
 
 class Monitor:
-    """Writes curves, texts and pictures of a run; does nothing on ranks other than 0."""
+    """Writes curves, texts and images of a run; does nothing on ranks other than 0."""
 
     def __init__(self, config: RunConfig, first_step: int) -> None:
-        """Args: first_step is how many steps are done; what was written of later ones no longer counts."""
+        """
+        Args:
+            config: the run's configuration.
+            first_step: steps done; points of later steps, from an earlier start, no longer count.
+        """
         from deepspeed.monitor.config import get_monitor_config
         from deepspeed.monitor.monitor import MonitorMaster
 
@@ -67,11 +71,11 @@ class Monitor:
             self._master.csv_monitor = CsvCurves(self._master.csv_monitor, first_step)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Write points of curves at a global step."""
+        """Write a point at a global step to each curve: `values` by tag."""
         self._master.write_events([(tag, value, step) for tag, value in values.items()])
 
     def norms(self, found: Mapping[str, ParameterNorms], step: int) -> None:
-        """Write curves a layer, and to TensorBoard histograms over parameters."""
+        """Write norms as curves per layer, and to TensorBoard as histograms over parameters."""
         self.scalars(norms.curves(found), step)
         for tag, values in norms.histograms(found).items() if self._writer is not None else ():
             self._writer.add_histogram(tag, np.asarray(values), step)  # type: ignore[union-attr]
@@ -82,7 +86,7 @@ class Monitor:
             self._writer.add_text(tag, markdown, step)
 
     def image(self, tag: str, pixels: NDArray[np.uint8], step: int) -> None:
-        """Write a picture [height, width, 3] to TensorBoard."""
+        """Write an RGB image, uint8 [height, width, 3], to TensorBoard."""
         if self._writer is not None:
             self._writer.add_image(tag, pixels, step, dataformats="HWC")
 
@@ -97,25 +101,25 @@ class Monitor:
             self._writer.file_writer.add_summary(summary, 0)  # type: ignore[union-attr]
 
     def end(self, step: int) -> None:
-        """Mark the run there as done, and close."""
+        """Mark the run as done on that page, and close."""
         if self._writer is not None:
             self._writer.file_writer.add_summary(events.session_end(), step)
         self.close()
 
     def close(self) -> None:
-        """Flush what is pending."""
+        """Flush pending points and close the writers."""
         if self._writer is not None:
             self._writer.close()
 
 
 def write_report(config: RunConfig, step: int, split: str, evaluation: Evaluation, text: str) -> None:
-    """Write the final report to the curves of a run that is done; on rank 0.
+    """Write the final report to the curves of a finished run; on rank 0.
 
     Args:
-        step: the run's last.
-        split: what the report is of; the scores of "test" become points, those of "validation" are curves already.
-        evaluation: its scores.
-        text: the report.
+        step: the run's last step.
+        split: split that the report is about; scores of "test" become points, those of "validation" are curves already.
+        evaluation: the scores on that split.
+        text: the report in Markdown.
     """
     monitor = Monitor(config, step)
     if split == "test":
@@ -127,7 +131,7 @@ def write_report(config: RunConfig, step: int, split: str, evaluation: Evaluatio
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Peak memory of this rank: allocated on its GPU, or resident in its process on a CPU."""
+    """Peak memory of this rank in bytes: allocated on its GPU, or on a CPU the resident set of its process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -142,7 +146,7 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """A line at every point of the curves; on a terminal a progress bar below them, and fewer lines of a long run."""
+    """Prints a line at each point of the curves; on a terminal with a progress bar, and fewer lines for a long run."""
 
     def __init__(self, first_step: int, total: int, enabled: bool) -> None:
         from tqdm import tqdm
@@ -170,7 +174,7 @@ class Progress:
             say(f"step {step}/{self._total}  {fields}  left {duration(left)}")
 
     def _is_worth_a_line(self, step: int, now: float) -> bool:
-        """Whether a terminal keeps this point: of 100 all, of 100,000 a few hundred and one a minute."""
+        """Whether a terminal keeps this line: of 100 steps every one, of 100,000 a few hundred and one per minute."""
         if self._kept is None or step == self._total:
             return True
         last, then = self._kept

@@ -1,4 +1,4 @@
-"""Norms of weights and updates, as curves a layer and histograms over parameters; pure functions of the numbers."""
+"""Norms of weights and updates, as curves per layer and histograms over parameters; pure functions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.optim.layout import ParameterNorms
 
 
 def layer_of(name: str) -> str:
-    """The layer that a parameter counts to: encoder layers by number, all else by its module.
+    """The layer that a parameter belongs to in the curves: encoder layers by number, others by their module.
 
     >>> layer_of("bert.encoder.layer.3.attention.self.query.weight")
     'layer.3'
@@ -27,10 +27,10 @@ def layer_of(name: str) -> str:
 
 
 def curves(norms: Mapping[str, ParameterNorms]) -> dict[str, float]:
-    """Scalars: norms of each layer's weights and update, their quotient, and the spread of trust ratios.
+    """Curves: L2 norms of each layer's weights and update, their ratio, and the spread of trust ratios.
 
-    A layer's norm is that of its parameters laid end to end. Trust ratios that are 1 by rule (biases, LayerNorm) don't
-    enter the spread; without any other there is none.
+    A layer's norm is that of the concatenation of its parameters. Trust ratios that are 1 by definition (biases,
+    LayerNorm) are left out of the spread; if there is no other, the spread is left out.
     """
     weights: dict[str, float] = {}
     updates: dict[str, float] = {}
@@ -49,7 +49,7 @@ def curves(norms: Mapping[str, ParameterNorms]) -> dict[str, float]:
 
 
 def trust_ratios(norms: Mapping[str, ParameterNorms]) -> list[float]:
-    """The trust ratios that are not 1 by rule."""
+    """The trust ratios that are not 1 by definition."""
     return [found.ratio for found in norms.values() if found.ratio != 1.0]
 
 

@@ -1,16 +1,16 @@
-"""What the curves are called and measured in: titles and descriptions that TensorBoard shows beside them."""
+"""Titles, units and descriptions of the curves, which TensorBoard shows beside them."""
 
 from __future__ import annotations
 
 from engine.config import Title, task_entries
 
-#: whose values the curves of a prefix are
+#: prefix of a curve's tag -> the data or weights that it is about
 PARTS = {
     "train": ("training", "Mean over the optimizer steps since the last point."),
     "eval": ("held-out", "On the held-out data, dropout off."),
     "test": ("test", "On the test file, of the model that the run exported."),
 }
-#: of every task; each has scores of its own too
+#: titles that all tasks share; each task has titles of its own scores too
 LOSS = {"loss": Title("loss [nats]", "What training minimises; pre-training adds both of its losses.")}
 RUNNING = {
     "train/learning_rate": Title("learning rate", "Of the last optimizer step."),
@@ -34,7 +34,7 @@ LAYERS = {
 
 
 def title_of(tag: str) -> Title:
-    """How the curve of a tag is presented; one that is unknown has its tag for a name.
+    """Title and description of a curve by its tag; an unknown one is called by its tag.
 
     >>> title_of("train/tokens_per_second").name
     'throughput [tokens/s]'

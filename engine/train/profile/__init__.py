@@ -1,1 +1,1 @@
-"""Recorded steps: where their time went."""
+"""Recorded steps: a trace, and where their time went."""

@@ -1,4 +1,4 @@
-"""Where recorded steps went: by part of the step, by kind of operator, by operator; and the lines that tell it."""
+"""Where the time of recorded steps went: by part of the step, by kind of operator, by operator; and its report."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 from engine.kernels.gemm import GemmPeak
 
-#: parts of a step; gradient reduction includes what DeepSpeed copies for it, on one rank too
+#: parts of a step; gradient reduction includes DeepSpeed's copies for it, which happen on a single rank too
 PARTS = ("data", "forward", "backward", "gradient reduction", "optimizer", "other")
-#: kinds of operators; element-wise takes in sums, norms and softmax, fused or not, and drawing random numbers; other
-#: operators move nothing (views, allocations); host is time between operators: Python, autograd and DeepSpeed
+#: kinds of operators; element-wise includes reductions, norms and softmax, fused or not, and random numbers; other
+#: operators move no data (views, allocations); host is time between operators: Python, autograd and DeepSpeed
 KINDS = (
     "matrix products", "attention", "element-wise", "embedding", "copies and casts", "communication", "optimizer",
     "other operators", "host",
 )  # fmt: skip
 HOST = KINDS[-1]
-#: kinds that own whatever operators they are made of
+#: kinds whose operators count as theirs together with all operators that they call
 COMPOSED = frozenset({"attention", "embedding", "communication", "optimizer"})
-#: the first pattern that an operator's name matches, lower case, gives its kind
+#: the first pattern that an operator's name in lower case matches gives its kind
 PATTERNS = tuple(
     (kind, re.compile(pattern))
     for kind, pattern in (
@@ -58,7 +58,7 @@ def kind_of(name: str) -> str:
 
 @dataclass
 class Operators:
-    """Seconds of operators, without those of the operators that they call; sums over the recorded steps."""
+    """Self time of operators in seconds, without that of the operators that they call; sums over the recorded steps."""
 
     kinds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
     seconds: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Operators:
             self.calls[name, kind] = self.calls.get((name, kind), 0) + 1
 
     def top(self, steps: int, count: int = TOP) -> list[dict[str, Any]]:
-        """The longest: name, kind, and calls and seconds a step."""
+        """The `count` operators with the longest self time: name, kind, and calls and seconds per step."""
         longest = sorted(self.seconds, key=lambda one: -self.seconds[one])[:count]
         return [
             {"name": one[0], "kind": one[1], "calls": self.calls[one] / steps, "seconds": self.seconds[one] / steps}
@@ -85,8 +85,8 @@ def operators(roots: Iterable[Any], *, on_device: bool) -> Operators:
     """Add up the events of torch's profiler.
 
     Args:
-        roots: events (`FunctionEvent`) that none of the others contains; all below them count.
-        on_device: take the time of the kernels that an operator started, not that of the host.
+        roots: events (`FunctionEvent`) that no other contains; all events below them count.
+        on_device: count the time of the kernels that an operator started, not the host's.
     """
     found = Operators()
     pending: list[tuple[Any, str | None]] = [(root, None) for root in roots]
@@ -105,15 +105,15 @@ class RankRecord:
     """What one rank recorded, over all recorded steps."""
 
     parts: Mapping[str, float]
-    """seconds; they add up to the steps"""
+    """seconds of each part; they add up to the time of the steps"""
     operators: Operators
     flops: float
-    """FLOPs that the model needed for this rank's tokens"""
+    """FLOPs that the model needed for this rank's tokens, without recomputation"""
     tokens: int
     peak: GemmPeak | None
     """this rank's fastest matrix product; None if there was no memory for any"""
     trace: str
-    """file"""
+    """path of the trace"""
 
 
 @dataclass(frozen=True)
@@ -127,27 +127,27 @@ class Summary:
     parts: Mapping[str, float]
     kinds: Mapping[str, float]
     top: Sequence[Mapping[str, Any]]
-    """name, calls and seconds a step of rank 0's operators, the longest first"""
+    """name, calls and seconds per step of rank 0's operators, the longest first"""
     tokens_per_second: float
-    """of all ranks"""
+    """over all ranks"""
     flops_per_step: float
-    """FLOPs that the model needs for a step's tokens, of all ranks; recomputation is none of them"""
+    """FLOPs that the model needs for a step's tokens, over all ranks, without recomputation"""
     flops_per_second: float
     gemm_peak: float | None
-    """FLOP/s, the sum over ranks that measured at the same time; None if one had no memory for it"""
+    """FLOP/s, the sum over all ranks, measured at the same time; None if one had no memory for it"""
     gemm_peak_measured: str
-    """what rank 0 measured"""
+    """the matrix product that rank 0 measured its peak with"""
     mfu: float | None
-    """share of the measured GEMM peak"""
+    """model FLOPs utilisation: share of the measured GEMM peak, in [0, 1]"""
     device: str
     traces: Sequence[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """The summary as plain values, for JSON."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """What a person reads, without the files."""
+        """The lines of the printed report, without the paths of the files."""
         shares = {name: seconds / self.step_seconds for name, seconds in self.parts.items()}
         kinds = {name: seconds / self.step_seconds for name, seconds in self.kinds.items()}
         top = {_shown(row): row["seconds"] / self.step_seconds for row in self.top}
@@ -172,7 +172,7 @@ class Summary:
 
 
 def summarise(records: Sequence[RankRecord], first_step: int, steps: int, device: str) -> Summary:
-    """Bring the ranks' records together, rank 0 first."""
+    """Combine the records of all ranks, in the order of the ranks."""
     count = len(records) * steps
     parts = {name: sum(record.parts[name] for record in records) / count for name in PARTS}
     kinds = {name: sum(record.operators.kinds[name] for record in records) / count for name in KINDS}
@@ -200,7 +200,7 @@ def summarise(records: Sequence[RankRecord], first_step: int, steps: int, device
 
 
 def _shown(row: Mapping[str, Any]) -> str:
-    """An operator's name, and what it is a piece of."""
+    """An operator's name, and the kind that it is part of."""
     name, kind = str(row["name"]), row["kind"]
     return name if kind == kind_of(name) else f"{name} ({kind})"
 

@@ -1,7 +1,7 @@
 """Records a few steps: a trace for TensorBoard and Perfetto, where their time went, and MFU.
 
-MFU is Chowdhery et al. 2022 (PaLM), appendix B: the FLOPs that the model needs for the tokens at hand, without what is
-recomputed, over time and peak. The peak is measured, not a data sheet's: `engine.kernels.gemm`.
+MFU (model FLOPs utilisation) is that of Chowdhery et al. 2022 (PaLM), appendix B: the FLOPs that the model needs for
+its tokens, without recomputation, over time and peak. The peak is measured, not a data sheet's: `engine.kernels.gemm`.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from engine.train.profile.breakdown import RankRecord, Summary, summarise
 from engine.train.profile.recording import DATA, Recording
 from engine.zero.engine import ZeroEngine
 
-#: steps, after those that the certificate verifies, that still allocate and compile
+#: further steps, after those that the certificate verifies, in which allocations and compilation still happen
 WARM_UP = 2
 #: bytes of a trace above which it is compressed
 LARGE = 32 << 20
 
 
 def warm_up_steps(train: TrainConfig) -> int:
-    """Steps of a start before those that are recorded."""
+    """Number of steps of a start before the recorded ones."""
     return train.verify_update + WARM_UP
 
 
@@ -60,10 +60,16 @@ def check_profile(train: TrainConfig, total: int) -> None:
 
 
 class Profile:
-    """What the loop calls at its boundaries; does nothing but while steps are recorded, once in a start."""
+    """Records steps once per start, through calls of the loop at step boundaries; at other steps it does nothing."""
 
     def __init__(self, config: RunConfig, zero: ZeroEngine, bert: BertConfig, left: int) -> None:
-        """Args: left is how many steps this start has; one that resumes with too few of them records none."""
+        """
+        Args:
+            config: the run's configuration.
+            zero: the engine.
+            bert: the model's dimensions, for its FLOPs.
+            left: steps that this start still has to do; with too few of them it records none.
+        """
         self._zero, self._folder = zero, Path(config.output) / "profile"
         self._dtype = DTYPES[config.train.precision]
         self._warm_up = warm_up_steps(config.train)
@@ -79,11 +85,11 @@ class Profile:
         self._recording: Recording | None = None
 
     def part(self, name: str) -> AbstractContextManager[None]:
-        """A part of the step under way, one of `PARTS`."""
+        """What happens inside belongs to a part of the current step, one of `PARTS`."""
         return nullcontext() if self._recording is None else self._recording.part(name)
 
     def batches(self, batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
-        """The same micro-batches, with the waits for them as a part of the step."""
+        """The same micro-batches, with the time to wait for them as a part of the step."""
         return self._watched(batches) if self._wanted else batches
 
     def _watched(self, batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
@@ -96,7 +102,7 @@ class Profile:
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """Optimizer step `number`, from 1, with its point of the curves; one that fails discards the recording."""
+        """Encloses optimizer step `number`, from 1, and its point of the curves; an error discards the recording."""
         try:
             with nullcontext() if self._recording is None else self._recording.step(number):
                 yield
@@ -108,13 +114,14 @@ class Profile:
         self._done += 1
 
     def between(self, step: int, text: Callable[[str, str, int], None]) -> float:
-        """After step `step`: begin to record, or end and tell; collective.
+        """Called after each step: begins to record, or ends the recording and reports it; collective.
 
         Args:
-            text: writes a tag's Markdown at a step to TensorBoard.
+            step: steps done.
+            text: writes Markdown to TensorBoard, given tag, text and step.
 
         Returns:
-            Seconds that this took.
+            Seconds that this took, to be excluded from the throughput.
         """
         if self._note:
             say(self._note)
@@ -144,7 +151,7 @@ class Profile:
             text("profile/summary", "\n".join(["```", *summary.lines(), "```"]), step)
 
     def _peak(self) -> GemmPeak | None:
-        """This rank's, measured while the others measure theirs: as in a step they share the machine; collective."""
+        """This rank's GEMM peak, measured on all ranks at once, since they share a machine in steps too; collective."""
         dist.barrier()
         try:
             return measure_peak(self._dtype, self._zero.device)
@@ -152,7 +159,7 @@ class Profile:
             return None
 
     def _write_trace(self, profiler: torch.profiler.profile) -> tuple[str, str]:
-        """This rank's trace: its path, and what kept it from being written."""
+        """Write this rank's trace; its path, and the error that kept it from being written, or an empty string."""
         path = self._folder / f"rank{dist.place()[0]}.pt.trace.json"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)

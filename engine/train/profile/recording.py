@@ -18,14 +18,15 @@ from engine.train.profile.breakdown import PARTS, Operators, operators
 from engine.zero.engine import ZeroEngine
 
 DATA, FORWARD, BACKWARD, REDUCTION, OPTIMIZER, OTHER = PARTS
-#: begins the name of what the TensorBoard plugin takes for a step
+#: prefix by which TensorBoard's profile plugin recognises a step
 STEP = "ProfilerStep"
 
 
 class Clock:
-    """Seconds of the parts of steps, each moment in the innermost part.
+    """Measures the parts of steps in seconds; nested parts count for the innermost one alone.
 
-    On a GPU a part begins and ends where its kernels do: events on the current stream are read, so nothing waits.
+    On a GPU a part lasts from its first kernel to its last: it is measured by events on the current stream, so the
+    host need not wait.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -35,7 +36,7 @@ class Clock:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """What happens inside belongs to a part, and to no outer one."""
+        """What happens inside counts for this part, and for no outer one."""
         outer = self._part
         self._mark(name)
         try:
@@ -52,7 +53,7 @@ class Clock:
         self._part = begins
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of every part; waits for the device."""
+        """Seconds of each part; waits for the device."""
         if self._on_device:
             torch.cuda.synchronize()
         totals = dict.fromkeys(PARTS, 0.0)
@@ -74,7 +75,7 @@ class Recording:
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self._on_device:
             activities.append(torch.profiler.ProfilerActivity.CUDA)
-        else:  # Kineto ranks two lines a recording above its errors, which on a GPU must be seen
+        else:  # Kineto logs two lines per recording at a level above that of its errors, which a GPU's user must see
             os.environ.setdefault("KINETO_LOG_LEVEL", "6")
         self.profiler = torch.profiler.profile(activities=activities)
         self._watching = contextlib.ExitStack()
@@ -84,7 +85,7 @@ class Recording:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """A part of a step, also a range of the trace."""
+        """A part of a step, which is also a range in the trace."""
         if name == FORWARD and self._batch is not None:
             self._count(self._batch)
         with torch.profiler.record_function(name), self._clock.part(name):
@@ -92,13 +93,13 @@ class Recording:
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """A whole optimizer step; what is in no other part is `OTHER`."""
+        """A whole optimizer step; time in no other part counts as `OTHER`."""
         with torch.profiler.record_function(f"{STEP}#{number}"), self._clock.part(OTHER):
             yield
         self.steps += 1
 
     def arrived(self, batch: MicroBatch) -> None:
-        """The micro-batch that the next forward pass takes, still on the host."""
+        """Note the micro-batch of the next forward pass, still on the host, for its tokens and FLOPs."""
         self._batch = batch
 
     def _count(self, batch: MicroBatch) -> None:
@@ -108,7 +109,7 @@ class Recording:
         self.flops += training_flops(self._dimensions, lengths, masked)
 
     def stop(self) -> None:
-        """No more steps."""
+        """End the recording."""
         self.profiler.stop()
         self._watching.close()
 
@@ -117,7 +118,7 @@ class Recording:
         return self._clock.seconds()
 
     def operators(self) -> Operators:
-        """Operators of the steps: on CPUs those of the rank's main thread, on a GPU the kernels of all."""
+        """Operators of the steps: on CPUs those of the rank's main thread, on a GPU the kernels of all threads."""
         events: list[Any] = list(self.profiler.events() or [])
         steps = [event for event in events if event.name.startswith(STEP) and _on_host(event)]
         if not self._on_device:
@@ -133,18 +134,18 @@ def _on_host(event: Any) -> bool:
 
 
 def watched_reduction(engine: Any, part: Callable[[str], AbstractContextManager[None]]) -> AbstractContextManager[None]:
-    """Open a part around what DeepSpeed does with gradients: for each that is ready, and for all after a backward pass.
+    """Measure DeepSpeed's reduction of gradients: each one when it is ready, and all after a backward pass.
 
     Args:
-        engine: DeepSpeed's.
-        part: opens it, given the method's name.
+        engine: DeepSpeed's engine.
+        part: opens a part of the step, given the name of DeepSpeed's method.
     """
     methods = [(engine, "allreduce_gradients"), (engine.optimizer, "reduce_ready_partitions_and_remove_grads")]
     return wrapped([(owner, name) for owner, name in methods if hasattr(owner, name)], part)
 
 
 def watched_collectives() -> AbstractContextManager[None]:
-    """Make a range of every collective, of which torch's own ends before the wait for the other ranks."""
+    """Make each collective a range in the trace; torch's own range ends before the wait for the other ranks."""
     import deepspeed
 
     prefixes = ("all_", "barrier", "broadcast", "gather", "reduce", "scatter")
@@ -152,14 +153,14 @@ def watched_collectives() -> AbstractContextManager[None]:
         (module, name)
         for module in (torch.distributed, deepspeed.comm)
         for name, function in vars(module).items()
-        if name.startswith(prefixes) and type(function) is FunctionType  # torch's deprecated names warn if asked more
+        if name.startswith(prefixes) and type(function) is FunctionType  # deprecated names warn on any attribute access
     ]
     return wrapped(methods, lambda name: torch.profiler.record_function(f"communication: {name}"))
 
 
 @contextlib.contextmanager
 def wrapped(methods: Sequence[tuple[Any, str]], around: Callable[[str], AbstractContextManager[Any]]) -> Iterator[None]:
-    """Open `around(name)` in each call of attributes of objects or modules, until the end; then all is as it was."""
+    """Wrap methods (object, name) in `around(name)` inside this context; afterwards the originals are restored."""
 
     def inside(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:

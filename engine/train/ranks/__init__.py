@@ -1,1 +1,1 @@
-"""The ranks of a run: they meet, join, and share a machine."""
+"""The ranks of a run: their rendezvous, their process group, and how they share a machine."""

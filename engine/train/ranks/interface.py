@@ -1,4 +1,4 @@
-"""Whether the ranks of other hosts can reach this one by the address that gloo announces."""
+"""Checks that the ranks of other hosts can reach this one at the address that gloo announces."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.errors import UserError
 
 
 def address_of(host: str) -> str | None:
-    """The first address that a host name leads to, which gloo takes; None if it leads nowhere."""
+    """The first address that a host name resolves to, which gloo uses; None if it can't be resolved."""
     try:
         return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]).partition("%")[0]
     except (OSError, UnicodeError):
@@ -27,7 +27,7 @@ def check_interface(env: Mapping[str, str], local_size: int, host: str, lookup: 
         env: with WORLD_SIZE, MASTER_ADDR and perhaps GLOO_SOCKET_IFNAME.
         local_size: ranks on this host.
         host: its name.
-        lookup: the address that a name leads to here, None if there is none.
+        lookup: resolves a host name to an address, None if it can't be resolved.
 
     Raises:
         UserError: there are other hosts, and they can't reach this one.
@@ -45,5 +45,5 @@ def check_interface(env: Mapping[str, str], local_size: int, host: str, lookup: 
 
 
 def is_loopback(address: str | None) -> bool:
-    """Whether an address leads to the same machine only."""
+    """Whether an address is a loopback address."""
     return address is not None and ipaddress.ip_address(address).is_loopback

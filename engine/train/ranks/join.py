@@ -1,4 +1,4 @@
-"""The ranks of a run: they join one process group at its start and leave it together at its end."""
+"""The process group of a run: all ranks join it at the start and leave it together at the end."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def start_ranks(
     """Join the process group that the launcher announced and return this process's place in it; collective.
 
     DeepSpeed's shared-memory all-reduce for CPUs is turned off: it compiles C++ at the first start, needs ninja,
-    and leaves a 69 MB file in /dev/shm a rank and run. gloo does its work.
+    and leaves a 69 MB file in /dev/shm per rank and run. gloo is used instead.
 
     Args:
         threads: CPU threads of this rank; None divides the cores among the machine's ranks.
-        timeout: of a collective, after which a rank gives up on the others.
-        meeting: where the ranks tell their mistakes before they join.
+        timeout: longest time of a collective, after which a rank gives up on the others.
+        meeting: where the ranks report their mistakes before they join.
 
     Raises:
-        UserError: ranks of other hosts can't reach this one; with a meeting any rank's mistake, on all of them.
+        UserError: ranks of other hosts can't reach this one; with a meeting any rank's mistake, on all ranks.
         Stopped: in the meeting, if a rank was asked to stop.
     """
     if not torch.cuda.is_available():
@@ -65,7 +65,7 @@ def start_ranks(
 
 
 def check_node() -> None:
-    """Find out whether ranks of other hosts can reach those of this one, where that is known.
+    """Check whether ranks of other hosts can reach those of this one, where the environment tells of other hosts.
 
     Raises:
         UserError: they can't.

@@ -1,15 +1,15 @@
-"""Before the ranks join their process group: each says that it is ready, or what is wrong, and all do the same.
+"""Before the ranks join their process group, each reports that it is ready, or its mistake; then all or none go on.
 
-torch's rendezvous waits for a rank that never comes without a word, deaf to signals; so a mistake that one rank alone
-has (its recipe isn't there, its folder can't be written) would leave all others waiting. Here they meet first, at the
-key-value store of the rendezvous, which rank 0 opens at MASTER_ADDR:MASTER_PORT, or has been opened by torchrun:
+torch's rendezvous waits silently for a rank that never comes, and handles no signals meanwhile; so a mistake that one
+rank alone has (its recipe doesn't exist, its folder can't be written) would leave all others waiting. Here they meet
+first, at the key-value store of the rendezvous, which rank 0 opens at MASTER_ADDR:MASTER_PORT unless torchrun did:
 
     <attempt>/rank-N     rank N's report, JSON
-    <attempt>/stop       the signal that a rank has had while it waited
-    <attempt>/verdict    rank 0's: all go on, or why nobody does
-    <attempt>/left       ranks that have read it
+    <attempt>/stop       the signal that a rank received while it waited
+    <attempt>/verdict    rank 0's decision: all go on, or why none does
+    <attempt>/left       number of ranks that have read the verdict
 
-A thread talks to the store, whose calls may block; the main thread says whom it waits for and hears signals.
+A thread talks to the store, whose calls may block; the main thread reports whom it waits for and handles signals.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from engine.dist import Report, own_reader, shared_mistake
 from engine.errors import LateRanksError, LostRankError, RunError, SharedError, UserError
 from engine.train.watch.preempt import Stop, Stopped
 
-#: seconds between two lines that say whom a rank waits for
+#: seconds between two lines that name the ranks that a rank waits for
 TELL_INTERVAL = 10.0
-#: seconds that a rank with a mistake gives the others to hear of it
+#: seconds that a rank with a mistake waits for the others to learn of it
 GRACE = 8.0
-#: seconds for a taken port to be given up, and for MASTER_ADDR to lead somewhere
+#: seconds to wait for a port in use to become free, and for MASTER_ADDR to become reachable
 PATIENCE = 5.0
 POLL = 0.05
 
 
 @dataclass(frozen=True)
 class Place:
-    """This rank among those that it meets, and where."""
+    """This rank's number, the number of ranks, and the address at which they meet."""
 
     rank: int
     size: int
     host: str
     port: int
-    """0: any free one, for one rank"""
+    """0: any free port, for a single rank"""
     served: bool = False
-    """whether the launcher keeps the store"""
+    """whether the launcher serves the store, as torchrun does"""
     attempt: str = "0"
 
     @property
@@ -58,7 +58,7 @@ class Place:
 
 
 def place_of(env: Mapping[str, str]) -> Place | None:
-    """The place that torch's variables give; None where they don't make sense."""
+    """The place that torch's environment variables give; None where they are missing or invalid."""
     numbers = [env.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")]
     if not all(text.isdecimal() for text in numbers) or not env.get("MASTER_ADDR"):
         return None
@@ -70,7 +70,7 @@ def place_of(env: Mapping[str, str]) -> Place | None:
 
 
 class Meeting:
-    """The meeting of one start; to be kept until the process group is there, which uses its store."""
+    """The meeting of one start; to be kept until the process group exists, which uses its store."""
 
     def __init__(
         self,
@@ -84,10 +84,10 @@ class Meeting:
         """
         Args:
             check: finds this rank's own mistakes, given its number.
-            asked: the stop that this rank has been asked for, if any.
-            alive: called all the time while this rank waits.
-            limit: seconds to wait for ranks that don't come; None: without end.
-            tell: prints rank 0's own mistake, before the others are told.
+            asked: returns the stop that this rank has been asked for, if any.
+            alive: called again and again while this rank waits, to feed the watchdog.
+            limit: seconds to wait for ranks that don't come; None waits without a limit.
+            tell: prints rank 0's own mistake, before the others learn of it.
         """
         self._check, self._asked, self._alive, self._limit, self._tell = check, asked, alive, limit, tell
         self._store: Any = None
@@ -96,7 +96,7 @@ class Meeting:
         """Meet the other ranks; collective.
 
         Args:
-            place: this rank's.
+            place: this rank's number and the address.
             check: finds more of this rank's mistakes.
 
         Raises:
@@ -113,7 +113,7 @@ class Meeting:
         self.settle(place, mistake)
 
     def settle(self, place: Place, mistake: UserError | None) -> None:
-        """Tell the others of this rank's mistake, or that it has none; see `hold`."""
+        """Report this rank's mistake to the others, or that it has none; see `hold`."""
         if place.size == 1 and mistake is not None:
             raise mistake
         told_it = mistake is not None and place.rank == 0
@@ -149,10 +149,10 @@ class Meeting:
         talk.verdict.act_on(report)
 
     def _mind(self, talk: _Talk, began: float, now: float) -> None:
-        """Heed a request to stop, and the limits of patience."""
+        """Act on a request to stop, and on the time limits."""
         if talk.stop is None and (stop := self._asked()) is not None:
             talk.stop = stop
-            talk.join(2.0)  # time to pass it on
+            talk.join(2.0)  # time to pass the stop on to the others
             if talk.is_alive():
                 raise Stopped(stop)
         mistake = talk.report.mistake
@@ -164,10 +164,10 @@ class Meeting:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What rank 0 has found: with no mistake and no stop, all go on."""
+    """Rank 0's decision: without a mistake or a stop, all go on."""
 
     reports: Sequence[Report] = ()
-    """of the ranks that had come, if one has a mistake"""
+    """reports of the ranks that had come, if one has a mistake"""
     stop: Stop | None = None
 
     @property
@@ -175,7 +175,7 @@ class Verdict:
         return self.stop is None and not self.reports
 
     def act_on(self, own: Report) -> None:
-        """Raise on a rank what ends it."""
+        """Raise the error that ends this rank, if the verdict says so."""
         if self.stop is not None:
             raise Stopped(self.stop)
         others = [report for report in self.reports if report.rank != own.rank]
@@ -203,7 +203,7 @@ def _is_first_here() -> bool:
 
 
 class _Talk(threading.Thread):
-    """What one rank says and hears; a daemon thread, since the store's calls may never return."""
+    """One rank's communication with the store; a daemon thread, since the store's calls may never return."""
 
     def __init__(self, place: Place, report: Report) -> None:
         super().__init__(name="meeting", daemon=True)
@@ -227,18 +227,18 @@ class _Talk(threading.Thread):
             self.error = LostRankError(told, speaks=self.place.rank == 1 or _is_first_here())
 
     def missing(self) -> str:
-        """The ranks that this one waits for, in words."""
+        """The ranks that this one waits for, as a text."""
         ranks = list(self._waited_for)
         shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
         return f"{len(ranks)} of {self.place.size} ranks: {shown} (process group at {self.place.address})"
 
     def tell(self) -> None:
-        """Say whom this rank waits for: rank 0 does, and where it isn't there the first rank of each machine."""
+        """Print whom this rank waits for: on rank 0 and, while rank 0 is missing, on the first rank of each machine."""
         if self._waited_for and (self.place.rank == 0 or _is_first_here()):
             print(f"waiting for {self.missing()}", file=sys.stderr, flush=True)
 
     def _opened(self) -> Any:
-        """The store that rank 0 opens, once the port is free."""
+        """Open the store on rank 0, once the port is free."""
         from torch.distributed import DistNetworkError, TCPStore  # type: ignore[attr-defined]
 
         deadline = time.monotonic() + PATIENCE
@@ -271,7 +271,7 @@ class _Talk(threading.Thread):
         )
 
     def _reachable(self, patience: float) -> bool:
-        """Whether something answers at the meeting place within so many seconds."""
+        """Whether something answers at the store's address within so many seconds."""
         deadline = time.monotonic() + patience
         while True:
             with contextlib.suppress(OSError, UnicodeError):
@@ -282,7 +282,7 @@ class _Talk(threading.Thread):
             time.sleep(0.1)
 
     def _joined(self) -> Any:
-        """The store that another process keeps, once it is there; None if this rank is asked to stop before."""
+        """Connect to the store of another process, once it exists; None if this rank is asked to stop before."""
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         began = time.monotonic()
@@ -312,7 +312,7 @@ class _Talk(threading.Thread):
         return f"zerobert/{self.place.attempt}/{name}"
 
     def _lead(self) -> None:
-        """Collect the reports, and tell all what to do."""
+        """On rank 0: collect the reports, and publish the verdict."""
         reports = {0: self.report}
         stop: Stop | None = None
         while self._waited_for and stop is None and not any(report.mistake for report in reports.values()):
@@ -333,7 +333,7 @@ class _Talk(threading.Thread):
         self._leave()
 
     def _see_off(self) -> None:
-        """Keep the store until the others have read the verdict, or had the time to."""
+        """Keep the store open until the others have read the verdict, or the time for it is over."""
         began = time.monotonic()
         while self.store.add(self._key("left"), 0) < self.place.size - 1:
             if time.monotonic() - began > (GRACE if self.stop is None else 1.0):
@@ -341,7 +341,7 @@ class _Talk(threading.Thread):
             time.sleep(POLL)
 
     def _follow(self) -> None:
-        """Report, and wait for rank 0's word."""
+        """On other ranks: report, and wait for rank 0's verdict."""
         self.store.set(self._key(f"rank-{self.place.rank}"), json.dumps(asdict(self.report)))
         self._waited_for = []
         passed_on = False
@@ -354,7 +354,7 @@ class _Talk(threading.Thread):
         self._leave()
 
     def _leave(self) -> None:
-        """Count this rank out; the last one clears the store, which a launcher keeps for its next start."""
+        """Count this rank as done; the last one deletes the keys, since a launcher reuses its store at a restart."""
         if self.store.add(self._key("left"), 1) < self.place.size:
             return
         for name in ("verdict", "stop", "left", *(f"rank-{rank}" for rank in range(self.place.size))):

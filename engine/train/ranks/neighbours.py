@@ -1,14 +1,15 @@
-"""OpenMP's threads beside other programs: they spin while they wait, except while others want their cores.
+"""OpenMP's threads on a machine that other programs use too: they spin less at barriers while others need the cores.
 
-libgomp's threads spin for some 10 ms where they wait for one another, and a thread that waits for a core keeps all of
-them spinning on theirs: with one more busy program than there are cores, a step takes many times as long. Short spins
-for good are no remedy: threads that sleep between the operators of a step must be woken for each of them, which costs
-more than the 2 % that a run alone may lose (`python -m benchmarks.neighbour` measures both). So a thread of Python
-looks how long this process's threads wait for cores, and shortens the spins while they do.
+At a barrier libgomp's threads spin for some 10 ms, and one thread that waits for a core keeps all the others spinning
+on theirs: with one more busy program than there are cores, a step takes many times as long. Always spinning less is no
+remedy: threads that sleep between the operators of a step must be woken for each of them, which costs more than the
+2 % that a run alone on the machine may lose (`python -m benchmarks.neighbour` measures both). So a Python thread
+watches how long this process's threads wait for cores, and shortens the spins while they do.
 
-libgomp reads its variables once, when it is loaded. What it looks at each time is whether it has more threads than
-there are cores: then it spins 100 times instead of 300,000 (GOMP_SPINCOUNT in its manual). Hence `Crowd`. Nothing is
-done where the environment says how to wait, with another OpenMP runtime, or where Linux doesn't tell what threads wait.
+libgomp reads its environment variables once, when it is loaded. But at each barrier it checks whether it has more
+threads than there are cores, and then spins 100 times instead of 300,000 (GOMP_SPINCOUNT in its manual). So `Crowd`
+adds sleeping threads. Nothing is done where the environment sets how to wait, with another OpenMP runtime, or where
+Linux doesn't tell how long threads wait.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ from pathlib import Path
 import torch
 
 TASKS = Path("/proc/self/task")
-#: what a user says how to wait by
+#: environment variables by which a user sets how threads wait
 VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-#: seconds between two looks
+#: seconds between two checks
 PERIOD = 0.5
-#: threads waiting for a core, on average over a period, that mean a neighbour: so many, and so many a thread of ours
+#: mean number of threads waiting for a core that tells of a neighbour: more than the first, plus the second per thread
 WAITING, WAITING_A_THREAD = 0.25, 0.02
-#: seconds with short spins until long ones are tried again; twice as many each time that the neighbour is still there
+#: seconds with short spins until long ones are tried again; doubled each time that the neighbour is still there
 SHORTEST, LONGEST = 5.0, 40.0
-#: threads that are kept asleep at most; where a rank has a small part of the cores more would be needed
+#: largest number of sleeping threads; a rank with a small share of the cores would need more, and goes without
 SLEEPERS = 64
 
 
 @dataclass
 class Patience:
-    """Decides, look by look, whether spins should be short; time is in seconds."""
+    """Decides at each check whether spins should be short; all times are in seconds."""
 
     threads: int
     is_short: bool = False
@@ -50,7 +51,8 @@ class Patience:
         """Whether spins should be short from now on.
 
         Args:
-            waiting: threads of ours that waited for a core, on average since the last look.
+            waiting: mean number of our threads that waited for a core since the last check.
+            now: the present time.
         """
         if self.is_short:
             self.is_short = now < self.until
@@ -62,7 +64,7 @@ class Patience:
 
 
 class Crowd:
-    """More threads of libgomp's than cores, all asleep, which makes it shorten its spins; it ends them with `leave`."""
+    """Sleeping threads by which libgomp has more threads than cores, and so spins less; `leave` ends them."""
 
     def __init__(self, gomp: ctypes.CDLL, size: int) -> None:
         self._gomp, self._size, self._over = gomp, size, threading.Event()
@@ -70,9 +72,9 @@ class Crowd:
         self._thread.start()
 
     def _stay(self) -> None:
-        nothing = ctypes.cast(ctypes.CDLL(None).free, ctypes.c_void_p)  # of a null pointer
+        nothing = ctypes.cast(ctypes.CDLL(None).free, ctypes.c_void_p)  # called with a null pointer it does nothing
         self._gomp.GOMP_parallel(nothing, None, self._size, 0)
-        self._over.wait()  # a thread's team lives as long as the thread
+        self._over.wait()  # the OpenMP team of a thread lives as long as the thread
 
     def leave(self) -> None:
         self._over.set()
@@ -80,14 +82,14 @@ class Crowd:
 
 
 def crowd_size(threads: int, cores: int) -> int | None:
-    """Threads of a second team that make more than `cores` in all; None where they would be too many to keep."""
+    """Size of a second OpenMP team that makes more threads than `cores` in all; None where it would be too large."""
     size = max(2, cores - threads + 2)
     return size if size - 1 <= SLEEPERS else None
 
 
 def find_gomp() -> ctypes.CDLL | None:
     """The libgomp that torch uses; None if it uses another runtime."""
-    library = ctypes.CDLL(torch._C.__file__)  # looks a name up in what it depends on too
+    library = ctypes.CDLL(torch._C.__file__)  # symbols are also looked up in the libraries that it depends on
     if not hasattr(library, "GOMP_parallel") or hasattr(library, "kmp_set_blocktime"):
         return None
     library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
@@ -96,22 +98,26 @@ def find_gomp() -> ctypes.CDLL | None:
 
 
 def waited(tasks: Path = TASKS) -> float | None:
-    """Seconds that this process's threads have waited for a core while they could run; None where nobody counts."""
+    """Seconds that this process's runnable threads have waited for a core; None where the kernel doesn't count them."""
     total, counted = 0, False
     for task in tasks.glob("*/schedstat"):
         try:
             total += int(task.read_text().split()[1])
-        except (OSError, ValueError, IndexError):  # a thread that has just ended, or another system
+        except (OSError, ValueError, IndexError):  # the thread has just ended, or this is not Linux
             continue
         counted = True
     return total / 1e9 if counted else None
 
 
 def give_way(threads: int, environment: Mapping[str, str] = os.environ) -> threading.Event | None:
-    """Begin to watch what this process's threads wait, until the returned event is set or the process ends.
+    """Begin to watch how long this process's threads wait, until the returned event is set or the process ends.
 
     Args:
-        threads: OpenMP's in this process; one has nothing to wait for.
+        threads: number of OpenMP threads of this process; a single one waits at no barrier.
+        environment: the environment variables.
+
+    Returns:
+        The event that ends the watch; None where nothing is watched.
     """
     gomp = find_gomp()
     size = crowd_size(threads, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0)

@@ -1,1 +1,1 @@
-"""What watches a run: stops, faults, hangs, slow ranks."""
+"""Supervision of a run: requests to stop, faults, hangs, slow ranks."""

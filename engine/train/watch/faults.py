@@ -1,12 +1,12 @@
-"""Losses and gradients that are no numbers, and loss spikes: recognised before the update, which can be left out.
+"""Faults of a step: non-finite losses and gradients, and loss spikes, detected before the update, which can be skipped.
 
 A skipped update changes nothing: the client optimizer's `step` isn't called, at any ZeRO stage, so weights, moments
 and step counters keep their bits, while DeepSpeed goes through the step as always and clears the gradients. The run
-goes on with the next global batch. A rollback also loads the newest checkpoint, and leaves that global batch out when
-the run comes to it again.
+goes on with the next global batch. A rollback also loads the newest checkpoint, and skips that global batch when the
+run comes to it again.
 
-    <output>/faults.jsonl         one line a fault: time, step, cursor, kind, value, action
-    <output>/recent_losses.json   what the median of a spike is taken from, so that a resume judges as the run did
+    <output>/faults.jsonl         one line per fault: time, step, cursor, kind, value, action
+    <output>/recent_losses.json   the losses whose median a spike is judged by, so that a resume judges as the run did
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from engine.zero.engine import ZeroEngine
 Kind = Literal["loss", "gradient", "spike"]
 FAULTS_FILE = "faults.jsonl"
 LOSSES_FILE = "recent_losses.json"
-#: losses that a median needs
+#: least number of losses for a median
 FEWEST_LOSSES = 10
-#: losses kept beyond the window, for a resume from a checkpoint that isn't the newest
+#: windows of losses that are kept, for a resume from a checkpoint that isn't the newest
 KEPT_WINDOWS = 4
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What was wrong in a step."""
+    """A fault of one step, and what was done."""
 
     step: int
     """number of the step, from 1"""
@@ -65,7 +65,7 @@ class RollBack(Exception):  # noqa: N818 - the run goes on
 
 
 def failure(what: Fault | str) -> RunError:
-    """The error that ends a run at a loss or gradient that is no number."""
+    """The error that ends a run at a non-finite loss or gradient."""
     return RunError(
         f"{what}; resume from a checkpoint with a lower optim.learning_rate or a longer optim.warmup, or with "
         "fault.non_finite skip or rollback (train.detect_anomaly true finds the operation)"
@@ -73,47 +73,47 @@ def failure(what: Fault | str) -> RunError:
 
 
 def found_late(step: int, loss: float, norm: float | None) -> RunError | None:
-    """The error of a point of the curves that shows a fault: where not every step is looked at.
+    """The error of a fault that is seen only at a point of the curves, because not every step is checked; else None.
 
     Args:
         step: steps done.
         loss: the mean loss of the point.
-        norm: the last step's gradient norm; None where one that is not finite is no fault, or there is none.
+        norm: gradient norm of the last step; None if there is none, or if a non-finite one is no fault.
     """
     if not math.isfinite(loss):
         return failure(f"the loss became {loss} by step {step}")
-    if norm is not None and (norm < 0 or not math.isfinite(norm)):  # DeepSpeed's -1 is one that is no number
+    if norm is not None and (norm < 0 or not math.isfinite(norm)):  # DeepSpeed gives -1 for a non-finite norm
         return failure(f"the gradient became infinite or NaN by step {step}")
     return None
 
 
 class SpikeDetector:
-    """Judges a loss by the median of the last ones, which it keeps with their steps."""
+    """Compares a loss with the median of the last ones, which it keeps with their steps."""
 
     def __init__(self, factor: float, window: int) -> None:
         self.factor, self.window = factor, window
         self.losses: deque[tuple[int, float]] = deque(maxlen=KEPT_WINDOWS * window)
 
     def is_spike(self, loss: float) -> bool:
-        """Whether a finite loss is too far above the median; never before there are enough losses."""
+        """Whether a finite loss is above `factor` times the median; never before there are enough losses."""
         recent = [value for _, value in list(self.losses)[-self.window :]]
         return len(recent) >= min(FEWEST_LOSSES, self.window) and loss > self.factor * statistics.median(recent)
 
     def add(self, step: int, loss: float) -> None:
-        """Keep the loss of a step that was applied."""
+        """Keep the loss of a step whose update was applied."""
         self.losses.append((step, loss))
 
     def go_back(self, step: int) -> None:
-        """Forget what came after `step`."""
+        """Forget the losses after `step`."""
         self.losses = deque([pair for pair in self.losses if pair[0] <= step], maxlen=self.losses.maxlen)
 
 
 class UpdateGate:
-    """Stands before the client optimizer's `step`, which DeepSpeed calls once or several times in an update.
+    """Guards the client optimizer's `step`, which DeepSpeed calls once or several times in an update.
 
     Attributes:
-        closed: leave the updates out until it is opened.
-        bad_norm: the gradient norm that made it close itself in the last update; None if it was finite.
+        closed: while true, updates are skipped.
+        bad_norm: the non-finite gradient norm for which it closed itself in the last update; None if it didn't.
     """
 
     def __init__(self, zero: ZeroEngine) -> None:
@@ -134,12 +134,12 @@ class UpdateGate:
         if not self.closed:
             return self._step(*arguments, **named)
         if not self._counted:
-            self._zero.model.skipped_steps += 1  # as DeepSpeed counts its own
+            self._zero.model.skipped_steps += 1  # counted together with the steps that DeepSpeed skips
             self._counted = True
         return None
 
     def _norm(self) -> float:
-        """The norm of the whole gradient, the same on every rank; DeepSpeed's -1 stands for one that is no number."""
+        """L2 norm of the whole gradient, the same on every rank; DeepSpeed gives -1 for a non-finite one."""
         if self._wrapped:
             norm = self._zero.model.optimizer._global_grad_norm
             return 0.0 if norm is None else float(norm)
@@ -147,19 +147,26 @@ class UpdateGate:
         return float(torch.nn.utils.get_total_norm(gradients))
 
     def left_out(self) -> bool:
-        """Whether the update that just ended was left out, by this gate or by DeepSpeed; opens the gate."""
+        """Whether the update that just ended was skipped, by this gate or by DeepSpeed; opens the gate."""
         overflow = bool(getattr(self._zero.model.optimizer, "overflow", False))
         closed, self.closed, self._counted = self.closed, False, False
         return closed or overflow
 
 
 class FaultPolicy:
-    """Decides what becomes of an update, the same on every rank, and keeps the record."""
+    """Decides whether an update is applied, skipped or rolled back, the same on every rank, and records faults."""
 
     def __init__(
         self, zero: ZeroEngine, config: FaultConfig, output: Path, start: int | None, *, is_main: bool
     ) -> None:
-        """Args: start is the step of the checkpoint that the run resumes, None if it starts from the beginning."""
+        """
+        Args:
+            zero: the engine.
+            config: the policies.
+            output: folder of the run.
+            start: step of the checkpoint that the run resumes from; None for a new run.
+            is_main: whether this rank writes the records.
+        """
         self._zero, self._config, self._is_main = zero, config, is_main
         self._record, self._losses = output / FAULTS_FILE, output / LOSSES_FILE
         self._gate = UpdateGate(zero) if config.judges_updates else None
@@ -167,7 +174,7 @@ class FaultPolicy:
         self._fault: Fault | None = None
         self._faults = 0
         self.left_out: set[int] = set()
-        """consumed samples before each global batch that a rollback leaves out"""
+        """consumed samples before each global batch that is skipped after a rollback"""
         if start is not None:
             self.left_out = {found["cursor"]["consumed"] for found in read_faults(self._record) if _lasts(found)}
             self._read_losses(start)
@@ -177,16 +184,16 @@ class FaultPolicy:
 
     @property
     def minds_gradients(self) -> bool:
-        """Whether a gradient that is not finite, seen at a point of the curves, is a fault that nobody dealt with."""
+        """Whether a non-finite gradient that is seen at a point of the curves is a fault that was not handled yet."""
         return self._zero.loss_scale is None and self._gate is None
 
     def judge(self, step: int, cursor: Cursor, loss: float) -> Fault | None:
-        """Judge the loss of a step before its update, and close the gate if the update is to be left out.
+        """Judge the loss of a step before its update, and close the gate if the update is to be skipped.
 
         Args:
             step: number of the step, from 1.
-            cursor: position before its global batch.
-            loss: of the global batch, the same on every rank.
+            cursor: position in the data before its global batch.
+            loss: loss of the global batch, the same on every rank.
 
         Raises:
             RunError: the policy is to stop.
@@ -203,11 +210,11 @@ class FaultPolicy:
         return self._fault
 
     def after_update(self, step: int, cursor: Cursor) -> Fault | None:
-        """The fault of the step whose update just ended, its gradient's included.
+        """The fault of the step whose update just ended, if its loss or gradient had any.
 
         Raises:
             RunError: the policy is to stop, or there have been too many faults.
-            RollBack: the policy is to go back.
+            RollBack: the policy is to roll back.
         """
         bad_norm = self._gate_result()
         if self._fault is None and bad_norm is not None:
@@ -219,7 +226,7 @@ class FaultPolicy:
         return fault
 
     def _gate_result(self) -> float | None:
-        """The norm of a gradient that left the update out; fp16's own overflows are none."""
+        """The gradient norm for which the update was skipped; None if it wasn't, or for an fp16 overflow."""
         zero, norm = self._zero, None
         if self._gate is not None:
             left_out, norm = self._gate.left_out(), self._gate.bad_norm
@@ -249,11 +256,11 @@ class FaultPolicy:
                 file.write(line + "\n")
 
     def go_back(self, step: int) -> None:
-        """The run stands at `step` again."""
+        """The run was rolled back to `step`."""
         self._spikes.go_back(step)
 
     def saved(self) -> None:
-        """A checkpoint is written: keep what judging goes on from."""
+        """A checkpoint is written: also write the recent losses, from which a resume goes on judging."""
         if self._is_main and self._config.spike != "ignore":
             write_atomically(self._losses, json.dumps(list(self._spikes.losses)))
 
@@ -272,7 +279,7 @@ def _lasts(found: dict[str, Any]) -> bool:
 
 
 def read_faults(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of `faults.jsonl`; one that a crash cut off is passed over."""
+    """The entries of `faults.jsonl`; a line that a crash truncated is left out."""
     with contextlib.suppress(FileNotFoundError):
         for line in path.read_text().splitlines():
             with contextlib.suppress(ValueError):

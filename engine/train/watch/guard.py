@@ -1,7 +1,7 @@
-"""Watches over a run: what the loop asks, at its boundaries, about stops, faults, hangs and slow ranks.
+"""The supervision of a run: the loop's calls at step boundaries about stops, faults, hangs and slow ranks.
 
-One sum over the ranks a step carries the loss and the requests to stop, so all ranks see the same and act together. On
-a GPU that sum waits for the device, so it is made every fault.check_interval steps unless a policy needs every loss.
+One all-reduce per step sums the loss and the requests to stop over the ranks, so all ranks act on the same values. On a
+GPU it waits for the device, so it is done every fault.check_interval steps only, unless a policy needs every loss.
 """
 
 from __future__ import annotations
@@ -30,19 +30,21 @@ from engine.train.watch.session import Session
 from engine.train.watch.slow_ranks import SlowRanks
 from engine.zero.engine import ZeroEngine
 
-#: steps between looks on GPUs, unless fault.check_interval says otherwise
+#: steps between two checks on GPUs, unless fault.check_interval says otherwise
 GPU_INTERVAL = 10
 PENDING_FILE = "pending_evaluation"
 
 
 class Guard:
-    """The watch over the steps of one start, on this rank."""
+    """Supervises the steps of one start on this rank."""
 
     def __init__(self, session: Session, zero: ZeroEngine, start: int | None, total: int) -> None:
-        """The engine is built and the run's folder made.
+        """Called once the engine is built and the run's folder exists.
 
         Args:
-            start: step of the checkpoint that the run resumes; None if it starts from the beginning.
+            session: this start of the run.
+            zero: the engine.
+            start: step of the checkpoint that the run resumes from; None for a new run.
             total: steps of the run.
         """
         self.session, self.world, self.output = session, session.world, session.output
@@ -59,7 +61,7 @@ class Guard:
 
     @contextlib.contextmanager
     def doing(self, state: State) -> Iterator[None]:
-        """Saving or evaluating, then training again."""
+        """The heartbeat's state inside (saving, evaluating); afterwards it is the former one again."""
         before = self.heartbeat.state
         self.watchdog.feed(state)
         self.heartbeat.update(state)
@@ -68,7 +70,7 @@ class Guard:
         self.heartbeat.update("training" if before == "starting" else before)  # type: ignore[arg-type]
 
     def check(self) -> None:
-        """See between steps whether all ranks are to stop; collective.
+        """Check between steps whether all ranks are to stop; collective.
 
         Raises:
             Stopped: on every rank.
@@ -77,7 +79,7 @@ class Guard:
         self.stop_if_asked()
 
     def stop_if_asked(self) -> None:
-        """Stop if a step found that all ranks are to.
+        """Stop if the last check found that all ranks are to stop.
 
         Raises:
             Stopped: on every rank.
@@ -86,7 +88,11 @@ class Guard:
             raise Stopped(self.stop)
 
     def _sum_up(self, values: Sequence[Tensor]) -> list[float]:
-        """Sum numbers and the requests to stop over the ranks; collective."""
+        """Sum scalar tensors and the requests to stop over the ranks; collective.
+
+        Returns:
+            The sums of `values`; the requests are kept.
+        """
         device = self.world.device
         counts = torch.tensor(self.session.request.counts(), dtype=torch.float64, device=device)
         local = torch.cat([*(value.double().reshape(1) for value in values), counts])
@@ -95,15 +101,15 @@ class Guard:
         return summed[: len(values)]
 
     def before_update(self, step: int, cursor: Cursor, share: Tensor) -> None:
-        """Look at the requests to stop and at the loss before the update of a step; collective.
+        """Check the requests to stop and the loss before the update of a step; collective.
 
         Args:
             step: number of the step, from 1.
-            cursor: position before its global batch.
-            share: what this rank adds to the loss of the global batch.
+            cursor: position in the data before its global batch.
+            share: this rank's share of the loss of the global batch, a scalar tensor.
 
         Raises:
-            RunError: the loss is no number, and the policy is to stop.
+            RunError: the loss is not finite, and the policy is to stop.
         """
         self.watchdog.feed("update")
         if self.config.judges_updates or step % self.interval == 0:
@@ -111,11 +117,11 @@ class Guard:
             self.policy.judge(step, cursor, loss)
 
     def after_update(self, step: int, cursor: Cursor) -> bool:
-        """See what became of the update: false if it was skipped for a fault.
+        """Whether the update of a step was applied: false if it was skipped for a fault.
 
         Raises:
-            RunError: the gradient is no number and the policy is to stop.
-            RollBack: the run must go back; on every rank.
+            RunError: the gradient is not finite and the policy is to stop.
+            RollBack: the run must go back to a checkpoint; on every rank.
         """
         self.watchdog.feed("step", step)
         fault = self.policy.after_update(step, cursor)
@@ -126,7 +132,7 @@ class Guard:
 
     @contextlib.contextmanager
     def evaluating(self, step: int) -> Iterator[None]:
-        """An evaluation after `step` steps, which the next start makes again if it is interrupted."""
+        """Encloses an evaluation after `step` steps; if it is interrupted, the next start repeats it."""
         with self.doing("evaluating"):
             try:
                 self.stop_if_asked()
@@ -137,11 +143,11 @@ class Guard:
             self._note_evaluation(step, pending=False)
 
     def skips(self, cursor: Cursor) -> bool:
-        """Whether a rollback leaves out the global batch at this position."""
+        """Whether the global batch at this position is skipped after a rollback."""
         return cursor.consumed in self.policy.left_out
 
     def evaluated(self, batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
-        """The batches of an evaluation, in which all ranks may stop together; collective.
+        """The micro-batches of an evaluation; between them all ranks may stop together; collective.
 
         Raises:
             Stopped: on every rank, which have equally many batches.
@@ -154,16 +160,16 @@ class Guard:
             yield batch
 
     def saved(self) -> None:
-        """A checkpoint was written, or is being written."""
+        """Called when a checkpoint was written or is being written."""
         self.policy.saved()
 
     def point(self, loss: float, tokens_per_second: float, steps: int) -> None:
-        """A point of the curves is there; collective.
+        """Called at each point of the curves; reports slow ranks; collective.
 
         Args:
-            loss: its loss.
-            tokens_per_second: its throughput.
-            steps: how many it covers.
+            loss: mean loss of the point.
+            tokens_per_second: throughput over all ranks.
+            steps: steps that the point covers.
         """
         self.heartbeat.update(loss=loss, tokens_per_second=tokens_per_second)
         if self.slow is not None:
@@ -174,7 +180,7 @@ class Guard:
                     say(self.slow.tell(rank, times, hosts[rank]))
 
     def own_time(self) -> contextlib.AbstractContextManager[None]:
-        """Measures work that waits for no other rank."""
+        """Measures the time of work that waits for no other rank."""
         return self.slow.measured() if self.slow is not None else contextlib.nullcontext()
 
     def _note_evaluation(self, step: int, *, pending: bool) -> None:
@@ -193,5 +199,5 @@ def pending_evaluation(output: Path, step: int) -> bool:
 
 
 def unsaved(stop: Stop, step: int) -> RunError:
-    """The error of a stop where the user wants no checkpoints: all is lost, and nobody should take it for done."""
+    """The error of a stop where the user wants no checkpoints: the run is lost, so its exit code must not say done."""
     return RunError(f"stopped by {stop.reason} at step {step}; nothing is saved, since train.save_interval is null")

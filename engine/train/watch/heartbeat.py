@@ -1,7 +1,7 @@
-"""What a supervisor reads of a run: `heartbeat.json`, and how often the run has been started.
+"""Files for whoever supervises a run: its heartbeat, and how often it has been started.
 
-<output>/heartbeat.json   where the run is; renewed every few seconds while something moves, and only then
-<output>/restarts.json    the starts of this output folder, and the steps at which the last ones began
+<output>/heartbeat.json   step, loss and state of the run; rewritten every few seconds, as long as it makes progress
+<output>/restarts.json    number of starts of this output folder, and the step at which the last ones began
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ INTERVAL = 2.0
 class Heartbeat:
     """Rank 0's heartbeat; one that is not `enabled` writes nothing.
 
-    The file is renewed from the loop, not by a thread: an old one means that nothing moves.
+    The file is written from the loop, not by a thread: an old one means that the run makes no progress.
     """
 
     def __init__(self, output: Path, *, enabled: bool, ranks: int = 1, restarts: int = 0) -> None:
@@ -54,7 +54,7 @@ class Heartbeat:
         return self._values["state"]
 
     def update(self, state: State | None = None, **values: float | None) -> None:
-        """Take over new values, and write the file if the state has changed or the last write is a while ago.
+        """Set new values, and write the file if the state has changed or the last write is `INTERVAL` ago.
 
         Args:
             state: the new state, None if it is the same.
@@ -70,7 +70,7 @@ class Heartbeat:
             self.write()
 
     def write(self) -> None:
-        """Write the file now; a full disk is no reason to end a run."""
+        """Write the file now; errors are ignored, since a full disk is no reason to end a run."""
         self._written = time.monotonic()
         self._values["time"] = time.time()
         with contextlib.suppress(OSError):
@@ -83,11 +83,11 @@ class Starts:
 
     starts: int = 0
     stalled: int = 0
-    """how many of the last starts began at `step`"""
+    """number of the last starts in a row that began at `step`"""
     step: int | None = None
 
     def next(self, step: int) -> Starts:
-        """With one more start, which begins at `step`."""
+        """The count with one more start, which begins at `step`."""
         return Starts(self.starts + 1, self.stalled + 1 if step == self.step else 1, step)
 
 
@@ -107,14 +107,14 @@ def read_starts(output: Path) -> Starts:
 
 
 def check_restart(starts: Starts, step: int, config: FaultConfig, output: Path) -> None:
-    """Refuse a restart that would only do again what the last ones did.
+    """Refuse a restart where the last ones made no progress, or where there were too many.
 
-    It is the user's turn then, so it is a `UserError`, whose exit code 2 tells a script not to try again.
+    The user has to act then, so it is a `UserError`, whose exit code 2 tells a script not to try again.
 
     Args:
-        starts: before this one.
-        step: at which this one begins.
-        config: with the two bounds.
+        starts: the starts before this one.
+        step: step at which this one begins.
+        config: has both bounds, max_restarts and max_stalled_restarts.
         output: the folder of the run.
 
     Raises:
@@ -131,11 +131,11 @@ def check_restart(starts: Starts, step: int, config: FaultConfig, output: Path) 
 
 
 def write_starts(output: Path, starts: Starts) -> None:
-    """Keep the starts for the next one."""
+    """Write the count of starts for the next one."""
     write_atomically(output / RESTARTS_FILE, json.dumps(asdict(starts)) + "\n")
 
 
 def forgive_start(output: Path) -> None:
-    """This start ends in order, done or asked to: it is none of those that got stuck."""
+    """This start ended in order, finished or asked to stop: it doesn't count as one without progress."""
     starts = read_starts(output)
     write_starts(output, Starts(starts.starts))

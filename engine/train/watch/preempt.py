@@ -1,4 +1,4 @@
-"""A request to stop: a signal only sets a flag, and all ranks act on it together at a boundary.
+"""Requests to stop: a signal only sets a flag, and all ranks act on it together at a step boundary.
 
 What the launchers do with a signal that is sent to the launcher itself, measured with DeepSpeed 0.19, torch 2.13 and
 Open MPI 5 on one machine:
@@ -9,13 +9,16 @@ Open MPI 5 on one machine:
 | SIGTERM | dies at once, the ranks get nothing | the ranks get it, and SIGKILL 30 s later | and SIGKILL at once |
 | SIGINT | dies at once, the ranks get nothing | the ranks get it, and SIGKILL 30 s later | as SIGTERM |
 
-SIGHUP, which a closed terminal sends to all of its processes, asks as SIGTERM does, unless it is ignored (`nohup`).
-So the end of the launcher is a request to stop too: the ranks would otherwise train on with nobody to end them. For
-`deepspeed` that is the end of its command or of the process that it runs a node; over pdsh and SSH, where a shell stays
-above the ranks, that nobody reads what rank 0 prints. A signal to the whole process group
-(Ctrl-C, `kill -- -GROUP`) also reaches the ranks, except under torchrun, which gives each a group of its own;
-`deepspeed` then ends them one after the other, each with SIGKILL 30 s later. SLURM's `--signal` and `scancel` reach
-the tasks of srun, so there the ranks themselves, and nothing kills them before the grace time is over.
+SIGHUP, which a closed terminal sends to all of its processes, is a request like SIGTERM unless ignored (`nohup`).
+
+Because launchers die without a signal to the ranks, the end of the launcher is a request to stop too: otherwise the
+ranks would train on with nothing to end them. For `deepspeed` that is the end of its command or of its per-node
+launcher; over pdsh and SSH, where a shell stays above the ranks, it is a closed pipe behind rank 0's output.
+
+A signal to the whole process group (Ctrl-C, `kill -- -GROUP`) also reaches the ranks, except under torchrun, which
+gives each a group of its own; `deepspeed` then ends them one after the other, each with SIGKILL 30 s later. SLURM's
+`--signal` and `scancel` reach the tasks of srun, which are the ranks themselves, and nothing kills these before the
+grace time is over.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from typing import Any, TextIO
 
 from engine.durable import replace_durably
 
-#: what asks for a stop, the most personal first: who typed Ctrl-C gets an interrupted run, whatever else comes with it
+#: reasons to stop, by priority: a run whose user typed Ctrl-C is an interrupted one, whatever signals come with it
 REASONS = ("SIGINT", "SIGUSR1", "SIGTERM", "SIGHUP", "the end of the launcher")
 LAUNCHER_ENDED = REASONS[4]
 MARKER = "REQUEUE"
@@ -44,7 +47,7 @@ class Stop:
 
     reason: str
     by_a_person: bool
-    """Ctrl-C outside of a scheduler: exit code 130, and nobody is to start the run again"""
+    """Ctrl-C outside of a scheduler: exit code 130, and no script may start the run again"""
 
     @property
     def code(self) -> int:
@@ -53,7 +56,7 @@ class Stop:
 
 
 class Stopped(Exception):  # noqa: N818 - the run has done what it was asked to
-    """Ends the run on every rank once it has been asked to stop."""
+    """Ends the run on every rank, once all agree that it was asked to stop."""
 
     def __init__(self, stop: Stop) -> None:
         super().__init__(stop.reason)
@@ -65,18 +68,18 @@ def agreed_stop(counts: Sequence[float], scheduled: bool) -> Stop | None:
     """The stop that the sums of `StopRequest.counts` over the ranks ask for, if any.
 
     Args:
-        counts: for each of REASONS how many ranks have met it.
-        scheduled: whether a scheduler runs the job, whose SIGINT is no person's.
+        counts: for each of REASONS, the number of ranks that have it.
+        scheduled: whether a scheduler runs the job, so that SIGINT doesn't come from a person.
     """
     met = [reason for reason, count in zip(REASONS, counts, strict=True) if count > 0]
     return Stop(met[0], met[0] == "SIGINT" and not scheduled) if met else None
 
 
 class StopRequest:
-    """What this rank has been asked: handlers that set flags, and a look at the launcher.
+    """The requests to stop that this rank has received: signal handlers that set flags, and a check of the launcher.
 
-    Python runs handlers in the main thread between two instructions, so one that comes during a collective is seen
-    after it. A forked child, such as a loader that is just starting, passes over all but SIGTERM.
+    Python runs handlers in the main thread between two instructions, so a signal during a collective is seen after it.
+    A forked child, such as a loader that is just starting, ignores all these signals but SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -85,10 +88,10 @@ class StopRequest:
         self._launcher: tuple[Path | None, int, int] | None = None
 
     def listen(self, *, launched: bool) -> None:
-        """Take SIGUSR1, SIGTERM and SIGHUP from now on.
+        """Handle SIGUSR1, SIGTERM and SIGHUP from now on.
 
         Args:
-            launched: look after the process that started this one.
+            launched: also watch whether the process that started this one, its launcher, has ended.
         """
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN or number != signal.SIGHUP:
@@ -99,12 +102,12 @@ class StopRequest:
             outlive_readers(self._note_launcher)
 
     def listen_to_interrupts(self) -> None:
-        """Take one SIGINT too, from the moment that there is something to save; a second one ends the process."""
+        """Handle one SIGINT too, called once there is something to save; a second SIGINT ends the process."""
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, self._note)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a child that was forked with these handlers
+        if os.getpid() != self._process:  # this is a child that was forked with these handlers
             if number == signal.SIGTERM:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
@@ -115,7 +118,7 @@ class StopRequest:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def counts(self) -> list[float]:
-        """1 for each of REASONS that this rank has met, else 0."""
+        """For each of REASONS, 1 if this rank has it, else 0."""
         if LAUNCHER_ENDED not in self._received and self._launcher_ended():
             self._note_launcher()
         return [float(reason in self._received) for reason in REASONS]
@@ -131,7 +134,7 @@ class StopRequest:
 
 
 class _Lenient:
-    """A text stream that goes on without its reader, and calls `gone` where it finds none."""
+    """A text stream that ignores a closed pipe, and calls `gone` when it finds one."""
 
     def __init__(self, stream: TextIO, gone: Callable[[], None] = lambda: None) -> None:
         self._stream, self._gone = stream, gone
@@ -159,10 +162,10 @@ class _Lenient:
 
 
 def outlive_readers(gone: Callable[[], None] = lambda: None) -> None:
-    """Go on when nobody reads what is printed: Ctrl-C also ends the `tee` behind a run, which has yet to save.
+    """Ignore closed pipes behind stdout and stderr: Ctrl-C also ends the `tee` behind a run, which has yet to save.
 
     Args:
-        gone: called when something is printed and nobody reads it.
+        gone: called when something is printed to a closed pipe.
     """
     if not isinstance(sys.stdout, _Lenient):
         streams = (_Lenient(stream, gone) for stream in (sys.stdout, sys.stderr))
@@ -192,5 +195,5 @@ def is_scheduled(env: Mapping[str, str]) -> bool:
 
 
 def write_marker(output: Path, step: int) -> None:
-    """Leave the file that asks the batch script to put the job into the queue again; its text is the step."""
+    """Write the file that asks the batch script to requeue the job; its text is the step."""
     replace_durably(output / MARKER, f"{step}\n".encode())

@@ -1,4 +1,4 @@
-"""One start of a run on this rank: who may stop it, who watches it, and the word that it leaves in the run's folder."""
+"""One start of a run on this rank: its requests to stop, its watchdog, and the files that tell how it went."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.train.watch.watchdog import Watchdog
 
 
 class Session:
-    """What there is of a start before its model is built, and after its training."""
+    """The parts of a start that exist before its model is built and after its training."""
 
     def __init__(self, config: RunConfig, world: dist.World, request: StopRequest, watchdog: Watchdog) -> None:
         self.config, self.world, self.request, self.watchdog = config.fault, world, request, watchdog
@@ -26,11 +26,12 @@ class Session:
         self._starts = Starts()
 
     def count_start(self, resume: str, start: Path | None) -> None:
-        """Count this start, and refuse one that would repeat the last ones; the heartbeat begins.
+        """Count this start, refuse it if the last ones made no progress, and begin the heartbeat.
 
         Args:
-            resume: as configured. With auto the folder is made: also the first start may be one that gets stuck.
-            start: the checkpoint that this start goes on from, if any.
+            resume: the option `resume`. With auto the folder is made for the count, since already the first start may
+                make no progress.
+            start: the checkpoint that this start resumes from, if any.
 
         Raises:
             UserError: one start too many.
@@ -50,18 +51,18 @@ class Session:
             self._show()
 
     def _show(self) -> None:
-        """The folder is there: keep the count, and show where the run is."""
+        """Once the folder exists: write the count of starts and the heartbeat."""
         heartbeat.write_starts(self.output, self._starts)
         (self.output / preempt.MARKER).unlink(missing_ok=True)
         self.heartbeat.enabled = True
         self.heartbeat.write()
 
     def built(self, step: int, total: int) -> None:
-        """The engine is built and the folder made.
+        """Called once the engine is built and the folder exists.
 
         Args:
             step: optimizer steps done.
-            total: those of the run.
+            total: optimizer steps of the run.
         """
         self.heartbeat.update(step=step, total=total)
         if self.world.is_main:
@@ -72,7 +73,7 @@ class Session:
 
     @contextlib.contextmanager
     def reporting(self) -> Iterator[None]:
-        """Leaves word of how the run ends: failed, unless `finished` or a stop comes first."""
+        """Records how the run ends: failed, unless `finished` or a stop comes first."""
         try:
             yield
         except Stopped:
@@ -88,15 +89,15 @@ class Session:
             heartbeat.forgive_start(self.output)
 
     def preempted(self, stop: Stop, step: int, saved: Path | None) -> str:
-        """The run has stopped at `step`: mark it for the scheduler.
+        """Record that the run has stopped at `step`, and ask the scheduler to requeue it.
 
         Args:
-            stop: what it was asked.
+            stop: the request that it followed.
             step: steps done.
-            saved: the checkpoint to go on from, None if there is none.
+            saved: the checkpoint to resume from, None if there is none.
 
         Returns:
-            What to tell.
+            The message for the user.
         """
         if self.world.is_main:
             heartbeat.forgive_start(self.output)

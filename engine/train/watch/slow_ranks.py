@@ -1,8 +1,8 @@
-"""Which rank holds the others up: each rank's own time, without waiting, compared over the ranks.
+"""Finds ranks that hold the others up, by comparing the ranks' own times, which contain no waiting for each other.
 
-A rank's own time is what it takes to load its micro-batches and for their forward passes. The backward pass is left
-out, for it waits for the others to add up gradients. At ZeRO stage 3 the forward pass waits too, for gathered
-parameters, so there a slow device is hidden and only slow loading shows. On a GPU the device's own events measure it.
+A rank's own time is that of loading its micro-batches and of their forward passes. The backward pass is left out,
+because it waits for the reduction of gradients. At ZeRO stage 3 the forward pass waits too, for gathered parameters,
+so there a slow device is hidden and only slow loading shows. On a GPU it is measured by events of the device.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-#: points of the curves in a row at which a rank must be slow
+#: points of the curves in a row at which a rank must be slow to be named
 POINTS = 3
 
 
@@ -23,7 +23,11 @@ class SlowRanks:
     """Measures this rank's own time, and judges those of all ranks."""
 
     def __init__(self, factor: float | None, device: torch.device) -> None:
-        """Args: factor is how many times the median is slow; None never."""
+        """
+        Args:
+            factor: how many times the median own time counts as slow; None never names a rank.
+            device: the rank's device.
+        """
         self.factor, self._device = factor, device
         self._seconds = 0.0
         self._events: list[tuple[Any, Any]] = []
@@ -32,7 +36,7 @@ class SlowRanks:
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:
-        """What happens inside is this rank's own work."""
+        """What happens inside counts as this rank's own time."""
         start = time.perf_counter()
         if self._device.type != "cuda":
             yield
@@ -45,7 +49,7 @@ class SlowRanks:
         self._events.append((before, after))
 
     def seconds(self) -> float:
-        """This rank's own time since the last call; waits for the device."""
+        """This rank's own time in seconds since the last call; waits for the device."""
         if self._events:
             self._events[-1][1].synchronize()
             self._seconds += sum(before.elapsed_time(after) for before, after in self._events) / 1000
@@ -53,10 +57,10 @@ class SlowRanks:
         return seconds
 
     def judge(self, times: Sequence[float]) -> list[int]:
-        """Ranks that have been slow at this and the last points, and weren't named before.
+        """Ranks that have been slow at this point and the last ones, and haven't been named before.
 
         Args:
-            times: own time of a step in seconds, by rank. The median is the lower one of two.
+            times: own time per step in seconds, by rank; of two middle values the median is the lower one.
         """
         if self.factor is None:
             return []

@@ -1,12 +1,12 @@
 """A rank that makes no progress ends itself, with the stack of every thread and the name of the rank that is to blame.
 
-Every rank has its own watchdog, a daemon thread that lives in no collective. It leaves a beat now and then:
+Every rank has its own watchdog, a daemon thread that calls no collective. It writes a beat at regular intervals:
 
     <output>/beats/rank-N     where rank N is: step, activity, host, process; see `Beat`
-    <output>/hang/rank-N.txt  what a rank reported that made no progress for fault.hang_timeout
+    <output>/hang/rank-N.txt  report of a rank that made no progress for fault.hang_timeout
 
-A rank that hangs in Python or in a collective is ended by its own watchdog; of one that is stopped or dead the others
-say that it is silent. The beats also tell who died when a collective fails.
+A rank that hangs in Python or in a collective is ended by its own watchdog; one that is stopped or dead is named by the
+others, because its beats are missing. The beats also tell which rank died when a collective fails.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from engine.durable import write_atomically
 from engine.errors import HANG_EXIT_CODE, LostRankError
 from engine.train.output import is_used
 
-#: seconds between beats where the time-out doesn't ask for more
+#: largest number of seconds between beats; a short time-out needs more of them
 LONGEST_INTERVAL = 30.0
-#: which a firewall inside of a cluster lets through, if any
+#: port that is tried to see whether a host answers; a firewall inside of a cluster, if any, lets it through
 SSH_PORT = 22
-#: what gloo, NCCL and torch's store say when the other side has gone
+#: messages of gloo, NCCL and torch's store for a peer that has gone
 BROKEN_COLLECTIVE = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -51,29 +51,29 @@ class Beat:
     rank: int
     step: int
     activity: str
-    """what it began last"""
+    """the activity that it began last"""
     count: int
-    """how often it has begun something since its start: the order of ranks in the same step"""
+    """number of activities that it has begun since its start, which orders ranks within the same step"""
     idle: float
-    """seconds since then"""
+    """seconds since it began the last one"""
     host: str
     process: int
     ended: str | None = None
-    """why it ended, if it could say so"""
+    """why it ended, if it could record that"""
     age: float = 0.0
-    """seconds since this was written; known to the reader only"""
+    """seconds since the beat was written; set by the reader"""
 
 
 def behind(beats: Sequence[Beat], size: int, silence: float) -> list[int]:
-    """The ranks that the others wait for: the silent ones, else those that began the fewest things.
+    """The ranks that the others wait for: those without recent beats, else those that began the fewest activities.
 
     Args:
-        beats: of the ranks that left any.
+        beats: beats of the ranks that have written any.
         size: number of ranks.
-        silence: age of a beat in seconds from which on its rank is stopped or dead.
+        silence: age of a beat in seconds from which on its rank counts as stopped or dead.
 
     Returns:
-        Ranks in order; none if all are equally far.
+        Ranks in ascending order; none if all are equally far.
     """
     quiet = {beat.rank for beat in beats if beat.age > silence or beat.ended is not None}
     quiet |= set(range(size)) - {beat.rank for beat in beats}
@@ -84,7 +84,7 @@ def behind(beats: Sequence[Beat], size: int, silence: float) -> list[int]:
 
 
 def blame(beats: Sequence[Beat], ranks: Sequence[int], silence: float) -> str:
-    """The ranks in a few words, with their hosts."""
+    """The ranks that are to blame as a text, with their hosts and what they did last."""
     if not ranks:
         return "all ranks are equally far"
     known = {beat.rank: beat for beat in beats}
@@ -104,12 +104,12 @@ def blame(beats: Sequence[Beat], ranks: Sequence[int], silence: float) -> str:
 
 
 def unreachable(hosts: Iterable[str], patience: float = 3.0, most: int = 4) -> dict[str, str]:
-    """The hosts that don't answer, with why; one that refuses the connection does answer.
+    """The hosts that don't answer, and why; a host that refuses the connection does answer.
 
     Args:
-        hosts: names; one that can't be looked up is left out, since its ranks found one another by address.
-        patience: seconds for each.
-        most: how many to find before the others are left alone.
+        hosts: names of hosts; one that can't be resolved is left out, since the ranks may have met by address.
+        patience: seconds to try each host.
+        most: number of such hosts after which the search ends.
     """
     found: dict[str, str] = {}
     for host in hosts:
@@ -127,7 +127,7 @@ def unreachable(hosts: Iterable[str], patience: float = 3.0, most: int = 4) -> d
 class Watchdog:
     """This rank's watchdog; does nothing before `start`.
 
-    A suspended process doesn't lose its time: only what the thread itself lived through counts.
+    Time in which the whole process was suspended doesn't count: only time in which the thread itself ran does.
     """
 
     def __init__(self, output: Path, rank: int = 0, size: int = 1, timeout: float | None = None) -> None:
@@ -143,24 +143,24 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Watch from now on; no beat is written before `open`, since another run may have the folder."""
+        """Watch from now on; no beat is written before `open`, since the folder may still be another run's."""
         self._held_back = True
         self._thread.start()
 
     def open(self) -> None:
-        """The folder is this run's: leave beats there from now on; one of an earlier start is removed."""
+        """Write beats from now on, since the folder is this run's; remove the beat of an earlier start."""
         self._held_back = False
         with contextlib.suppress(OSError):
             self._beat_file.unlink(missing_ok=True)
 
     def feed(self, activity: str, step: int | None = None) -> None:
-        """This rank begins something, after `step` steps."""
+        """Record progress: this rank begins an activity, after `step` steps."""
         self._activity = activity
         self._step = self._step if step is None else step
         self._count += 1
 
     def end(self, why: str | None = None) -> None:
-        """Stop watching, and leave word why this rank ends if that is an error."""
+        """Stop watching; if this rank ends by an error, record why."""
         self._ended = why
         self._stopping.set()
         if why is not None:
@@ -175,7 +175,7 @@ class Watchdog:
         return 3 * self.interval + 1
 
     def beat(self) -> None:
-        """Write where this rank is, if the run has its folder already; a full disk is no reason to end."""
+        """Write this rank's beat, if the run has its folder already; errors are ignored, as those of a full disk."""
         has_word = self._ended is not None and self.size > 1 and self.output.is_dir()
         if self._held_back or not (is_used(self.output) or has_word):
             return
@@ -187,7 +187,7 @@ class Watchdog:
             write_atomically(self._beat_file, json.dumps(asdict(found)))
 
     def beats(self) -> list[Beat]:
-        """The beats of all ranks; ages by the file system's clock, which all hosts share."""
+        """The beats of all ranks; their ages are by the file system's clock, which all hosts share."""
         self.beat()
         found = []
         for rank in range(self.size):
@@ -236,22 +236,22 @@ class Watchdog:
                 f"stacks in {folder}; exit code {HANG_EXIT_CODE}\n"
             )
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())
-        elif self.rank in late:  # once it exits the launcher ends the others, who are to speak first
+        elif self.rank in late:  # once it exits the launcher ends the others, which must report first
             time.sleep(2 * self.interval)
 
     def _network(self, beats: Sequence[Beat]) -> str:
-        """Which hosts of the others don't answer this one: ranks that wait for one another may be cut off."""
+        """A note on hosts of other ranks that don't answer this one: the network may be cut."""
         silent = unreachable(sorted({beat.host for beat in beats} - {self._host}))
         return "".join(f"; {host} doesn't answer {self._host} ({why})" for host, why in silent.items())
 
     def lost_rank(self, error: BaseException, patience: float = 2.0) -> LostRankError | None:
-        """What a failed collective means: who has gone; None if the error is no collective's.
+        """The error that names the rank whose end made a collective fail; None if `error` is of another kind.
 
-        Only deaths on this host can be seen at once; of another host's ranks only what they left word of.
+        The death of a rank on this host can be seen at once; of other hosts' ranks only what they recorded in beats.
 
         Args:
-            error: what the collective raised.
-            patience: seconds to wait for the culprit's last beat.
+            error: the exception that the collective raised.
+            patience: seconds to wait for the last beat of the rank that is to blame.
         """
         if self.size == 1 or not is_broken_collective(error):
             return None
@@ -270,9 +270,9 @@ class Watchdog:
         return LostRankError(message, speaks=self._speaks(beats, culprits))
 
     def _speaks(self, beats: Sequence[Beat], culprits: Sequence[Beat]) -> bool:
-        """Whether this rank tells the user: the first one that is left, on each host where hosts know different things.
+        """Whether this rank reports to the user: the first remaining rank, on each host where their knowledge differs.
 
-        Whether a rank of another host lives can't be known here, so a host doesn't rely on it.
+        Whether a rank of another host is alive can't be known here, so each host reports for itself then.
         """
         gone = [beat.rank for beat in culprits]
         if culprits and all(beat.ended is not None for beat in culprits):
@@ -281,7 +281,7 @@ class Watchdog:
         return self.rank == min([self.rank, *left])
 
     def _peer(self, message: str, beats: Sequence[Beat]) -> str:
-        """The rank that a collective's error speaks of, by its host or at least its address if gloo gives one."""
+        """The rank that a collective's error is about, by its host or at least its address if gloo gives one."""
         found = re.search(r"\[([\d.]+|[\da-fA-F:]+)\]:\d", message)
         if found is None:
             return "another rank"
@@ -311,7 +311,7 @@ def _first_outside(ranks: Sequence[int], size: int) -> int:
 
 
 def _is_running(process: int) -> bool:
-    """Whether a process of this host runs, and is not a zombie that its parent hasn't looked at yet."""
+    """Whether a process of this host runs, and is not a zombie that its parent hasn't waited for yet."""
     try:
         os.kill(process, 0)
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
