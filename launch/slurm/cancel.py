@@ -17,9 +17,12 @@ another checkpoint. Either way the job isn't requeued.
 
 
 def save_and_stop(number: str) -> str:
-    """Ask a running job to save and to stop for good; what to tell the user.
+    """Ask a running job to save and then to stop for good.
 
-    The ranks leave the same REQUEUE as before a time limit; CANCEL, written first, keeps the job out of the queue.
+    The ranks write REQUEUE as they do before a time limit; CANCEL, written before, keeps the job from being requeued.
+
+    Returns:
+        The message for the user.
 
     Raises:
         UserError: the job wasn't submitted by `zerobert submit`.

@@ -1,4 +1,4 @@
-"""SLURM's commands, called without a shell, and what they tell of a job."""
+"""SLURM's commands, called without a shell, and the state of a job that they print."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from engine.errors import RunError, UserError
 
-#: what SLURM says -> what to do about it
+#: part of an error message of SLURM's -> the remedy
 REMEDIES = (
     ("invalid partition", "partition: choose one that `sinfo` lists"),
     ("invalid account", "account, partition: `sacctmgr show associations user=$USER` lists yours"),
@@ -36,31 +36,31 @@ JOB_ID = re.compile(r"\d{1,10}(_\d{1,7})?")
 
 @dataclass(frozen=True)
 class Job:
-    """A job as SLURM tells of it."""
+    """A job as SLURM describes it."""
 
     id: str
-    """SLURM's own number, also of a task of an array"""
+    """SLURM's job number; each task of an array has one of its own"""
     state: str
     """PENDING, RUNNING, ... in SLURM's words"""
     reason: str = ""
-    """why it waits"""
+    """why it is pending, in SLURM's words"""
     nodes: str = ""
     elapsed: str = ""
     limit: str = ""
     restarts: int = 0
     script: str = ""
-    """path that it was submitted from"""
+    """path of the batch script"""
     array: str = ""
-    """number of the array that it belongs to"""
+    """number of the job array that it belongs to, empty without one"""
 
     @property
     def finished(self) -> bool:
-        """Whether it has ended for good."""
+        """Whether the job has ended and won't be requeued."""
         return self.state in FINISHED
 
 
 def call(*command: str, environment: Mapping[str, str] | None = None) -> str:
-    """What a SLURM command prints.
+    """Run a SLURM command and return what it prints.
 
     Raises:
         UserError: SLURM isn't on this machine, or refuses.
@@ -83,7 +83,7 @@ def call(*command: str, environment: Mapping[str, str] | None = None) -> str:
 
 
 def refusal(command: str, printed: str) -> UserError | RunError:
-    """One line from what a SLURM command printed, with a remedy where we know one."""
+    """The error for what a failed SLURM command printed: one line, with a remedy where one is known."""
     lines = [re.sub(rf"^(?:{command}|slurm\w*): (?:(?:error|fatal): )?", "", line) for line in printed.splitlines()]
     message = "; ".join(line.strip().rstrip(".") for line in lines if line.strip()) or "no reason given"
     if any(part in message.lower() for part in UNREACHABLE):
@@ -93,7 +93,7 @@ def refusal(command: str, printed: str) -> UserError | RunError:
 
 
 def check_job_id(text: str) -> str:
-    """A job's number, or an array task's such as 12_3.
+    """Check that a text is a job's number, or an array task's such as 12_3, and return it.
 
     Raises:
         UserError: it is something else.
@@ -138,10 +138,10 @@ def job_of(fields: Mapping[str, str]) -> Job:
 
 
 def find_job(job: str) -> Job:
-    """What SLURM knows of a job: from its controller, else from its accounting.
+    """Look a job up: in SLURM's controller, else in its accounting.
 
     Raises:
-        UserError: neither knows it.
+        UserError: neither knows the job.
     """
     try:
         found = parse_jobs(call("scontrol", "show", "job", job))
@@ -155,7 +155,7 @@ def find_job(job: str) -> Job:
 
 
 def accounted(job: str) -> list[Job]:
-    """A job from SLURM's accounting; nothing where there is none, as without slurmdbd."""
+    """The job in SLURM's accounting; empty if it isn't there, or without accounting (slurmdbd)."""
     columns = "JobIDRaw,State,Elapsed,Timelimit,NodeList,SubmitLine"
     try:
         printed = call("sacct", "-X", "-n", "-P", "-j", job, "-o", columns)

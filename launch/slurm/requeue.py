@@ -1,9 +1,9 @@
-"""Before and after the ranks of a SLURM job: where it resumes, and whether it goes back into the queue.
+"""Runs before and after the ranks of a SLURM job: where it resumes, and whether it is requeued.
 
 The batch script calls this file, outside of any container. Files in the run's folder:
 
-    REQUEUE        written by rank 0 once a checkpoint is durable, after USR1: put the job into the queue again
-    CANCEL         written by `zerobert cancel --save`, holds the job: it has saved because it is to stop
+    REQUEUE        written by rank 0 after USR1, once a checkpoint is durable: the job is to be requeued
+    CANCEL         written by `zerobert cancel --save`, holds the job's number: it is to save and not to be requeued
     attempt.json   where this attempt started
 """
 
@@ -32,21 +32,21 @@ ATTEMPT_FILE = "attempt.json"
 REQUEUE_CODE = 75
 #: exit code of an attempt that was cancelled before it began
 CANCELLED_CODE = 3
-#: of srun where the ranks died of USR1 (128 + 10): it came before they could save
+#: exit code of srun whose ranks died of USR1 (128 + 10), because it came before they could handle it
 SIGNALLED_CODE = 138
-#: of a mistake in the options; the same options would meet it again
+#: exit code of the user's mistakes; the same options would fail again
 MISTAKE_CODE = 2
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """Where an attempt of a job started."""
+    """Where an attempt of a job (one start by SLURM) began."""
 
     job: str
     restarts: int
-    """how often SLURM has started the job before"""
+    """how often SLURM has restarted the job before"""
     step: int | None
-    """newest checkpoint then; None where there was none"""
+    """step of the newest checkpoint at its start; None without one"""
     time: float
     """seconds since 1970"""
 
@@ -58,9 +58,9 @@ class Ending:
     code: int
     """exit code of srun"""
     saved: bool
-    """REQUEUE is there"""
+    """whether REQUEUE exists"""
     cancelled: bool
-    """CANCEL is there for this job"""
+    """whether CANCEL exists and names this job"""
     restarts: int
     max_restarts: int
     step_before: int | None
@@ -69,14 +69,14 @@ class Ending:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Exit code for the batch script, and why."""
+    """Exit code for the batch script, and the reason to print."""
 
     code: int
     reason: str
 
 
 def decide(ending: Ending) -> Verdict:
-    """Whether a job goes back into the queue: pure."""
+    """Decide whether a job is requeued, as a pure function of how its ranks ended."""
     at = "no checkpoint" if ending.step_after is None else f"step {ending.step_after}"
     failure = ending.code if ending.code not in (0, REQUEUE_CODE) else 1
     if ending.cancelled:
@@ -90,7 +90,7 @@ def decide(ending: Ending) -> Verdict:
         return Verdict(MISTAKE_CODE, "not requeued: a mistake in what the run was given would be met again; see above")
     if ending.code == SIGNALLED_CODE:
         return limited(ending, "the ranks were signalled before they could save")
-    if ending.code == HANG_EXIT_CODE:  # fault.max_stalled_restarts bounds how often
+    if ending.code == HANG_EXIT_CODE:  # fault.max_stalled_restarts bounds the restarts
         return limited(ending, f"the ranks hung; newest checkpoint: {at}")
     if ending.step_after is None or ending.step_after == ending.step_before:
         return Verdict(
@@ -102,7 +102,7 @@ def decide(ending: Ending) -> Verdict:
 
 
 def limited(ending: Ending, why: str) -> Verdict:
-    """Requeue unless the job has been restarted often enough."""
+    """Requeue unless the job's restarts are used up."""
     if ending.restarts < ending.max_restarts:
         return Verdict(REQUEUE_CODE, f"{why}; requeued, restart {ending.restarts + 1} of {ending.max_restarts}")
     code = ending.code if ending.code not in (0, REQUEUE_CODE) else 1
@@ -112,7 +112,7 @@ def limited(ending: Ending, why: str) -> Verdict:
 
 
 def cancelled_job(output: Path) -> str | None:
-    """The job that `zerobert cancel --save` has asked to stop."""
+    """Number of the job that `zerobert cancel --save` has asked to stop; None without one."""
     try:
         return (output / CANCEL_MARKER).read_text().strip()
     except OSError:
@@ -120,7 +120,11 @@ def cancelled_job(output: Path) -> str | None:
 
 
 def start(output: Path, env: Mapping[str, str]) -> int:
-    """Record the attempt, drop what an earlier one left, and print where a restart resumes; the exit code."""
+    """Record the attempt, remove the files of an earlier one, and print where a restart resumes.
+
+    Returns:
+        The exit code for the batch script: 0, or `CANCELLED_CODE`.
+    """
     job, restarts = env.get("SLURM_JOB_ID", ""), int(env.get("SLURM_RESTART_COUNT") or 0)
     output.mkdir(parents=True, exist_ok=True)
     (output / MARKER).unlink(missing_ok=True)
@@ -137,7 +141,7 @@ def start(output: Path, env: Mapping[str, str]) -> int:
 
 
 def read_attempt(output: Path) -> Attempt | None:
-    """The attempt that a run's folder tells of; None where it tells of none."""
+    """The attempt that is recorded in a run's folder; None without a readable record."""
     try:
         return Attempt(**json.loads((output / ATTEMPT_FILE).read_text()))
     except (OSError, ValueError, TypeError):
@@ -145,7 +149,11 @@ def read_attempt(output: Path) -> Attempt | None:
 
 
 def end(output: Path, code: int, max_restarts: int, env: Mapping[str, str]) -> int:
-    """Print the verdict on how the ranks ended, drop the markers; the exit code for the batch script."""
+    """Print the verdict on how the ranks ended, and remove REQUEUE and CANCEL.
+
+    Returns:
+        The exit code for the batch script.
+    """
     attempt = read_attempt(output)
     job = env.get("SLURM_JOB_ID", "")
     verdict = decide(
@@ -166,7 +174,7 @@ def end(output: Path, code: int, max_restarts: int, env: Mapping[str, str]) -> i
 
 
 def output_folder(given: str, training: list[str]) -> Path:
-    """The run's folder: as given, or as the options of launch/train.py say."""
+    """The run's folder: `given`, or else what the options of launch/train.py say."""
     if given:
         return Path(given)
     from launch.configure.options import parse

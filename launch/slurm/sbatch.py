@@ -1,7 +1,7 @@
-"""The options of a SLURM job, checked, and the batch script that they make of slurm/train.sbatch.
+"""The options of a SLURM job, their checks, and the batch script that is rendered from slurm/train.sbatch.
 
-What a user gives becomes no shell code: in `#SBATCH` lines stand values of known characters, or quoted paths without
-control characters, and those lines are comments to the shell; in the script itself everything is quoted by shlex.
+A user's values never become shell code: `#SBATCH` lines, which are comments to the shell, hold values of allowed
+characters or quoted paths without control characters; in the script itself every value is quoted by shlex.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from engine.config import require
 from engine.errors import UserError
 
 WORD = r"\w[\w.@+-]*"
-#: options whose value is a word of SLURM's, and what it may look like
+#: options with values in SLURM's own syntax -> pattern of these values
 PATTERNS = {
     "time": (r"\d+|\d+:[0-5]?\d(:[0-5]?\d)?|\d+-\d+(:[0-5]?\d){0,2}", "give minutes, h:mm:ss or days-hours"),
     "partition": (rf"{WORD}(,{WORD})*", "give a partition's name, or several with commas"),
@@ -32,18 +32,18 @@ PATTERNS = {
     "array": (r"\d+-\d+%1", "give such as 1-5%1: jobs that go on from one another, as all write one folder"),
     "job_name": (WORD, "give letters, digits and . @ + - only"),
 }  # fmt: skip
-#: what ends a line for some reader, and what no file can hold as text
+#: control characters and line ends of any reader, and surrogates, which UTF-8 can't hold
 CONTROL = re.compile("[\x00-\x1f\x7f\x80-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def option(help_text: str, default: Any = None) -> Any:
-    """A field of `JobConfig` with the text of its option."""
+    """A field of `JobConfig` with the help text of its option."""
     return field(default=default, metadata={"help": help_text})
 
 
 @dataclass(frozen=True)
 class JobConfig:
-    """What SLURM is asked for; null leaves an option to the cluster."""
+    """The resources that SLURM is asked for; null leaves an option to the cluster's default."""
 
     nodes: int = option("nodes", 1)
     gpus_per_node: int | None = option("GPUs of a node, one rank each")
@@ -97,23 +97,23 @@ class JobConfig:
 
     @property
     def ranks_per_node(self) -> int:
-        """Tasks of a node, one a rank."""
+        """SLURM tasks of a node, one per rank."""
         return self.ntasks_per_node or self.gpus_per_node or 1
 
     @property
     def ranks(self) -> int:
-        """Ranks of the job."""
+        """Number of ranks of the job."""
         return self.nodes * self.ranks_per_node
 
 
 @dataclass(frozen=True)
 class Submission:
-    """Where the files of one submission lie."""
+    """The paths of one submission's files."""
 
     folder: Path
     output: Path
     workdir: Path
-    """folder that relative paths of the configuration start from"""
+    """folder that relative paths in the configuration refer to"""
     python: str
 
     @property
@@ -130,19 +130,19 @@ class Submission:
 
 
 def shown(name: str) -> str:
-    """An option as it is typed."""
+    """The name of an option as it is typed, with hyphens."""
     return name.replace("_", "-")
 
 
 def check_path(name: str, path: Path) -> None:
-    """Refuse a folder whose name SLURM can't take: one that ends a line, or stops its %-patterns."""
+    """Refuse a path that SLURM can't take: one with control characters, or a backslash, which disables %-patterns."""
     text = str(path)
     require(not CONTROL.search(text), name, text, "it holds a control character; rename the folder")
     require("\\" not in text, name, text, "SLURM takes no backslash in the path of a log; rename the folder")
 
 
 def log_pattern(job: JobConfig, output: Path) -> str:
-    """The path of the log in SLURM's notation, where %% is a percent sign."""
+    """The path of the log as a pattern of SLURM's, in which %% is a percent sign."""
     if job.output_logs:
         require("\\" not in job.output_logs, "output-logs", job.output_logs, "leave out the backslash")
         return job.output_logs
@@ -151,7 +151,7 @@ def log_pattern(job: JobConfig, output: Path) -> str:
 
 
 def log_path(pattern: str, job_name: str, job: str, task: str = "%a") -> str:
-    """The log of a job from its pattern."""
+    """The path of a job's log, from its pattern."""
     values = {"%%": "%", "%x": job_name, "%j": job, "%A": job, "%a": task}
     return re.sub("%.", lambda found: values.get(found[0], found[0]), pattern)
 
@@ -182,10 +182,10 @@ def directives(job: JobConfig, submission: Submission) -> list[str]:
 
 
 def container_options(job: JobConfig, submission: Submission) -> list[str]:
-    """pyxis' options of srun: the image, with the run's own folders mounted where they are.
+    """Options of srun for pyxis: the image, and the run's own folders mounted at the same paths.
 
     Raises:
-        UserError: a folder whose name can't stand in a list of mounts.
+        UserError: a folder whose name can't be in a list of mounts.
     """
     if job.container_image is None:
         return []
@@ -202,7 +202,7 @@ def container_options(job: JobConfig, submission: Submission) -> list[str]:
 
 
 def settings(job: JobConfig, submission: Submission) -> list[str]:
-    """The shell variables of a script; every value quoted."""
+    """Assignments of the script's shell variables, every value quoted."""
     arguments = ["--config", str(submission.config)]
     return [
         f"CODE={shlex.quote(str(submission.code))}",
@@ -216,7 +216,7 @@ def settings(job: JobConfig, submission: Submission) -> list[str]:
 
 
 def render(template: str, job: JobConfig, submission: Submission) -> str:
-    """A job's batch script from slurm/train.sbatch: its `#SBATCH` lines and settings in place of the template's."""
+    """A job's batch script: slurm/train.sbatch with the `#SBATCH` lines and variables of the template replaced."""
     lines = template.splitlines()
     first = next(index for index, line in enumerate(lines) if line.startswith("#SBATCH"))
     begin, end = lines.index("# --- settings"), lines.index("# --- end of settings")

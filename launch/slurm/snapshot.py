@@ -1,4 +1,4 @@
-"""A copy of the code and of the resolved configuration beside a job: what was submitted is what runs, days later."""
+"""A copy of the code and of the resolved configuration for a job, so that what was submitted is what runs later."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import yaml
 from engine.config import RunConfig
 from engine.errors import RunError, UserError
 
-#: the checkout, or the folder that the packages are installed in
+#: root of the checkout, or the folder that the packages are installed in
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("engine", "launch", "slurm")
 LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.pyc")
 
 
 def next_folder(output: Path) -> Path:
-    """The folder of a run's next submission, not made yet: <output>/submit/001, 002, ..."""
+    """The folder of a run's next submission, which doesn't exist yet: <output>/submit/001, 002, ..."""
     taken = [int(path.name) for path in (output / "submit").glob("*") if path.name.isdecimal()]
     return output / "submit" / f"{max(taken, default=0) + 1:03d}"
 
 
 def make_folder(output: Path) -> Path:
-    """Make the folder of a run's next submission; two at once get two folders.
+    """Make the folder of a run's next submission; concurrent submissions get different folders.
 
     Raises:
         UserError: the output folder can't be written.
@@ -56,7 +56,7 @@ def copy_code(target: Path) -> None:
 
 
 class QuotedDumper(yaml.SafeDumper):
-    """Quotes every text that isn't a plain word, so that no reader takes it for a number or a truth value."""
+    """Quotes every string that isn't a plain word, so that no YAML reader takes it for a number or a boolean."""
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
         plain = text.isascii() and text.isalpha() and text.lower() not in ("true", "false", "null", "nan", "inf")
@@ -68,14 +68,14 @@ QuotedDumper.add_representer(str, QuotedDumper.represent_text)
 
 
 def configuration_text(config: RunConfig) -> str:
-    """A recipe of the whole configuration."""
+    """The whole configuration as a recipe in YAML."""
     values = config.to_dict()
     values["optim"]["betas"] = list(values["optim"]["betas"])
     return yaml.dump(values, Dumper=QuotedDumper, sort_keys=False, allow_unicode=True, width=10**6)
 
 
 def write_configuration(config: RunConfig, path: Path) -> None:
-    """Write the recipe that a job trains, and read it back.
+    """Write the recipe of a job, and check it by reading it back.
 
     Raises:
         RunError: it reads back differently.
@@ -88,7 +88,7 @@ def write_configuration(config: RunConfig, path: Path) -> None:
 
 
 def discard(folder: Path, output: Path) -> None:
-    """Remove a submission that came to nothing, and the folders above it that it made and that are empty."""
+    """Remove the folder of a failed submission, and the folders above it that it made, if they are empty."""
     shutil.rmtree(folder, ignore_errors=True)
     for above in (folder.parent, output / "logs", output):
         try:

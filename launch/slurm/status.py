@@ -1,4 +1,4 @@
-"""`zerobert status`: where a SLURM job or a run's folder stands."""
+"""`zerobert status`: the state of a SLURM job, or of the run in a folder."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ HEARTBEAT: Mapping[str, tuple[type, ...]] = {
     "host": (str,),
     "ranks": (int,),
 }
-#: seconds without a heartbeat after which a run counts as stuck: it beats every few seconds, but not within a step
-#: or a save
+#: seconds without a heartbeat after which a run counts as stuck, by its state: heartbeats come every few seconds, but
+#: not within a step or a save
 STALE_SECONDS = {"training": 60.0, "evaluating": 60.0, "saving": 600.0}
-#: as many steps may pass without a heartbeat too, where they take long
+#: a run with long steps counts as stuck only after the time of so many steps
 STALE_STEPS = 5
 
 
 @dataclass(frozen=True)
 class Status:
-    """What is known of a run; None where nothing is."""
+    """What is known of a run; None for what is not known."""
 
     output: str
     job: str | None
     job_state: str | None
     """in SLURM's words"""
     reason: str | None
-    """why the job waits"""
+    """why the job is pending"""
     nodes: str | None
     elapsed: str | None
     limit: str | None
@@ -64,21 +64,21 @@ class Status:
     loss: float | None
     tokens_per_second: float | None
     seconds_left: float | None
-    """until the last step, at the speed since this attempt started"""
+    """until the last step, at the mean speed since this attempt started"""
     restarts: int
     checkpoint: int | None
     """step of the newest checkpoint"""
     heartbeat_age: float | None
-    """seconds"""
+    """seconds since the last heartbeat"""
     stale: bool
     log: str | None
 
 
 def read_heartbeat(output: Path) -> dict[str, Any] | None:
-    """The newest heartbeat of a run; None where there is none.
+    """The newest heartbeat of a run; None without one.
 
     Raises:
-        UserError: the file is no heartbeat.
+        UserError: the file is not a valid heartbeat.
     """
     path = output / HEARTBEAT_FILE
     try:
@@ -108,7 +108,7 @@ def seconds_per_step(heartbeat: Mapping[str, Any], attempt: Attempt | None) -> f
 
 
 def is_stale(heartbeat: Mapping[str, Any], attempt: Attempt | None, age: float) -> bool:
-    """Whether a run that should be busy has been silent for too long."""
+    """Whether the heartbeat of a run that should make progress is too old; `age` in seconds."""
     limit = STALE_SECONDS.get(heartbeat["state"])
     return limit is not None and age > max(limit, STALE_STEPS * (seconds_per_step(heartbeat, attempt) or 0.0))
 
@@ -116,7 +116,7 @@ def is_stale(heartbeat: Mapping[str, Any], attempt: Attempt | None, age: float) 
 def status_of(
     output: Path, job: Job | None, log: str | None, beat: Mapping[str, Any] | None, attempt: Attempt | None, now: float
 ) -> Status:
-    """Put together what SLURM and the run's own files tell; an older job's heartbeat is told too."""
+    """Combine what SLURM and the run's own files tell; the heartbeat may be that of an older job."""
     age = None if beat is None else max(0.0, now - beat["time"])
     running = job is None or job.state == "RUNNING"
     told: Mapping[str, Any] = beat or {}
@@ -158,7 +158,7 @@ def clock(seconds: float) -> str:
 
 
 def text_of(status: Status) -> str:
-    """A status for people, a line a matter."""
+    """A status as text, one line per subject."""
     lines = [f"output     {status.output}"]
     if status.job:
         where = f" on {status.nodes}" if status.nodes else ""
@@ -182,7 +182,7 @@ def text_of(status: Status) -> str:
 
 
 def progress(status: Status) -> list[str]:
-    """The parts of the line about the run itself."""
+    """The parts of the line on the run's progress."""
     share = f" ({100 * (status.step or 0) / status.total:.0f}%)" if status.total else ""
     parts = [str(status.state), f"step {status.step}/{status.total}{share}"]
     if status.loss is not None:
@@ -195,10 +195,10 @@ def progress(status: Status) -> list[str]:
 
 
 def of_job(number: str) -> tuple[Job, Path, str]:
-    """A job that `zerobert submit` made, its run's folder and its log.
+    """A job of `zerobert submit`, the folder of its run, and the path of its log.
 
     Raises:
-        UserError: no job number, unknown to SLURM, or submitted by hand.
+        UserError: not a job's number, a job that SLURM doesn't know, or one that was submitted by hand.
     """
     job = slurm.find_job(slurm.check_job_id(number))
     record = read_record(Path(job.script).with_name(RECORD)) if job.script else None
@@ -208,12 +208,12 @@ def of_job(number: str) -> tuple[Job, Path, str]:
 
 
 def log_of(record: Mapping[str, object]) -> str:
-    """The log of a submission; tasks of an array have one each."""
+    """The path of a submission's log; each task of an array has its own, so there * stands for the task's number."""
     return log_path(str(record["log"]), str(record["name"]), str(record["job"]), "*")
 
 
 def of_folder(output: Path) -> tuple[Job | None, str | None]:
-    """The newest job of a run's folder and its log; the job is None where SLURM tells nothing of it."""
+    """The newest job of a run's folder and the path of its log; the job is None where SLURM doesn't know it."""
     records = submissions(output)
     if not records:
         return None, None

@@ -27,12 +27,12 @@ Options that aren't listed here are those of `zerobert train`, checked before an
 configuration are copied into <output>/submit/NNN, so that later edits don't change a job that waits."""
 
 RECORD = "job.json"
-#: variables of a launcher around this command, which the job's ranks must not inherit
+#: environment variables of a launcher around this command, which the job's ranks must not inherit
 LAUNCHER_VARIABLES = re.compile(
     r"SLURM_(?!CONF$|CLUSTERS$)|OMPI_|PMI_|PMIX_|TORCHELASTIC_|GROUP_|ROLE_|CROSS_|"
     r"(RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|LOCAL_SIZE|MASTER_ADDR|MASTER_PORT)$"
 )
-#: sbatch's variables that stand for an option that the user may leave out; others would change what we write
+#: environment variables of sbatch that are defaults of options which the user may leave out; others would override ours
 KEPT_DEFAULTS = {
     "SBATCH_PARTITION": "partition",
     "SBATCH_ACCOUNT": "account",
@@ -50,7 +50,7 @@ def job_parser() -> CommandParser:
     parser = CommandParser(prog="zerobert submit", description=DESCRIPTION)
     types = get_type_hints(JobConfig)
     for field in fields(JobConfig):
-        # not the optional type itself, whose values jsonargparse reads as YAML: to it "#1" is null
+        # Without the None of an optional type: jsonargparse reads values of those as YAML, where "#1" is null.
         plain = next(kind for kind in (get_args(types[field.name]) or (types[field.name],)) if kind is not type(None))
         name = f"--{shown(field.name)}"
         parser.add_argument(name, type=plain, default=field.default, help=field.metadata["help"])
@@ -59,10 +59,10 @@ def job_parser() -> CommandParser:
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The job's options, each as one `--name=value`, and the others, which are the training's.
+    """Split a command line into the job's options, each as one `--name=value`, and the options of the training.
 
     Raises:
-        UserError: an option without its value, or one that neither knows.
+        UserError: an option without its value, or an unknown one.
     """
     ours = set(known_options(job_parser()))
     flags = {"dry-run", "help"}
@@ -89,7 +89,7 @@ def split(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def parse_submission(arguments: list[str]) -> tuple[JobConfig, RunConfig, bool]:
-    """The job, the run and whether it is a dry run, all checked.
+    """The job's options, the run's configuration and whether it is a dry run, all validated.
 
     Raises:
         UserError: the first option that is wrong.
@@ -108,10 +108,10 @@ def parse_submission(arguments: list[str]) -> tuple[JobConfig, RunConfig, bool]:
 
 
 def check_run(job: JobConfig, config: RunConfig) -> None:
-    """Refuse what the ranks would refuse hours later.
+    """Refuse at once what the ranks would refuse when the job starts, hours later.
 
     Raises:
-        UserError: a batch that the ranks can't share, or data that isn't there.
+        UserError: a global batch that the ranks can't divide, or data that doesn't exist.
     """
     batch, micro = config.train.global_batch, config.train.micro_batch
     unit = job.ranks * (micro if isinstance(micro, int) else 1)
@@ -142,7 +142,7 @@ def check_container(job: JobConfig) -> None:
 
 
 def active_job(output: Path) -> str | None:
-    """A job of an earlier submission that waits or trains into the same folder."""
+    """Number of a pending or running job of an earlier submission into the same folder; None without one."""
     for record in reversed(submissions(output)):
         try:
             job = slurm.find_job(str(record["job"]))
@@ -160,7 +160,7 @@ def submissions(output: Path) -> list[dict[str, object]]:
 
 
 def read_record(path: Path) -> dict[str, object] | None:
-    """The record of a submission; None where there is no whole one."""
+    """The record of a submission; None if it is missing or incomplete."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -171,7 +171,7 @@ def read_record(path: Path) -> dict[str, object] | None:
 
 
 def sbatch_environment(env: Mapping[str, str], job: JobConfig) -> dict[str, str]:
-    """The environment that the job inherits: without a launcher's variables, and without sbatch's that we override."""
+    """The environment that the job inherits: without variables of launchers, or of sbatch that override the script."""
     kept = {name: value for name, value in env.items() if not LAUNCHER_VARIABLES.match(name)}
     for name in [name for name in kept if name.startswith("SBATCH_")]:
         if name not in KEPT_DEFAULTS or getattr(job, KEPT_DEFAULTS[name]) is not None:
@@ -192,10 +192,14 @@ def template() -> str:
 
 
 def submit(job: JobConfig, config: RunConfig, submission: Submission, script: str) -> str:
-    """Write the files of a submission and hand it to sbatch; the job's number.
+    """Write the files of a submission and hand its script to sbatch.
+
+    Returns:
+        The job's number.
 
     Raises:
-        UserError, RunError: SLURM refuses it, or a file can't be written; nothing is left behind.
+        UserError: SLURM refuses the job; no file is left behind, as for a RunError.
+        RunError: a file can't be written, or SLURM's controller can't be reached.
     """
     pattern = log_pattern(job, submission.output)
     logs = Path(submission.workdir, log_path(pattern, job.job_name, "%j")).parent
