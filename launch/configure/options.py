@@ -1,6 +1,6 @@
-"""The options of a run: defaults, then recipes, then the command line; what is given later wins.
+"""The options of a run: defaults, then recipes, then the command line; later sources override earlier ones.
 
-Of fields that exclude each other (`REPLACED`) the later source wins too; given in the same source they are refused.
+That holds for fields that exclude each other (`REPLACED`) too; given in the same source they are refused.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ DESCRIPTION = """Pre-train BERT (MLM + NSP) or fine-tune it, sharded by DeepSpee
 Values come from the defaults, then from recipes, then from the command line, wherever --config stands in it. There
 --model.size does away with a recipe's single dimensions, --train.steps with its train.epochs, and the other way round.
 """
-#: a field that, given by a later source, does away with others of earlier ones
+#: field -> fields of earlier sources that it overrides when a later source gives it
 REPLACED = {
     "train.steps": ("train.epochs",),
     "train.epochs": ("train.steps",),
     "model.size": ("model.hidden_size", "model.layers", "model.heads", "model.intermediate_size"),
 }
-#: a field -> another one and the values that it may have, or nothing would look at the first; so too each task's data
+#: field -> another field and its values with which the first has an effect; tasks and optimizers add their own
 NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "zero.nvme_path": ("zero.offload_optimizer", ("nvme",)),
     "optim.power": ("optim.schedule", ("polynomial",)),
@@ -53,13 +53,13 @@ DEBUG_MODEL = {"size": "tiny", "hidden_size": 64, "layers": 2, "heads": 2, "inte
 
 @dataclass(frozen=True)
 class Options:
-    """A validated configuration and where its values come from; names are dotted."""
+    """A validated configuration and where its values come from; names of fields are dotted."""
 
     config: RunConfig
     given: frozenset[str]
-    """what a recipe or the command line gives, not as null, and nothing later replaced"""
+    """fields that a recipe or the command line sets to other than null, and that no later source overrides"""
     command_line: frozenset[str]
-    """what the command line gives"""
+    """fields that the command line sets to other than null"""
 
 
 def build_parser() -> CommandParser:
@@ -82,7 +82,7 @@ def build_parser() -> CommandParser:
     sections = section_names()
     for action in parser._actions:
         if action.dest in sections:
-            action.help = SUPPRESS  # jsonargparse's own way to give a section as a file
+            action.help = SUPPRESS  # jsonargparse's own option to give a section as a file
     return parser
 
 
@@ -90,6 +90,7 @@ def parse_options(arguments: Sequence[str], *, complete: bool = True) -> Options
     """The configuration of a command line, completed by its recipes and the DeepSpeed JSON that it names.
 
     Args:
+        arguments: the command line without the program's name.
         complete: whether fine-tuning must have a model and labelled data.
 
     Raises:
@@ -118,10 +119,10 @@ def parse_options(arguments: Sequence[str], *, complete: bool = True) -> Options
 
 
 def split_recipes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The recipes of a command line, and its other arguments.
+    """The paths of the recipes of a command line, and its other arguments.
 
     Raises:
-        UserError: --config without a file.
+        UserError: --config without a file, or a section as an option.
     """
     recipes, rest = [], []
     left = list(arguments)
@@ -142,24 +143,24 @@ def split_recipes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def flat(parser: CommandParser, values: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's values as the options' types, by dotted name."""
+    """A recipe's values by dotted name, converted to the types of the options."""
     found: dict[str, Any] = vars(parser.parse_object(values, defaults=False).as_flat())
     return found
 
 
 def names(source: dict[str, Any]) -> frozenset[str]:
-    """What a source gives, not as null."""
+    """The fields that a source sets to other than null."""
     return frozenset(name for name, value in source.items() if value is not None)
 
 
 def joined(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
-    """Two sources as one, where the later wins."""
+    """Two sources merged: values of the later one override those of the earlier one."""
     gone = {loser for winner in names(later) for loser in REPLACED.get(winner, ())}
     return {name: value for name, value in earlier.items() if name not in gone or name in later} | later
 
 
 def _completed(config: RunConfig, sources: list[frozenset[str]], given: frozenset[str], complete: bool) -> RunConfig:
-    """With what a DeepSpeed JSON says: it counts as part of the source that names it."""
+    """The configuration completed by its DeepSpeed JSON, which counts as part of the source that names it."""
     if config.deepspeed_config is None:
         return config
     place = max((index for index, source in enumerate(sources) if "deepspeed_config" in source), default=0)
@@ -168,10 +169,10 @@ def _completed(config: RunConfig, sources: list[frozenset[str]], given: frozense
 
 
 def check_effect(config: RunConfig, command_line: frozenset[str]) -> None:
-    """Refuse what the command line gives and nothing would look at.
+    """Refuse options on the command line that would have no effect.
 
     Raises:
-        UserError: data of the other task, options of another optimizer, or dimensions that contradict those of the
+        UserError: data of another task, options of another optimizer, or dimensions that contradict those of the
             folder to start from.
     """
     of_tasks = {name: ("task", tasks) for name, tasks in tasks_with_input().items()}
@@ -192,10 +193,11 @@ def value_of(config: RunConfig, name: str) -> Any:
 
 
 def debug_config(config: RunConfig, command_line: frozenset[str] = frozenset()) -> RunConfig:
-    """The same run, small and strict: to step through with a debugger.
+    """The same run made small and with all checks on, to step through with a debugger.
 
     Args:
-        command_line: what the user gave beside --debug, which stays.
+        config: the run.
+        command_line: fields that the user gave beside --debug, which keep their values.
     """
     steps = None if "train.epochs" in command_line else min(config.train.steps or 10, 10)
     wanted: dict[str, dict[str, Any]] = {
@@ -234,6 +236,6 @@ def parse(arguments: list[str]) -> RunConfig:
 
 
 def parse_given(arguments: list[str]) -> tuple[RunConfig, frozenset[str]]:
-    """The configuration of `parse`, and the dotted options that the command line and the recipe give (not as null)."""
+    """The configuration of `parse`, and the dotted fields that the command line and recipes set to other than null."""
     options = parse_options(arguments)
     return options.config, options.given

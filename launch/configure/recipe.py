@@ -1,8 +1,8 @@
-"""A recipe, the YAML file of --config, read so that nothing in it is lost or taken for something else.
+"""Reads recipes, the YAML files of --config, strictly: nothing in them is ignored or misread.
 
-A plain scalar means what its field wants: a field of text takes what stands there (`label: no`, `output: 5`), one of
-true and false takes YAML 1.1's words too (`on`, `off`), and numbers are those of YAML 1.2's core schema (`1e-4`, and
-`010` is ten).
+A plain scalar is read by the type of its field: a text field takes it literally (`label: no`, `output: 5`), a boolean
+field takes YAML 1.1's words too (`on`, `off`), and numbers are those of YAML 1.2's core schema (`1e-4`, and `010` is
+ten).
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "o
 INTEGER = re.compile(r"[-+]?[0-9][0-9_]*|0x[0-9a-fA-F]+|0o[0-7]+")
 NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?")
 SPECIAL = {"inf": math.inf, "nan": math.nan}
-#: what stands before the name of a tag that a file gives explicitly, and the tags that a plain file has
+#: prefix of YAML's standard tags
 STANDARD = "tag:yaml.org,2002:"
 IMPLICIT = {f"{STANDARD}{kind}" for kind in ("str", "seq", "map")}
 
-#: a mapping's entries: key, its node, the value's node
+#: entries of a mapping: key, node of the key, node of the value
 Entries = list[tuple[str, yaml.Node, yaml.Node]]
 
 
 def field_types() -> Mapping[str, tuple[type, ...]]:
-    """Every dotted field of a run, and the types that it takes; a section takes `dict`."""
+    """Every dotted field of a run and the plain types that it takes; a section takes `dict`."""
     return _field_types(tuple(extra_sections().items()))
 
 
@@ -54,7 +54,7 @@ def _field_types(extra: tuple[tuple[str, type], ...]) -> Mapping[str, tuple[type
 
 
 def _types(hint: Any) -> tuple[type, ...]:
-    """The plain types of a field's annotation; a Literal of words is text."""
+    """The plain types in a field's annotation; a Literal of strings counts as str."""
     inner = get_args(hint)
     if not inner:
         return (hint,)
@@ -66,7 +66,7 @@ def read_recipe(path: str) -> dict[str, Any]:
     """The fields of a recipe, nested as the file nests them.
 
     Raises:
-        UserError: the file can't be read or is no recipe: a key twice, an empty section, a list, several documents.
+        UserError: the file can't be read or isn't a recipe: a key twice, an empty section, a list, several documents.
     """
     root = _compose(path, _text(path))
     if not isinstance(root, yaml.MappingNode):
@@ -96,7 +96,7 @@ def _text(path: str) -> str:
 
 
 def _compose(path: str, text: str) -> yaml.Node:
-    """The file's tree, its scalars not interpreted yet."""
+    """The YAML nodes of a file, whose scalars are not interpreted yet."""
     try:
         documents = list(yaml.compose_all(text, Loader=yaml.BaseLoader))
     except yaml.MarkedYAMLError as error:
@@ -116,17 +116,17 @@ def _compose(path: str, text: str) -> yaml.Node:
 
 
 class _Reader:
-    """Turns the tree of one file into values."""
+    """Converts the YAML nodes of one file into values."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.lines: dict[str, int] = {}
-        """of each field that was read, by its dotted name"""
+        """line of each field that was read, by its dotted name"""
         self.trail: list[int] = []
-        """mappings that are being read, by which one that contains itself is known"""
+        """ids of the mappings around the current node, by which a mapping that contains itself is recognised"""
 
     def fail(self, name: str, node: yaml.Node, problem: str) -> UserError:
-        """What is wrong with a field."""
+        """The error of a field, with its line."""
         return UserError(f"{name}: {problem} (line {_line(node)} of {self.path})")
 
     def section(self, node: yaml.MappingNode, prefix: str) -> dict[str, Any]:
@@ -150,13 +150,13 @@ class _Reader:
         return values
 
     def once(self, name: str, node: yaml.Node) -> None:
-        """Note a field, and refuse one that another spelling gave already."""
+        """Record a field, and refuse it if it was given already, nested or dotted."""
         if name in self.lines:
             raise self.twice(name, self.lines[name], _line(node))
         self.lines[name] = _line(node)
 
     def twice(self, name: str, first: int, second: int) -> UserError:
-        """What is wrong with a key that stands there twice."""
+        """The error of a key that is given twice."""
         section = field_types().get(name) == (dict,)
         remedy = "join the two sections" if section else "delete one"
         return UserError(f"{name}: given twice in {self.path}, in line {first} and line {second}; {remedy}")
@@ -212,10 +212,12 @@ def _line(node: yaml.Node) -> int:
 
 
 def scalar(text: str, *, plain: bool, kinds: tuple[type, ...]) -> Any:
-    """What a scalar means for a field that takes `kinds`.
+    """The value of a scalar for a field that takes `kinds`.
 
     Args:
-        plain: whether it stands there without quotes.
+        text: the scalar as the file has it.
+        plain: whether it is written without quotes.
+        kinds: the plain types that the field takes.
     """
     if not plain:
         return text
@@ -232,7 +234,7 @@ def scalar(text: str, *, plain: bool, kinds: tuple[type, ...]) -> Any:
 
 
 def _numbers(text: str) -> Iterator[int | float]:
-    """The number that a plain scalar is, if it is one."""
+    """Yields the number that a plain scalar stands for, if it is one."""
     if INTEGER.fullmatch(text):
         yield int(text, 0 if text[1:2] in ("x", "o") else 10)
     elif NUMBER.fullmatch(text):

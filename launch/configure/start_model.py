@@ -1,4 +1,4 @@
-"""The dimensions of a folder that a run starts from (model.init_from), read without torch and transformers."""
+"""The dimensions of the model that a run starts from (model.init_from), read without torch and transformers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from engine.config import MODEL_SIZES, ModelConfig
 from engine.errors import UserError
 
-#: options of a run and their names in a folder's config.json
+#: fields of `ModelConfig` -> their names in the config.json of a Hugging Face folder
 NAMES = {
     "hidden_size": "hidden_size",
     "layers": "num_hidden_layers",
@@ -21,7 +21,7 @@ NAMES = {
 
 
 def folder_config(folder: str) -> dict[str, Any] | None:
-    """The numbers of a folder's config.json that make a model's shape; None where there is no such file to read."""
+    """The dimensions in a folder's config.json, by their names there; None unless all are readable and positive."""
     try:
         values = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -33,15 +33,15 @@ def folder_config(folder: str) -> dict[str, Any] | None:
 
 
 def with_folder(model: ModelConfig, found: dict[str, Any]) -> ModelConfig:
-    """The same model with a folder's dimensions in place of the folder."""
+    """The same model, with the dimensions of the folder in place of `init_from`."""
     return replace(model, init_from=None, **{name: found[theirs] for name, theirs in NAMES.items()})
 
 
 def check_dimensions(model: ModelConfig, command_line: frozenset[str]) -> None:
-    """Refuse dimensions on the command line that the folder to start from doesn't have, and that would have no effect.
+    """Refuse dimensions on the command line that differ from those of `init_from`, where they would have no effect.
 
     Raises:
-        UserError: names the dimension, the folder and its own.
+        UserError: names the dimension, the folder, and the folder's value.
     """
     assert model.init_from is not None
     found = folder_config(model.init_from)
