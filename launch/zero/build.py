@@ -1,7 +1,7 @@
-"""From a run's configuration and its number of ranks to the DeepSpeed configuration, nothing left "auto".
+"""Builds the DeepSpeed configuration of a run from its options and its number of ranks, with no value left "auto".
 
-Every value has its reason beside it; both are kept with the run. What only a DeepSpeed JSON of the user's sets
-(`launch.zero.user_json`) goes over what is chosen here.
+Every value has its reason beside it; both are written to the run's folder. A user's DeepSpeed JSON
+(`launch.zero.user_json`) overrides the values chosen here that aren't options of the run.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from launch.zero.reasons import explain
 if TYPE_CHECKING:
     from engine.data.loading.loader import BatchLayout
 
-#: elements of a communication bucket: large enough for the bandwidth of a network, and 200 MB in fp32
+#: largest number of elements of a communication bucket: enough to use a network's bandwidth, and 200 MB in fp32
 LARGEST_BUCKET = 50_000_000
-#: of BERT's own vocabulary, for the size of a model whose vocabulary isn't read yet
+#: tokens of BERT's own vocabulary, to estimate the size of a model whose vocabulary isn't read yet
 USUAL_VOCABULARY = 30_522
-#: an fp32 weight, its gradient and two moments are in memory while DeepSpeed steps a part that lies on NVMe
+#: DeepSpeed's buffers for a part of the states on NVMe while it is stepped: fp32 weight, gradient and two moments
 NVME_BUFFERS = 4
-#: large sequential requests, as DeepSpeed's own sweeps of NVMe disks choose them
+#: large sequential requests, as DeepSpeed's own tuning of NVMe disks chooses them
 AIO = {
     "block_size": 1_048_576,
     "queue_depth": 8,
@@ -34,12 +34,12 @@ AIO = {
 
 @dataclass(frozen=True)
 class Resolution:
-    """A DeepSpeed configuration and why it is so."""
+    """A DeepSpeed configuration, with the reason of each value."""
 
     values: dict[str, Any]
-    """what DeepSpeed gets"""
+    """the dict that DeepSpeed gets"""
     reasons: dict[str, str]
-    """dotted key -> one sentence; also for keys that are left out on purpose"""
+    """dotted key -> reason in one sentence; also for keys that are left out on purpose"""
 
 
 def check_hardware(train: TrainConfig, accelerator: str) -> None:
@@ -61,9 +61,11 @@ def resolve(config: RunConfig, layout: BatchLayout, accelerator: str) -> Resolut
     """The resolved DeepSpeed dict of a run, with the reason of each value.
 
     The learning rate, the optimizer and the monitor are the engine's own, so they don't appear. If the run names a
-    DeepSpeed JSON, what has no counterpart among the run's options there overrides what is built here.
+    DeepSpeed JSON, its values that are no options of the run override those built here.
 
     Args:
+        config: the run's configuration.
+        layout: how the global batch is divided over ranks and gradient accumulation.
         accelerator: "cuda", "cpu" or another of DeepSpeed's names.
 
     Raises:
@@ -94,7 +96,7 @@ def resolve(config: RunConfig, layout: BatchLayout, accelerator: str) -> Resolut
 
 
 def put(values: dict[str, Any], key: str, value: object) -> None:
-    """Set a dotted key, making the sections on the way."""
+    """Set a dotted key in a nested dict, creating missing sections."""
     *sections, last = key.split(".")
     for section in sections:
         values = values.setdefault(section, {})
@@ -102,7 +104,7 @@ def put(values: dict[str, Any], key: str, value: object) -> None:
 
 
 def bucket_size(model: ModelConfig) -> int:
-    """Elements of a communication bucket: DeepSpeed allocates all of it, so no more than the model has parameters."""
+    """Elements of a communication bucket: about the model's parameters at most, since DeepSpeed allocates all of it."""
     if model.init_from:
         return LARGEST_BUCKET
     hidden, layers, _, intermediate = model.dimensions()
@@ -115,7 +117,7 @@ def bucket_size(model: ModelConfig) -> int:
 def zero_section(
     stage: int, accelerator: str, zero: ZeroConfig | None = None, model: ModelConfig | None = None
 ) -> dict[str, Any]:
-    """ZeRO's own settings: communication overlaps computation where there is a device to do so."""
+    """The section zero_optimization for a ZeRO stage: communication overlaps computation where there is a GPU."""
     section: dict[str, Any] = {"stage": stage}
     bucket = LARGEST_BUCKET if model is None else bucket_size(model)
     if stage >= 1:
@@ -135,7 +137,7 @@ def zero_section(
 
 
 def _offloads(zero: ZeroConfig, pinned: bool) -> dict[str, Any]:
-    """Where ZeRO keeps what the device has no room for; page-locked memory only where copies go to a device."""
+    """The sections of ZeRO-Offload and ZeRO-Infinity; memory is `pinned` only where it is copied to a device."""
     sections: dict[str, Any] = {}
     if zero.offload_optimizer != "none":
         sections["offload_optimizer"] = {"device": zero.offload_optimizer, "pin_memory": pinned}
@@ -147,7 +149,7 @@ def _offloads(zero: ZeroConfig, pinned: bool) -> dict[str, Any]:
 
 
 def offload_sections(zero: ZeroConfig) -> dict[str, Any]:
-    """What goes with an offloaded optimizer outside of ZeRO's own section."""
+    """Settings for an offloaded optimizer outside of the section zero_optimization."""
     sections: dict[str, Any] = {}
     if zero.offload_optimizer != "none":
         sections["zero_force_ds_cpu_optimizer"] = False
@@ -157,9 +159,9 @@ def offload_sections(zero: ZeroConfig) -> dict[str, Any]:
 
 
 def precision_section(train: TrainConfig) -> dict[str, Any]:
-    """Switch on one of bf16 and fp16 (with dynamic loss scaling), or neither.
+    """The section that switches on bf16, or fp16 with dynamic loss scaling; empty for fp32.
 
-    bf16 gradients are accumulated in fp32, except at stage 0, where DeepSpeed has no such optimizer.
+    Gradients of bf16 are accumulated in fp32, except at stage 0, where DeepSpeed's optimizer can't do that.
     """
     if train.precision == "bf16":
         accumulation = {"data_types": {"grad_accum_dtype": "fp32"}} if train.zero_stage > 0 else {}
@@ -171,7 +173,7 @@ def precision_section(train: TrainConfig) -> dict[str, Any]:
 
 
 def checkpointing_section(model: ModelConfig) -> dict[str, Any]:
-    """DeepSpeed's view of the recomputation, which the model does itself: whole layers, kept on their rank."""
+    """DeepSpeed's section for activation checkpointing, which the model does itself: whole layers, unpartitioned."""
     if not model.activation_checkpointing:
         return {}
     kept = {"partition_activations": False, "contiguous_memory_optimization": False, "cpu_checkpointing": False}

@@ -1,4 +1,4 @@
-"""What a DeepSpeed JSON says of values that are options of the run: key by key, typed and checked."""
+"""The values of a DeepSpeed JSON that are options of the run: found key by key, converted and checked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.config import OPTIMIZERS
 from engine.config.zero import Place
 from launch.zero.keys import fail, find, nearest, remove
 
-#: DeepSpeed's schedules, and zerobert's of the same shape
+#: schedule of DeepSpeed -> value of optim.schedule with the same shape
 SCHEDULES = {"WarmupLR": "constant", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
 PLACES: tuple[Place, ...] = ("none", "cpu", "nvme")
 OPTIMIZER_PARAMS = (
@@ -26,19 +26,19 @@ SCHEDULER_PARAMS = (
 
 @dataclass(frozen=True)
 class Claim:
-    """A concrete value of a file and the option of the run that it sets."""
+    """A concrete value in a file (not "auto") and the option of the run that it sets."""
 
     key: str
     shown: Any
-    """as it stands in the file"""
+    """the value as the file has it"""
     field: str
     value: Any
-    """as the option wants it"""
+    """the value as the option takes it"""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a value must be; `convert` returns None for one that isn't."""
+    """A kind of value, in words for messages; `convert` returns None for a value of another kind."""
 
     words: str
     convert: Callable[[Any], Any]
@@ -50,7 +50,7 @@ def _number(value: Any) -> float | None:
 
 
 def whole(least: int) -> Kind:
-    """A whole number, also written as 5e8."""
+    """A whole number of at least `least`, also written as 5e8."""
 
     def convert(value: Any) -> int | None:
         number = _number(value)
@@ -60,7 +60,7 @@ def whole(least: int) -> Kind:
 
 
 def number(*, positive: bool = False) -> Kind:
-    """A number that isn't negative."""
+    """A number of at least 0, or above 0 if `positive`."""
 
     def convert(value: Any) -> float | None:
         found = _number(value)
@@ -70,7 +70,7 @@ def number(*, positive: bool = False) -> Kind:
 
 
 def one_of(*choices: Any) -> Kind:
-    """One of a few values, of the same type."""
+    """One of the given values, with the same type."""
     words = f"one of {', '.join(map(repr, choices))}"
     return Kind(words, lambda value: value if any(value == c and type(value) is type(c) for c in choices) else None)
 
@@ -84,7 +84,7 @@ FLAG = one_of(True, False)
 TEXT = Kind("text", lambda value: value if isinstance(value, str) and value else None)
 PAIR = Kind("a list of two numbers", _pair)
 
-#: key -> (what it must be, the option that it sets)
+#: dotted key of a DeepSpeed JSON -> (kind of its value, the option of the run that it sets)
 DIRECT: dict[str, tuple[Kind, str]] = {
     "train_batch_size": (whole(1), "train.global_batch"),
     "train_micro_batch_size_per_gpu": (whole(1), "train.micro_batch"),
@@ -108,10 +108,14 @@ DIRECT: dict[str, tuple[Kind, str]] = {
 
 
 class Claims:
-    """Takes the keys that are options of the run out of a file's values."""
+    """Moves the keys that are options of the run out of a file's values, into `found`."""
 
     def __init__(self, path: str, values: dict[str, Any]) -> None:
-        """`values` are the file's with today's names; what is taken is removed from them."""
+        """
+        Args:
+            path: the file, for messages.
+            values: its content with the present names of keys; keys that are taken are removed from it.
+        """
         self.path, self.values = path, values
         self.found: list[Claim] = []
         self.accumulation = self.take("gradient_accumulation_steps", whole(1))
@@ -125,7 +129,7 @@ class Claims:
         self._recomputation()
 
     def take(self, key: str, kind: Kind) -> Any:
-        """Remove a key; its value, None if it is missing, null or "auto"."""
+        """Remove a key and return its converted value; None if it is missing, null or "auto"."""
         value = find(self.values, key)
         if value is None:
             return None
@@ -138,7 +142,7 @@ class Claims:
         return converted
 
     def claim(self, key: str, kind: Kind, field: str) -> None:
-        """Take a key and note the option that it sets."""
+        """Take a key and record the option that it sets."""
         value = self.take(key, kind)
         if value is not None:
             shown = list(value) if isinstance(value, tuple) else value

@@ -1,6 +1,7 @@
-"""The keys of a DeepSpeed JSON: which this version has, removed or renamed, and which can't go with zerobert's engine.
+"""The keys of a DeepSpeed JSON: those of the supported DeepSpeed version, those it removed or renamed, and those that
+zerobert's engine can't work with.
 
-DeepSpeed ignores an unknown key at the top without a word, so the names are checked here.
+DeepSpeed silently ignores unknown keys at the top level, so names are checked here.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from engine.errors import UserError
 
-#: sections whose values become options of the run (launch.zero.claims) or go to DeepSpeed as they are
+#: sections -> their keys; the values become options of the run (launch.zero.claims) or go to DeepSpeed unchanged
 SECTIONS: dict[str, tuple[str, ...] | None] = {
     "zero_optimization": None,  # DeepSpeed's own models know the keys of these three: launch.zero.schema
     "bf16": None,
@@ -34,7 +35,7 @@ SECTIONS: dict[str, tuple[str, ...] | None] = {
     "comms_logger": ("enabled", "verbose", "prof_all", "debug", "prof_ops"),
     "timers": ("throughput",),
 }  # fmt: skip
-#: single values at the top
+#: keys of single values at the top level
 SCALARS = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
     "communication_data_type", "prescale_gradients", "gradient_predivide_factor", "disable_allgather",
@@ -59,7 +60,7 @@ REMOVED = {
     "zero_optimization.mics_hierarchical_params_gather": "delete it: MiCS is gone",
     "zero_optimization.zeropp_loco_param": "delete it: LoCo is gone",
 }
-#: keys that this DeepSpeed has, and that can't go with zerobert's engine unless they are switched off
+#: keys of DeepSpeed that zerobert's engine can't work with unless they are switched off -> why, and the remedy
 REFUSED = {
     "autotuning": "it kills other runs of the same user; let train.micro_batch auto find the batch",
     "compile": "zerobert's kernels are compiled already; delete it",
@@ -82,7 +83,7 @@ REFUSED = {
     "bf16.bf16_optimizer_states": "zerobert's optimizers keep fp32 states; set false",
     "fp16.fp16_master_weights_and_grads": "zerobert's optimizers step fp32 weights; set false",
 }
-#: the only value with which a key can go, and why
+#: key -> the only value that zerobert's engine can work with, and why
 FIXED: dict[str, tuple[Any, str]] = {
     "zero_allow_untested_optimizer": (True, "zerobert gives DeepSpeed its own optimizer"),
     "zero_force_ds_cpu_optimizer": (False, "zerobert's optimizers step on the CPU themselves"),
@@ -99,7 +100,7 @@ FIXED: dict[str, tuple[Any, str]] = {
     "scheduler.params.warmup_min_ratio": (0, "zerobert warms up from 0"),
     "scheduler.params.warmup_type": ("linear", "zerobert warms up linearly"),
 }
-#: keys without an effect on a run of zerobert, and why
+#: keys that have no effect on a run of zerobert -> why
 WITHOUT_EFFECT = {
     "checkpoint": "zerobert writes its own checkpoints",
     "vocabulary_size": "the store knows it",
@@ -126,20 +127,20 @@ def fail(path: str, key: str, problem: str) -> UserError:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """What to advise about an unknown name."""
+    """The remedy for an unknown name: the most similar known one, if any."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean {near[0]}?" if near else "delete it"
 
 
 def find(values: dict[str, Any], key: str) -> Any:
-    """The value of a dotted key; None where it or a section on the way is missing."""
+    """The value of a dotted key; None if it or one of its sections is missing."""
     for part in key.split("."):
         values = values.get(part) if isinstance(values, dict) else None  # type: ignore[assignment]
     return values
 
 
 def remove(values: dict[str, Any], key: str) -> None:
-    """Delete a dotted key that is there."""
+    """Delete a dotted key, which must exist."""
     *sections, last = key.split(".")
     for section in sections:
         values = values[section]
@@ -147,7 +148,7 @@ def remove(values: dict[str, Any], key: str) -> None:
 
 
 def check_names(path: str, values: dict[str, Any]) -> None:
-    """Refuse unknown, removed and impossible keys, and sections that are none.
+    """Refuse unknown, removed and unsupported keys, and sections that aren't JSON objects.
 
     Raises:
         UserError: names the file, the key and the remedy.
@@ -173,7 +174,7 @@ def check_names(path: str, values: dict[str, Any]) -> None:
 
 
 def check_fixed(path: str, values: dict[str, Any]) -> None:
-    """Refuse keys with another value than the only possible one.
+    """Refuse keys of `FIXED` with another value than the only supported one.
 
     Raises:
         UserError: names the file, the key, both values and the reason.
@@ -185,7 +186,7 @@ def check_fixed(path: str, values: dict[str, Any]) -> None:
 
 
 def translated(path: str, values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The same configuration in today's names, and what to tell of it.
+    """The same configuration with the present names of keys, and messages about the renamed ones.
 
     Raises:
         UserError: an old name beside the new one.

@@ -1,9 +1,9 @@
-"""The DeepSpeed configurations in ds_configs/: what the builder makes of a typical run.
+"""The DeepSpeed configurations in ds_configs/: those that the builder makes for typical runs.
 
-`python -m launch.zero.presets` writes them again; a test keeps them equal to the builder.
-`python -m benchmarks.presets` trains 5 real steps with each on 2 CPU ranks. A run makes its own from its recipe, so
-these are to read, to start one's own file from (train.py --deepspeed_config FILE), and for scripts that call DeepSpeed
-themselves.
+`python -m launch.zero.presets` writes them again; a test keeps them equal to what the builder makes.
+`python -m benchmarks.presets` trains 5 real steps with each on 2 CPU ranks. A run builds its own from its recipe, so
+these are for reading, as a start for one's own file (train.py --deepspeed_config FILE), and for scripts that call
+DeepSpeed themselves.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Preset:
     """A typical run."""
 
     recipe: str
-    """the one of launch/recipes that trains this way"""
+    """the recipe in launch/recipes that trains this way"""
     stage: int
     precision: Precision = "bf16"
     ranks: int = 8
@@ -56,7 +56,7 @@ PRESETS = {
 
 
 def layout(one: Preset) -> BatchLayout:
-    """How the preset's global batch is cut over its ranks."""
+    """How the preset's global batch is divided over its ranks."""
     from engine.data.loading.loader import resolve_layout
 
     return resolve_layout(one.batch, None, one.ranks)
@@ -71,7 +71,7 @@ def preset(name: str) -> dict[str, object]:
 
 
 def render(name: str) -> str:
-    """The file of a preset."""
+    """The content of a preset's file."""
     return json.dumps(preset(name), indent=2) + "\n"
 
 

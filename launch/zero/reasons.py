@@ -1,4 +1,4 @@
-"""Why each value of a resolved DeepSpeed configuration is what it is, a sentence each."""
+"""The reason of each value of a resolved DeepSpeed configuration, in one sentence each."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 from engine.config import RunConfig
 
-#: stage -> what ZeRO shards there
+#: ZeRO stage -> what it shards
 SHARDED = {
     0: "nothing is sharded: every rank has the whole training state",
     1: "optimizer states and fp32 weights are sharded over the ranks",
     2: "optimizer states, fp32 weights and gradients are sharded over the ranks",
     3: "optimizer states, gradients and parameters are sharded over the ranks",
 }
-#: dotted key -> the reason that holds wherever the key appears
+#: dotted key -> the reason of its value, the same in every run
 ALWAYS = {
     "gradient_accumulation_steps": "train_batch_size / (train_micro_batch_size_per_gpu x ranks)",
     "zero_optimization.contiguous_gradients": "gradients of a bucket lie in one buffer, which is reduced in one call",
@@ -44,7 +44,7 @@ ALWAYS = {
     "steps_per_print": "the run reports by itself",
     "wall_clock_breakdown": "timers would wait for the device at every step",
 }
-#: sections that are left out on purpose
+#: sections that are left out on purpose -> why
 LEFT_OUT = {
     "optimizer": "left out: the engine gives DeepSpeed its own optimizer",
     "scheduler": "left out: the learning rate is a function of the step, so a resume needs no scheduler state",
@@ -53,7 +53,7 @@ LEFT_OUT = {
 
 
 def explain(values: dict[str, Any], config: RunConfig, accelerator: str) -> dict[str, str]:
-    """The reason of every value, and of what is left out, by dotted key."""
+    """The reason of every value, and of sections that are left out, by dotted key."""
     reasons = ALWAYS | _of_this_run(config, accelerator)
     found = {key: reasons[key] for key in leaves(values) if key in reasons}
     missing = [key for key in leaves(values) if key not in found]
@@ -61,7 +61,7 @@ def explain(values: dict[str, Any], config: RunConfig, accelerator: str) -> dict
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """The dotted keys of all values that are no sections."""
+    """The dotted keys of all values in a nested dict."""
     for key, value in values.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{key}.")
@@ -94,5 +94,5 @@ def _of_this_run(config: RunConfig, accelerator: str) -> dict[str, str]:
 
 
 _AIO = ("block_size", "queue_depth", "intra_op_parallelism", "single_submit", "overlap_events")
-#: what is always chosen when a file says "auto"
+#: keys of a DeepSpeed JSON for which "auto" always gets a value
 AUTOMATIC = frozenset([*ALWAYS, *_of_this_run(RunConfig(), "cpu")])

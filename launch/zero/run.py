@@ -1,4 +1,4 @@
-"""The DeepSpeed configuration of a run that starts: what needs its ranks, the machine or DeepSpeed itself."""
+"""The DeepSpeed configuration at the start of a run: what depends on ranks, machine or the installed DeepSpeed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ REASONS = "deepspeed_reasons.json"
 
 
 def complete(config: RunConfig, given: frozenset[str], ranks: int, accelerator: str) -> RunConfig:
-    """The run's configuration with the batch sizes that its DeepSpeed JSON leaves to the ranks; checks the machine.
+    """The run's configuration with the batch sizes that follow from its DeepSpeed JSON and the number of ranks.
+
+    It also checks that accelerator and machine have what the run asks for.
 
     Raises:
-        UserError: the accelerator or the machine lacks what the run asks for, or batch sizes contradict each other.
+        UserError: they don't, or batch sizes contradict each other.
     """
     check_hardware(config.train, accelerator)
     check_offload(config.zero)
@@ -29,7 +31,7 @@ def complete(config: RunConfig, given: frozenset[str], ranks: int, accelerator: 
 
 
 def resolved(config: RunConfig, layout: BatchLayout, accelerator: str) -> Resolution:
-    """The DeepSpeed configuration, checked by the installed DeepSpeed's own models where a file took part in it.
+    """The DeepSpeed configuration, validated by the installed DeepSpeed's own models, as is the user's file before.
 
     Raises:
         UserError: the file has an unknown key or a wrong value.
@@ -45,17 +47,17 @@ def resolved(config: RunConfig, layout: BatchLayout, accelerator: str) -> Resolu
 
 
 def record(config: RunConfig, resolution: Resolution) -> None:
-    """Write the reasons beside the run's deepspeed.json, and tell about the user's file; rank 0 does it."""
+    """Write the reasons beside the run's deepspeed.json, and print the messages about the user's file; on rank 0."""
     (Path(config.output) / REASONS).write_text(json.dumps(resolution.reasons, indent=2) + "\n")
     for line in told(config):
         print(f"note: {line}", flush=True)
 
 
 def check_offload(zero: ZeroConfig) -> None:
-    """Find out whether this machine can offload to NVMe; builds DeepSpeed's asynchronous I/O at its first run.
+    """Check that this machine can offload to NVMe; builds DeepSpeed's asynchronous I/O at the first call.
 
     Raises:
-        UserError: the disk or what the build needs is missing.
+        UserError: the disk is missing, or something that the build needs.
     """
     if zero.offload_optimizer == "nvme":
         from engine.zero import nvme

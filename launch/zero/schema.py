@@ -11,7 +11,7 @@ from typing import Any, Union, get_args, get_origin
 from engine.errors import UserError
 from launch.zero.keys import fail
 
-#: what a value of each type is called
+#: type -> its name in messages
 WORDS: dict[type, str] = {
     bool: "true or false",
     int: "a whole number, without quotes",
@@ -21,11 +21,11 @@ WORDS: dict[type, str] = {
 
 
 def check_models(path: str, values: dict[str, Any]) -> None:
-    """Refuse unknown keys, wrong types and wrong values of ZeRO's and the precisions' sections.
+    """Refuse unknown keys, wrong types and wrong values in the sections zero_optimization, bf16 and fp16.
 
     Args:
         path: the file that the values come from, for the message.
-        values: a DeepSpeed configuration without "auto".
+        values: a DeepSpeed configuration without "auto" values.
 
     Raises:
         UserError: names the file, the key, its value and the remedy.

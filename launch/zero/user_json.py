@@ -1,10 +1,10 @@
-"""A user's DeepSpeed JSON, also one with "auto" values for Hugging Face's Trainer, joined with the run's options.
+"""Merges a user's DeepSpeed JSON, also one with "auto" values for Hugging Face's Trainer, with the run's options.
 
-- "auto", and what the file leaves out, is what the run's options give.
-- A concrete value is taken over where the option is not given.
-- Where both are given in the same place and differ, the run is refused. A recipe's options give way to a file that the
-  command line names, and a file that a recipe names to the command line's options.
-- Values without an option of the run go to DeepSpeed as they are.
+- "auto" values, and keys that the file leaves out, follow the run's options.
+- A concrete value sets its option of the run where that is not given.
+- If both are given by the same source and differ, the run is refused. A file that the command line names overrides a
+  recipe's options, and options on the command line override a file that a recipe names.
+- Values that are no options of the run go to DeepSpeed unchanged.
 
 Nothing here imports torch or DeepSpeed, so a wrong file is refused at once.
 """
@@ -23,7 +23,8 @@ from launch.zero.claims import FLAG, TEXT, Claim, Claims, Kind, number, one_of, 
 from launch.zero.keys import FIXED, REFUSED, WITHOUT_EFFECT, check_fixed, check_names, fail, find, translated
 from launch.zero.reasons import AUTOMATIC, leaves
 
-#: what values without an option of the run must be; DeepSpeed's models know those of zero_optimization, bf16, fp16
+#: key -> kind of its value, for keys that are no options of the run; DeepSpeed's own models check zero_optimization,
+#: bf16 and fp16
 KINDS: dict[str, Kind] = {
     "communication_data_type": one_of("fp32", "fp16", "bf16"),
     "gradient_predivide_factor": number(positive=True),
@@ -48,20 +49,20 @@ KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class DeepSpeedFile:
-    """A file, read and sorted."""
+    """The content of a DeepSpeed JSON, sorted."""
 
     path: str
     claims: list[Claim]
-    """what it says of the run's options"""
+    """its values for options of the run"""
     accumulation: int | None
-    """its gradient_accumulation_steps"""
+    """its gradient_accumulation_steps; None if missing or left open by "auto" there"""
     rest: dict[str, Any]
-    """dotted key -> concrete value without an option of the run"""
+    """dotted key -> concrete value, for keys that are no options of the run"""
     told: list[str]
-    """what to tell of old names and of keys without effect"""
+    """messages about renamed keys and keys without effect"""
 
     def claimed(self, field: str) -> Any:
-        """What the file sets an option to; None where it doesn't."""
+        """The value that the file gives to an option; None if it gives none."""
         return next((claim.value for claim in self.claims if claim.field == field), None)
 
 
@@ -69,7 +70,7 @@ def read(path: str) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        UserError: no file, no JSON, no object, or a key twice.
+        UserError: the file doesn't exist, isn't JSON or no object, or has a key twice.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -111,7 +112,7 @@ def load(path: str) -> DeepSpeedFile:
 
 
 def _rest(path: str, values: dict[str, Any], told: list[str]) -> Iterator[tuple[str, Any]]:
-    """The keys that go to DeepSpeed as they are, their values checked as far as DeepSpeed's models won't."""
+    """The keys that go to DeepSpeed unchanged, with their values; checks those that DeepSpeed's models don't check."""
     for key in leaves(values):
         value, top = find(values, key), key.split(".")[0]
         idle = next((name for name in (key, top) if name in WITHOUT_EFFECT), None)
@@ -133,12 +134,13 @@ def _rest(path: str, values: dict[str, Any], told: list[str]) -> Iterator[tuple[
 def adopt(
     config: RunConfig, given: frozenset[str], later: frozenset[str] = frozenset(), *, complete: bool = True
 ) -> RunConfig:
-    """The run's options completed by its DeepSpeed JSON; the same if it names none.
+    """The run's configuration with the options that its DeepSpeed JSON sets; unchanged if it names none.
 
     Args:
-        given: the dotted options that were set where the file is named, on the command line or in a recipe: they must
-            not contradict it. Those set before that (a recipe's, where the command line names the file) give way.
-        later: those that were set after that, which win over the file.
+        config: the run's configuration.
+        given: dotted options given by the source that names the file, the command line or a recipe: they must not
+            contradict it. The file overrides those of earlier sources, a recipe's where the command line names it.
+        later: dotted options given by later sources, which override the file.
         complete: as in `RunConfig.validate`.
 
     Raises:
@@ -193,7 +195,7 @@ def _contradiction(path: str, claim: Claim, name: str, mine: Any) -> UserError:
 
 
 def _validate(config: RunConfig, claims: dict[str, Claim], path: str, complete: bool) -> None:
-    """The run's own checks, with the key of the file where one of its values is what fails."""
+    """Validate the configuration; an error about an option that the file set also names the file and the key."""
     try:
         config.validate(complete)
     except UserError as error:
@@ -215,7 +217,7 @@ def with_option(config: RunConfig, field: str, value: Any) -> RunConfig:
 
 
 def with_ranks(config: RunConfig, given: frozenset[str], ranks: int) -> RunConfig:
-    """The batch sizes that a file leaves to the number of ranks: batch = micro-batch x accumulation x ranks.
+    """Complete the batch sizes of a file by the number of ranks: global batch = micro-batch x accumulation x ranks.
 
     Raises:
         UserError: the file's sizes, or the file's and the run's, contradict each other at this number of ranks.
@@ -245,14 +247,14 @@ def with_ranks(config: RunConfig, given: frozenset[str], ranks: int) -> RunConfi
 
 
 def overrides(config: RunConfig) -> dict[str, Any]:
-    """What the run's file sets beyond the run's options and has a meaning in this run: dotted key -> value."""
+    """Values of the run's file that are no options of the run and have a meaning in it, by dotted key."""
     assert config.deepspeed_config is not None
     rest = load(config.deepspeed_config).rest
     return {key: value for key, value in rest.items() if not _idle(key, config)}
 
 
 def told(config: RunConfig) -> list[str]:
-    """What a person should know of the run's file: old names, and keys without effect."""
+    """Messages for the user about the run's file: renamed keys, and keys without effect."""
     if config.deepspeed_config is None:
         return []
     file = load(config.deepspeed_config)
@@ -261,7 +263,7 @@ def told(config: RunConfig) -> list[str]:
 
 
 def _idle(key: str, config: RunConfig) -> bool:
-    """Whether a key belongs to something that the run doesn't use."""
+    """Whether a key belongs to a feature that the run doesn't use."""
     used = {
         "bf16": config.train.precision == "bf16",
         "fp16": config.train.precision == "fp16",
