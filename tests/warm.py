@@ -9,8 +9,11 @@ signals needs real ones.
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
 import json
 import os
+import pkgutil
 import runpy
 import select
 import signal
@@ -22,7 +25,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 #: seconds that ranks get after one of them has failed, as launchers give them
 GRACE = 20.0
@@ -35,12 +38,19 @@ def preload() -> None:
     silence_libraries()
     import_deepspeed()
     import datasets  # noqa: F401
+    import deepspeed.ops.op_builder.all_ops  # noqa: F401
     import sklearn.metrics  # noqa: F401
-    import transformers.models.bert  # noqa: F401
+    import torch._dynamo
+    import torch.utils.tensorboard  # noqa: F401
+    import transformers.models.bert.modeling_bert  # noqa: F401
 
-    import launch.__main__
-    import launch.prepare
-    import launch.train  # noqa: F401
+    import engine
+    import launch
+
+    for package in (engine, launch):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+    gc.freeze()  # what all forks share is no garbage of theirs
 
 
 def serve(address: str) -> None:
@@ -67,6 +77,7 @@ def serve(address: str) -> None:
 def supervise(connection: socket.socket, request: dict[str, list[str]], files: Sequence[int]) -> None:
     """Start the ranks and tell how they ended; returns, or raises, in the ranks alone."""
     os.setsid()
+    connection.sendall(f"{os.getpid():<16}".encode())
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     ranks = []
     for variables in request["ranks"]:
@@ -76,7 +87,7 @@ def supervise(connection: socket.socket, request: dict[str, list[str]], files: S
             execute(request["command"], json.loads(variables), request["folder"][0], files)
     for file in files:
         os.close(file)
-    connection.sendall(json.dumps(end_of(ranks)).encode())
+    connection.sendall(str(end_of(ranks)).encode())
     os._exit(0)
 
 
@@ -118,6 +129,38 @@ def execute(command: list[str], variables: dict[str, str], folder: str, files: S
     sys.exit(0)
 
 
+class Started:
+    """Ranks that go on: the part of `subprocess.Popen` that tests use, its pid that of the session of all ranks."""
+
+    def __init__(self, command: list[str], connection: socket.socket, files: Sequence[TextIO]) -> None:
+        self.returncode: int | None = None
+        self._command, self._connection, self._files = command, connection, files
+        self.pid = int(connection.recv(16))
+
+    def poll(self) -> int | None:
+        """The exit code, -9 if the whole session was killed, None while the ranks go on."""
+        if self.returncode is None and select.select([self._connection], [], [], 0)[0]:
+            self.returncode = int(self._connection.recv(16) or -signal.SIGKILL)
+        return self.returncode
+
+    def communicate(self, timeout: float = 240.0) -> tuple[str, str]:
+        """What was printed until the end of the ranks, as Popen gives it.
+
+        Raises:
+            subprocess.TimeoutExpired: the ranks took too long; they go on.
+        """
+        if not select.select([self._connection], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired(self._command, timeout)
+        self.poll()
+        self._connection.close()
+        for file in self._files:
+            file.seek(0)
+        printed, complained = (file.read() for file in self._files)
+        for file in self._files:
+            file.close()
+        return printed, complained
+
+
 class Server:
     """The one server of this process, started at the first use."""
 
@@ -127,7 +170,7 @@ class Server:
         self._folder = tempfile.TemporaryDirectory(prefix="warm")
         self._address = str(Path(self._folder.name) / "socket")
 
-    def _start(self, variables: Mapping[str, str]) -> None:
+    def _warm_up(self, variables: Mapping[str, str]) -> None:
         with self._lock:
             if self._process is None:
                 command = [sys.executable, "-m", "tests.warm", self._address]
@@ -138,6 +181,23 @@ class Server:
                 assert self._process.stdout is not None
                 assert self._process.stdout.readline() == "ready\n"
 
+    def start(
+        self, command: Sequence[str], ranks: Sequence[Mapping[str, str]], folder: Path, *, joined: bool = False
+    ) -> Started:
+        """Execute a script with its arguments once for each of the ranks' environments.
+
+        With `joined` what is printed to standard error comes with the output, in its place.
+        """
+        self._warm_up(ranks[0])
+        printed, complained = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115  Started closes them
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(self._address)
+        variables = [json.dumps(dict(environment)) for environment in ranks]
+        request = {"command": list(command), "ranks": variables, "folder": [str(folder)]}
+        files = [printed.fileno(), (printed if joined else complained).fileno()]
+        socket.send_fds(connection, [json.dumps(request).encode()], files)
+        return Started(list(command), connection, (printed, complained))
+
     def run(
         self,
         command: Sequence[str],
@@ -147,33 +207,11 @@ class Server:
         joined: bool = False,
         timeout: float = 240.0,
     ) -> subprocess.CompletedProcess[str]:
-        """Execute a script with its arguments once for each of the ranks' environments, and wait.
-
-        With `joined` what is printed to standard error is in `stdout`, in its place.
-
-        Raises:
-            subprocess.TimeoutExpired: the ranks took too long; they go on.
-        """
-        self._start(ranks[0])
-        with (
-            tempfile.TemporaryFile("w+") as printed,
-            tempfile.TemporaryFile("w+") as complained,
-            socket.socket(socket.AF_UNIX) as connection,
-        ):
-            connection.settimeout(timeout)
-            connection.connect(self._address)
-            variables = [json.dumps(dict(one)) for one in ranks]
-            request = {"command": list(command), "ranks": variables, "folder": [str(folder)]}
-            files = [printed.fileno(), (printed if joined else complained).fileno()]
-            socket.send_fds(connection, [json.dumps(request).encode()], files)
-            try:
-                answer = connection.recv(64)
-            except TimeoutError as error:
-                raise subprocess.TimeoutExpired(list(command), timeout) from error
-            for file in (printed, complained):
-                file.seek(0)
-            code = json.loads(answer)
-            return subprocess.CompletedProcess(list(command), code, printed.read(), complained.read())
+        """Start, and wait for the end as `Started.communicate` does."""
+        started = self.start(command, ranks, folder, joined=joined)
+        printed, complained = started.communicate(timeout)
+        assert started.returncode is not None
+        return subprocess.CompletedProcess(list(command), started.returncode, printed, complained)
 
 
 SERVER = Server()

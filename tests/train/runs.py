@@ -12,7 +12,7 @@ from engine.errors import UserError
 from engine.zero.nvme import check_tools
 from launch.curves import Curve, read_curves
 from launch.launcher import free_port
-from tests.warm import SERVER
+from tests.warm import SERVER, Started
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = str(ROOT / "launch" / "train.py")
@@ -71,7 +71,7 @@ def defaults(options: Sequence[str]) -> list[str]:
 
 
 def start(output: Path, *options: str, launcher: str = "python", ranks: int = 1) -> subprocess.Popen[str]:
-    """Start a run in a session of its own, so that a test can kill all of its ranks."""
+    """Start a run under a real launcher in a session of its own, so that a test can kill all of its ranks."""
     arguments = [*command(launcher, ranks), SCRIPT, f"--output={output}", *defaults(options), *options]
     return subprocess.Popen(
         arguments,
@@ -89,19 +89,19 @@ def placed(rank: int, ranks: int, port: int) -> dict[str, str]:
     return {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in place.items()}
 
 
-def run(output: Path, *options: str, launcher: str | None = None, ranks: int = 1, code: int = 0) -> str:
-    """Run to the end, check the exit code, and return what was printed.
+def start_warm(output: Path, *options: str, ranks: int = 1, script: str = SCRIPT) -> Started:
+    """Start a run as forks of a process with all libraries, which is several times as fast, in a session of its own."""
+    port = free_port()
+    places = [environment() | (placed(rank, ranks, port) if ranks > 1 else {}) for rank in range(ranks)]
+    return SERVER.start([script, f"--output={output}", *defaults(options), *options], places, Path.cwd(), joined=True)
 
-    Without a launcher the ranks are forks of a process with all libraries, which is several times as fast.
-    """
+
+def run(output: Path, *options: str, launcher: str | None = None, ranks: int = 1, code: int = 0) -> str:
+    """Run to the end, warm without a launcher's name, check the exit code, and return what was printed."""
     if launcher is None:
-        arguments = [SCRIPT, f"--output={output}", *defaults(options), *options]
-        port = free_port()
-        places = [placed(rank, ranks, port) if ranks > 1 else {} for rank in range(ranks)]
-        done = SERVER.run(arguments, [environment() | place for place in places], Path.cwd(), joined=True)
-        assert done.returncode == code, done.stdout
-        return done.stdout
-    process = start(output, *options, launcher=launcher, ranks=ranks)
+        process: subprocess.Popen[str] | Started = start_warm(output, *options, ranks=ranks)
+    else:
+        process = start(output, *options, launcher=launcher, ranks=ranks)
     printed, _ = process.communicate(timeout=240)
     assert process.returncode == code, printed
     return printed
