@@ -24,7 +24,7 @@ SEAL = "sha256"
 
 @dataclass(frozen=True)
 class FileFacts:
-    """By what a written file is known again."""
+    """Size and hash of a written file."""
 
     bytes: int
     sha256: str
@@ -67,21 +67,31 @@ def write_durably(path: Path, content: bytes) -> FileFacts:
     return file.facts()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file in one rename: a reader sees the old or the new one.
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """The hidden file beside `path` that takes its place at the end of the block: a reader sees the old or the new one.
 
-    A crash of the machine may lose both; see `replace_durably`.
+    A block that fails leaves the old one. So does a killed process, and its hidden file is overwritten by the next.
+    A crash of the machine may lose both; see `replace_durably`. One writer at a time: two would share the hidden file.
     """
-    partial = path.with_name("." + path.name)
-    partial.write_text(text)
-    partial.rename(path)
+    aside = path.with_name(f".{path.name}")
+    try:
+        yield aside
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a small file in one rename, text as UTF-8; see `written_aside`."""
+    with written_aside(path) as aside:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def replace_durably(path: Path, content: bytes) -> None:
     """Give a small file new content by one rename: a reader, or a crash, finds the old one or the new one."""
-    aside = path.with_name(f".{path.name}")
-    write_durably(aside, content)
-    aside.replace(path)
+    with written_aside(path) as aside:
+        write_durably(aside, content)
     sync_folder(path.parent)
 
 
@@ -111,11 +121,11 @@ def sha256_of(path: Path) -> str:
     Raises:
         OSError: it can't be read.
     """
-    found, block = hashlib.sha256(), memoryview(bytearray(2**20))
+    digest, block = hashlib.sha256(), memoryview(bytearray(2**20))
     with path.open("rb", buffering=0) as file:
         while size := file.readinto(block):
-            found.update(block[:size])
-    return found.hexdigest()
+            digest.update(block[:size])
+    return digest.hexdigest()
 
 
 def seal(values: dict[str, Any]) -> str:

@@ -14,7 +14,16 @@ from typing import Any
 
 import pytest
 
-from engine.durable import durable_file, is_sealed, make_folder, replace_durably, seal, sha256_of
+from engine.durable import (
+    durable_file,
+    is_sealed,
+    make_folder,
+    replace_durably,
+    seal,
+    sha256_of,
+    write_atomically,
+    written_aside,
+)
 from engine.errors import UserError
 from engine.export import find_checkpoint
 from engine.train.checkpoint import commit
@@ -74,6 +83,20 @@ def test_a_small_file_is_replaced_in_one_rename(tmp_path: Path) -> None:
         replace_durably(tmp_path / "new" / "folder" / "latest", content)
     assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["latest"]
     assert (tmp_path / "new" / "folder" / "latest").read_bytes() == b"step-000002"
+
+
+def test_a_writer_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+
+    def write_half(path: Path) -> None:
+        path.write_text("half")
+        raise OSError("the disk is full")
+
+    table = tmp_path / "table.csv"
+    write_atomically(table, "Grüße\n")
+    with pytest.raises(OSError, match="full"), written_aside(table) as aside:
+        write_half(aside)
+    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
+    assert table.read_bytes() == "Grüße\n".encode()
 
 
 def test_every_file_is_listed_with_its_size_and_hash(saved: Path) -> None:
@@ -201,9 +224,9 @@ def test_what_is_relied_on_is_on_the_disk_before(rank: Pool, tmp_path: Path) -> 
     publish = events.index(f"rename {hidden} {named}")
     for file in FILES:
         assert events.index(f"fsync {file}") < publish
-    listed = events.index("rename part-00000.new part-00000.json")
+    listed = events.index("rename .part-00000.json part-00000.json")
     assert (
-        events.index("fsync part-00000.new")
+        events.index("fsync .part-00000.json")
         < events.index(f"fsync {hidden}")
         < listed
         < events.index("fsync state.json")

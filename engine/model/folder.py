@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertConfig
 
-from engine.data.store.store import hash_file
 from engine.data.tokenizer.folder import with_max_length
 from engine.data.tokenizer.vocabulary import Vocabulary
+from engine.durable import sha256_of
 from engine.errors import UserError
 
 TOKENIZER_FILES = (
@@ -77,7 +77,7 @@ def export_huggingface(
         for name, content in tokenizer.items():
             (partial / name).write_bytes(content)
         _limit_length(partial / "tokenizer_config.json", config.max_position_embeddings)
-        told = {**(origin or {}), WEIGHTS_HASH: hash_file(partial / WEIGHTS_FILE)}
+        told = {**(origin or {}), WEIGHTS_HASH: sha256_of(partial / WEIGHTS_FILE)}
         text = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
         (partial / ORIGIN_FILE).write_text(text, encoding="utf-8")
         _replace(out, partial)
@@ -166,7 +166,7 @@ def read_origin(folder: Path) -> dict[str, Any] | None:
 def is_intact(folder: Path) -> bool:
     """Whether an exported folder's weights are those that were written there."""
     origin, weights = read_origin(folder), folder / WEIGHTS_FILE
-    return origin is not None and weights.is_file() and hash_file(weights) == origin.get(WEIGHTS_HASH)
+    return origin is not None and weights.is_file() and sha256_of(weights) == origin.get(WEIGHTS_HASH)
 
 
 def _check_replaceable(out: Path) -> None:

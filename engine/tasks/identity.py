@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.data.store.store import hash_file
+from engine.durable import sha256_of
 from engine.errors import UserError
 from engine.model.pretrained import weight_files
 
@@ -65,7 +65,7 @@ def base_weights(folder: str | None) -> str | None:
     """The sha256 of the weights that a run starts from; None where they are drawn."""
     if folder is None:
         return None
-    hashes = [hash_file(path) for path in weight_files(Path(folder))]
+    hashes = [sha256_of(path) for path in weight_files(Path(folder))]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 

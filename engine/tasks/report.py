@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.durable import write_atomically
 from engine.tasks.task import Evaluation
 
 CONFIDENCE = 0.95
@@ -67,10 +68,10 @@ def report(evaluation: Evaluation, folder: Path) -> str:
     summary = summarise(predictions) | {"scores": evaluation.scalars}
     text = render(predictions, summary)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "predictions.tsv", _prediction_rows(predictions).encode())
-    _write(folder / "confusion_matrix.png", _png(confusion_picture(predictions.confusion, predictions.names)))
-    _write(folder / "report.json", (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
-    _write(folder / "report.txt", text.encode())
+    write_atomically(folder / "predictions.tsv", _prediction_rows(predictions))
+    write_atomically(folder / "confusion_matrix.png", _png(confusion_picture(predictions.confusion, predictions.names)))
+    write_atomically(folder / "report.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(folder / "report.txt", text)
     return text
 
 
@@ -166,10 +167,3 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     matplotlib.image.imsave(buffer, pixels, format="png")
     return buffer.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write aside, then rename: a crash leaves the old file or the new one."""
-    aside = path.with_name(path.name + ".partial")
-    aside.write_bytes(content)
-    aside.replace(path)

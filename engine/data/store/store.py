@@ -7,7 +7,6 @@ length and every epoch's own pairs.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from engine.data.store.manifest import Manifest, Shard, read_manifest
 from engine.data.tokenizer.wordpiece import Vocabulary, load_tokenizer
+from engine.durable import sha256_of, written_aside
 from engine.errors import UserError
 
 if TYPE_CHECKING:
@@ -62,12 +62,10 @@ def write_shard(path: Path, documents: Documents) -> Shard:
         {"tokens": tokens, "sentence_lengths": _list_array(documents.sentence_lengths, documents.sentence_counts)}
     )
     table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": _features(table.schema)}})})
-    aside = path.with_name(path.name + ".tmp")
-    with pa.ipc.new_stream(str(aside), table.schema) as writer:
+    with written_aside(path) as aside, pa.ipc.new_stream(str(aside), table.schema) as writer:
         writer.write_table(table)
-    aside.replace(path)
     sizes = (len(documents.sentence_counts), len(documents.sentence_lengths), len(documents.tokens))
-    return Shard(path.name, hash_file(path), path.stat().st_size, *sizes)
+    return Shard(path.name, sha256_of(path), path.stat().st_size, *sizes)
 
 
 def _list_array(values: NDArray[Any], lengths: NDArray[np.integer]) -> pa.ListArray:
@@ -91,15 +89,6 @@ def _features(schema: pa.Schema) -> dict[str, Any]:
         column.name: {"feature": {"dtype": str(column.type.value_type), "_type": "Value"}, "_type": "List"}
         for column in schema
     }
-
-
-def hash_file(path: Path) -> str:
-    """sha256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 class Split:
@@ -232,7 +221,7 @@ def open_store(path: str | Path, verify: bool = False) -> TokenStore:
     for shards in store.manifest.splits.values():
         for shard in shards:
             _open_shard(folder / shard.name, shard)
-            if verify and hash_file(folder / shard.name) != shard.sha256:
+            if verify and sha256_of(folder / shard.name) != shard.sha256:
                 raise UserError(
                     f"data: shard {folder / shard.name} is corrupt (its sha256 changed); "
                     "restore the file or prepare the store again with --overwrite"

@@ -20,8 +20,9 @@ from types import TracebackType
 from typing import IO, Any
 
 from engine.data.store.manifest import MANIFEST_NAME, Manifest, Shard, read_manifest
-from engine.data.store.store import TOKENIZER_FOLDER, hash_file
+from engine.data.store.store import TOKENIZER_FOLDER
 from engine.data.text.corpus import SourceRecord
+from engine.durable import sha256_of, write_atomically
 from engine.errors import UserError
 
 PARTIAL = ".partial"
@@ -119,7 +120,7 @@ class Workspace:
             found = None
         self.resumed = found is not None
         (self.folder / RECORDS).mkdir(exist_ok=True)
-        write_aside(settings, json.dumps(self._wanted, ensure_ascii=False, sort_keys=True))
+        write_atomically(settings, json.dumps(self._wanted, ensure_ascii=False, sort_keys=True))
 
     def _empty(self) -> None:
         for path in self.folder.iterdir():
@@ -143,7 +144,7 @@ class Workspace:
 
     def _is_intact(self, shard: Shard) -> bool:
         path = self.folder / shard.name
-        return path.is_file() and path.stat().st_size == shard.bytes and hash_file(path) == shard.sha256
+        return path.is_file() and path.stat().st_size == shard.bytes and sha256_of(path) == shard.sha256
 
     def publish(self, manifest: Manifest) -> None:
         """Move the store to its final place, replacing an older one; the manifest comes last."""
@@ -153,7 +154,7 @@ class Workspace:
         for shard in (shard for shards in manifest.splits.values() for shard in shards):
             (self.folder / shard.name).rename(self.output / shard.name)
         self.tokenizer.rename(self.output / TOKENIZER_FOLDER)
-        write_aside(self.output / MANIFEST_NAME, manifest.to_json())
+        write_atomically(self.output / MANIFEST_NAME, manifest.to_json())
         shutil.rmtree(self.folder)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -169,18 +170,11 @@ class Workspace:
 def record_block(folder: Path, block: int, text_sha256: str, shards: dict[str, Shard]) -> None:
     """Note that a block's shards are complete."""
     content = {"text_sha256": text_sha256, "shards": {split: asdict(shard) for split, shard in shards.items()}}
-    write_aside(_record_of(folder, block), json.dumps(content))
+    write_atomically(_record_of(folder, block), json.dumps(content))
 
 
 def _record_of(folder: Path, block: int) -> Path:
     return folder / RECORDS / f"{block:05d}.json"
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
 
 
 def remove(path: Path) -> None:

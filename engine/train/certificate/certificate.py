@@ -20,6 +20,7 @@ import torch
 
 from engine import dist
 from engine.config import OPTIMIZERS, OptimConfig
+from engine.durable import written_aside
 from engine.errors import RunError
 from engine.train.certificate.exact import TINY, Comparison, Rule, compare
 from engine.train.certificate.recorded import Layout, RecordedUpdate
@@ -217,19 +218,12 @@ class UpdateCertificate:
     def _write_table(self) -> None:
         """Every update that this process verified, in one rename."""
         if self._is_main:
-            write_rows(self.output / TABLE, [columns(self.entry.states), *self._rows])
+            with written_aside(self.output / TABLE) as aside, aside.open("w", newline="") as file:
+                csv.writer(file).writerows([columns(self.entry.states), *self._rows])
 
     @property
     def _is_main(self) -> bool:
         return torch.distributed.get_rank() == 0
-
-
-def write_rows(path: Path, rows: Sequence[tuple[object, ...]]) -> None:
-    """A CSV file, complete or as it was."""
-    partial = path.with_name("." + path.name)
-    with partial.open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    partial.rename(path)
 
 
 def _rank(error: float) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from engine.durable import FileFacts, make_folder, replace_durably, sync_folder, write_durably
+from engine.durable import FileFacts, make_folder, replace_durably, sync_folder, write_durably, written_aside
 from engine.errors import UserError
 from engine.train.checkpoint.folder import (
     STATE_FILE,
@@ -59,11 +59,9 @@ def write_part(partial: Path, snapshot: Snapshot, further: Mapping[str, bytes]) 
     """Write one rank's files, and then the list of them: it exists if, and only if, all of them are durable."""
     files = snapshot.write(partial)
     files |= {name: write_durably(partial / name, content) for name, content in further.items()}
-    listed = partial / part_file(snapshot.rank)
-    aside = listed.with_suffix(".new")
-    write_durably(aside, json.dumps({name: asdict(facts) for name, facts in files.items()}).encode())
-    sync_folder(partial)
-    aside.replace(listed)
+    with written_aside(partial / part_file(snapshot.rank)) as aside:
+        write_durably(aside, json.dumps({name: asdict(facts) for name, facts in files.items()}).encode())
+        sync_folder(partial)
 
 
 def has_parts(partial: Path, ranks: int) -> bool:
