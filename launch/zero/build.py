@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from engine.config import ModelConfig, RunConfig, TrainConfig, ZeroConfig
 from engine.errors import UserError
 from launch.zero.reasons import explain
+from launch.zero.user_json import DeepSpeedFile, load
 
 if TYPE_CHECKING:
     from engine.data.loading.loader import BatchLayout
@@ -40,6 +41,8 @@ class Resolution:
     """the dict that DeepSpeed gets"""
     reasons: dict[str, str]
     """dotted key -> reason in one sentence; also for keys that are left out on purpose"""
+    file: DeepSpeedFile | None = None
+    """the user's JSON, if the run names one"""
 
 
 def check_hardware(train: TrainConfig, accelerator: str) -> None:
@@ -85,14 +88,12 @@ def resolve(config: RunConfig, layout: BatchLayout, accelerator: str) -> Resolut
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
-    found = explain(values, config, accelerator)
-    if config.deepspeed_config is not None:
-        from launch.zero.user_json import overrides
-
-        for key, value in overrides(config).items():
-            put(values, key, value)
-            found[key] = f"{config.deepspeed_config} sets it"
-    return Resolution(values, found)
+    reasons = explain(values, config, accelerator)
+    file = None if config.deepspeed_config is None else load(config.deepspeed_config)
+    for key, value in (file.overrides(config) if file else {}).items():
+        put(values, key, value)
+        reasons[key] = f"{config.deepspeed_config} sets it"
+    return Resolution(values, reasons, file)
 
 
 def put(values: dict[str, Any], key: str, value: object) -> None:

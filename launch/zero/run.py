@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from engine.config import RunConfig, ZeroConfig
 from launch.zero.build import Resolution, check_hardware, put, resolve
 from launch.zero.schema import check_models
-from launch.zero.user_json import load, told, with_ranks
+from launch.zero.user_json import with_ranks
 
 if TYPE_CHECKING:
     from engine.data.loading.loader import BatchLayout
@@ -36,20 +36,20 @@ def resolved(config: RunConfig, layout: BatchLayout, accelerator: str) -> Resolu
     Raises:
         UserError: the file has an unknown key or a wrong value.
     """
-    if config.deepspeed_config is not None:
+    resolution = resolve(config, layout, accelerator)
+    if resolution.file is not None:
         whole: dict[str, object] = {}
-        for key, value in load(config.deepspeed_config).rest.items():
+        for key, value in resolution.file.rest.items():
             put(whole, key, value)
-        check_models(config.deepspeed_config, whole)
-    found = resolve(config, layout, accelerator)
-    check_models(config.deepspeed_config or "the run's options", found.values)
-    return found
+        check_models(resolution.file.path, whole)
+    check_models(config.deepspeed_config or "the run's options", resolution.values)
+    return resolution
 
 
 def record(config: RunConfig, resolution: Resolution) -> None:
     """Write the reasons beside the run's deepspeed.json, and print the messages about the user's file; on rank 0."""
     (Path(config.output) / REASONS).write_text(json.dumps(resolution.reasons, indent=2) + "\n")
-    for line in told(config):
+    for line in resolution.file.notes(config) if resolution.file else ():
         print(f"note: {line}", flush=True)
 
 

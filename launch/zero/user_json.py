@@ -65,6 +65,15 @@ class DeepSpeedFile:
         """The value that the file gives to an option; None if it gives none."""
         return next((claim.value for claim in self.claims if claim.field == field), None)
 
+    def overrides(self, config: RunConfig) -> dict[str, Any]:
+        """Its values that are no options of the run and have a meaning in it, by dotted key."""
+        return {key: value for key, value in self.rest.items() if not _idle(key, config)}
+
+    def notes(self, config: RunConfig) -> list[str]:
+        """Messages for the user about it: renamed keys, and keys without effect."""
+        idle = [key for key in self.rest if _idle(key, config)]
+        return self.told + [f"{self.path}: {key} has no meaning in this run" for key in idle]
+
 
 def read(path: str) -> dict[str, Any]:
     """The object in a JSON file.
@@ -244,22 +253,6 @@ def with_ranks(config: RunConfig, given: frozenset[str], ranks: int) -> RunConfi
         remedy = 'change one, or make gradient_accumulation_steps "auto"'
         raise fail(file.path, "gradient_accumulation_steps", f"is {steps}: {name} {batch} is not {parts}; {remedy}")
     return with_option(config, "train.global_batch", product)
-
-
-def overrides(config: RunConfig) -> dict[str, Any]:
-    """Values of the run's file that are no options of the run and have a meaning in it, by dotted key."""
-    assert config.deepspeed_config is not None
-    rest = load(config.deepspeed_config).rest
-    return {key: value for key, value in rest.items() if not _idle(key, config)}
-
-
-def told(config: RunConfig) -> list[str]:
-    """Messages for the user about the run's file: renamed keys, and keys without effect."""
-    if config.deepspeed_config is None:
-        return []
-    file = load(config.deepspeed_config)
-    idle = [key for key in file.rest if _idle(key, config)]
-    return file.told + [f"{file.path}: {key} has no meaning in this run" for key in idle]
 
 
 def _idle(key: str, config: RunConfig) -> bool:

@@ -16,7 +16,7 @@ from engine.errors import UserError
 from launch.configure.options import parse, parse_given
 from launch.zero.keys import find
 from launch.zero.run import complete, resolved
-from launch.zero.user_json import option, told, with_ranks
+from launch.zero.user_json import load, option, with_ranks
 from tests.conftest import ROOT
 from tests.launch.zero.deepspeed_cases import BAD, GOOD, HF_ZERO_3
 
@@ -101,7 +101,7 @@ def test_old_names_and_keys_without_effect_are_told(tmp_path: Path) -> None:
         "checkpoint": {"tag_validation": "Warn"},
     }
     config, _ = resolve(tmp_path, json.dumps(content), [])
-    lines = "\n".join(told(config))
+    lines = "\n".join(load(str(config.deepspeed_config)).notes(config))
     for part in (
         "zero_optimization.cpu_offload is now zero_optimization.offload_optimizer",
         "warmup_type is missing; the warm-up is linear",
