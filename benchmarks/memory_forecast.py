@@ -217,7 +217,7 @@ def train(case: Case, zero: Any, allocator: Allocator, folder: Path) -> dict[str
     """Take the steps; bytes of model states, and peaks of the first step and of later ones."""
     from engine.train.certificate.certificate import UpdateCertificate
 
-    certificate = UpdateCertificate(zero, case.config().optim, case.verify, folder, lambda line: None)
+    certificate = UpdateCertificate(zero, case.config().optim, case.verify, folder)
     batch = batch_of(case, zero.device)
     found = {"states": 0, "first step": 0, "total": 0}
     for step in range(STEPS):

@@ -136,7 +136,7 @@ class Trainer:
     def _build_observers(self, *, resumed: bool) -> None:
         """Attach the observers of steps to the engine, once its states are loaded; collective."""
         train = self.config.train
-        self.certificate = UpdateCertificate(self.zero, self.config.optim, train.verify_update, self.output, say)
+        self.certificate = UpdateCertificate(self.zero, self.config.optim, train.verify_update, self.output)
         self.audit = Audit(self.zero.model.module, self.output, self.step, enabled=train.audit)
         self.profile = Profile(self.config, self.zero, self.task.bert_config, self.total - self.step)
         self.guard = Guard(self.session, self.zero, self.step if resumed else None, self.total)

@@ -18,16 +18,17 @@ Run it in a folder of the file system that your checkpoints go to. It needs no G
 from __future__ import annotations
 
 import json
+import logging
 import random
 import secrets
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from engine.errors import RunError, UserError
 from launch.certify import plan as planning
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from launch.certify.report import Row
     from launch.certify.runs import Place
     from launch.certify.verdict import Sample
+
+log = logging.getLogger(__name__)
 
 #: the certificate as a file, in its folder; by it a folder is known again as one that may be replaced
 RESULT = "certificate.json"
@@ -70,15 +73,12 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"seed: {seed} is not allowed; give a whole number in [0, 2^32)")
     plans = planning.plan_runs(stages, routes, values.kills)
     output = make_folder(Path(values.output))
-    begin, progress = time.monotonic(), sys.stderr if values.json else sys.stdout
-
-    def say(line: str) -> None:
-        print(f"[{time.monotonic() - begin:4.0f} s] {line}", file=progress, flush=True)
-
+    begin = time.monotonic()
+    show_progress(sys.stderr if values.json else sys.stdout)
     from launch.certify.report import as_json, last_lines, summary, table
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of the blocks that end the ranks
-    rows = certify(plans, output, values.launcher, seed, say)
+    rows = certify(plans, output, values.launcher, seed)
     changes = [pair for route in routes for pair in pairwise(route)]
     wanted = {f"ZeRO-{stage} {before} -> {after}" for stage in stages for before, after in changes}
     result = {**summary(rows, wanted), "seed": seed, "seconds": round(time.monotonic() - begin)}
@@ -86,6 +86,27 @@ def main(arguments: list[str]) -> int:
     (output / RESULT).write_text(document + "\n")
     print(document if values.json else f"\n{table(rows)}\n\n{last_lines(rows, result)}")
     return 0 if result["certified"] else 1
+
+
+class Stopwatch(logging.Formatter):
+    """Puts the seconds since it was made before each line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._begin = time.monotonic()
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of a message."""
+        return f"[{time.monotonic() - self._begin:4.0f} s] {record.getMessage()}"
+
+
+def show_progress(stream: TextIO) -> None:
+    """Print what this package logs to a stream."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(Stopwatch())
+    package = logging.getLogger(__package__)
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
 
 
 def make_folder(output: Path) -> Path:
@@ -106,7 +127,7 @@ def make_folder(output: Path) -> Path:
     return output.resolve()
 
 
-def certify(plans: Sequence[Plan], output: Path, launcher: str, seed: int, say: Callable[[str], None]) -> list[Row]:
+def certify(plans: Sequence[Plan], output: Path, launcher: str, seed: int) -> list[Row]:
     """Carry out the plans and those that they are compared with; a row a start."""
     from launch.certify.data import prepare_text, stream
     from launch.certify.runs import Place, options
@@ -114,21 +135,19 @@ def certify(plans: Sequence[Plan], output: Path, launcher: str, seed: int, say: 
     place = Place(output, launcher, seed)
     kills, starts = sum(plan.kills for plan in plans), sum(len(plan.ranks) for plan in plans)
     references = list(dict.fromkeys(plan.reference for plan in plans))
-    say(f"{kills} kills in {len(plans)} runs, {starts + len(references)} starts in all, in {output}; seed {seed}")
+    log.info(f"{kills} kills in {len(plans)} runs, {starts + len(references)} starts in all, in {output}; seed {seed}")
     prepare_text(output / "text", place.data, seed)
     samples = stream(options(plans[0], place), STEPS * GLOBAL_BATCH)
     epochs = samples[-1].epoch + 1
-    say(f"{STEPS} steps of {GLOBAL_BATCH} samples, over {epochs} epochs of the embedded corpus' beginning")
+    log.info(f"{STEPS} steps of {GLOBAL_BATCH} samples, over {epochs} epochs of the embedded corpus' beginning")
     rows: list[Row] = []
     for plan in [*references, *plans]:
         moments = random.Random(f"{seed} {plan.name}")
-        rows += examine(plan, place, moments, samples, say)
+        rows += examine(plan, place, moments, samples)
     return rows
 
 
-def examine(
-    plan: Plan, place: Place, moments: random.Random, samples: Sequence[Sample], say: Callable[[str], None]
-) -> list[Row]:
+def examine(plan: Plan, place: Place, moments: random.Random, samples: Sequence[Sample]) -> list[Row]:
     """Carry out one plan and judge it.
 
     Raises:
@@ -140,7 +159,7 @@ def examine(
     from launch.certify.verdict import BOUND, judge
     from launch.curves import read_curves
 
-    starts = carry_out(plan, place, moments, say)
+    starts = carry_out(plan, place, moments)
     if starts[-1].failure is not None:
         if plan.kills == 0:
             raise RunError(f"the undisturbed run failed: {starts[-1].failure}")

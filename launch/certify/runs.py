@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
 import re
@@ -11,13 +12,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine.errors import HANG_EXIT_CODE, RunError
 from engine.train.audit import Entry, entries
 from launch.certify.plan import GLOBAL_BATCH, SAVE_INTERVAL, STEPS, Plan, kill_after
+
+log = logging.getLogger(__name__)
 
 SCRIPT = str(Path(__file__).parent.with_name("train.py"))
 #: in the environment of every process of a start, to find them all by, orphans too
@@ -125,29 +128,23 @@ def environment(mark: str) -> dict[str, str]:
     return {"DS_ACCELERATOR": "cpu", **kept, "OMP_NUM_THREADS": "1", MARK: mark}
 
 
-def carry_out(plan: Plan, place: Place, moments: random.Random, say: Callable[[str], None]) -> list[Start]:
+def carry_out(plan: Plan, place: Place, moments: random.Random) -> list[Start]:
     """Start a run, kill it and start it again as planned, until it is done or fails; how its starts ended."""
     done: list[Start] = []
     for index, ranks in enumerate(plan.ranks):
         kills_left = plan.kills - index
         target = kill_after(moments, newest(place.run_folder(plan)), kills_left) if kills_left else None
-        start = persistent_start(plan, place, ranks, target, moments, index + 1, say)
+        start = persistent_start(plan, place, ranks, target, moments, index + 1)
         done.append(start)
         end = start.failure or ("done" if start.killed is None else f"killed after step {start.killed}")
-        say(f"{plan.name}: start {index + 1} of {len(plan.ranks)}, {ranks} rank(s): {end}, {start.seconds:.1f} s")
+        log.info(f"{plan.name}: start {index + 1} of {len(plan.ranks)}, {ranks} rank(s): {end}, {start.seconds:.1f} s")
         if start.killed is None:
             break
     return done
 
 
 def persistent_start(
-    plan: Plan,
-    place: Place,
-    ranks: int,
-    target: int | None,
-    moments: random.Random,
-    number: int,
-    say: Callable[[str], None],
+    plan: Plan, place: Place, ranks: int, target: int | None, moments: random.Random, number: int
 ) -> Start:
     """`one_start`, made again where it hangs before its first step; a failure is part of the answer."""
     for hung in range(MOST_HANGS + 1):
@@ -155,7 +152,7 @@ def persistent_start(
             return replace(one_start(plan, place, ranks, target, moments, number), hung=hung)
         except HungError as error:
             problem: RunError = error
-            say(str(error))
+            log.info(str(error))
         except RunError as error:
             problem = error
             break

@@ -12,11 +12,9 @@ import contextlib
 import csv
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from engine import dist
 from engine.config import OPTIMIZERS, OptimConfig
@@ -24,6 +22,7 @@ from engine.durable import written_aside
 from engine.errors import RunError
 from engine.train.certificate.exact import TINY, Comparison, Rule, compare
 from engine.train.certificate.recorded import Layout, RecordedUpdate
+from engine.train.log import say
 from engine.zero.engine import ZeroEngine
 
 #: Largest error of an update. tests/train/certificate/test_verify.py measures at most 4e-7, a few roundings of fp32.
@@ -98,11 +97,9 @@ class UpdateCertificate:
         seconds: what the last step's verification cost.
     """
 
-    def __init__(
-        self, zero: ZeroEngine, config: OptimConfig, updates: int, output: Path, say: Callable[[str], None]
-    ) -> None:
-        """Args: what rank 0 says goes to `say`, its table into the folder `output`."""
-        self.zero, self.config, self.output, self.say = zero, config, output, say
+    def __init__(self, zero: ZeroEngine, config: OptimConfig, updates: int, output: Path) -> None:
+        """Args: rank 0 writes the table into the folder `output`."""
+        self.zero, self.config, self.output = zero, config, output
         self.entry = OPTIMIZERS.get(config.name)
         self.remaining = updates
         self.findings: list[Finding] = []
@@ -128,7 +125,7 @@ class UpdateCertificate:
             return
         if self.zero.is_swapped:
             self.remaining = 0
-            self._tell("update not verified: that would take the memory that zero.offload_optimizer nvme saves")
+            say("update not verified: that would take the memory that zero.offload_optimizer nvme saves")
             yield
             return
         start, skipped = time.perf_counter(), self.zero.skipped_steps
@@ -150,12 +147,10 @@ class UpdateCertificate:
     def _judge(self, recorded: RecordedUpdate, step: int, skipped: int, rate: float) -> None:
         norm = recorded.gradient_norm()
         if not math.isfinite(norm) or self.zero.skipped_steps > skipped:
-            self._tell(f"update not verified: the gradient of step {step} is not finite")
+            say(f"update not verified: the gradient of step {step} is not finite")
             return
         if (self.zero.loss_scale or 1.0) != recorded.loss_scale:
-            self._tell(
-                f"update not verified: DeepSpeed raised the loss scale in step {step}, and unscaled by the new one"
-            )
+            say(f"update not verified: DeepSpeed raised the loss scale in step {step}, and unscaled by the new one")
             return
         used = self.zero.grad_norm()
         if used is None or not abs(used - norm) <= NORM_BOUND * norm:
@@ -169,7 +164,7 @@ class UpdateCertificate:
         worst = max(wrong or self.findings, key=lambda finding: _rank(finding.error))
         if wrong:
             raise self._failure(step, f"{worst.name}: {worst.fault(factor)}", len(wrong))
-        self._tell(
+        say(
             f"update verified: step {step}, {len(self.findings)} parameters, "
             f"largest relative error {worst.error:.1e} ({worst.name}); "
             f"error of the gradient norm {abs(used - norm) / max(norm, TINY):.1e}"
@@ -211,19 +206,11 @@ class UpdateCertificate:
             "train.kernels reference trains without our kernels, train.verify_update 0 without this check"
         )
 
-    def _tell(self, line: str) -> None:
-        if self._is_main:
-            self.say(line)
-
     def _write_table(self) -> None:
         """Every update that this process verified, in one rename."""
-        if self._is_main:
+        if dist.place()[0] == 0:
             with written_aside(self.output / TABLE) as aside, aside.open("w", newline="") as file:
                 csv.writer(file).writerows([columns(self.entry.states), *self._rows])
-
-    @property
-    def _is_main(self) -> bool:
-        return torch.distributed.get_rank() == 0
 
 
 def _rank(error: float) -> float:

@@ -100,23 +100,23 @@ def plan_place(tmp_path: Path) -> Place:
 
 @pytest.mark.parametrize(("hangs", "good"), [(0, True), (2, True), (3, False)])
 def test_a_start_that_hung_before_its_first_step_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: int, good: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, hangs: int, good: bool
 ) -> None:
     """The command is one that behaves as a run whose watchdog ended it, `hangs` times."""
     count = tmp_path / "count"
     script = f'echo x >> {count}; [ $(wc -l < {count}) -gt {hangs} ] || {{ echo "no progress; exit code 75"; exit 1; }}'
     monkeypatch.setattr(certificate_runs, "command", lambda _launcher, _ranks: ["bash", "-c", script])
-    said: list[str] = []
-    (start,) = certificate_runs.carry_out(PLAN.reference, plan_place(tmp_path), random.Random(1), said.append)
+    with caplog.at_level("INFO"):
+        (start,) = certificate_runs.carry_out(PLAN.reference, plan_place(tmp_path), random.Random(1))
     assert (start.failure is None) == good
     assert start.hung == min(hangs, 2)
-    assert sum("ended with exit code 1 (no progress; exit code 75)" in line for line in said[:-1]) == hangs
+    assert sum("ended with exit code 1 (no progress; exit code 75)" in line for line in caplog.messages[:-1]) == hangs
 
 
 def test_a_start_that_fails_otherwise_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = f"echo x >> {tmp_path / 'count'}; echo error: no good; exit 2"
     monkeypatch.setattr(certificate_runs, "command", lambda _launcher, _ranks: ["bash", "-c", script])
-    starts = certificate_runs.carry_out(PLAN, plan_place(tmp_path), random.Random(1), lambda _line: None)
+    starts = certificate_runs.carry_out(PLAN, plan_place(tmp_path), random.Random(1))
     assert len(starts) == 1
     assert "start 1 ended with exit code 2 (no good)" in str(starts[0].failure)
     assert (tmp_path / "count").read_text() == "x\n"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import os
 import sys
 import traceback
@@ -335,12 +336,13 @@ def record(case: Case, ranks: int, folder: Path) -> dict[str, Any]:
     """
     zero, optim = engine_of(case, ranks)
     blamed = FAULTS[case.fault](zero) if case.fault else ""
-    said: list[str] = []
-    certificate = UpdateCertificate(zero, optim, 3, folder, said.append)
+    printed = io.StringIO()
+    certificate = UpdateCertificate(zero, optim, 3, folder)
     kinds = ("weights", "exp_avg", "exp_avg_sq")
     errors, failure, weights = dict.fromkeys(kinds, 0.0), None, {}
     try:
-        with unknown_piece() if case.fault == "piece unknown" else contextlib.nullcontext():
+        unknown = unknown_piece() if case.fault == "piece unknown" else contextlib.nullcontext()
+        with unknown, contextlib.redirect_stdout(printed):
             for number in (1, 2, 3):
                 infinite = case.fault == "infinite gradient" and number == 1
                 train_step(zero, number, certificate, torch.inf if infinite else 1.0)
@@ -356,16 +358,17 @@ def record(case: Case, ranks: int, folder: Path) -> dict[str, Any]:
     if not case.fault and case.accumulation == 1:
         same = all(torch.equal(weights[2][name], w) for name, w in unwatched(case, ranks, folder).items())
     remaining = certificate.remaining
+    said = printed.getvalue().splitlines()
     return {"said": said, "errors": errors, "failure": failure, "blamed": blamed, "remaining": remaining, "same": same}
 
 
 def unwatched(case: Case, ranks: int, folder: Path) -> dict[str, Tensor]:
     """The weights after two steps that nobody verifies."""
     zero, optim = engine_of(case, ranks)
-    said: list[str] = []
-    for number in (1, 2):
-        train_step(zero, number, UpdateCertificate(zero, optim, 0, folder, said.append))
-    assert not said
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        for number in (1, 2):
+            train_step(zero, number, UpdateCertificate(zero, optim, 0, folder))
+    assert not printed.getvalue()
     weights = full_weights(zero.model.module)
     zero.model.destroy()
     return weights
