@@ -66,8 +66,6 @@ class Ledger:
     steps: dict[int, Step] = field(default_factory=dict)
     resumed: dict[str, int] = field(default_factory=dict)
     """start -> the step that it resumed from, for each start that did a step, in order"""
-    redone: int = 0
-    """steps that all ranks had done and that were done again after a resume"""
 
 
 def sample_hashes(input_ids: Tensor, lengths: Tensor) -> list[str]:
@@ -176,8 +174,8 @@ def merge(noted: Mapping[int, Sequence[Entry]]) -> Ledger:
         }
         first = next(iter(own[0].values()))
         ledger.resumed[start] = first.resumed
-        undone = [ledger.steps.pop(step) for step in sorted(ledger.steps) if step > first.resumed]
-        ledger.redone += sum(not step.silent for step in undone)
+        for step in [step for step in ledger.steps if step > first.resumed]:
+            del ledger.steps[step]
         for step in sorted({step for of_rank in own.values() for step in of_rank}):
             ledger.steps[step] = _joined(step, first, own)
     return ledger

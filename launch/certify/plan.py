@@ -6,7 +6,6 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from engine.errors import UserError
 
@@ -43,11 +42,6 @@ class Plan:
     def reference(self) -> Plan:
         """The run that it is compared with: the same first start, never killed."""
         return Plan(self.stage, self.ranks[:1], self.dropout)
-
-    @property
-    def transitions(self) -> list[tuple[int, int, int]]:
-        """(stage, ranks that were killed, ranks that go on) of each kill."""
-        return [(self.stage, before, after) for before, after in pairwise(self.ranks)]
 
 
 def parse_stages(text: str) -> list[int]:

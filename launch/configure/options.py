@@ -58,8 +58,6 @@ class Options:
     config: RunConfig
     given: frozenset[str]
     """fields that a recipe or the command line sets to other than null, and that no later source overrides"""
-    command_line: frozenset[str]
-    """fields that the command line sets to other than null"""
 
 
 def build_parser() -> CommandParser:
@@ -115,7 +113,7 @@ def parse_options(arguments: Sequence[str], *, complete: bool = True) -> Options
     if values.debug:
         config = debug_config(config, command_line)
     config.validate(complete)
-    return Options(config, given, command_line)
+    return Options(config, given)
 
 
 def split_recipes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.data.loading.source import Indices
-from engine.data.pretraining.coverage import shown_share
 from engine.data.pretraining.masking import MaskingRules, mask_tokens, masked_count, sample_keys
-from engine.data.pretraining.pairs import PairPlan, plan_epoch, plan_version
+from engine.data.pretraining.pairs import PairPlan, plan_epoch, plan_version, shown_share
 
 Int64s = NDArray[np.int64]
 Flags = NDArray[np.bool_]

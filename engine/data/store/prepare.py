@@ -7,7 +7,7 @@ split. Blocks depend on the text alone, so the store has the same bytes for ever
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -32,7 +32,6 @@ from engine.data.text.corpus import (
 )
 from engine.data.text.progress import LearningProgress, Progress
 from engine.data.text.readers import Position
-from engine.data.text.sample import Sample
 from engine.data.text.sentences import Lines, split_sentences
 from engine.data.text.survey import describe_reading, describe_sources, resolved, with_lines
 from engine.data.tokenizer.check import sample
@@ -218,7 +217,7 @@ def _learn(config: PrepareConfig, sources: list[Source], folder: Path) -> Vocabu
     size, lowercase = config.vocab_size or VOCAB_SIZE, config.lowercase is not False
     log.info("learning a vocabulary of %d pieces", size)
     with LearningProgress() as progress:
-        texts = Sample(config, sources, config.sample_mb or SAMPLE_MB, progress)
+        texts = TextSample(config, sources, config.sample_mb or SAMPLE_MB, progress)
         vocabulary = train_wordpiece(texts, folder, size, lowercase, config.special_tokens)
     if vocabulary.vocab_size < size:
         log.warning("the text has only %d pieces, not %d", vocabulary.vocab_size, size)
@@ -276,3 +275,28 @@ def _check_enough(splits: dict[str, list[Shard]], config: PrepareConfig) -> None
             f"source: {names} has {documents} documents, a training and a held-out split need at least 4; "
             "give more text or pass --validation_fraction 0"
         )
+
+
+@dataclass(frozen=True)
+class TextSample:
+    """The first megabytes of a corpus, which a vocabulary is learned from; each iteration reads anew."""
+
+    config: CorpusConfig
+    sources: Sequence[Source]
+    megabytes: int
+    progress: LearningProgress
+
+    def __iter__(self) -> Iterator[str]:
+        limit, total = self.megabytes * 1_000_000, stored_bytes(self.sources)
+        seen, position = 0, Position()
+        self.progress.begin_pass()
+        for text in read_documents(self.config, self.sources, position):
+            yield text
+            seen += len(text)
+            self.progress.update(max(seen / limit, position.bytes / total if total else 0.0))
+            if seen >= limit:
+                break
+        if not seen:
+            named = ", ".join(self.config.source)
+            raise UserError(f"source: {named} holds no text; give a file or folder of text")
+        self.progress.end_pass()

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.data.pretraining import coverage, pairs
-from engine.data.pretraining.coverage import shown_share
-from engine.data.pretraining.pairs import PairPlan, plan_epoch
+from engine.data.pretraining import pairs
+from engine.data.pretraining.pairs import PairPlan, plan_epoch, shown_share
 
 Corpus = tuple[np.ndarray, np.ndarray]
 TOKENS_A_WORD = 1.3
@@ -91,7 +90,7 @@ def test_every_token_is_in_a_segment_or_counted_as_not_shown(documents: list[lis
 def test_of_a_long_text_every_so_manyth_token_is_looked_at(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     text = written(0.05, (80, 400))
     result, tokens = plan(text), int(text[0].sum())
-    monkeypatch.setattr(coverage, "_LOOKED_AT_BITS", bits)
+    monkeypatch.setattr(pairs, "_LOOKED_AT_BITS", bits)
     step = next(2**shift for shift in range(64) if -(-tokens // 2**shift) <= 2**bits)
     assert step > 1
     assert shown_share(result, tokens) == shown(result, tokens)[::step].mean()

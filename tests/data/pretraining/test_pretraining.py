@@ -13,8 +13,7 @@ from torch import Tensor
 
 from engine.data.loading.loader import BatchLayout, training_batches
 from engine.data.loading.source import Cursor, MicroBatch
-from engine.data.pretraining.coverage import shown_share
-from engine.data.pretraining.pairs import PLAN_VERSION, PairPlan, plan_epoch
+from engine.data.pretraining.pairs import PLAN_VERSION, PairPlan, plan_epoch, shown_share
 from engine.data.pretraining.source import PretrainingOptions, PretrainingSource, TokenFacts
 from engine.errors import UserError
 

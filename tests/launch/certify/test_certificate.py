@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ def ledger() -> Ledger:
         )
         for step in (1, 2, 3, 4)
     }
-    return Ledger(steps, {"first": 0, "second": 2}, 1)
+    return Ledger(steps, {"first": 0, "second": 2})
 
 
 def verdict(found: Ledger, losses: list[tuple[int, float]] = LOSSES, bound: float = BOUND) -> dict[str | None, Account]:
@@ -156,7 +157,7 @@ def test_relative_differences() -> None:
 def test_kills_are_dealt_to_every_change_of_layout() -> None:
     plans = plan_runs([1, 2, 3], ROUTES, 20)
     assert sum(plan.kills for plan in plans) == 20
-    reached = {transition for plan in plans for transition in plan.transitions}
+    reached = {(plan.stage, *pair) for plan in plans for pair in pairwise(plan.ranks)}
     wanted = {(stage, *pair) for stage in (1, 2, 3) for pair in [(1, 2), (2, 4), (4, 2), (2, 1), (2, 2)]}
     assert reached == wanted
     assert [plan.dropout for plan in plans] == [False] * 3 + [True] * 3
