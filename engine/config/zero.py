@@ -7,17 +7,17 @@ from typing import Literal
 
 from engine.config.check import require
 
-Place = Literal["none", "cpu", "nvme"]
+OffloadTarget = Literal["none", "cpu", "nvme"]
 
 
 @dataclass
 class ZeroConfig:
     """ZeRO-Offload and ZeRO-Infinity; the ZeRO stage itself is train.zero_stage."""
 
-    offload_optimizer: Place = "none"
+    offload_optimizer: OffloadTarget = "none"
     """optimizer states and fp32 weights: none keeps them on the GPU, cpu (stages 1 to 3) in host memory, nvme (stage 3)
     in files, of which a part at a time is read, stepped and written on the CPU; what is below 1 MiB stays in memory"""
-    offload_parameters: Place = "none"
+    offload_parameters: OffloadTarget = "none"
     """parameters between their uses: none or cpu (stage 3)"""
     nvme_path: str | None = None
     """folder on a local disk for offload_optimizer nvme, with room for 16 bytes a parameter; a run's files there are

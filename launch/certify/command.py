@@ -37,7 +37,7 @@ from launch.cli import CommandParser
 
 if TYPE_CHECKING:
     from launch.certify.report import Row
-    from launch.certify.runs import Place
+    from launch.certify.runs import RunSetup
     from launch.certify.verdict import Sample
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
     if not 0 <= seed < 2**32:
         raise UserError(f"seed: {seed} is not allowed; give a whole number in [0, 2^32)")
     plans = planning.plan_runs(stages, routes, values.kills)
-    output = make_folder(Path(values.output))
+    output = empty_folder(Path(values.output))
     begin = time.monotonic()
     show_progress(sys.stderr if values.json else sys.stdout)
     from launch.certify.report import as_json, last_lines, summary, table
@@ -109,7 +109,7 @@ def show_progress(stream: TextIO) -> None:
     package.setLevel(logging.INFO)
 
 
-def make_folder(output: Path) -> Path:
+def empty_folder(output: Path) -> Path:
     """The empty folder of a certificate; what an earlier one left there is removed.
 
     Raises:
@@ -130,24 +130,24 @@ def make_folder(output: Path) -> Path:
 def certify(plans: Sequence[Plan], output: Path, launcher: str, seed: int) -> list[Row]:
     """Carry out the plans and those that they are compared with; a row a start."""
     from launch.certify.data import prepare_text, stream
-    from launch.certify.runs import Place, options
+    from launch.certify.runs import RunSetup, options
 
-    place = Place(output, launcher, seed)
+    setup = RunSetup(output, launcher, seed)
     kills, starts = sum(plan.kills for plan in plans), sum(len(plan.ranks) for plan in plans)
     references = list(dict.fromkeys(plan.reference for plan in plans))
     log.info(f"{kills} kills in {len(plans)} runs, {starts + len(references)} starts in all, in {output}; seed {seed}")
-    prepare_text(output / "text", place.data, seed)
-    samples = stream(options(plans[0], place), STEPS * GLOBAL_BATCH)
+    prepare_text(output / "text", setup.data, seed)
+    samples = stream(options(plans[0], setup), STEPS * GLOBAL_BATCH)
     epochs = samples[-1].epoch + 1
     log.info(f"{STEPS} steps of {GLOBAL_BATCH} samples, over {epochs} epochs of the embedded corpus' beginning")
     rows: list[Row] = []
     for plan in [*references, *plans]:
         moments = random.Random(f"{seed} {plan.name}")
-        rows += examine(plan, place, moments, samples)
+        rows += examine(plan, setup, moments, samples)
     return rows
 
 
-def examine(plan: Plan, place: Place, moments: random.Random, samples: Sequence[Sample]) -> list[Row]:
+def examine(plan: Plan, setup: RunSetup, moments: random.Random, samples: Sequence[Sample]) -> list[Row]:
     """Carry out one plan and judge it.
 
     Raises:
@@ -159,12 +159,12 @@ def examine(plan: Plan, place: Place, moments: random.Random, samples: Sequence[
     from launch.certify.verdict import BOUND, judge
     from launch.curves import read_curves
 
-    starts = carry_out(plan, place, moments)
+    starts = carry_out(plan, setup, moments)
     if starts[-1].failure is not None:
         if plan.kills == 0:
             raise RunError(f"the undisturbed run failed: {starts[-1].failure}")
         return failed_rows(plan, starts)
-    folder, reference = place.run_folder(plan), place.run_folder(plan.reference)
+    folder, reference = setup.run_folder(plan), setup.run_folder(plan.reference)
     ledger = read_audit(folder)
     curves = [read_curves(run, ["train/loss"])["train/loss"] for run in (folder, reference)]
     accounts = judge(ledger, samples, curves[0], curves[1], STEPS, 0.0 if plan.dropout else BOUND)

@@ -13,7 +13,7 @@ STEPS = 40
 GLOBAL_BATCH = 16
 SAVE_INTERVAL = 2
 #: kills of one run; each start needs steps for a checkpoint of its own and for moments to choose from
-MOST_KILLS = (STEPS - 2) // (3 * SAVE_INTERVAL)
+MOST_KILLS_OF_A_RUN = (STEPS - 2) // (3 * SAVE_INTERVAL)
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ def parse_routes(text: str) -> list[tuple[int, ...]]:
         shown = "-".join(map(str, route))
         if any(ranks < 1 or GLOBAL_BATCH % ranks for ranks in route):
             raise UserError(f"routes: {shown!r} is not allowed; give numbers of ranks that divide {GLOBAL_BATCH}")
-        if len(route) - 1 > MOST_KILLS:
+        if len(route) - 1 > MOST_KILLS_OF_A_RUN:
             raise UserError(
-                f"routes: {shown!r} has {len(route) - 1} kills; give at most {MOST_KILLS}, or several routes"
+                f"routes: {shown!r} has {len(route) - 1} kills; give at most {MOST_KILLS_OF_A_RUN}, or several routes"
             )
     return list(dict.fromkeys(routes))
 
@@ -88,7 +88,7 @@ def plan_runs(stages: Sequence[int], routes: Sequence[tuple[int, ...]], kills: i
     for _, route in wanted:
         dealt.append(min(len(route) - 1, left))
         left -= dealt[-1]
-    while left and min(dealt) < MOST_KILLS:
+    while left and min(dealt) < MOST_KILLS_OF_A_RUN:
         dealt[dealt.index(min(dealt))] += 1
         left -= 1
     walks = [(stage, walk(route, kills + 1)) for (stage, route), kills in zip(wanted, dealt, strict=True) if kills]

@@ -64,7 +64,7 @@ FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "GROUP_", "TORCHELASTIC_",
 
 
 @dataclass(frozen=True)
-class Place:
+class RunSetup:
     """Where and how a certificate's runs are made."""
 
     output: Path
@@ -106,9 +106,9 @@ class HungError(RunError):
     """A start hung before its first step, and ended itself."""
 
 
-def options(plan: Plan, place: Place) -> list[str]:
+def options(plan: Plan, setup: RunSetup) -> list[str]:
     """The training options of a run, the same for all of its starts."""
-    fixed = [f"--output={place.run_folder(plan)}", f"--data.path={place.data}", f"--seed={place.seed}"]
+    fixed = [f"--output={setup.run_folder(plan)}", f"--data.path={setup.data}", f"--seed={setup.seed}"]
     return [*fixed, *MODEL, *RUN, f"--train.zero_stage={plan.stage}", *([] if plan.dropout else NO_DROPOUT)]
 
 
@@ -128,13 +128,13 @@ def environment(mark: str) -> dict[str, str]:
     return {"DS_ACCELERATOR": "cpu", **kept, "OMP_NUM_THREADS": "1", MARK: mark}
 
 
-def carry_out(plan: Plan, place: Place, moments: random.Random) -> list[Start]:
+def carry_out(plan: Plan, setup: RunSetup, moments: random.Random) -> list[Start]:
     """Start a run, kill it and start it again as planned, until it is done or fails; how its starts ended."""
     done: list[Start] = []
     for index, ranks in enumerate(plan.ranks):
         kills_left = plan.kills - index
-        target = kill_after(moments, newest(place.run_folder(plan)), kills_left) if kills_left else None
-        start = persistent_start(plan, place, ranks, target, moments, index + 1)
+        target = kill_after(moments, newest(setup.run_folder(plan)), kills_left) if kills_left else None
+        start = persistent_start(plan, setup, ranks, target, moments, index + 1)
         done.append(start)
         end = start.failure or ("done" if start.killed is None else f"killed after step {start.killed}")
         log.info(f"{plan.name}: start {index + 1} of {len(plan.ranks)}, {ranks} rank(s): {end}, {start.seconds:.1f} s")
@@ -144,12 +144,12 @@ def carry_out(plan: Plan, place: Place, moments: random.Random) -> list[Start]:
 
 
 def persistent_start(
-    plan: Plan, place: Place, ranks: int, target: int | None, moments: random.Random, number: int
+    plan: Plan, setup: RunSetup, ranks: int, target: int | None, moments: random.Random, number: int
 ) -> Start:
     """`one_start`, made again where it hangs before its first step; a failure is part of the answer."""
     for hung in range(MOST_HANGS + 1):
         try:
-            return replace(one_start(plan, place, ranks, target, moments, number), hung=hung)
+            return replace(one_start(plan, setup, ranks, target, moments, number), hung=hung)
         except HungError as error:
             problem: RunError = error
             log.info(str(error))
@@ -164,17 +164,19 @@ def newest(folder: Path) -> int:
     return max((int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*")), default=0)
 
 
-def one_start(plan: Plan, place: Place, ranks: int, target: int | None, moments: random.Random, number: int) -> Start:
+def one_start(
+    plan: Plan, setup: RunSetup, ranks: int, target: int | None, moments: random.Random, number: int
+) -> Start:
     """Start a run and, with a target, kill all its processes at a random moment of the steps that follow that step.
 
     Raises:
         RunError: it failed by itself, or takes too long.
     """
-    folder, log = place.run_folder(plan), place.log(plan, number)
+    folder, log = setup.run_folder(plan), setup.log(plan, number)
     log.parent.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     watch = Watch(folder / "audit" / "rank-00000.jsonl")
-    arguments = [*command(place.launcher, ranks), SCRIPT, *options(plan, place)]
+    arguments = [*command(setup.launcher, ranks), SCRIPT, *options(plan, setup)]
     with log.open("wb") as printed, started(arguments, printed.fileno()) as (process, mark):
         while process.poll() is None:
             entry = watch.look()

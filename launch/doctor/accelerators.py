@@ -12,7 +12,7 @@ SELECTOR = "https://pytorch.org/get-started/locally"
 
 
 @dataclass(frozen=True)
-class Gpu:
+class VisibleGpu:
     """A device as torch sees it; memory in bytes."""
 
     name: str
@@ -31,14 +31,14 @@ def driver_version() -> str | None:
         return None
 
 
-def visible_gpus() -> list[Gpu]:
+def visible_gpus() -> list[VisibleGpu]:
     """The GPUs that torch can use."""
     import torch
 
     found = []
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         properties = torch.cuda.get_device_properties(index)
-        found.append(Gpu(properties.name, properties.total_memory, (properties.major, properties.minor)))
+        found.append(VisibleGpu(properties.name, properties.total_memory, (properties.major, properties.minor)))
     return found
 
 
@@ -80,7 +80,7 @@ def judge_build(version: str, build: str | None, driver: str | None, gpus: int) 
     return Finding("torch", "ok", found)
 
 
-def judge_gpus(gpus: Sequence[Gpu], architectures: Sequence[str]) -> Iterator[Finding]:
+def judge_gpus(gpus: Sequence[VisibleGpu], architectures: Sequence[str]) -> Iterator[Finding]:
     """A line a kind of GPU.
 
     Args:

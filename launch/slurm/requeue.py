@@ -68,32 +68,32 @@ class Ending:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Decision:
     """Exit code for the batch script, and the reason to print."""
 
     code: int
     reason: str
 
 
-def decide(ending: Ending) -> Verdict:
+def decide(ending: Ending) -> Decision:
     """Decide whether a job is requeued, as a pure function of how its ranks ended."""
     at = "no checkpoint" if ending.step_after is None else f"step {ending.step_after}"
     failure = ending.code if ending.code not in (0, REQUEUE_CODE) else 1
     if ending.cancelled:
         stopped = ending.saved or ending.code == 0
-        return Verdict(0 if stopped else failure, f"cancelled; newest checkpoint: {at}")
+        return Decision(0 if stopped else failure, f"cancelled; newest checkpoint: {at}")
     if ending.saved:
         return limited(ending, f"saved at {at} before its time was over")
     if ending.code == 0:
-        return Verdict(0, f"done; newest checkpoint: {at}")
+        return Decision(0, f"done; newest checkpoint: {at}")
     if ending.code == MISTAKE_CODE:
-        return Verdict(MISTAKE_CODE, "not requeued: a mistake in what the run was given would be met again; see above")
+        return Decision(MISTAKE_CODE, "not requeued: a mistake in what the run was given would be met again; see above")
     if ending.code == SIGNALLED_CODE:
         return limited(ending, "the ranks were signalled before they could save")
     if ending.code == HANG_EXIT_CODE:  # fault.max_stalled_restarts bounds the restarts
         return limited(ending, f"the ranks hung; newest checkpoint: {at}")
     if ending.step_after is None or ending.step_after == ending.step_before:
-        return Verdict(
+        return Decision(
             failure,
             f"not requeued: failed with exit code {ending.code} and wrote no checkpoint since it started ({at}), "
             "so it would fail again; see above",
@@ -101,12 +101,12 @@ def decide(ending: Ending) -> Verdict:
     return limited(ending, f"failed with exit code {ending.code} after new checkpoints, the last at {at}")
 
 
-def limited(ending: Ending, why: str) -> Verdict:
+def limited(ending: Ending, why: str) -> Decision:
     """Requeue unless the job's restarts are used up."""
     if ending.restarts < ending.max_restarts:
-        return Verdict(REQUEUE_CODE, f"{why}; requeued, restart {ending.restarts + 1} of {ending.max_restarts}")
+        return Decision(REQUEUE_CODE, f"{why}; requeued, restart {ending.restarts + 1} of {ending.max_restarts}")
     code = ending.code if ending.code not in (0, REQUEUE_CODE) else 1
-    return Verdict(
+    return Decision(
         code, f"{why}; not requeued: all {ending.max_restarts} restarts are used up; submit it again to go on"
     )
 

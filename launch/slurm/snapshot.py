@@ -22,7 +22,7 @@ def next_folder(output: Path) -> Path:
     return output / "submit" / f"{max(taken, default=0) + 1:03d}"
 
 
-def make_folder(output: Path) -> Path:
+def submission_folder(output: Path) -> Path:
     """Make the folder of a run's next submission; concurrent submissions get different folders.
 
     Raises:

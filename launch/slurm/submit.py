@@ -239,7 +239,7 @@ def main(arguments: list[str]) -> int:
             f"output: job {waiting} trains into {str(output)!r}; zerobert cancel {waiting}, or give "
             f"--dependency afterany:{waiting} or another --output"
         )
-    submission = replace(submission, folder=snapshot.make_folder(output))
+    submission = replace(submission, folder=snapshot.submission_folder(output))
     number = submit(job, config, submission, render(template(), job, submission))
     print(f"job {number}: {job.nodes} node(s) x {job.ranks_per_node} rank(s), {config.task} into {output}")
     print(f"log    {log_path(log_pattern(job, output), job.job_name, number)}")

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.config import OPTIMIZERS
-from engine.config.zero import Place
+from engine.config.zero import OffloadTarget
 from launch.zero.keys import fail, find, nearest, remove
 
 #: schedule of DeepSpeed -> value of optim.schedule with the same shape
 SCHEDULES = {"WarmupLR": "constant", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
-PLACES: tuple[Place, ...] = ("none", "cpu", "nvme")
+PLACES: tuple[OffloadTarget, ...] = ("none", "cpu", "nvme")
 OPTIMIZER_PARAMS = (
     "lr", "betas", "eps", "weight_decay", "max_coeff", "min_coeff", "adam_w_mode", "bias_correction", "amsgrad",
     "torch_adam", "fused",
@@ -37,7 +37,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Kind:
+class ValueKind:
     """A kind of value, in words for messages; `convert` returns None for a value of another kind."""
 
     words: str
@@ -49,30 +49,34 @@ def _number(value: Any) -> float | None:
     return float(value) if plain and math.isfinite(value) else None
 
 
-def whole(least: int) -> Kind:
+def whole(least: int) -> ValueKind:
     """A whole number of at least `least`, also written as 5e8."""
 
     def convert(value: Any) -> int | None:
         number = _number(value)
         return int(number) if number is not None and number >= least and number == int(number) else None
 
-    return Kind(f"a whole number of at least {least}, without quotes", convert)
+    return ValueKind(f"a whole number of at least {least}, without quotes", convert)
 
 
-def number(*, positive: bool = False) -> Kind:
+def number(*, positive: bool = False) -> ValueKind:
     """A number of at least 0, or above 0 if `positive`."""
 
     def convert(value: Any) -> float | None:
         found = _number(value)
         return found if found is not None and (found > 0 or (found == 0 and not positive)) else None
 
-    return Kind("a positive number, without quotes" if positive else "a number of at least 0, without quotes", convert)
+    return ValueKind(
+        "a positive number, without quotes" if positive else "a number of at least 0, without quotes", convert
+    )
 
 
-def one_of(*choices: Any) -> Kind:
+def one_of(*choices: Any) -> ValueKind:
     """One of the given values, with the same type."""
     words = f"one of {', '.join(map(repr, choices))}"
-    return Kind(words, lambda value: value if any(value == c and type(value) is type(c) for c in choices) else None)
+    return ValueKind(
+        words, lambda value: value if any(value == c and type(value) is type(c) for c in choices) else None
+    )
 
 
 def _pair(value: Any) -> tuple[float, float] | None:
@@ -81,11 +85,11 @@ def _pair(value: Any) -> tuple[float, float] | None:
 
 
 FLAG = one_of(True, False)
-TEXT = Kind("text", lambda value: value if isinstance(value, str) and value else None)
-PAIR = Kind("a list of two numbers", _pair)
+TEXT = ValueKind("text", lambda value: value if isinstance(value, str) and value else None)
+PAIR = ValueKind("a list of two numbers", _pair)
 
 #: dotted key of a DeepSpeed JSON -> (kind of its value, the option of the run that it sets)
-DIRECT: dict[str, tuple[Kind, str]] = {
+DIRECT: dict[str, tuple[ValueKind, str]] = {
     "train_batch_size": (whole(1), "train.global_batch"),
     "train_micro_batch_size_per_gpu": (whole(1), "train.micro_batch"),
     "gradient_clipping": (number(), "optim.max_grad_norm"),
@@ -128,7 +132,7 @@ class Claims:
             self._offload(f"zero_optimization.{section}", f"zero.offload_{field}")
         self._recomputation()
 
-    def take(self, key: str, kind: Kind) -> Any:
+    def take(self, key: str, kind: ValueKind) -> Any:
         """Remove a key and return its converted value; None if it is missing, null or "auto"."""
         value = find(self.values, key)
         if value is None:
@@ -141,7 +145,7 @@ class Claims:
             raise fail(self.path, key, f"is {value!r}; give {kind.words}")
         return converted
 
-    def claim(self, key: str, kind: Kind, field: str) -> None:
+    def claim(self, key: str, kind: ValueKind, field: str) -> None:
         """Take a key and record the option that it sets."""
         value = self.take(key, kind)
         if value is not None:

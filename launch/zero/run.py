@@ -26,7 +26,7 @@ def complete(config: RunConfig, given: frozenset[str], ranks: int, accelerator: 
         UserError: they don't, or batch sizes contradict each other.
     """
     check_hardware(config.train, accelerator)
-    check_offload(config.zero)
+    check_nvme(config.zero)
     return with_ranks(config, given, ranks)
 
 
@@ -53,7 +53,7 @@ def record(config: RunConfig, resolution: Resolution) -> None:
         print(f"note: {line}", flush=True)
 
 
-def check_offload(zero: ZeroConfig) -> None:
+def check_nvme(zero: ZeroConfig) -> None:
     """Check that this machine can offload to NVMe; builds DeepSpeed's asynchronous I/O at the first call.
 
     Raises:

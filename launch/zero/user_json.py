@@ -19,13 +19,13 @@ from typing import Any
 
 from engine.config import RunConfig
 from engine.errors import UserError
-from launch.zero.claims import FLAG, TEXT, Claim, Claims, Kind, number, one_of, whole
+from launch.zero.claims import FLAG, TEXT, Claim, Claims, ValueKind, number, one_of, whole
 from launch.zero.keys import FIXED, REFUSED, WITHOUT_EFFECT, check_fixed, check_names, fail, find, translated
 from launch.zero.reasons import AUTOMATIC, leaves
 
 #: key -> kind of its value, for keys that are no options of the run; DeepSpeed's own models check zero_optimization,
 #: bf16 and fp16
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, ValueKind] = {
     "communication_data_type": one_of("fp32", "fp16", "bf16"),
     "gradient_predivide_factor": number(positive=True),
     "steps_per_print": whole(1),

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.data.store.manifest import Shard
-from engine.data.store.store import SPLITS, Documents, write_shard
+from engine.data.store.manifest import StoreShard
+from engine.data.store.store import SPLITS, TokenDocuments, write_shard
 from engine.data.store.wordcache import WordCache
 from engine.data.store.workspace import Workspace, record_block
 from engine.data.text.sentences import Lines, split_sentences
@@ -120,7 +120,7 @@ def _uniform(ordinal: int, seed: int) -> float:
 
 def run_blocks(
     blocks: Iterable[Block], work: Workspace, how: Tokenization, executor: Executor, workers: int
-) -> dict[str, list[Shard]]:
+) -> dict[str, list[StoreShard]]:
     """Tokenize all blocks, with a few more in memory than there are workers.
 
     Blocks that an earlier run finished are not tokenized again.
@@ -128,8 +128,8 @@ def run_blocks(
     Returns:
         The shards of each split, in the order of the blocks.
     """
-    shards: dict[int, dict[str, Shard]] = {}
-    running: dict[Future[dict[str, Shard]], int] = {}
+    shards: dict[int, dict[str, StoreShard]] = {}
+    running: dict[Future[dict[str, StoreShard]], int] = {}
     try:
         for block in blocks:
             # hashing is left to the workers unless there is something to compare with
@@ -149,13 +149,13 @@ def run_blocks(
     return {split: [shards[i][split] for i in sorted(shards) if split in shards[i]] for split in SPLITS}
 
 
-def _collect(running: dict[Future[dict[str, Shard]], int], shards: dict[int, dict[str, Shard]]) -> None:
+def _collect(running: dict[Future[dict[str, StoreShard]], int], shards: dict[int, dict[str, StoreShard]]) -> None:
     """Wait for a block and move its result from `running` to `shards`."""
     for future in wait(running, return_when=FIRST_COMPLETED).done:
         shards[running.pop(future)] = future.result()
 
 
-def tokenize_block(block: Block, how: Tokenization) -> dict[str, Shard]:
+def tokenize_block(block: Block, how: Tokenization) -> dict[str, StoreShard]:
     """Write a block's shards and their record; runs in any process. A split without documents has no shard."""
     cache = _open_cache(how.tokenizer, how.tokenizer_fingerprint)
     documents = _encode(block, how.language, cache)
@@ -176,7 +176,7 @@ def _open_cache(folder: Path, fingerprint: str) -> WordCache:
     return WordCache(vocabulary)
 
 
-def _encode(block: Block, language: str, cache: WordCache) -> Documents:
+def _encode(block: Block, language: str, cache: WordCache) -> TokenDocuments:
     """Token ids of each document; sentences without a token are left out, which may empty a document."""
     counts: list[int] = []
     sentences = _sentences(block, language, counts)
@@ -186,7 +186,7 @@ def _encode(block: Block, language: str, cache: WordCache) -> Documents:
     ids, lengths = map(np.concatenate, zip(*batches, strict=True))
     kept = lengths > 0
     document = np.repeat(np.arange(len(counts)), counts)[kept]
-    return Documents(ids, lengths[kept], np.bincount(document, minlength=len(counts)))
+    return TokenDocuments(ids, lengths[kept], np.bincount(document, minlength=len(counts)))
 
 
 def _sentences(block: Block, language: str, counts: list[int]) -> Iterator[str]:
@@ -197,9 +197,9 @@ def _sentences(block: Block, language: str, counts: list[int]) -> Iterator[str]:
         yield from sentences
 
 
-def _select(documents: Documents, chosen: NDArray[np.bool_]) -> Documents:
+def _select(documents: TokenDocuments, chosen: NDArray[np.bool_]) -> TokenDocuments:
     """The chosen documents that have a sentence."""
     chosen = chosen & (documents.sentence_counts > 0)
     sentences = np.repeat(chosen, documents.sentence_counts)
     tokens = documents.tokens[np.repeat(sentences, documents.sentence_lengths)]
-    return Documents(tokens, documents.sentence_lengths[sentences], documents.sentence_counts[chosen])
+    return TokenDocuments(tokens, documents.sentence_lengths[sentences], documents.sentence_counts[chosen])

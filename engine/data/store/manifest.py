@@ -19,7 +19,7 @@ MANIFEST_NAME = "manifest.json"
 
 
 @dataclass(frozen=True)
-class Shard:
+class StoreShard:
     """One Arrow file of a split."""
 
     name: str
@@ -48,7 +48,7 @@ class Manifest:
     """The index of a store; its presence is what makes a store complete."""
 
     format_version: int
-    splits: dict[str, list[Shard]]
+    splits: dict[str, list[StoreShard]]
     sources: list[SourceRecord]
     settings: dict[str, Any]
     """options that decide the content: equal sources and settings make an equal store"""
@@ -73,7 +73,7 @@ class Manifest:
         return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def count(shards: Sequence[Shard]) -> Counts:
+def count(shards: Sequence[StoreShard]) -> Counts:
     """Totals over shards."""
     unknown = [shard.unknown for shard in shards if shard.unknown is not None]
     return Counts(
@@ -111,7 +111,7 @@ def read_manifest(folder: Path) -> Manifest:
             )
         return Manifest(
             format_version=version,
-            splits={name: [Shard(**shard) for shard in shards] for name, shards in content["splits"].items()},
+            splits={name: [StoreShard(**shard) for shard in shards] for name, shards in content["splits"].items()},
             sources=[SourceRecord(**source) for source in content["sources"]],
             settings=content["settings"],
             tokenizer_fingerprint=content["tokenizer_fingerprint"],

@@ -19,7 +19,7 @@ import numpy as np
 
 from engine.data.store.blocks import Document, Tokenization, read_blocks, run_blocks
 from engine.data.store.executor import InlineExecutor
-from engine.data.store.manifest import FORMAT_VERSION, Counts, Manifest, Shard, count, numbered
+from engine.data.store.manifest import FORMAT_VERSION, Counts, Manifest, StoreShard, count, numbered
 from engine.data.store.workspace import Workspace, find_complete, identity, remove
 from engine.data.text.corpus import (
     CorpusConfig,
@@ -30,7 +30,7 @@ from engine.data.text.corpus import (
     record_source,
     stored_bytes,
 )
-from engine.data.text.progress import LearningProgress, Progress
+from engine.data.text.progress import LearningProgress, ReadingProgress
 from engine.data.text.readers import Position
 from engine.data.text.sentences import Lines, split_sentences
 from engine.data.text.survey import describe_reading, describe_sources, resolved, with_lines
@@ -231,9 +231,9 @@ def _tokenize(
     vocabulary: Vocabulary,
     executor: Executor,
     workers: int,
-) -> dict[str, list[Shard]]:
+) -> dict[str, list[StoreShard]]:
     position = Position()
-    progress = Progress(stored_bytes(sources))
+    progress = ReadingProgress(stored_bytes(sources))
 
     def documents() -> Iterator[Document]:
         for source in sources:
@@ -253,14 +253,14 @@ def _tokenize(
     return splits
 
 
-def _check_unknown(splits: dict[str, list[Shard]], config: PrepareConfig) -> None:
+def _check_unknown(splits: dict[str, list[StoreShard]], config: PrepareConfig) -> None:
     counts = count([shard for shards in splits.values() for shard in shards])
     if counts.unknown is not None:
         names = ", ".join(config.source)
         check_unknown(counts.unknown, counts.tokens, config.max_unknown_share, names, "max_unknown_share")
 
 
-def _check_enough(splits: dict[str, list[Shard]], config: PrepareConfig) -> None:
+def _check_enough(splits: dict[str, list[StoreShard]], config: PrepareConfig) -> None:
     """Refuse too little text: NSP needs two documents, for random pairs, and one with two sentences, for true ones."""
     names = ", ".join(config.source)
     train, validation = count(splits["train"]), count(splits["validation"])

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.data.store.manifest import Manifest, Shard, read_manifest
+from engine.data.store.manifest import Manifest, StoreShard, read_manifest
 from engine.data.tokenizer.wordpiece import Vocabulary, load_tokenizer
 from engine.durable import sha256_of, written_aside
 from engine.errors import UserError
@@ -30,7 +30,7 @@ SPLITS = ("train", "validation")
 
 
 @dataclass(frozen=True)
-class Documents:
+class TokenDocuments:
     """Token ids of D documents of S sentences, T ids in all; none is empty."""
 
     tokens: NDArray[Any]
@@ -46,7 +46,7 @@ class Documents:
         return np.add.reduceat(self.sentence_lengths, np.cumsum(self.sentence_counts) - self.sentence_counts)
 
 
-def write_shard(path: Path, documents: Documents) -> Shard:
+def write_shard(path: Path, documents: TokenDocuments) -> StoreShard:
     """Write one Arrow shard; equal documents make equal bytes.
 
     The file is what `datasets` itself would write; its import takes a second, and it would copy the documents.
@@ -65,7 +65,7 @@ def write_shard(path: Path, documents: Documents) -> Shard:
     with written_aside(path) as aside, pa.ipc.new_stream(str(aside), table.schema) as writer:
         writer.write_table(table)
     sizes = (len(documents.sentence_counts), len(documents.sentence_lengths), len(documents.tokens))
-    return Shard(path.name, sha256_of(path), path.stat().st_size, *sizes)
+    return StoreShard(path.name, sha256_of(path), path.stat().st_size, *sizes)
 
 
 def _list_array(values: NDArray[Any], lengths: NDArray[np.integer]) -> pa.ListArray:
@@ -102,7 +102,7 @@ class Split:
     document_starts: NDArray[np.int64]
     """[documents + 1] index of each document's first sentence"""
 
-    def __init__(self, folder: Path, name: str, shards: Sequence[Shard]) -> None:
+    def __init__(self, folder: Path, name: str, shards: Sequence[StoreShard]) -> None:
         self._folder, self.name = folder, name
         parts = [_open_shard(folder / shard.name, shard) for shard in shards]
         self._tokens = [tokens for tokens, _, _ in parts]
@@ -138,7 +138,7 @@ def _reopen(folder: Path, name: str) -> Split:
     return Split(folder, name, read_manifest(folder).splits[name])
 
 
-def _open_shard(path: Path, shard: Shard) -> tuple[NDArray[Any], NDArray[np.int32], NDArray[np.int64]]:
+def _open_shard(path: Path, shard: StoreShard) -> tuple[NDArray[Any], NDArray[np.int32], NDArray[np.int64]]:
     """Mapped token ids, sentence lengths, and sentences of each document."""
     remedy = "restore the file or prepare the store again with --overwrite"
     if not path.is_file():

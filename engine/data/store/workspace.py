@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from engine.data.store.manifest import MANIFEST_NAME, Manifest, Shard, read_manifest
+from engine.data.store.manifest import MANIFEST_NAME, Manifest, StoreShard, read_manifest
 from engine.data.store.store import TOKENIZER_FOLDER
 from engine.data.text.corpus import SourceRecord
 from engine.durable import sha256_of, write_atomically
@@ -135,14 +135,14 @@ class Workspace:
         """Whether an earlier run finished a block of this number."""
         return _record_of(self.folder, block).is_file()
 
-    def finished(self, block: int, text_sha256: str) -> dict[str, Shard] | None:
+    def finished(self, block: int, text_sha256: str) -> dict[str, StoreShard] | None:
         """The shards of a recorded block, if they are intact and made from the same text."""
         record = json.loads(_record_of(self.folder, block).read_text(encoding="utf-8"))
-        shards = {split: Shard(**shard) for split, shard in record["shards"].items()}
+        shards = {split: StoreShard(**shard) for split, shard in record["shards"].items()}
         intact = record["text_sha256"] == text_sha256 and all(map(self._is_intact, shards.values()))
         return shards if intact else None
 
-    def _is_intact(self, shard: Shard) -> bool:
+    def _is_intact(self, shard: StoreShard) -> bool:
         path = self.folder / shard.name
         return path.is_file() and path.stat().st_size == shard.bytes and sha256_of(path) == shard.sha256
 
@@ -167,7 +167,7 @@ class Workspace:
                     path.rmdir()
 
 
-def record_block(folder: Path, block: int, text_sha256: str, shards: dict[str, Shard]) -> None:
+def record_block(folder: Path, block: int, text_sha256: str, shards: dict[str, StoreShard]) -> None:
     """Note that a block's shards are complete."""
     content = {"text_sha256": text_sha256, "shards": {split: asdict(shard) for split, shard in shards.items()}}
     write_atomically(_record_of(folder, block), json.dumps(content))

@@ -32,7 +32,7 @@ _MISTAKES = 0.25
 
 
 @dataclass(frozen=True)
-class Layout:
+class LineStatistics:
     """Statistics of the lines that have another line below them in their paragraph; shares are in [0, 1]."""
 
     breaks: int
@@ -52,7 +52,7 @@ class Layout:
     """mean number of sentence ends per line, the last lines of paragraphs included"""
 
 
-def measure(texts: Iterable[str], language: str) -> Layout | None:
+def measure(texts: Iterable[str], language: str) -> LineStatistics | None:
     """The statistics of some documents; None where no paragraph has two lines."""
     paragraphs = list(_paragraphs(texts))
     pairs = [pair for lines in paragraphs for pair in pairwise(lines)]
@@ -62,7 +62,7 @@ def measure(texts: Iterable[str], language: str) -> Layout | None:
     width = sorted(len(upper) for upper, _ in pairs)[int(0.9 * count)]
     lines = [line for paragraph in paragraphs for line in paragraph]
     inner_ends = max(0, len(split_sentences("\n".join(lines), language, "paragraph")) - len(lines)) / len(lines)
-    return Layout(
+    return LineStatistics(
         breaks=count,
         ending=sum(_stops(upper) for upper, _ in pairs) / count,
         continuing=sum(upper.endswith(_CONTINUES) for upper, _ in pairs) / count,
@@ -97,7 +97,7 @@ def _first_word(line: str) -> int:
     return 1 if line[0] >= _NO_SPACES else len(line.split(None, 1)[0])
 
 
-def judge(layout: Layout | None) -> Lines:
+def judge(layout: LineStatistics | None) -> Lines:
     """What the lines are; "wrapped" where there is nothing to tell from."""
     if layout is None:
         return "wrapped"

@@ -17,7 +17,7 @@ _SHARE_BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
 _TIME_BAR = "{desc}: {elapsed}"
 
 
-class Progress:
+class ReadingProgress:
     """How much of the text was read.
 
     Args:

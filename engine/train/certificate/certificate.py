@@ -40,7 +40,7 @@ def columns(states: Sequence[str]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Finding:
+class ParameterFinding:
     """What is known of one parameter after a step."""
 
     name: str
@@ -102,7 +102,7 @@ class UpdateCertificate:
         self.zero, self.config, self.output = zero, config, output
         self.entry = OPTIMIZERS.get(config.name)
         self.remaining = updates
-        self.findings: list[Finding] = []
+        self.findings: list[ParameterFinding] = []
         self.seconds = 0.0
         self._layout: Layout | None = None
         self._rows: list[tuple[object, ...]] = []
@@ -174,7 +174,7 @@ class UpdateCertificate:
         limit = self.config.max_grad_norm
         return min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0
 
-    def _findings(self, recorded: RecordedUpdate, rate: float, count: int, factor: float) -> list[Finding]:
+    def _findings(self, recorded: RecordedUpdate, rate: float, count: int, factor: float) -> list[ParameterFinding]:
         """What all ranks found out together, the same on each."""
         shapes = recorded.layout.shapes
         groups = {name: group for group in self.entry.groups(shapes, self.config) for name in group.names}
@@ -186,7 +186,7 @@ class UpdateCertificate:
         ranks = dist.gather_objects((compared, stale, sums))
         everyone = {name: comparison for compared, _, _ in ranks for name, comparison in compared.items()}
         return [
-            Finding(
+            ParameterFinding(
                 place.info.name,
                 place.info.numel,
                 everyone[place.info.name],

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pytest
 from datasets.arrow_writer import ArrowWriter
 
-from engine.data.store.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, Shard
-from engine.data.store.store import Documents, Split, open_store, write_shard
+from engine.data.store.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, StoreShard
+from engine.data.store.store import Split, TokenDocuments, open_store, write_shard
 from engine.data.tokenizer.wordpiece import SPECIAL_TOKENS, load_tokenizer
 from engine.errors import UserError
 
@@ -23,10 +23,10 @@ SHARDS = [[[[5, 6, 7], [8]], [[9, 10]]], [[[11], [12, 13], [14]]]]
 LENGTHS = [3, 1, 2, 1, 2, 1]
 
 
-def flat(documents: list[list[list[int]]], dtype: type = np.uint16) -> Documents:
+def flat(documents: list[list[list[int]]], dtype: type = np.uint16) -> TokenDocuments:
     sentences = [sentence for document in documents for sentence in document]
     lengths = np.array([len(sentence) for sentence in sentences], np.int32)
-    return Documents(np.concatenate(sentences).astype(dtype), lengths, np.array([len(one) for one in documents]))
+    return TokenDocuments(np.concatenate(sentences).astype(dtype), lengths, np.array([len(one) for one in documents]))
 
 
 def make_store(folder: Path) -> Path:
@@ -84,7 +84,7 @@ def test_an_empty_split_has_no_sentences(store: Path) -> None:
 
 def test_large_vocabularies_are_stored_in_32_bits(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "a.arrow", flat([[[70_000, 1]]], np.uint32))
-    assert shard == Shard("a.arrow", shard.sha256, shard.bytes, documents=1, sentences=1, tokens=2)
+    assert shard == StoreShard("a.arrow", shard.sha256, shard.bytes, documents=1, sentences=1, tokens=2)
     row = datasets.Dataset.from_file(str(tmp_path / "a.arrow"))
     assert row[0] == {"tokens": [70_000, 1], "sentence_lengths": [2]}
     assert row.features["tokens"].feature.dtype == "uint32"

@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 
 from engine.train.audit import Ledger, Step
-from launch.certify.plan import MOST_KILLS, SAVE_INTERVAL, STEPS, Plan, kill_after, least_resumed, plan_runs, walk
+from launch.certify.plan import (
+    MOST_KILLS_OF_A_RUN,
+    SAVE_INTERVAL,
+    STEPS,
+    Plan,
+    kill_after,
+    least_resumed,
+    plan_runs,
+    walk,
+)
 from launch.certify.report import failed_rows, last_lines, rows_of, summary, table
 from launch.certify.runs import Start
 from launch.certify.verdict import BOUND, Account, Sample, judge, relative
@@ -167,7 +176,7 @@ def test_kills_are_dealt_to_every_change_of_layout() -> None:
 def test_any_number_of_kills_is_dealt_out(kills: int) -> None:
     plans = plan_runs([1, 3], ROUTES, kills)
     assert sum(plan.kills for plan in plans) == kills
-    assert all(1 <= plan.kills <= MOST_KILLS for plan in plans)
+    assert all(1 <= plan.kills <= MOST_KILLS_OF_A_RUN for plan in plans)
     names = [plan.name for plan in [*plans, *{plan.reference for plan in plans}]]
     assert len(names) == len(set(names))
 
@@ -179,7 +188,7 @@ def test_a_long_run_walks_its_route_back_and_forth() -> None:
 
 def test_every_kill_leaves_a_checkpoint_before_it_and_steps_after_it() -> None:
     moments = random.Random(1)
-    for kills in range(1, MOST_KILLS + 1):
+    for kills in range(1, MOST_KILLS_OF_A_RUN + 1):
         for _ in range(200):
             resumed = 0
             for left in range(kills, 0, -1):

@@ -17,7 +17,7 @@ from engine.train.audit import read_audit
 from launch.certify import command as certify
 from launch.certify import runs as certificate_runs
 from launch.certify.plan import SAVE_INTERVAL, STEPS, Plan, least_resumed, parse_routes
-from launch.certify.runs import Place, kill_all, last_word, marked, started
+from launch.certify.runs import RunSetup, kill_all, last_word, marked, started
 from launch.certify.verdict import judge
 from launch.curves import read_curves
 from tests.train.runs import ROOT
@@ -62,8 +62,8 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_an_earlier_certificate_is_replaced(tmp_path: Path) -> None:
-    (certify.make_folder(tmp_path / "new") / "runs" / "old").mkdir(parents=True)
-    assert [path.name for path in certify.make_folder(tmp_path / "new").iterdir()] == [certify.RESULT]
+    (certify.empty_folder(tmp_path / "new") / "runs" / "old").mkdir(parents=True)
+    assert [path.name for path in certify.empty_folder(tmp_path / "new").iterdir()] == [certify.RESULT]
 
 
 def test_routes_are_read() -> None:
@@ -94,8 +94,8 @@ def test_what_a_failed_start_said_is_passed_on(tmp_path: Path) -> None:
     assert last_word(log) == f" (nothing was printed); see {log}"
 
 
-def plan_place(tmp_path: Path) -> Place:
-    return Place(tmp_path, "torchrun", 1)
+def plan_place(tmp_path: Path) -> RunSetup:
+    return RunSetup(tmp_path, "torchrun", 1)
 
 
 @pytest.mark.parametrize(("hangs", "good"), [(0, True), (2, True), (3, False)])
@@ -186,7 +186,7 @@ def test_a_fault_planted_in_a_real_audit_is_found(
     from launch.certify.runs import options
 
     output, result = small
-    place, folder = Place(output, "torchrun", result["seed"]), output / "runs" / "zero2-2-1"
+    place, folder = RunSetup(output, "torchrun", result["seed"]), output / "runs" / "zero2-2-1"
     samples = stream(options(PLAN, place), result["samples_of_a_run"])
     curve = read_curves(folder, ["train/loss"])["train/loss"]
     assert not any(one.problems for one in judge(read_audit(folder), samples, curve, curve, STEPS, 0.0).values())

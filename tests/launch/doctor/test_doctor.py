@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from launch.doctor import kernels, leftovers, machine, network
-from launch.doctor.accelerators import Gpu, judge_backends, judge_build, judge_gpus
+from launch.doctor.accelerators import VisibleGpu, judge_backends, judge_build, judge_gpus
 from launch.doctor.command import lines, painter
 from launch.doctor.finding import Finding, run_check
 from launch.doctor.packages import judge_packages, judge_python
@@ -204,10 +204,14 @@ def test_torch_must_fit_the_driver(build: str | None, driver: str | None, gpus: 
 
 
 def test_a_gpu_that_torch_has_no_code_for_is_a_problem() -> None:
-    cards = [Gpu("Tesla", 16 << 30, (7, 0)), Gpu("Hopper", 80 << 30, (9, 0)), Gpu("Hopper", 80 << 30, (9, 0))]
+    cards = [
+        VisibleGpu("Tesla", 16 << 30, (7, 0)),
+        VisibleGpu("Hopper", 80 << 30, (9, 0)),
+        VisibleGpu("Hopper", 80 << 30, (9, 0)),
+    ]
     old, new = judge_gpus(cards, ["sm_75", "sm_80", "sm_90a", "sm_100"])
-    assert only(judge_gpus([Gpu("Next", 80 << 30, (13, 0))], ["sm_120"])).status == "problem"
-    assert only(judge_gpus([Gpu("Next", 80 << 30, (13, 0))], ["sm_120", "compute_120"])).status == "ok"
+    assert only(judge_gpus([VisibleGpu("Next", 80 << 30, (13, 0))], ["sm_120"])).status == "problem"
+    assert only(judge_gpus([VisibleGpu("Next", 80 << 30, (13, 0))], ["sm_120", "compute_120"])).status == "ok"
     assert (old.status, new.status) == ("problem", "ok")
     assert "2 x Hopper, 80.0 GiB" in new.found
     assert only(judge_gpus([], [])).status == "note"

@@ -203,12 +203,12 @@ def test_the_snapshot_runs_without_the_checkout(tmp_path: Path) -> None:
 
 
 def test_submissions_are_counted(tmp_path: Path) -> None:
-    assert [snapshot.make_folder(tmp_path / "run").name for _ in range(3)] == ["001", "002", "003"]
+    assert [snapshot.submission_folder(tmp_path / "run").name for _ in range(3)] == ["001", "002", "003"]
     snapshot.discard(tmp_path / "run" / "submit" / "003", tmp_path / "run")
     assert snapshot.next_folder(tmp_path / "run").name == "003"
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"output: .* (can't be written|is not a folder)"):
-        snapshot.make_folder(tmp_path / "file")
+        snapshot.submission_folder(tmp_path / "file")
 
 
 def test_a_launchers_variables_do_not_reach_the_job() -> None:
