@@ -70,7 +70,7 @@ def repeated(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
         UserError: an option of several values, whose first ones would be lost.
     """
     actions = {name: action for action in parser._actions for name in action.option_strings}
-    found: dict[str, list[str]] = {}
+    given: dict[str, list[str]] = {}
     notes = []
     for index, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
@@ -78,19 +78,19 @@ def repeated(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
         if action is None or action.help == SUPPRESS:
             continue
         values = [value] if equals else values_of(action, arguments[index + 1 :])
-        before = found.get(action.dest, values)
+        before = given.get(action.dest, values)
         shown = name.lstrip("-")
         if before != values and action.nargs in ("+", "*"):
             raise UserError(f"{shown}: given twice, {before} and {values}; write all values after one --{shown}")
         if before != values:
             notes.append(f"{shown} is given twice, as {' '.join(before)} and {' '.join(values)}; the last counts")
-        found[action.dest] = values
+        given[action.dest] = values
     return notes
 
 
 def values_of(action: Action, following: Sequence[str]) -> list[str]:
     """An option's values among the arguments that follow it."""
-    end = next((index for index, one in enumerate(following) if one.startswith("--")), len(following))
+    end = next((index for index, word in enumerate(following) if word.startswith("--")), len(following))
     if action.nargs in ("+", "*"):
         return list(following[:end])
     return list(following[: 0 if action.nargs == 0 else min(1, end)])

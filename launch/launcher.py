@@ -216,10 +216,10 @@ def tasks_on_node(counts: str, node: int) -> int:
     """Tasks of a step on its node-th node: ("2(x3),1", 3) -> 1."""
     expanded: list[int] = []
     for part in counts.split(","):
-        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
-        if found is None:
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None:
             raise UserError(f"SLURM_STEP_TASKS_PER_NODE: {counts!r} is not such as 2(x3),1; unset it")
-        expanded += [int(found[1])] * int(found[2] or 1)
+        expanded += [int(match[1])] * int(match[2] or 1)
     return expanded[min(node, len(expanded) - 1)]
 
 

@@ -94,8 +94,8 @@ def train(config: RunConfig, launcher: Launcher, request: StopRequest, given: fr
             raise lost from error
         if world is not None:
             end_ranks(world, together=False)
-        if isinstance(error, OSError) and (found := lost_output(output, error)) is not None:
-            raise found from error
+        if isinstance(error, OSError) and (lost_folder := lost_output(output, error)) is not None:
+            raise lost_folder from error
         raise
     watchdog.end()
     if world is not None:

@@ -104,8 +104,8 @@ def section_names() -> tuple[str, ...]:
 
 def _check_finite(part: str, values: Any) -> None:
     """Refuse infinities and NaN, which YAML can write as .inf and .nan."""
-    for one in fields(values):
-        value = getattr(values, one.name)
+    for entry in fields(values):
+        value = getattr(values, entry.name)
         for number in value if isinstance(value, tuple) else (value,):
             finite = not isinstance(number, float) or math.isfinite(number)
-            require(finite, f"{part}.{one.name}", value, "give a finite number")
+            require(finite, f"{part}.{entry.name}", value, "give a finite number")

@@ -69,8 +69,8 @@ class TaskEntry:
 
     def load(self) -> Any:
         """The class that does the work; imports torch."""
-        found = self.implementation
-        return pkgutil.resolve_name(found) if isinstance(found, str) else found
+        implementation = self.implementation
+        return pkgutil.resolve_name(implementation) if isinstance(implementation, str) else implementation
 
 
 def _validate_pretraining(config: RunConfig, complete: bool) -> None:

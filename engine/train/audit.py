@@ -145,14 +145,14 @@ class Audit:
 
 def entries(text: str) -> list[Entry]:
     """The whole lines of a rank's file; one that a kill cut short is left out."""
-    found = []
+    noted = []
     for line in text.splitlines():
         try:
             values = json.loads(line)
-            found.append(Entry(**{**values, "samples": tuple(values["samples"])}))
+            noted.append(Entry(**{**values, "samples": tuple(values["samples"])}))
         except (ValueError, TypeError, KeyError):
             continue
-    return found
+    return noted
 
 
 def read_audit(output: Path) -> Ledger:

@@ -164,5 +164,5 @@ def newest_step(output: Path) -> int | None:
     """The step of a run's newest complete checkpoint; None without one."""
     names = (path.parent.name for path in output.glob("checkpoints/step-*/state.json"))
     return max(
-        (int(found[1]) for found in (re.fullmatch(r"step-(\d+)", name) for name in names) if found), default=None
+        (int(match[1]) for match in (re.fullmatch(r"step-(\d+)", name) for name in names) if match), default=None
     )

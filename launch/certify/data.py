@@ -39,12 +39,12 @@ def stream(options: list[str], count: int) -> list[Sample]:
     from launch.train import build_task
 
     source = build_task(parse(options)).train_source()
-    found: list[Sample] = []
+    samples: list[Sample] = []
     epoch = 0
-    while len(found) < count:
-        for index in range(min(source.epoch_size(epoch), count - len(found))):
+    while len(samples) < count:
+        for index in range(min(source.epoch_size(epoch), count - len(samples))):
             made = source.collate(source.describe(epoch, np.array([index])))
             (digest,) = sample_hashes(made["input_ids"], made["lengths"])
-            found.append(Sample(digest, epoch, index))
+            samples.append(Sample(digest, epoch, index))
         epoch += 1
-    return found
+    return samples

@@ -256,12 +256,12 @@ def started(arguments: list[str], output: int) -> Iterator[tuple[subprocess.Pope
 
 def marked(mark: str) -> list[int]:
     """The living processes that a start has left in the process table."""
-    sought, found = f"{MARK}={mark}".encode(), []
+    sought, processes = f"{MARK}={mark}".encode(), []
     for folder in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if folder.name.isdecimal() and sought in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
-    return found
+                processes.append(int(folder.name))
+    return processes
 
 
 def kill_all(mark: str) -> None:

@@ -117,9 +117,9 @@ def check_losses(
     nobody: Account,
 ) -> None:
     """Every step has one loss, that of the undisturbed run."""
-    found, exact = _points(losses), _points(truth)
+    measured, exact = _points(losses), _points(truth)
     for step in range(1, steps + 1):
-        account, points = owner.get(step, nobody), found.pop(step, [])
+        account, points = owner.get(step, nobody), measured.pop(step, [])
         if (len(points), len(exact.get(step, []))) != (1, 1):
             account.problems.append(f"step {step} has {len(points)} points of the loss curve, not one of each run")
             continue
@@ -128,14 +128,14 @@ def check_losses(
         if not difference <= bound:
             told = f"loss {points[0]:.8g}, not {exact[step][0]:.8g}"
             account.problems.append(f"step {step}: {told} ({difference:.1e} apart)")
-    nobody.problems += [f"step {step} of the loss curve is beyond the end of the run" for step in found]
+    nobody.problems += [f"step {step} of the loss curve is beyond the end of the run" for step in measured]
 
 
 def _points(curve: Sequence[tuple[int, float]]) -> dict[int, list[float]]:
-    found: dict[int, list[float]] = {}
+    points: dict[int, list[float]] = {}
     for step, loss in curve:
-        found.setdefault(step, []).append(loss)
-    return found
+        points.setdefault(step, []).append(loss)
+    return points
 
 
 def relative(value: float, exact: float) -> float:

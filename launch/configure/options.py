@@ -100,7 +100,7 @@ def parse_options(arguments: Sequence[str], *, complete: bool = True) -> Options
     merged: dict[str, Any] = {}
     for source in sources:
         merged = joined(merged, source)
-    silent = [one for one in rest if not one.startswith("--print_config")]
+    silent = [argument for argument in rest if not argument.startswith("--print_config")]
     here = vars(parser.parse_args(silent, defaults=False).as_flat())
     parser.set_defaults(joined(merged, here))
     values = parser.instantiate(parser.parse_args(rest))
@@ -125,12 +125,12 @@ def split_recipes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     recipes, rest = [], []
     left = list(arguments)
     while left:
-        one = left.pop(0)
-        name, equals, path = one.partition("=")
+        argument = left.pop(0)
+        name, equals, path = argument.partition("=")
         if name.removeprefix("--") in section_names() and name.startswith("--"):
             raise UserError(f"{name[2:]}: it is a section; give its fields one by one, as {name}.NAME VALUE")
         if name != "--config":
-            rest.append(one)
+            rest.append(argument)
             continue
         if not equals:
             path = left.pop(0) if left and not left[0].startswith("--") else ""
@@ -142,8 +142,8 @@ def split_recipes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def flat(parser: CommandParser, values: dict[str, Any]) -> dict[str, Any]:
     """A recipe's values by dotted name, converted to the types of the options."""
-    found: dict[str, Any] = vars(parser.parse_object(values, defaults=False).as_flat())
-    return found
+    options: dict[str, Any] = vars(parser.parse_object(values, defaults=False).as_flat())
+    return options
 
 
 def names(source: dict[str, Any]) -> frozenset[str]:

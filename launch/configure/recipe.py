@@ -41,16 +41,16 @@ def field_types() -> Mapping[str, tuple[type, ...]]:
 
 @cache
 def _field_types(extra: tuple[tuple[str, type], ...]) -> Mapping[str, tuple[type, ...]]:
-    found: dict[str, tuple[type, ...]] = {"debug": (bool,)}
+    types: dict[str, tuple[type, ...]] = {"debug": (bool,)}
     own = {name: kind for name, kind in get_type_hints(RunConfig).items() if name != "extra"}
     for name, kind in (own | dict(extra)).items():
         if is_dataclass(kind):
-            found[name] = (dict,)
+            types[name] = (dict,)
             hints = get_type_hints(kind)
-            found |= {f"{name}.{one.name}": _types(hints[one.name]) for one in fields(kind)}
+            types |= {f"{name}.{entry.name}": _types(hints[entry.name]) for entry in fields(kind)}
         else:
-            found[name] = _types(kind)
-    return found
+            types[name] = _types(kind)
+    return types
 
 
 def _types(hint: Any) -> tuple[type, ...]:
@@ -58,7 +58,7 @@ def _types(hint: Any) -> tuple[type, ...]:
     inner = get_args(hint)
     if not inner:
         return (hint,)
-    flat = (_types(one) if isinstance(one, type) or get_args(one) else (type(one),) for one in inner)
+    flat = (_types(part) if isinstance(part, type) or get_args(part) else (type(part),) for part in inner)
     return tuple(kind for kinds in flat for kind in kinds)
 
 
@@ -106,7 +106,7 @@ def _compose(path: str, text: str) -> yaml.Node:
         raise UserError(f"config: the recipe is not YAML ({where}: {error.problem}){tab}") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"config: the recipe is not YAML ({path}: {error}); correct it") from error
-    documents = [one for one in documents if one is not None]
+    documents = [document for document in documents if document is not None]
     if len(documents) > 1:
         line = documents[1].start_mark.line + 1
         raise UserError(f"config: {path} holds {len(documents)} documents, the second from line {line}; keep one")
@@ -142,10 +142,10 @@ class _Reader:
                 inner = inner.setdefault(section, {})
                 if not isinstance(inner, dict):
                     raise self.fail(name, key_node, f"{section} has a value of its own; give one of the two")
-            found = self.value(value, name)
-            if not isinstance(found, dict):
+            fields_of = self.value(value, name)
+            if not isinstance(fields_of, dict):
                 self.once(name, key_node)
-            inner[last] = {**inner.get(last, {}), **found} if isinstance(found, dict) else found
+            inner[last] = {**inner.get(last, {}), **fields_of} if isinstance(fields_of, dict) else fields_of
         self.trail.pop()
         return values
 
@@ -166,7 +166,7 @@ class _Reader:
         if id(node) in self.trail:
             raise self.fail(prefix or "config", node, "it contains itself; write the fields out")
         self.trail.append(id(node))
-        found: dict[str, tuple[str, yaml.Node, yaml.Node]] = {}
+        seen: dict[str, tuple[str, yaml.Node, yaml.Node]] = {}
         merged: list[yaml.Node] = []
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -175,16 +175,16 @@ class _Reader:
                 merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
                 continue
             name = f"{prefix}.{key.value}" if prefix else key.value
-            if key.value in found:
-                raise self.twice(name, _line(found[key.value][1]), _line(key))
-            found[key.value] = (key.value, key, value)
-        for one in merged:
-            if not isinstance(one, yaml.MappingNode):
-                raise self.fail(prefix or "config", one, "<< merges mappings only; correct it")
-            for entry in self.entries(one, prefix):
-                found.setdefault(entry[0], entry)
+            if key.value in seen:
+                raise self.twice(name, _line(seen[key.value][1]), _line(key))
+            seen[key.value] = (key.value, key, value)
+        for mapping in merged:
+            if not isinstance(mapping, yaml.MappingNode):
+                raise self.fail(prefix or "config", mapping, "<< merges mappings only; correct it")
+            for entry in self.entries(mapping, prefix):
+                seen.setdefault(entry[0], entry)
         self.trail.pop()
-        return list(found.values())
+        return list(seen.values())
 
     def value(self, node: yaml.Node, name: str) -> Any:
         """The value of a field, or of a section."""
@@ -199,12 +199,12 @@ class _Reader:
         if isinstance(node, yaml.MappingNode):
             return self.section(node, name)
         if isinstance(node, yaml.SequenceNode):
-            return [self.value(one, f"{name}[]") for one in node.value]
+            return [self.value(item, f"{name}[]") for item in node.value]
         assert isinstance(node, yaml.ScalarNode)
-        found = scalar(node.value, plain=node.style is None, kinds=kinds or ())
-        if found is None and kinds is not None and NoneType not in kinds:
+        converted = scalar(node.value, plain=node.style is None, kinds=kinds or ())
+        if converted is None and kinds is not None and NoneType not in kinds:
             raise self.fail(name, node, "null is not allowed; give a value, or delete it")
-        return found
+        return converted
 
 
 def _line(node: yaml.Node) -> int:

@@ -35,11 +35,11 @@ def visible_gpus() -> list[VisibleGpu]:
     """The GPUs that torch can use."""
     import torch
 
-    found = []
+    gpus = []
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         properties = torch.cuda.get_device_properties(index)
-        found.append(VisibleGpu(properties.name, properties.total_memory, (properties.major, properties.minor)))
-    return found
+        gpus.append(VisibleGpu(properties.name, properties.total_memory, (properties.major, properties.minor)))
+    return gpus
 
 
 def gpu_count() -> int:

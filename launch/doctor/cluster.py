@@ -129,8 +129,8 @@ def contradictory(env: Mapping[str, str]) -> Iterator[str]:
 
 def check_shells() -> Iterator[Finding]:
     """ssh and pdsh, which DeepSpeed's launcher uses over nodes."""
-    found = {name: find_tool(name) for name in ("ssh", "pdsh")}
-    missing = [name for name, path in found.items() if path is None]
+    paths = {name: find_tool(name) for name in ("ssh", "pdsh")}
+    missing = [name for name, path in paths.items() if path is None]
     if missing:
         remedy = f"only for `deepspeed --hostfile`: apt install {' '.join(missing).replace('ssh', 'openssh-client', 1)}"
         if missing == ["pdsh"]:

@@ -119,12 +119,12 @@ def cached_architectures(folders: Sequence[Path]) -> Counter[int]:
     from engine.kernels.cuda.kernels import all_kernels
     from engine.kernels.cuda.nvrtc import file_name
 
-    found: Counter[int] = Counter()
+    counts: Counter[int] = Counter()
     for folder in folders:
         there = {path.name for path in folder.glob("*.cubin")}
         for arch in {int(match[1]) for name in there if (match := re.search(r"-sm(\d+)-", name))}:
-            found[arch] += sum(file_name(kernel, arch) in there for kernel in all_kernels())
-    return found
+            counts[arch] += sum(file_name(kernel, arch) in there for kernel in all_kernels())
+    return counts
 
 
 def serves(cached: Counter[int], major: int, minor: int) -> bool:
@@ -148,7 +148,7 @@ def check_operator_tools() -> Iterator[Finding]:
     if ctypes.util.find_library("aio") is None:
         missing.append("libaio (apt install libaio-dev): zero.offload_optimizer nvme can't be used")
     if missing:
-        names = ", ".join(one.split(" (")[0] for one in missing)
+        names = ", ".join(tool.split(" (")[0] for tool in missing)
         yield Finding(
             "DeepSpeed's tools", "note", f"missing: {names}", "needed for offload only; " + "; ".join(missing)
         )

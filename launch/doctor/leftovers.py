@@ -25,12 +25,12 @@ def extensions_folder() -> Path:
 def users_of(paths: Sequence[Path]) -> dict[Path, int]:
     """A process, of those that this user may look at, for each of the files that one has open or mapped."""
     wanted = {str(path.resolve()): path for path in paths}
-    found: dict[Path, int] = {}
+    users: dict[Path, int] = {}
     for process in Path("/proc").iterdir() if paths else ():
         if process.name.isdigit():
             with contextlib.suppress(OSError):  # it ended, or is another user's
-                found |= {wanted[name]: int(process.name) for name in files_of(process) if name in wanted}
-    return found
+                users |= {wanted[name]: int(process.name) for name in files_of(process) if name in wanted}
+    return users
 
 
 def files_of(process: Path) -> Iterator[str]:

@@ -23,16 +23,16 @@ SIOCGIFADDR = 0x8915
 def addresses_of(host: str) -> list[str]:
     """The addresses that a name resolves to, IPv4 first; none if it doesn't."""
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         return []
-    ordered = sorted(found, key=lambda one: one[0] != socket.AF_INET)
-    return list(dict.fromkeys(str(one[4][0]) for one in ordered))
+    ordered = sorted(answers, key=lambda answer: answer[0] != socket.AF_INET)
+    return list(dict.fromkeys(str(answer[4][0]) for answer in ordered))
 
 
 def interfaces() -> dict[str, str]:
     """The network interfaces that have an IPv4 address, with it."""
-    found = {}
+    addresses = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             request = array.array("B", struct.pack("256s", name.encode()[:15]))
@@ -40,8 +40,8 @@ def interfaces() -> dict[str, str]:
                 fcntl.ioctl(probe.fileno(), SIOCGIFADDR, request)
             except OSError:  # it has no address
                 continue
-            found[name] = socket.inet_ntoa(request.tobytes()[20:24])
-    return found
+            addresses[name] = socket.inet_ntoa(request.tobytes()[20:24])
+    return addresses
 
 
 def check_hostname(several_nodes: bool) -> Iterator[Finding]:
@@ -63,7 +63,7 @@ def judge_hostname(name: str, addresses: Sequence[str], several_nodes: bool) -> 
         remedy = f"add a line with this machine's address and {name} to /etc/hosts"
         return Finding("host name", "problem", f"{name} doesn't resolve", remedy)
     found = f"{name} is {', '.join(addresses)}"
-    if all(ipaddress.ip_address(one.split("%")[0]).is_loopback for one in addresses):
+    if all(ipaddress.ip_address(address.split("%")[0]).is_loopback for address in addresses):
         remedy = f"for runs over nodes: give {name} its network address in /etc/hosts, and set GLOO_SOCKET_IFNAME"
         return Finding("host name", "problem" if several_nodes else "note", f"{found}, loopback only", remedy)
     return Finding("host name", "ok", found)
@@ -85,7 +85,7 @@ def judge_interfaces(there: Mapping[str, str], own: Sequence[str], env: Mapping[
             taken = by_name(there, own) if exact else next(iter(selected("^lo,docker", there)), "lo")
             yield Finding(f"{backend} interface", "ok", f"{taken} ({there.get(taken, 'unknown')}), by default")
             continue
-        names = [one for one in given.split(",") if one in there] if exact else selected(given, there)
+        names = [name for name in given.split(",") if name in there] if exact else selected(given, there)
         if names:
             yield Finding(f"{backend} interface", "ok", f"{names[0]} ({there[names[0]]}), by {variable}={given}")
         else:
@@ -102,7 +102,7 @@ def selected(rule: str, there: Mapping[str, str]) -> list[str]:
     excluding, text = rule.startswith("^"), rule.removeprefix("^")
     exact, text = text.startswith("="), text.removeprefix("=")
     wanted = text.split(",")
-    match = [name for name in there if any(name == one if exact else name.startswith(one) for one in wanted)]
+    match = [name for name in there if any(name == prefix if exact else name.startswith(prefix) for prefix in wanted)]
     return [name for name in there if name not in match] if excluding else match
 
 

@@ -50,14 +50,20 @@ def judge_packages(requirements: Iterable[str], version_of: Callable[[str], str 
     """
     from packaging.requirements import Requirement
 
-    needed = [one for one in map(Requirement, requirements) if one.marker is None or one.marker.evaluate({"extra": ""})]
+    needed = [
+        requirement
+        for requirement in map(Requirement, requirements)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    ]
     wrong = False
-    for one in needed:
-        version = version_of(one.name)
-        if version is None or not one.specifier.contains(version, prereleases=True):
+    for requirement in needed:
+        version = version_of(requirement.name)
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
             wrong = True
-            found = "missing" if version is None else f"{version}, outside of {one.specifier}"
-            yield Finding(one.name, "problem", found, f"pip install '{one.name}{one.specifier}'")
+            found = "missing" if version is None else f"{version}, outside of {requirement.specifier}"
+            yield Finding(
+                requirement.name, "problem", found, f"pip install '{requirement.name}{requirement.specifier}'"
+            )
     if not wrong:
         shown = ", ".join(f"{name} {version_of(name)}" for name in SHOWN if version_of(name))
         yield Finding("packages", "ok", f"{len(needed)} within their bounds: {shown}")

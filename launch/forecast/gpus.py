@@ -85,8 +85,8 @@ def named_gpu(text: str) -> str | None:
 def detected_gpu(name: str, memory: int) -> str | None:
     """The key of a card by the driver's name of it and its memory in bytes; None for one that isn't in the table."""
     words = set(re.findall(r"[a-z0-9]+", name.lower()))
-    found = [key for key in GPUS if WORDS.get(key, {key}) <= words]
-    return min(found, key=lambda key: (-len(WORDS.get(key, {key})), abs(GPUS[key].memory - memory)), default=None)
+    keys = [key for key in GPUS if WORDS.get(key, {key}) <= words]
+    return min(keys, key=lambda key: (-len(WORDS.get(key, {key})), abs(GPUS[key].memory - memory)), default=None)
 
 
 def assumed_gpu(memory: int) -> str:

@@ -144,14 +144,14 @@ def find_job(job: str) -> Job:
         UserError: neither knows the job.
     """
     try:
-        found = parse_jobs(call("scontrol", "show", "job", job))
+        jobs = parse_jobs(call("scontrol", "show", "job", job))
     except UserError as error:
         if "SLURM is not on this machine" in str(error):
             raise
-        found = accounted(job)
-    if not found:
+        jobs = accounted(job)
+    if not jobs:
         raise UserError(f"job: {job} is unknown to SLURM, or too long ago; give the run's output folder instead")
-    return next((one for one in found if one.state == "RUNNING"), found[0])
+    return next((candidate for candidate in jobs if candidate.state == "RUNNING"), jobs[0])
 
 
 def accounted(job: str) -> list[Job]:

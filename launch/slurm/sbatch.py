@@ -153,7 +153,7 @@ def log_pattern(job: JobConfig, output: Path) -> str:
 def log_path(pattern: str, job_name: str, job: str, task: str = "%a") -> str:
     """The path of a job's log, from its pattern."""
     values = {"%%": "%", "%x": job_name, "%j": job, "%A": job, "%a": task}
-    return re.sub("%.", lambda found: values.get(found[0], found[0]), pattern)
+    return re.sub("%.", lambda match: values.get(match[0], match[0]), pattern)
 
 
 def directive(name: str, value: object) -> str:

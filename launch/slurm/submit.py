@@ -155,8 +155,8 @@ def active_job(output: Path) -> str | None:
 
 def submissions(output: Path) -> list[dict[str, object]]:
     """The records of a run's submissions, oldest first; unreadable ones are left out."""
-    found = [read_record(path) for path in sorted((output / "submit").glob(f"*/{RECORD}"))]
-    return [record for record in found if record is not None]
+    records = [read_record(path) for path in sorted((output / "submit").glob(f"*/{RECORD}"))]
+    return [record for record in records if record is not None]
 
 
 def read_record(path: Path) -> dict[str, object] | None:
@@ -214,12 +214,12 @@ def submit(job: JobConfig, config: RunConfig, submission: Submission, script: st
     except BaseException:
         snapshot.discard(submission.folder, submission.output)
         raise
-    found = re.search(r"^(\d+)(;.*)?$", number.strip(), re.MULTILINE)
-    if found is None:
+    match = re.search(r"^(\d+)(;.*)?$", number.strip(), re.MULTILINE)
+    if match is None:
         raise RunError(f"sbatch printed {number.strip()!r} and no job number; look into squeue")
-    record = {"job": found[1], "name": job.job_name, "output": str(submission.output), "log": pattern}
+    record = {"job": match[1], "name": job.job_name, "output": str(submission.output), "log": pattern}
     (submission.folder / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
-    return found[1]
+    return match[1]
 
 
 def main(arguments: list[str]) -> int:

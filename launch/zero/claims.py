@@ -63,8 +63,8 @@ def number(*, positive: bool = False) -> ValueKind:
     """A number of at least 0, or above 0 if `positive`."""
 
     def convert(value: Any) -> float | None:
-        found = _number(value)
-        return found if found is not None and (found > 0 or (found == 0 and not positive)) else None
+        converted = _number(value)
+        return converted if converted is not None and (converted > 0 or (converted == 0 and not positive)) else None
 
     return ValueKind(
         "a positive number, without quotes" if positive else "a number of at least 0, without quotes", convert
@@ -80,8 +80,8 @@ def one_of(*choices: Any) -> ValueKind:
 
 
 def _pair(value: Any) -> tuple[float, float] | None:
-    found = [_number(one) for one in value] if isinstance(value, list) and len(value) == 2 else [None]
-    return (found[0], found[1]) if None not in found else None  # type: ignore[return-value]
+    numbers = [_number(item) for item in value] if isinstance(value, list) and len(value) == 2 else [None]
+    return (numbers[0], numbers[1]) if None not in numbers else None  # type: ignore[return-value]
 
 
 FLAG = one_of(True, False)

@@ -55,19 +55,19 @@ PRESETS = {
 }
 
 
-def layout(one: Preset) -> BatchLayout:
+def layout(preset: Preset) -> BatchLayout:
     """How the preset's global batch is divided over its ranks."""
     from engine.data.loading.loader import resolve_layout
 
-    return resolve_layout(one.batch, None, one.ranks)
+    return resolve_layout(preset.batch, None, preset.ranks)
 
 
 def preset(name: str) -> dict[str, object]:
     """The DeepSpeed dict of a preset."""
-    one = PRESETS[name]
-    train = TrainConfig(zero_stage=one.stage, precision=one.precision, global_batch=one.batch)
-    config = RunConfig(train=train, zero=one.zero, model=ModelConfig(size=one.size))
-    return deepspeed_config(config, layout(one), one.accelerator)
+    chosen = PRESETS[name]
+    train = TrainConfig(zero_stage=chosen.stage, precision=chosen.precision, global_batch=chosen.batch)
+    config = RunConfig(train=train, zero=chosen.zero, model=ModelConfig(size=chosen.size))
+    return deepspeed_config(config, layout(chosen), chosen.accelerator)
 
 
 def render(name: str) -> str:

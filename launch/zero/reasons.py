@@ -55,9 +55,9 @@ LEFT_OUT = {
 def explain(values: dict[str, Any], config: RunConfig, accelerator: str) -> dict[str, str]:
     """The reason of every value, and of sections that are left out, by dotted key."""
     reasons = ALWAYS | _of_this_run(config, accelerator)
-    found = {key: reasons[key] for key in leaves(values) if key in reasons}
-    missing = [key for key in leaves(values) if key not in found]
-    return found | dict.fromkeys(missing, "DeepSpeed's usual value") | LEFT_OUT
+    known = {key: reasons[key] for key in leaves(values) if key in reasons}
+    missing = [key for key in leaves(values) if key not in known]
+    return known | dict.fromkeys(missing, "DeepSpeed's usual value") | LEFT_OUT
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:

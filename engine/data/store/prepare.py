@@ -123,7 +123,7 @@ def prepare(config: PrepareConfig, executor: Executor | None = None, workers: in
     listed = list_sources(config)
     named = [record_source(source, config) for source in listed]
     records = named if config.source_names else numbered(named)
-    sources, found = with_lines(listed, config, config.language)
+    sources, rules = with_lines(listed, config, config.language)
     given = open_given(config)
     settings = {**_settings(config, given), **resolved(sources, config)}
     wanted = identity(settings, records)
@@ -131,7 +131,7 @@ def prepare(config: PrepareConfig, executor: Executor | None = None, workers: in
     if done := find_complete(output, wanted, config.overwrite):
         log.info("%s is already prepared: %s", output, summary(done))
         return done
-    for line in describe_sources(sources, config) + found:
+    for line in describe_sources(sources, config) + rules:
         log.info("%s", line)
     try:
         with Workspace(output, wanted, config.overwrite) as work:

@@ -120,9 +120,9 @@ class Split:
 
     def gather(self, starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> NDArray[Any]:
         """Token ids of N >= 1 segments one after the other; `starts` and `lengths` [N] as for `tokens`."""
-        found: NDArray[Any] = np.concatenate(self._views(starts, lengths))
-        assert len(found) == lengths.sum(), "a slice crosses a document"
-        return found
+        tokens: NDArray[Any] = np.concatenate(self._views(starts, lengths))
+        assert len(tokens) == lengths.sum(), "a slice crosses a document"
+        return tokens
 
     def _views(self, starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> list[NDArray[Any]]:
         shards = np.searchsorted(self._starts, starts, side="right") - 1
@@ -150,8 +150,8 @@ def _open_shard(path: Path, shard: StoreShard) -> tuple[NDArray[Any], NDArray[np
         lengths, sentence_counts = _flat(path, "sentence_lengths")
     except Exception as error:  # pyarrow reports damage as any of a dozen types
         raise UserError(f"data: shard {path} is corrupt ({error}); {remedy}") from error
-    found = (len(token_counts), len(lengths), len(tokens))
-    if found != (shard.documents, shard.sentences, shard.tokens) or not _adds_up(
+    counts = (len(token_counts), len(lengths), len(tokens))
+    if counts != (shard.documents, shard.sentences, shard.tokens) or not _adds_up(
         token_counts, lengths, sentence_counts
     ):
         raise UserError(f"data: shard {path} is corrupt (its counts don't match the manifest); {remedy}")

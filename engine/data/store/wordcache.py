@@ -46,7 +46,7 @@ class WordCache:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
-        self._punctuation = [mark for mark in _PUNCTUATION if not any(mark in one for one in vocabulary.added_tokens)]
+        self._punctuation = [mark for mark in _PUNCTUATION if not any(mark in name for name in vocabulary.added_tokens)]
         # A word that is looked up for the first time gets the next number; it is tokenized afterwards, with others.
         self._numbers: defaultdict[str, int] = defaultdict(None, {_END: 0})
         self._numbers.default_factory = self._numbers.__len__

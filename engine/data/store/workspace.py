@@ -38,11 +38,11 @@ def identity(settings: dict[str, Any], sources: Sequence[SourceRecord]) -> dict[
     return {**UNSAID, **settings, "source": [source.sha256 for source in sources]}
 
 
-def check_same(found: dict[str, Any], wanted: dict[str, Any], output: Path) -> None:
+def check_same(settings: dict[str, Any], wanted: dict[str, Any], output: Path) -> None:
     """Raise unless a store (or a part of one) was made with the wanted settings."""
     for name, value in wanted.items():
-        if found.get(name) != value:
-            detail = "other content" if name == "source" else f"{found.get(name)!r}, not {value!r}"
+        if settings.get(name) != value:
+            detail = "other content" if name == "source" else f"{settings.get(name)!r}, not {value!r}"
             raise UserError(
                 f"{name}: {output} was prepared with {detail}; pass --overwrite or choose another output folder"
             )
@@ -112,13 +112,13 @@ class Workspace:
     def _claim(self) -> None:
         """Take over what an earlier run left, or start anew."""
         settings = self.folder / SETTINGS_NAME
-        found = {**UNSAID, **json.loads(settings.read_text(encoding="utf-8"))} if settings.is_file() else None
-        if found is not None and found != self._wanted:
+        earlier = {**UNSAID, **json.loads(settings.read_text(encoding="utf-8"))} if settings.is_file() else None
+        if earlier is not None and earlier != self._wanted:
             if not self._overwrite:
-                check_same(found, self._wanted, self.output)
+                check_same(earlier, self._wanted, self.output)
             self._empty()
-            found = None
-        self.resumed = found is not None
+            earlier = None
+        self.resumed = earlier is not None
         (self.folder / RECORDS).mkdir(exist_ok=True)
         write_atomically(settings, json.dumps(self._wanted, ensure_ascii=False, sort_keys=True))
 

@@ -155,8 +155,8 @@ def _expand_folder(folder: Path, text_field: str) -> list[Source]:
         else:
             sources.append(source)
     if not sources:
-        found = f"; {skipped[0]} is none" if skipped else ""
-        raise UserError(f"source: folder {folder} has no readable file{found}; give {SUPPORTED}")
+        example = f"; {skipped[0]} is none" if skipped else ""
+        raise UserError(f"source: folder {folder} has no readable file{example}; give {SUPPORTED}")
     if skipped:
         log.info("%s: skipped %d other files, e.g. %s", folder, len(skipped), skipped[0].name)
     return sources
@@ -186,8 +186,8 @@ def _recognised(source: Source, text_field: str) -> Source:
     if text_field in fields:
         return replace(source, kind="jsonl", by_content=True)
     if fields and source.kind == "text":
-        found = ", ".join(fields)
-        log.warning("%s is read as plain text though it begins with JSON: text_field may be %s", source.name, found)
+        named = ", ".join(fields)
+        log.warning("%s is read as plain text though it begins with JSON: text_field may be %s", source.name, named)
     return source
 
 
@@ -211,8 +211,8 @@ def _with_documents(sources: list[Source], documents: str) -> list[Source]:
     def rule(source: Source) -> Documents:
         if documents != "auto":
             return "file" if documents == "file" else "blank_line"
-        found = sizes.get(source.folder, [])
-        return "file" if len(found) >= MANY_FILES and median(found) <= BOOK_BYTES else "blank_line"
+        siblings = sizes.get(source.folder, [])
+        return "file" if len(siblings) >= MANY_FILES and median(siblings) <= BOOK_BYTES else "blank_line"
 
     return [replace(source, documents=rule(source)) for source in sources]
 

@@ -38,10 +38,10 @@ def embedded_documents() -> tuple[str, ...]:
     root = Path(sysconfig.get_path("stdlib"))
     seen: set[str] = set()
     documents = (_document(texts, seen) for _, texts in _raw_documents(root))
-    found = tuple(text for text in documents if len(text.split()) >= MIN_DOCUMENT_WORDS)
-    if not found:
+    kept = tuple(text for text in documents if len(text.split()) >= MIN_DOCUMENT_WORDS)
+    if not kept:
         raise UserError(f"source: embedded finds no Python source files in {root}; give a file or folder of text")
-    return found
+    return kept
 
 
 def paragraphs_by_module() -> Iterator[tuple[str, str]]:

@@ -37,16 +37,16 @@ def with_lines(sources: Sequence[Source], config: CorpusConfig, language: str) -
     """
     if config.lines != "auto":
         return [replace(source, lines=config.lines) for source in sources], []
-    found: dict[Source, Lines] = {}
+    rules: dict[Source, Lines] = {}
     said = []
     for name, members in _parts(sources).items():
         layout = measure(_sample(members, config), language)
         lines = judge(layout)
-        found.update((source, lines) for source in members)
+        rules.update((source, lines) for source in members)
         if layout is not None:
             others = " or ".join(other for other in _LINES if other != lines)
             said.append(f"{name}: {_LINES[lines]}, by their looks (lines: {lines}; if not so give --lines {others})")
-    return [replace(source, lines=found[source]) for source in sources], said
+    return [replace(source, lines=rules[source]) for source in sources], said
 
 
 def _parts(sources: Sequence[Source]) -> dict[str, list[Source]]:

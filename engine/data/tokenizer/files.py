@@ -69,11 +69,11 @@ class TokenizerFiles:
 
     def named(self) -> dict[str, str]:
         """Every token that the files call special, and the file and field that do."""
-        found: dict[str, str] = {}
+        tokens: dict[str, str] = {}
         for file, content in ((CONFIG, self.config), (SPECIAL_MAP, self.special)):
             for field, token in _named(content):
-                found.setdefault(token, f"{file}: {field}")
-        return found
+                tokens.setdefault(token, f"{file}: {field}")
+        return tokens
 
 
 def read_files(path: Path) -> TokenizerFiles:

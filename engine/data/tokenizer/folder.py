@@ -242,14 +242,14 @@ def _numbered(files: TokenizerFiles) -> dict[int, AddedToken]:
     if "added_tokens_decoder" in files.config:
         listed = files.config["added_tokens_decoder"]
         try:
-            found = {int(index): _token(value, normalized=True, special=False) for index, value in listed.items()}
+            tokens = {int(index): _token(value, normalized=True, special=False) for index, value in listed.items()}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise wrong(files, CONFIG, "added_tokens_decoder", listed, "give tokens by id") from error
     else:
-        found = _numbered_of_old(files)
-    for token in found.values():
+        tokens = _numbered_of_old(files)
+    for token in tokens.values():
         token.special = token.special or token.content in _role_tokens(files)
-    return found
+    return tokens
 
 
 def _numbered_of_old(files: TokenizerFiles) -> dict[int, AddedToken]:
@@ -258,14 +258,14 @@ def _numbered_of_old(files: TokenizerFiles) -> dict[int, AddedToken]:
     # transformers matches a token in the text before normalisation only where one of these fields names it.
     exact = _role_tokens(files).union(map(content_of, further_tokens(files.config)))
     exact.update(map(content_of, files.special.get("extra_special_tokens") or []))
-    found = {}
+    tokens = {}
     for content, index in files.added.items():
         if not isinstance(index, int) or isinstance(index, bool):
             raise wrong(files, ADDED, content, index, "give the id of the token")
-        found[index] = _token(content, normalized=content not in exact, special=content in special)
+        tokens[index] = _token(content, normalized=content not in exact, special=content in special)
     for value in (files.serialised or {}).get("added_tokens") or []:
-        found[value["id"]] = _token(value, normalized=True, special=False)
-    return found
+        tokens[value["id"]] = _token(value, normalized=True, special=False)
+    return tokens
 
 
 def _role_tokens(files: TokenizerFiles) -> set[str | None]:

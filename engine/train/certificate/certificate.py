@@ -58,9 +58,9 @@ class ParameterFinding:
 
     def row(self, step: int) -> tuple[object, ...]:
         """The values of `columns`."""
-        one = self.comparison
-        errors = [f"{value:.3e}" for value in (self.error, one.weights, *one.states.values())]
-        norms = [f"{value:.7g}" for value in (one.trust_ratio, one.weight_norm, one.update_norm)]
+        comparison = self.comparison
+        errors = [f"{value:.3e}" for value in (self.error, comparison.weights, *comparison.states.values())]
+        norms = [f"{value:.7g}" for value in (comparison.trust_ratio, comparison.weight_norm, comparison.update_norm)]
         return (step, self.name, self.elements, *errors, self.stale, *norms)
 
     def fault(self, factor: float) -> str:
@@ -69,17 +69,18 @@ class ParameterFinding:
         Args:
             factor: what the gradient should have been multiplied by.
         """
-        one = self.comparison
-        for index, (name, error) in enumerate(one.states.items()):
+        comparison = self.comparison
+        for index, (name, error) in enumerate(comparison.states.items()):
             if not error <= BOUND:
                 told = (
-                    f"; its gradient was multiplied by {one.factor:.6g}, and loss scale and clipping make {factor:.6g}"
+                    f"; its gradient was multiplied by {comparison.factor:.6g}, "
+                    f"and loss scale and clipping make {factor:.6g}"
                 )
                 return f"{name} has an error of {error:.1e}" + (told if index == 0 else "")
-        if not one.weights <= BOUND:
+        if not comparison.weights <= BOUND:
             return (
-                f"the weights have an error of {one.weights:.1e}; they moved {one.length:.6g} times as far as they "
-                f"should, by a trust ratio of {one.trust_ratio:.6g}"
+                f"the weights have an error of {comparison.weights:.1e}; they moved {comparison.length:.6g} times "
+                f"as far as they should, by a trust ratio of {comparison.trust_ratio:.6g}"
             )
         if self.stale:
             return f"{self.stale} elements of the model's own weights are not the optimizer's, rounded"

@@ -112,8 +112,8 @@ def checkpoint_step(path: Path) -> int:
 
 def complete_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first: folders get these names once complete, but may be damaged since."""
-    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name) and path.is_dir()]
-    return sorted(found, key=checkpoint_step)
+    paths = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name) and path.is_dir()]
+    return sorted(paths, key=checkpoint_step)
 
 
 def find(resume: str, folder: Path) -> Path | None:
@@ -197,8 +197,8 @@ def damage(path: Path, part: int = 0, parts: int = 1, *, hashes: bool = True) ->
         present = {file.name: file.stat().st_size for file in path.iterdir() if file.name != STATE_FILE}
         for name, facts in files:
             if present.get(name) != facts.bytes:
-                found = f"has {present[name]} bytes of {facts.bytes}" if name in present else "is missing"
-                return f"{name} {found}"
+                problem = f"has {present[name]} bytes of {facts.bytes}" if name in present else "is missing"
+                return f"{name} {problem}"
         if unknown := present.keys() - dict(files):
             return f"{min(unknown)} is none of its files"
         for name, facts in files[part::parts] if hashes else ():
@@ -221,18 +221,18 @@ def read_state(path: Path) -> RunState:
     try:
         text = (path / STATE_FILE).read_bytes().decode()
         values = json.loads(text)
-        found = values.get("format", 1)
-        sealed = values.pop(SEAL, None) is not None or found not in UNSEALED_FORMATS
+        version = values.get("format", 1)
+        sealed = values.pop(SEAL, None) is not None or version not in UNSEALED_FORMATS
         if sealed and not is_sealed(text):
             raise ValueError("it is not what was written, by its SHA-256")
-        if found in READABLE_FORMATS:
+        if version in READABLE_FORMATS:
             files = {name: FileFacts(**facts) for name, facts in values["files"].items()}
             return RunState(**{**values, "cursor": Cursor(**values["cursor"]), "files": files})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise DamagedCheckpointError(path, f"{STATE_FILE}: {reason}") from error
     raise UserError(
-        f"resume: {path} is of checkpoint format {found} and this version reads format {FORMAT}; "
+        f"resume: {path} is of checkpoint format {version} and this version reads format {FORMAT}; "
         f"use the version that wrote it ({values.get('version')})"
     )
 
@@ -273,17 +273,17 @@ def differences(saved: dict[str, Any], given: dict[str, Any]) -> list[tuple[str,
 
 def changes(state: RunState, config: dict[str, Any]) -> str:
     """The options that have changed since a checkpoint, in words; empty if none has."""
-    known = flat(state.config)
-    changed = [one for one in differences(state.config, config) if one[0] in known and one[0] not in UNTOLD_FIELDS]
+    told = flat(state.config).keys() - set(UNTOLD_FIELDS)
+    changed = [difference for difference in differences(state.config, config) if difference[0] in told]
     return ", ".join(f"{name} {old!r} -> {new!r}" for name, old, new in changed)
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """A nested dict as one dict with dotted keys."""
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for name, value in values.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
+        leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return leaves
 
 
 def load(zero: ZeroEngine, path: Path, state: RunState) -> None:

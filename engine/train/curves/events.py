@@ -81,12 +81,14 @@ def points_at(folder: Path, step: int) -> dict[str, float]:
     """Values at one step of all curves in a folder's event files, by tag, rounded to fp32."""
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
-    found: dict[str, float] = {}
+    points: dict[str, float] = {}
     for path in sorted(folder.glob("events.out.tfevents.*")):
         for event in LegacyEventFileLoader(str(path)).Load():
             if event.step == step:
-                found |= {one.tag: one.simple_value for one in event.summary.value if one.HasField("simple_value")}
-    return found
+                points |= {
+                    value.tag: value.simple_value for value in event.summary.value if value.HasField("simple_value")
+                }
+    return points
 
 
 def session_start(config: RunConfig) -> list[Any]:

@@ -74,10 +74,10 @@ class Operators:
 
     def top(self, steps: int, count: int = TOP) -> list[dict[str, Any]]:
         """The `count` operators with the longest self time: name, kind, and calls and seconds per step."""
-        longest = sorted(self.seconds, key=lambda one: -self.seconds[one])[:count]
+        longest = sorted(self.seconds, key=lambda key: -self.seconds[key])[:count]
         return [
-            {"name": one[0], "kind": one[1], "calls": self.calls[one] / steps, "seconds": self.seconds[one] / steps}
-            for one in longest
+            {"name": key[0], "kind": key[1], "calls": self.calls[key] / steps, "seconds": self.seconds[key] / steps}
+            for key in longest
         ]
 
 
@@ -88,16 +88,16 @@ def operators(roots: Iterable[Any], *, on_device: bool) -> Operators:
         roots: events (`FunctionEvent`) that no other contains; all events below them count.
         on_device: count the time of the kernels that an operator started, not the host's.
     """
-    found = Operators()
+    table = Operators()
     pending: list[tuple[Any, str | None]] = [(root, None) for root in roots]
     while pending:
         event, owner = pending.pop()
         kind = owner or kind_of(event.name)
         microseconds = event.self_device_time_total if on_device else event.self_cpu_time_total
-        found.add(event.name, kind, microseconds / 1e6)
+        table.add(event.name, kind, microseconds / 1e6)
         below = kind if kind in COMPOSED else None
         pending += [(child, below) for child in event.cpu_children]
-    return found
+    return table
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def summarise(records: Sequence[RankRecord], first_step: int, steps: int, device
     seconds = sum(parts.values())
     flops = sum(record.flops for record in records) / steps
     peaks = [record.peak for record in records if record.peak is not None]
-    peak = sum(one.flops for one in peaks) if len(peaks) == len(records) else None
+    peak = sum(peak_of_rank.flops for peak_of_rank in peaks) if len(peaks) == len(records) else None
     return Summary(
         first_step=first_step,
         steps=steps,

@@ -174,9 +174,9 @@ class Guard:
         self.heartbeat.update(loss=loss, tokens_per_second=tokens_per_second)
         if self.slow is not None:
             times = dist.gather_objects(self.slow.seconds() / steps)
-            if found := self.slow.judge(times):
+            if slow := self.slow.judge(times):
                 hosts = dist.gather_objects(socket.gethostname())
-                for rank in found:
+                for rank in slow:
                     say(self.slow.tell(rank, times, hosts[rank]))
 
     def own_time(self) -> contextlib.AbstractContextManager[None]:

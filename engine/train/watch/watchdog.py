@@ -111,17 +111,17 @@ def unreachable(hosts: Iterable[str], patience: float = 3.0, most: int = 4) -> d
         patience: seconds to try each host.
         most: number of such hosts after which the search ends.
     """
-    found: dict[str, str] = {}
+    problems: dict[str, str] = {}
     for host in hosts:
         try:
             socket.create_connection((host, SSH_PORT), timeout=patience).close()
         except (ConnectionRefusedError, socket.gaierror):
             continue
         except OSError as error:
-            found[host] = error.strerror or str(error)
-        if len(found) == most:
+            problems[host] = error.strerror or str(error)
+        if len(problems) == most:
             break
-    return found
+    return problems
 
 
 class Watchdog:
@@ -179,23 +179,23 @@ class Watchdog:
         has_word = self._ended is not None and self.size > 1 and self.output.is_dir()
         if self._held_back or not (is_used(self.output) or has_word):
             return
-        found = Beat(
+        beat = Beat(
             self.rank, self._step, self._activity, self._count, self._idle, self._host, os.getpid(), self._ended
         )
         with contextlib.suppress(OSError):
             self._beat_file.parent.mkdir(exist_ok=True)
-            write_atomically(self._beat_file, json.dumps(asdict(found)))
+            write_atomically(self._beat_file, json.dumps(asdict(beat)))
 
     def beats(self) -> list[Beat]:
         """The beats of all ranks; their ages are by the file system's clock, which all hosts share."""
         self.beat()
-        found = []
+        beats = []
         for rank in range(self.size):
             path = self.output / "beats" / f"rank-{rank}"
             with contextlib.suppress(OSError, ValueError, TypeError):
                 age = self._beat_file.stat().st_mtime - path.stat().st_mtime
-                found.append(Beat(**{**json.loads(path.read_text()), "age": max(0.0, age)}))
-        return found
+                beats.append(Beat(**{**json.loads(path.read_text()), "age": max(0.0, age)}))
+        return beats
 
     def _watch(self) -> None:
         seen, last = self._count, time.monotonic()
@@ -217,13 +217,13 @@ class Watchdog:
     def _report(self) -> None:
         beats = self.beats()
         late = behind(beats, self.size, self._silence)
-        found = blame(beats, late, self._silence) + ("" if late else self._network(beats))
+        told = blame(beats, late, self._silence) + ("" if late else self._network(beats))
         folder = self.output / "hang"
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"rank-{self.rank}.txt").open("w") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}: rank {self.rank} of {self.size} on {self._host}, ")
             file.write(f"process {os.getpid()}, has been in {self._activity!r} of step {self._step + 1} ")
-            file.write(f"for {self._idle:.0f} s (fault.hang_timeout {self.timeout:g})\n{found}\n\n")
+            file.write(f"for {self._idle:.0f} s (fault.hang_timeout {self.timeout:g})\n{told}\n\n")
             for beat in beats:
                 file.write(f"rank {beat.rank} on {beat.host}: {beat.step} steps done, in {beat.activity!r} for ")
                 file.write(f"{beat.idle:.0f} s, {beat.count} beginnings, beat {beat.age:.0f} s ago\n")
@@ -232,7 +232,7 @@ class Watchdog:
             faulthandler.dump_traceback(file, all_threads=True)
         if self.rank == _first_outside(late, self.size):
             line = (
-                f"error: no progress for {self._idle:.0f} s in step {self._step + 1}: {found}; "
+                f"error: no progress for {self._idle:.0f} s in step {self._step + 1}: {told}; "
                 f"stacks in {folder}; exit code {HANG_EXIT_CODE}\n"
             )
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())
@@ -282,14 +282,14 @@ class Watchdog:
 
     def _peer(self, message: str, beats: Sequence[Beat]) -> str:
         """The rank that a collective's error is about, by its host or at least its address if gloo gives one."""
-        found = re.search(r"\[([\d.]+|[\da-fA-F:]+)\]:\d", message)
-        if found is None:
+        match = re.search(r"\[([\d.]+|[\da-fA-F:]+)\]:\d", message)
+        if match is None:
             return "another rank"
         for host in sorted({beat.host for beat in beats}):
             with contextlib.suppress(OSError):
-                if found[1] in {str(one[4][0]) for one in socket.getaddrinfo(host, None)}:
+                if match[1] in {str(address[4][0]) for address in socket.getaddrinfo(host, None)}:
                     return "another rank" if host == self._host else f"a rank on {host}"
-        return f"a rank at {found[1]}"
+        return f"a rank at {match[1]}"
 
     def _is_gone(self, beat: Beat) -> bool:
         return beat.ended is not None or (beat.host == self._host and not _is_running(beat.process))
