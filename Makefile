@@ -25,8 +25,11 @@ $(VENV)/.installed: pyproject.toml
 demo: install ## raw text -> pre-training on 2 ranks -> fine-tuning -> report, under runs/demo
 	$(BIN)/zerobert demo
 
+# one per core, four at most: most tests start ranks of their own
+WORKERS := --numprocesses=logical --maxprocesses=4 --no-loadscope-reorder
+
 test: install check ## lint, type check and the fast tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(WORKERS)
 
 CLUSTER_PACKAGES := slurm-wlm munge pdsh openssh-server openssh-client iproute2 procps
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import atexit
 import signal
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from engine.data.store.prepare import PrepareConfig, prepare
 from launch import cli
@@ -16,6 +19,32 @@ ROOT = Path(__file__).resolve().parent.parent
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So it is in a shell's background jobs, and the runs that tests start would inherit it and heed no interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# how long an example takes is the machine's affair
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
+
+#: folders whose files train for minutes: a worker that starts the last of them late would end alone
+LONG = ("tests/train/", "tests/zero/", "tests/launch/", "tests/kernels/")
+
+
+class FilesApart(LoadFileScheduling):
+    """A file's tests share fixtures and so a worker; those of tests/cluster share one cluster."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/cluster" if nodeid.startswith("tests/cluster/") else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesApart:
+    """Give whole files to workers, whatever order they are in."""
+    return FilesApart(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the folders that take long."""
+    rank = {folder: place for place, folder in enumerate(LONG)}
+    items.sort(key=lambda item: next((place for folder, place in rank.items() if item.nodeid.startswith(folder)), 9))
 
 
 def pytest_unconfigure() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import subprocess
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +17,7 @@ from engine.train.certificate.recorded import checksum, covers
 from engine.train.checkpoint.folder import complete_checkpoints
 from launch.configure.options import parse
 from tests.train.certificate.verify_worker import GROUPS, RAISED, SKIPPED, SPOILT
-from tests.train.runs import ROOT, command, environment, execute, run
+from tests.train.runs import execute, run, start_warm
 
 SLOW = pytest.mark.slow
 SOUND_RUNS = [
@@ -149,18 +148,14 @@ def test_a_run_whose_update_is_wrong_ends_with_one_line(store: Path, tmp_path: P
         "from launch.cli import run_command; from launch.train import main; run_command(main)"
     )
     (tmp_path / "spoilt.py").write_text(script)
-    arguments = [*command("torchrun", 2), str(tmp_path / "spoilt.py"), f"--output={tmp_path / 'run'}"]
-    options = [f"--data.path={store}", "--model.hidden_size=32", "--model.layers=1", "--train.steps=3"]
-    done = subprocess.run(
-        [*arguments, *options, "--data.workers=0", "--train.save_interval=1"],
-        env=environment() | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    errors = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error: ")]
-    assert done.returncode != 0
-    assert len(errors) == 1, done.stdout + done.stderr
+    process = start_warm(
+        tmp_path / "run", f"--data.path={store}", "--model.layers=1", "--train.steps=3", "--train.save_interval=1",
+        ranks=2, script=str(tmp_path / "spoilt.py"),
+    )  # fmt: skip
+    printed, _ = process.communicate()
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert process.returncode != 0
+    assert len(errors) == 1, printed
     assert "the update of step 1 is wrong" in errors[0]
     assert rows(tmp_path / "run")
     assert not complete_checkpoints(tmp_path / "run" / "checkpoints")
