@@ -121,10 +121,10 @@ def prepare(config: PrepareConfig, executor: Executor | None = None, workers: in
     """
     config.validate()
     listed = list_sources(config)
+    given = open_given(config)
     named = [record_source(source, config) for source in listed]
     records = named if config.source_names else numbered(named)
     sources, rules = with_lines(listed, config, config.language)
-    given = open_given(config)
     settings = {**_settings(config, given), **resolved(sources, config)}
     wanted = identity(settings, records)
     output = Path(config.output).absolute()

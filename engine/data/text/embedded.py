@@ -11,6 +11,7 @@ import ast
 import re
 import sysconfig
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import chain
@@ -89,8 +90,22 @@ def _topics(path: Path) -> Iterator[str]:
 
 def _docstrings(path: Path) -> list[str]:
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    nodes = (node for node in ast.walk(_parse(path)) if isinstance(node, kinds))
+    nodes = (node for node in _statements(_parse(path)) if isinstance(node, kinds))
     return [text for text in map(ast.get_docstring, nodes) if text]
+
+
+def _statements(module: ast.Module) -> Iterator[ast.AST]:
+    """The nodes of `ast.walk`, in its order, without expressions, which are most of them and hold no definition."""
+    queue: deque[ast.AST] = deque([module])
+    while queue:
+        node = queue.popleft()
+        yield node
+        for name in node._fields:
+            children = getattr(node, name, None)
+            if isinstance(children, list):
+                queue.extend(
+                    child for child in children if isinstance(child, (ast.stmt, ast.excepthandler, ast.match_case))
+                )
 
 
 def _document(texts: Iterable[str], seen: set[str]) -> str:
