@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -103,18 +104,11 @@ def test_printing_goes_on_without_a_reader() -> None:
     assert not stream.isatty()
 
 
-def attempt(output: Path, options: list[str], hook: str) -> dict[str, Any]:
-    """A run of one rank in this process, with SIGTERM at the moment that `hook` names; what is known after it."""
+def terminated_at(moment: str) -> Any:
+    """A context in which this process gets SIGTERM at a moment of a run of 16 samples a step and 4 steps."""
     from engine.data.loading.source import MicroBatch
-    from engine.errors import RunError
     from engine.tasks.pretrain import Pretraining
     from engine.train.checkpoint.saver import Saver
-    from engine.train.watch.guard import pending_evaluation
-    from engine.train.watch.session import Session
-    from engine.train.watch.watchdog import Watchdog
-    from launch.configure.options import parse_given
-    from launch.launcher import Launcher
-    from launch.train import run as run_here
 
     def after(original: Callable[..., Any], when: Callable[..., bool]) -> Callable[..., Any]:
         def called(*arguments: Any, **named: Any) -> Any:
@@ -130,7 +124,7 @@ def attempt(output: Path, options: list[str], hook: str) -> dict[str, Any]:
 
         return mock.patch.object(Pretraining, "step", after(Pretraining.step, when))
 
-    hooks = {
+    contexts = {
         "start-up": lambda: mock.patch.object(
             Pretraining, "build_model", after(Pretraining.build_model, lambda _: True)
         ),
@@ -140,14 +134,27 @@ def attempt(output: Path, options: list[str], hook: str) -> dict[str, Any]:
             Pretraining, "show_guesses", after(Pretraining.show_guesses, lambda *_: True)
         ),
         "save": lambda: mock.patch.object(Saver, "save", after(Saver.save, lambda *_: True)),
-        "none": lambda: mock.patch.object(Saver, "clean", create=True),
+        "none": contextlib.nullcontext,
     }
+    return contexts[moment]()
+
+
+def attempt(output: Path, options: list[str], moment: str) -> dict[str, Any]:
+    """A run of one rank in this process, with SIGTERM at a moment; what is known after it."""
+    from engine.errors import RunError
+    from engine.train.watch.guard import pending_evaluation
+    from engine.train.watch.session import Session
+    from engine.train.watch.watchdog import Watchdog
+    from launch.configure.options import parse_given
+    from launch.launcher import Launcher
+    from launch.train import run as run_here
+
     config, given = parse_given([*SMALL, f"--output={output}", "--train.steps=4", *options])
     request = StopRequest()
     request.listen(launched=False)
     session = Session(config, dist.World(), request, Watchdog(output))
     ended = "done"
-    with hooks[hook]():
+    with terminated_at(moment):
         try:
             run_here(config, Launcher("none", 1), session, given)
         except Stopped as stopped:
