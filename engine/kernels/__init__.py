@@ -7,24 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engine.kernels.decoder_loss import linear_cross_entropy
-    from engine.kernels.ops import adamw_step_, fused, global_norm, lamb_step_, select, softmax_cross_entropy_
+    from engine.kernels.dispatch import select
+    from engine.kernels.ops import adamw_step_, global_norm, lamb_step_, softmax_cross_entropy_
     from engine.kernels.segments import Segments
 
 _HOMES = {
     "Segments": "segments",
     "adamw_step_": "ops",
-    "fused": "ops",
     "global_norm": "ops",
     "lamb_step_": "ops",
     "linear_cross_entropy": "decoder_loss",
-    "select": "ops",
+    "select": "dispatch",
     "softmax_cross_entropy_": "ops",
 }
 
 __all__ = [
     "Segments",
     "adamw_step_",
-    "fused",
     "global_norm",
     "lamb_step_",
     "linear_cross_entropy",

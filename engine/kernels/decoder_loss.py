@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.nn import functional as F  # noqa: N812
 
+from engine.kernels.dispatch import adds_bias
 from engine.kernels.ops import softmax_cross_entropy_
 
 #: bytes of logits above which rows are worked off in chunks
@@ -84,7 +85,7 @@ def _loss_and_slope(
 
     Both gradients are scaled; that of the bias is [V] fp32, or empty.
     """
-    late = bias if hidden.device.type == "cpu" else None
+    late = bias if adds_bias(hidden.device) else None
     logits = F.linear(hidden, weight, bias if late is None else None)
     scale = torch.full((), slope_scale(hidden), device=hidden.device)
     options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "gradient": gradient}

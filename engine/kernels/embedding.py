@@ -9,21 +9,21 @@ Shape legend: T tokens, V vocabulary size, H width.
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from engine.kernels.cpu.kernels import loaded
-from engine.kernels.ops import fused
+from engine.kernels import dispatch
 
 
 class TiedGradient:
     """Where the decoder's gradient waits for the embedding's, for one forward and backward pass."""
 
     def __init__(self) -> None:
-        self._expected = False
+        self.kernels: ModuleType | None = None
         self._gradient: Tensor | None = None
 
     def embedding(self, ids: Tensor, weight: Tensor, padding_idx: int | None) -> Tensor:
@@ -35,15 +35,15 @@ class TiedGradient:
         Returns:
             [T, H].
         """
-        if not _takes(weight):
+        self.kernels = dispatch.tied_embedding(weight)
+        if self.kernels is None:
             return F.embedding(ids, weight, padding_idx)
-        self._expected = True
-        found: Tensor = _Lookup.apply(ids, weight, padding_idx, self)
-        return found
+        rows: Tensor = _Lookup.apply(ids, weight, padding_idx, self)
+        return rows
 
     def decoder(self, weight: Tensor) -> Tensor:
         """The weight [V, H] for the decoder, whose gradient is to wait; called after `embedding`."""
-        if not self._expected or not weight.requires_grad:
+        if self.kernels is None or not weight.requires_grad:
             return weight
         waiting: Tensor = _Waiting.apply(weight, self)
         return waiting
@@ -59,13 +59,6 @@ class TiedGradient:
         return torch.zeros_like(weight) if gradient is None else gradient
 
 
-def _takes(weight: Tensor) -> bool:
-    """Whether the gradient of this weight can wait; not where ZeRO-3 releases the weight between the two modules."""
-    usable = weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and not hasattr(weight, "ds_id")
-    trained = weight.requires_grad and torch.is_grad_enabled()
-    return usable and trained and fused(weight.device)
-
-
 class _Lookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ids: Tensor, weight: Tensor, padding_idx: int | None, tied: TiedGradient) -> Tensor:
@@ -77,7 +70,7 @@ class _Lookup(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         ids, weight = ctx.saved_tensors
         table = ctx.tied.take(weight)
-        add_rows(table, ids, grad, ctx.padding_idx)
+        ctx.tied.kernels.add_rows(table, ids, grad, ctx.padding_idx)
         return None, table, None, None
 
 
@@ -91,19 +84,3 @@ class _Waiting(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:  # type: ignore[override]
         ctx.tied.put(grad)
         return None, None
-
-
-def add_rows(table: Tensor, ids: Tensor, values: Tensor, left_out: int | None = None) -> None:
-    """`table[ids] += values` in place, bf16 on CPUs, with fp32 sums of the values of one id.
-
-    Args:
-        table: [V, H]; ids: [T] int64; values: [T, H]; left_out: an id whose values aren't added.
-    """
-    places, order = ids.sort(stable=True)
-    if left_out is not None:
-        kept = places != left_out
-        places, order = places[kept], order[kept]
-    assert table.is_contiguous()
-    values = values.contiguous()
-    pointers = (tensor.data_ptr() for tensor in (table, values, places, order))
-    loaded().add_rows_bf16(*pointers, len(places), table.shape[1], torch.get_num_threads())

@@ -1,6 +1,6 @@
 """What surrounds the matrix products of a Transformer layer: normalised residual sums and packed attention.
 
-On CPUs these are our kernels, elsewhere plain torch. Dropout there is a hash of a seed that is drawn from torch's
+Dropout of our kernels is a hash of a seed that is drawn from torch's
 global generator, so masks are neither stored nor read, and a resumed run drops the same.
 
 Shape legend: T tokens, Q queries, H width, B sequences, A heads.
@@ -8,15 +8,15 @@ Shape legend: T tokens, Q queries, H width, B sequences, A heads.
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from engine.kernels.cpu import layers as cpu_layers
-from engine.kernels.cpu.layers import NO_DROPOUT, Dropout, Sequences
-from engine.kernels.ops import fused
+from engine.kernels import dispatch
+from engine.kernels.terms import NO_DROPOUT, Dropout, Sequences
 
 
 def normalised_sum(
@@ -39,21 +39,17 @@ def normalised_sum(
     Returns:
         [T, H].
     """
-    if fused(states.device) and cpu_layers.normalises(states):
-        normalised: Tensor = _NormalisedSum.apply(
-            states, residual, weight, bias, eps, _drawn(dropout), _drawn(output_dropout)
-        )
+    kernels = dispatch.normalised_sum(states, residual, weight)
+    if kernels is not None:
+        dropouts = (_drawn(dropout), _drawn(output_dropout))
+        normalised: Tensor = _NormalisedSum.apply(states, residual, weight, bias, eps, *dropouts, kernels)
         return normalised
     summed = states if residual is None else F.dropout(states, dropout) + residual
     return F.dropout(F.layer_norm(summed, weight.shape, weight, bias, eps), output_dropout)
 
 
-def fuses_attention(states: Tensor, heads: int) -> bool:
-    """Whether `fused_attention` takes tensors like `states` [T, H]: now bf16 on CPUs with AVX512-BF16."""
-    return fused(states.device) and cpu_layers.attends(states, heads)
-
-
 def fused_attention(
+    kernels: ModuleType,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -67,6 +63,7 @@ def fused_attention(
     """Attention (Vaswani et al. 2017) of each packed sequence to itself, without a padded grid.
 
     Args:
+        kernels: what `dispatch.attention` says.
         query: [Q, H], heads side by side; key, value: [T, H].
         starts, lengths: [B] int64, first token and number of tokens of each sequence.
         dropout: of the probabilities.
@@ -76,7 +73,7 @@ def fused_attention(
         [Q, H], zeros for rows that are no query of a sequence.
     """
     sequences = Sequences.of(starts, lengths, read)
-    context: Tensor = _Attention.apply(query, key, value, sequences, heads, _drawn(dropout))
+    context: Tensor = _Attention.apply(query, key, value, sequences, heads, _drawn(dropout), kernels)
     return context
 
 
@@ -96,19 +93,21 @@ class _NormalisedSum(torch.autograd.Function):
         eps: float,
         inner: Dropout,
         outer: Dropout,
+        kernels: ModuleType,
     ) -> Tensor:
-        out, summed, statistics = cpu_layers.layer_norm(states, residual, weight, bias, eps, inner, outer)
+        out: Tensor
+        out, summed, statistics = kernels.layer_norm(states, residual, weight, bias, eps, inner, outer)
         ctx.save_for_backward(summed, weight, statistics)
-        ctx.dropouts, ctx.dtype = (inner, outer), bias.dtype
+        ctx.dropouts, ctx.dtype, ctx.kernels = (inner, outer), bias.dtype, kernels
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         summed, weight, statistics = ctx.saved_tensors
-        found = cpu_layers.layer_norm_backward(grad, summed, weight, statistics, *ctx.dropouts)
+        found = ctx.kernels.layer_norm_backward(grad, summed, weight, statistics, *ctx.dropouts)
         of_states, of_residual, of_weight, of_bias = found
         needs_residual = of_residual if ctx.needs_input_grad[1] else None
-        return of_states, needs_residual, of_weight.to(weight.dtype), of_bias.to(ctx.dtype), None, None, None
+        return of_states, needs_residual, of_weight.to(weight.dtype), of_bias.to(ctx.dtype), None, None, None, None
 
 
 class _Attention(torch.autograd.Function):
@@ -121,14 +120,16 @@ class _Attention(torch.autograd.Function):
         sequences: Sequences,
         heads: int,
         dropout: Dropout,
+        kernels: ModuleType,
     ) -> Tensor:
-        context, log_sum = cpu_layers.attention(query, key, value, sequences, heads, dropout)
+        context: Tensor
+        context, log_sum = kernels.attention(query, key, value, sequences, heads, dropout)
         ctx.save_for_backward(query, key, value, context, log_sum)
-        ctx.sequences, ctx.dropout = sequences, dropout
+        ctx.sequences, ctx.dropout, ctx.kernels = sequences, dropout, kernels
         return context
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         query, key, value, context, log_sum = ctx.saved_tensors
         arguments = (query, key, value, ctx.sequences, ctx.dropout, context, log_sum)
-        return (*cpu_layers.attention_backward(grad, *arguments), None, None, None)
+        return (*ctx.kernels.attention_backward(grad, *arguments), None, None, None, None)

@@ -1,77 +1,20 @@
-"""The kernels as operators of torch (`torch.ops.zerobert`), each with a fake for tracing, and the choice of backend.
+"""The kernels as operators of torch (`torch.ops.zerobert`), each with a fake for tracing.
 
 Arguments and results are described in `engine.kernels.reference`. CUDA kernels never make the host wait.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
 from collections.abc import Sequence
-from types import ModuleType
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from engine.kernels import reference
-from engine.kernels.cpu import kernels as cpu
+from engine.kernels.dispatch import backend
 from engine.kernels.segments import Segments
 from engine.kernels.terms import Adam, Trust
-
-Kernels = Literal["auto", "fused", "reference"]
-
-_selected: Kernels = "auto"
-
-logger = logging.getLogger(__name__)
-
-
-def select(kernels: Kernels) -> None:
-    """Choose for this process.
-
-    Args:
-        kernels: "auto", our kernels, on a GPU once they have agreed there with plain torch; "fused", ours without that
-            check; "reference", plain torch everywhere.
-    """
-    global _selected
-    _selected = kernels
-
-
-def backend(device: torch.device) -> ModuleType:
-    """The module whose functions compute on `device`; plain torch where a back end can't be built or is wrong."""
-    if _selected == "reference" or device.type not in ("cpu", "cuda"):
-        return reference
-    if device.type == "cpu":
-        return cpu if cpu.available() else reference
-    from engine.kernels.cuda import kernels as cuda
-
-    usable = cuda.available() if _selected == "fused" else _agrees(device.index)
-    return cuda if usable else reference
-
-
-@functools.cache
-def _agrees(index: int | None) -> bool:
-    """Whether the CUDA kernels can be built and agree with plain torch on a GPU; if not, one line says why."""
-    from engine.kernels.cuda import kernels as cuda
-    from engine.kernels.cuda.selfcheck import disagreement
-
-    if not torch.cuda.is_available() or not cuda.available():
-        return False
-    found = disagreement(cuda, torch.device("cuda", torch.cuda.current_device() if index is None else index))
-    if found is not None:
-        logger.warning("CUDA kernels: %s; plain torch runs instead", found)
-    return found is None
-
-
-def fused(device: torch.device) -> bool:
-    """Whether our own kernels compute on `device`."""
-    return backend(device) is not reference
-
-
-def tensor_lists(device: torch.device) -> ModuleType | None:
-    """The backend of `device` if its optimizer steps take lists of tensors as well as flat buffers, else None."""
-    return cpu if backend(device) is cpu else None
 
 
 def check_targets(target: Tensor, classes: int, ignore_index: int) -> None:
@@ -126,7 +69,7 @@ def _global_norm(grad: Tensor, segments: Sequence[Tensor]) -> Tensor:
 
 
 @_global_norm.register_fake
-def _(grad: Tensor, segments: Sequence[Tensor]) -> Tensor:
+def _(grad: Tensor, *_: Any) -> Tensor:
     return grad.new_empty((), dtype=torch.float32)
 
 
@@ -148,16 +91,7 @@ def _adamw_step_(
 
 
 @_adamw_step_.register_fake
-def _(
-    param: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    copy: Tensor | None,
-    segments: Sequence[Tensor],
-    adam: Sequence[float],
-    grad_scale: Tensor,
-) -> Tensor:
+def _(param: Tensor, *_: Any) -> Tensor:
     return param.new_empty((), dtype=torch.int32)
 
 
@@ -188,10 +122,7 @@ def _(
     exp_avg_sq: Tensor,
     copy: Tensor | None,
     segments: Sequence[Tensor],
-    adam: Sequence[float],
-    grad_scale: Tensor,
-    trust_clamp: float | None,
-    nvlamb: bool,
+    *_: Any,
 ) -> tuple[Tensor, Tensor]:
     return param.new_empty((), dtype=torch.int32), param.new_empty(segments[0].shape, dtype=torch.float32)
 
@@ -214,13 +145,7 @@ def _lamb_moments_(
 
 @_lamb_moments_.register_fake
 def _(
-    param: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    segments: Sequence[Tensor],
-    adam: Sequence[float],
-    grad_scale: Tensor,
+    param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, segments: Sequence[Tensor], *_: Any
 ) -> tuple[Tensor, Tensor]:
     squares = param.new_empty((segments[0].shape[0], 2), dtype=torch.float64)
     return param.new_empty((), dtype=torch.int32), squares
@@ -245,18 +170,7 @@ def _lamb_apply_(
 
 
 @_lamb_apply_.register_fake
-def _(
-    param: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    copy: Tensor | None,
-    segments: Sequence[Tensor],
-    adam: Sequence[float],
-    grad_scale: Tensor,
-    ratio: Tensor,
-    nonfinite: Tensor,
-) -> None:
+def _(*_: Any) -> None:
     return None
 
 

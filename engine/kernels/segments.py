@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from engine.kernels.terms import Trust
 
 #: most elements of a chunk: 512 KiB of weights, gradients and moments, which a core's second-level cache holds
 CHUNK = 32768
+
+#: a flat buffer that the segments cut, or a contiguous tensor for each segment
+Buffer: TypeAlias = Tensor | Sequence[Tensor]
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
-"""The numbers of an optimizer step, as every back end takes them."""
+"""What operators take beside tensors, as every back end takes it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -53,3 +56,36 @@ class Trust:
     def bound(self) -> float:
         """The largest ratio as a number."""
         return math.inf if self.clamp is None else self.clamp
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Dropout by hashing: what an element's fate is a function of, beside its place."""
+
+    probability: float
+    seed: int
+
+
+NO_DROPOUT = Dropout(0.0, 0)
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Which tokens attend to which."""
+
+    starts: Tensor
+    """[B] int64, first token of each sequence"""
+    lengths: Tensor
+    """[B] int64, its tokens"""
+    query_starts: Tensor
+    """[B] int64, first of its tokens that are queries, among all queries"""
+    query_lengths: Tensor
+    """[B] int64, how many of its tokens are queries"""
+
+    @classmethod
+    def of(cls, starts: Tensor, lengths: Tensor, read: Tensor | None = None) -> Sequences:
+        """Each sequence to itself; only of the tokens `read` [R], in ascending order, where that is given."""
+        if read is None:
+            return cls(starts, lengths, starts, lengths)
+        bounds = torch.cat((torch.searchsorted(read, starts), torch.tensor([len(read)])))
+        return cls(starts, lengths, bounds[:-1], bounds.diff())

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig
 
+from engine.kernels import dispatch
 from engine.kernels.embedding import TiedGradient
-from engine.kernels.layers import fused_attention, fuses_attention, normalised_sum
+from engine.kernels.layers import fused_attention, normalised_sum
 from engine.kernels.linear import linear, linear_gelu
 from engine.model.activations import activation
 from engine.model.packing import Packing, pick
@@ -91,11 +92,12 @@ class BertSelfAttention(nn.Module):
     def forward(self, hidden: Tensor, packing: Packing, asking: Tensor, read: Tensor | None) -> Tensor:
         """[T, H] to [T, H], or to [Q, H]: `asking` [Q, H] has the states of the tokens `read`, and rows behind them."""
         dropout = self.dropout_probability if self.training else 0.0
-        fused = fuses_attention(hidden, self.heads)
-        query, key, value = self.query(asking if fused else hidden), self.key(hidden), self.value(hidden)
-        if fused:
+        kernels = dispatch.attention(hidden, self.heads)
+        query = self.query(hidden if kernels is None else asking)
+        key, value = self.key(hidden), self.value(hidden)
+        if kernels is not None:
             sequences = (packing.starts, packing.lengths, self.heads)
-            return fused_attention(query, key, value, *sequences, dropout=dropout, read=read)
+            return fused_attention(kernels, query, key, value, *sequences, dropout=dropout, read=read)
         context = nn.functional.scaled_dot_product_attention(
             self._split(query, packing),
             self._split(key, packing),
@@ -142,14 +144,6 @@ class BertAttention(nn.Module):
         return output
 
 
-def _is_wrapped(layer: nn.Module) -> bool:
-    """Whether something may add to a `BertLinear`'s result, such as an adapter, which must happen before GELU."""
-    hooks = [*layer._forward_hooks.values(), *layer._backward_hooks.values(), *layer._backward_pre_hooks.values()]
-    # Those of ZeRO-3 only gather and release the layer's weights.
-    foreign = any(getattr(hook, "__module__", "").partition(".")[0] != "deepspeed" for hook in hooks)
-    return type(layer) is not BertLinear or "forward" in vars(layer) or foreign
-
-
 class BertActivatedDense(nn.Module):
     """A linear layer and the configured activation."""
 
@@ -160,8 +154,7 @@ class BertActivatedDense(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[T, H] to [T, output_size]."""
-        exact_gelu = type(self.activation) is nn.GELU and self.activation.approximate == "none"
-        if exact_gelu and not _is_wrapped(self.dense):
+        if dispatch.gelu_in_linear(self.dense, self.activation, BertLinear):
             activated: Tensor = self.dense(hidden, gelu=True)
             return activated
         output: Tensor = self.activation(self.dense(hidden))

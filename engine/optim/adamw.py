@@ -54,13 +54,13 @@ class AdamWEntry(OptimizerEntry):
     def build(
         self, groups: list[dict[str, Any]], config: OptimConfig, device: torch.device, zero_stage: int
     ) -> torch.optim.Optimizer:
-        """FusedAdamW, or torch's own on GPUs at stage 0, where ours would gather some 200 parameters at each step."""
+        """FusedAdamW, or torch's own where `engine.kernels.dispatch.adamw` says so."""
         import torch
 
-        from engine.kernels import fused
+        from engine.kernels import dispatch
         from engine.optim.fused import FusedAdamW
 
-        if fused(device) and (device.type == "cpu" or zero_stage > 0):
+        if dispatch.adamw(device, flat=zero_stage > 0):
             return FusedAdamW(groups, lr=0.0, betas=config.betas, eps=config.eps)
         return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
 

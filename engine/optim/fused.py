@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from engine.kernels import ops, reference
-from engine.kernels.cpu.kernels import Buffer
-from engine.kernels.segments import Segments
+from engine.kernels.dispatch import tensor_lists
+from engine.kernels.segments import Buffer, Segments
 from engine.kernels.terms import Adam, Trust
 from engine.optim.build import RATE_MULTIPLIER
 from engine.optim.layout import FlatLayout, Norms
@@ -165,7 +165,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         assert not self._layouts, "the norm of a rank's pieces is not that of the parameters"
         grads = [self.gradient_of(p) for group in self.param_groups for p in group["params"]]
         given = [grad.contiguous() for grad in grads if grad is not None]
-        kernels = ops.tensor_lists(given[0].device)
+        kernels = tensor_lists(given[0].device)
         assert kernels is not None
         sizes = tuple(grad.numel() for grad in given)
         norm: Tensor = kernels.global_norm(given, self._whole(sizes, 0.0, given[0].device))
@@ -194,7 +194,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         return self._segments[key]
 
     def _norm(self, bucket: _Bucket) -> Tensor:
-        kernels, table = ops.tensor_lists(bucket.params[0].device), self._table(bucket)
+        kernels, table = tensor_lists(bucket.params[0].device), self._table(bucket)
         if kernels is not None:
             norm: Tensor = kernels.global_norm(bucket.grads, table)
             return norm
@@ -217,7 +217,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         lists = [weights, bucket.grads, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]]
         copies = bucket.copies or None
         table = self._table(bucket)
-        kernels = ops.tensor_lists(scale.device)
+        kernels = tensor_lists(scale.device)
         if kernels is not None:
             flag = self._step_pieces(kernels, [*lists, copies], table, None, bucket, scale)
             torch.autograd.graph.increment_version([*bucket.params, *bucket.copies])

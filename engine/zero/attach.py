@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.kernels import ops
+from engine.kernels.dispatch import tensor_lists
 from engine.optim.fused import FusedOptimizer
 from engine.zero.partition import shards
 
@@ -90,7 +90,7 @@ def _is_direct(wrapper: Any) -> bool:
     if not all(hasattr(wrapper, name) for name in ("fp16_groups", "fp32_groups", "_skip_invalid_grad_norm")):
         return False
     weights = [weight for group in wrapper.fp16_groups for weight in group]
-    on_cpu = bool(weights) and ops.tensor_lists(weights[0].device) is not None
+    on_cpu = bool(weights) and tensor_lists(weights[0].device) is not None
     return on_cpu and all(weight.dtype == torch.bfloat16 for weight in weights)
 
 

@@ -13,9 +13,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from engine.kernels import reference
+from engine.kernels import cpu, reference
 from engine.kernels.cache import cache_folder
-from engine.kernels.cpu import kernels as cpu
 from engine.kernels.cpu import library as cpu_library
 from engine.kernels.terms import Trust
 from tests.conftest import ROOT
@@ -48,7 +47,7 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if not cpu.available():
         pytest.skip("no C++ compiler")
     lib = cpu_library.load(cpu_library.build(request.param, cache_folder()))
-    monkeypatch.setattr(cpu, "library", lambda: lib)
+    monkeypatch.setattr(cpu_library, "library", lambda: lib)
     yield cpu
 
 
@@ -212,7 +211,7 @@ def test_a_step_has_the_same_bits_on_every_instruction_set(monkeypatch: pytest.M
     results = []
     for machine in MACHINES:
         lib = cpu_library.load(cpu_library.build(machine, cache_folder()))
-        monkeypatch.setattr(cpu, "library", lambda lib=lib: lib)
+        monkeypatch.setattr(cpu_library, "library", lambda lib=lib: lib)
         buffers = optimizer_buffers(size, torch.bfloat16)
         cpu.adamw_step_(*buffers.values(), None, table, STEP, ONE * 0.3)
         cpu.lamb_step_(*buffers.values(), None, table, STEP, ONE * 0.3, Trust())

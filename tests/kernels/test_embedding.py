@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from engine.kernels.cpu.library import library
-from engine.kernels.embedding import TiedGradient, add_rows
+from engine.kernels.cpu import add_rows, available
+from engine.kernels.embedding import TiedGradient
 
-needs_kernels = pytest.mark.skipif(library() is None, reason="no C++ compiler")
+needs_kernels = pytest.mark.skipif(not available(), reason="no C++ compiler")
 VOCABULARY, WIDTH = 23, 40
 
 

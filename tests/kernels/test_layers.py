@@ -6,15 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.kernels import ops
-from engine.kernels.cpu import kernels as cpu
-from engine.kernels.cpu import layers as cpu_layers
-from engine.kernels.cpu.layers import NO_DROPOUT, Dropout, Sequences
-from engine.kernels.layers import _Attention, _NormalisedSum, fused_attention, fuses_attention, normalised_sum
+from engine.kernels import cpu
+from engine.kernels.layers import _Attention, _NormalisedSum, fused_attention, normalised_sum
+from engine.kernels.terms import NO_DROPOUT, Dropout, Sequences
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="no C++ compiler for the CPU kernels")
-attends = cpu.available() and cpu_layers.attends(torch.zeros(1, 16, dtype=torch.bfloat16), 1)
-needs_attention = pytest.mark.skipif(not attends, reason="this CPU has no AVX512-BF16: attention is torch's")
+needs_attention = pytest.mark.skipif(
+    not (cpu.available() and cpu.attends_bf16()), reason="this CPU has no AVX512-BF16: attention is torch's"
+)
 
 WORD = 2**32
 GOLDEN = 0x9E3779B9
@@ -81,7 +80,7 @@ def test_attention_and_its_gradients(heads: int, width: int, lengths: list[int],
         tensor.requires_grad_()
     count = torch.tensor(lengths)
     dropout = Dropout(probability, 1234)
-    context = _Attention.apply(*ours, Sequences.of(count.cumsum(0) - count, count), heads, dropout)
+    context = _Attention.apply(*ours, Sequences.of(count.cumsum(0) - count, count), heads, dropout, cpu)
     expected = exact_attention(*exact, lengths, heads, dropout)
     context.backward(grad)
     expected.backward(grad.double())
@@ -111,7 +110,7 @@ def test_some_tokens_ask_and_all_are_asked(lengths: list[int], read: list[int], 
         tensor.requires_grad_()
     count, asking = torch.tensor(lengths), torch.tensor(read, dtype=torch.int64)
     dropout = Dropout(probability, 1234)
-    context = _Attention.apply(*ours, Sequences.of(count.cumsum(0) - count, count, asking), 2, dropout)
+    context = _Attention.apply(*ours, Sequences.of(count.cumsum(0) - count, count, asking), 2, dropout, cpu)
     context.backward(grad)
     assert not context[len(read) :].any()
     assert not q.grad[len(read) :].any()
@@ -132,15 +131,15 @@ def test_attention_does_not_depend_on_threads_or_neighbours() -> None:
     lengths = torch.tensor([40, 128, 9])
     q, k, v = (torch.randn(177, 64, generator=generator).bfloat16() for _ in range(3))
     starts = lengths.cumsum(0) - lengths
-    together, _ = cpu_layers.attention(q, k, v, Sequences.of(starts, lengths), 2, NO_DROPOUT)
+    together, _ = cpu.attention(q, k, v, Sequences.of(starts, lengths), 2, NO_DROPOUT)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        single, _ = cpu_layers.attention(q, k, v, Sequences.of(starts, lengths), 2, NO_DROPOUT)
+        single, _ = cpu.attention(q, k, v, Sequences.of(starts, lengths), 2, NO_DROPOUT)
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(together, single)
-    alone, _ = cpu_layers.attention(
+    alone, _ = cpu.attention(
         q[40:168], k[40:168], v[40:168], Sequences.of(torch.tensor([0]), torch.tensor([128])), 2, NO_DROPOUT
     )
     assert torch.equal(together[40:168], alone)
@@ -155,7 +154,7 @@ def test_tokens_behind_the_last_sequence_neither_give_nor_take() -> None:
     results = []
     for rows in (35, 40):
         leaves = [tensor[:rows].clone().requires_grad_() for tensor in inputs]
-        context = _Attention.apply(*leaves, Sequences.of(starts, lengths), 2, NO_DROPOUT)
+        context = _Attention.apply(*leaves, Sequences.of(starts, lengths), 2, NO_DROPOUT, cpu)
         context.backward(torch.ones_like(context))
         results.append([context, *(leaf.grad for leaf in leaves)])
     for exact, padded in zip(*results, strict=True):
@@ -170,22 +169,10 @@ def test_large_scores_stay_finite() -> None:
     k = torch.zeros(20, 16).bfloat16()
     k[3], k[5] = 60.0, -60.0
     v = torch.arange(20.0)[:, None].expand(20, 16).bfloat16().contiguous()
-    context = fused_attention(q, k, v, torch.tensor([0]), torch.tensor([20]), 1)
+    context = fused_attention(cpu, q, k, v, torch.tensor([0]), torch.tensor([20]), 1)
     context.sum().backward()
     assert torch.equal(context, torch.full_like(context, 3.0))
     assert bool(q.grad.isfinite().all())
-
-
-def test_attention_takes_only_what_it_can() -> None:
-    half = torch.zeros(4, 64, dtype=torch.bfloat16)
-    assert fuses_attention(half, 1) == attends
-    for tensor in (torch.zeros(4, 64), torch.zeros(4, 24, dtype=torch.bfloat16)):
-        assert not fuses_attention(tensor, 1)
-    ops.select("reference")
-    try:
-        assert not fuses_attention(half, 1)
-    finally:
-        ops.select("auto")
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
@@ -201,7 +188,7 @@ def test_normalised_sum_and_its_gradients(
     exact = [t.detach().double().requires_grad_() for t in ours]
     first, second = Dropout(inner, 11), Dropout(outer, 12)
     tensors = ours if residual else [ours[0], None, *ours[1:]]
-    result = _NormalisedSum.apply(*tensors, 1e-12, first, second)
+    result = _NormalisedSum.apply(*tensors, 1e-12, first, second, cpu)
     place = torch.arange(rows)
     summed = exact[0] * factors(first, place, width) + (exact[1] if residual else 0.0)
     normal = torch.nn.functional.layer_norm(summed, (width,), exact[-2], exact[-1], 1e-12)

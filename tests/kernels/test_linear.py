@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from engine.kernels import cpu, select
 from engine.kernels import linear as kernels
-from engine.kernels import ops
-from engine.kernels.cpu.library import library
 
-needs_kernels = pytest.mark.skipif(library() is None, reason="no C++ compiler")
-needs_products = pytest.mark.skipif(not kernels._has_bf16_products(), reason="oneDNN has no bf16 products here")
+needs_kernels = pytest.mark.skipif(not cpu.available(), reason="no C++ compiler")
+needs_products = pytest.mark.skipif(not cpu.multiplies_bf16(), reason="oneDNN has no bf16 products here")
 #: bf16 keeps 8 bits: rounding is off by 2^-9 at most, and GELU's argument is rounded before the bias too
 ROUNDING = 6e-3
 
@@ -27,7 +26,7 @@ def apart(ours: Tensor | None, exact: Tensor | None) -> float:
 
 @pytest.mark.parametrize("name", ["linear", "linear_gelu"])
 def test_a_cpu_without_bf16_products_takes_plain_torch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_has_bf16_products", lambda: False)
+    monkeypatch.setattr(cpu, "multiplies_bf16", lambda: False)
     x, weight, bias = (torch.ones(shape).bfloat16().requires_grad_() for shape in ((4, 8), (3, 8), (3,)))
     result = getattr(kernels, name)(x, weight, bias)
     assert result.grad_fn is not None
@@ -62,7 +61,7 @@ def test_results_and_gradients(name: str, rows: int, inputs: int, outputs: int) 
 def test_gelu_of_every_bf16_number(width: int) -> None:
     """No rounding but that of the result and 1.1e-6 of the number; infinities and NaN as in torch."""
     x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).view(-1, width)
-    ours, exact = kernels.gelu(x, torch.zeros(width).bfloat16()).double(), F.gelu(x.double())
+    ours, exact = cpu.gelu(x, torch.zeros(width).bfloat16()).double(), F.gelu(x.double())
     finite = x.isfinite() & (x.abs() < 1e30) & (x.abs() > 1e-37)  # halves of the smallest ones round in steps
     allowed = exact.abs() * 2.0**-8 + x.double().abs().clamp(max=5.0) * 1.1e-6
     assert bool(((ours - exact).abs() <= allowed)[finite].all())
@@ -78,7 +77,7 @@ def test_the_slope_of_gelu_for_every_bf16_number(width: int) -> None:
     x = x[: len(x) // width * width].view(-1, width)
     exact = x.double().requires_grad_()
     F.gelu(exact).sum().backward()
-    ours, of_bias = kernels.gelu_backward(torch.ones_like(x), x, torch.zeros(width).bfloat16())
+    ours, of_bias = cpu.gelu_backward(torch.ones_like(x), x, torch.zeros(width).bfloat16())
     assert exact.grad is not None
     assert float((ours.double() - exact.grad).abs().max()) < 2.0**-8 + 1e-5
     assert float(of_bias.sum()) == pytest.approx(float(exact.grad.sum()), rel=1e-5)
@@ -88,10 +87,10 @@ def test_the_slope_of_gelu_for_every_bf16_number(width: int) -> None:
 def test_sums_over_rows_have_the_same_bits_for_any_number_of_threads() -> None:
     x = torch.randn(1000, 33, generator=torch.Generator().manual_seed(1)).bfloat16()
     threads = torch.get_num_threads()
-    together = kernels.column_sum(x)
+    together = cpu.column_sum(x)
     try:
         torch.set_num_threads(1)
-        single = kernels.column_sum(x)
+        single = cpu.column_sum(x)
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(together, single)
@@ -101,12 +100,12 @@ def test_sums_over_rows_have_the_same_bits_for_any_number_of_threads() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_plain_torch_takes_what_the_kernels_do_not(dtype: torch.dtype) -> None:
     x, weight, bias = torch.randn(4, 8).to(dtype), torch.randn(3, 8).to(dtype), torch.randn(3).to(dtype)
-    ops.select("reference" if dtype == torch.bfloat16 else "auto")
+    select("reference" if dtype == torch.bfloat16 else "auto")
     try:
         assert torch.equal(kernels.linear(x, weight, bias), F.linear(x, weight, bias))
         assert torch.equal(kernels.linear_gelu(x, weight, bias), F.gelu(F.linear(x, weight, bias)))
     finally:
-        ops.select("auto")
+        select("auto")
 
 
 @needs_kernels

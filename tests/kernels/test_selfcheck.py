@@ -10,10 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.kernels import ops, reference
-from engine.kernels.cpu import kernels as cpu
-from engine.kernels.cuda import kernels as cuda
-from engine.kernels.cuda import selfcheck
+from engine.kernels import cpu, cuda, dispatch, reference
 from engine.kernels.cuda.selfcheck import disagreement
 from tests.cuda_emulator.emulated import emulated_kernels
 
@@ -65,13 +62,13 @@ def test_a_failure_to_build_or_launch_is_one_line() -> None:
 def test_the_answer_decides_what_a_gpu_uses(
     found: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ops._agrees.cache_clear()
+    dispatch._agrees.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(cuda, "available", lambda: True)
-    monkeypatch.setattr(selfcheck, "disagreement", lambda *_: found)
+    monkeypatch.setattr(dispatch, "disagreement", lambda *_: found)
     with caplog.at_level(logging.WARNING):
-        chosen = [ops.backend(torch.device("cuda", 0)) for _ in range(2)]
-    ops._agrees.cache_clear()
+        chosen = [dispatch.backend(torch.device("cuda", 0)) for _ in range(2)]
+    dispatch._agrees.cache_clear()
     assert chosen == [cuda if found is None else reference] * 2
     assert [record.getMessage() for record in caplog.records] == (
         [] if found is None else [f"CUDA kernels: {found}; plain torch runs instead"]

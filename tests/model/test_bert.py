@@ -6,7 +6,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import BertConfig
 
-from engine.kernels import ops
+from engine.kernels import dispatch
 from engine.model import bert
 from engine.model.bert import BertForPreTraining, BertModel
 from engine.model.build import initialise
@@ -220,7 +220,7 @@ def test_dropout_lies_where_transformers_has_it(
 ) -> None:
     """The reference kernels draw torch's masks in transformers' order; the fused ones hash a drawn seed instead."""
     ids = torch.randint(1, 97, (3, 16), generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(ops, "_selected", "reference")
+    monkeypatch.setattr(dispatch, "_selected", "reference")
     torch.manual_seed(8)
     hidden, _ = model.train().bert(**pack(ids, torch.ones_like(ids)))
     torch.manual_seed(8)

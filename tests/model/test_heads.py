@@ -6,7 +6,7 @@ import transformers
 from torch import Tensor
 from transformers import BertConfig
 
-from engine.kernels import ops
+from engine.kernels import dispatch
 from engine.model.build import initialise
 from engine.model.heads import BertForSequenceClassification
 from engine.model.packing import pack
@@ -42,7 +42,7 @@ def test_dropout_lies_where_transformers_has_it(
     config: BertConfig, model: BertForSequenceClassification, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the last states of all tokens computed, as there; dropout would draw fewer numbers otherwise."""
-    monkeypatch.setattr(ops, "_selected", "reference")
+    monkeypatch.setattr(dispatch, "_selected", "reference")
     forward = model.bert.forward
     monkeypatch.setattr(model.bert, "forward", lambda *inputs, read: forward(*inputs))
     ids = torch.randint(1, 97, (3, 16), generator=torch.Generator().manual_seed(0))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks import zero_exactness
 from benchmarks.zero_exactness import Case, apart, train
-from engine.kernels.cpu import kernels as cpu
+from engine.kernels import cpu
 from engine.optim.fused import FusedOptimizer
 from engine.zero import engine as zero
 from engine.zero.partition import shards

@@ -7,19 +7,15 @@ whole group are updated where they lie, in one call.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine.kernels.cpu.library import library
-from engine.kernels.segments import Segments
+from engine.kernels.cpu.library import loaded
+from engine.kernels.segments import Buffer, Segments
 from engine.kernels.terms import Adam, Trust
 from engine.precision import PRECISIONS
-
-#: a flat buffer that the segments cut, or a contiguous tensor for each segment
-Buffer: TypeAlias = Tensor | Sequence[Tensor]
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -52,18 +48,6 @@ class _Hyper(ctypes.Structure):
         ("trust_clamp", ctypes.c_float),
         ("nvlamb", ctypes.c_bool),
     )
-
-
-def available() -> bool:
-    """Whether the library is there, built now if need be."""
-    return library() is not None
-
-
-def loaded() -> ctypes.CDLL:
-    """The library, where it is available."""
-    lib = library()
-    assert lib is not None
-    return lib
 
 
 def softmax_cross_entropy_(

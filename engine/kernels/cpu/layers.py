@@ -1,19 +1,19 @@
-"""Layer normalisation with dropout and residual, and packed attention, on CPUs: calls into the C++ library.
+"""What surrounds a layer's matrix products, on CPUs: calls into the C++ library, and oneDNN's product with a bias.
 
-Shape legend: T tokens, Q queries, H width, B sequences, A heads.
+Shape legend: T tokens, Q queries, H width, B sequences, A heads, I inputs, O outputs, V vocabulary size.
 """
 
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine.kernels.cpu.kernels import loaded
-from engine.kernels.cpu.library import library
+from engine.kernels.cpu.library import loaded
+from engine.kernels.terms import Dropout, Sequences
 from engine.precision import PRECISIONS
 
 #: a head's width must be a multiple of a vector of so many numbers
@@ -39,7 +39,7 @@ class _NormRows(ctypes.Structure):
     )
 
 
-class _Attention(ctypes.Structure):
+class _AttentionCall(ctypes.Structure):
     """`Attention` of csrc/cpu/attention.cpp."""
 
     _fields_ = (
@@ -61,32 +61,15 @@ class _AttentionGradients(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_void_p) for name in ("grad", "query", "key", "value"))
 
 
-@dataclass(frozen=True)
-class Dropout:
-    """Dropout by hashing: what an element's fate is a function of, beside its place."""
-
-    probability: float
-    seed: int
-
-    def to_c(self) -> _Dropout:
-        """The probability in steps of 2^-32, and the scale that belongs to exactly that."""
-        threshold = round(self.probability * 2**32)
-        return _Dropout(self.seed, threshold, 1.0 / (1.0 - threshold * 2.0**-32))
+def attends_bf16() -> bool:
+    """Whether this CPU has the instructions that `attention` needs: AVX512-BF16."""
+    return bool(loaded().attention_usable())
 
 
-NO_DROPOUT = Dropout(0.0, 0)
-
-
-def normalises(x: Tensor) -> bool:
-    """Whether `layer_norm` takes tensors like `x`."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and x.numel() > 0
-
-
-def attends(x: Tensor, heads: int) -> bool:
-    """Whether `attention` takes queries [T, H] like `x`."""
-    lib = library()
-    fits = x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[1] % (heads * LANES) == 0
-    return fits and x.numel() > 0 and lib is not None and bool(lib.attention_usable())
+@functools.cache
+def multiplies_bf16() -> bool:
+    """Whether oneDNN multiplies bf16 matrices on this CPU: it needs AVX-512 or newer, and fails without."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def layer_norm(
@@ -139,29 +122,7 @@ def _norm_rows(
 ) -> _NormRows:
     buffers = (x, residual, weight, bias, z, out, *statistics.unbind())
     pointers = (None if tensor is None else tensor.data_ptr() for tensor in buffers)
-    return _NormRows(x.shape[0], x.shape[1], eps, inner.to_c(), outer.to_c(), *pointers)
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Which tokens attend to which."""
-
-    starts: Tensor
-    """[B] int64, first token of each sequence"""
-    lengths: Tensor
-    """[B] int64, its tokens"""
-    query_starts: Tensor
-    """[B] int64, first of its tokens that are queries, among all queries"""
-    query_lengths: Tensor
-    """[B] int64, how many of its tokens are queries"""
-
-    @classmethod
-    def of(cls, starts: Tensor, lengths: Tensor, read: Tensor | None = None) -> Sequences:
-        """Each sequence to itself; only of the tokens `read` [R], in ascending order, where that is given."""
-        if read is None:
-            return cls(starts, lengths, starts, lengths)
-        bounds = torch.cat((torch.searchsorted(read, starts), torch.tensor([len(read)])))
-        return cls(starts, lengths, bounds[:-1], bounds.diff())
+    return _NormRows(x.shape[0], x.shape[1], eps, _to_c(inner), _to_c(outer), *pointers)
 
 
 def attention(
@@ -177,7 +138,7 @@ def attention(
     """
     context = torch.empty_like(query)
     log_sum = torch.empty(heads, query.shape[0])
-    call = _attention(query, key, value, sequences, dropout, context, log_sum)
+    call = _attention_call(query, key, value, sequences, dropout, context, log_sum)
     loaded().attention_forward(ctypes.byref(call), torch.get_num_threads())
     _clear_behind(sequences.query_lengths, context)
     return context, log_sum
@@ -196,7 +157,7 @@ def attention_backward(
     """Gradients of query [Q, H], key and value [T, H], zeros behind the last sequence."""
     grad = grad.contiguous()
     found = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-    call = _attention(query, key, value, sequences, dropout, context, log_sum)
+    call = _attention_call(query, key, value, sequences, dropout, context, log_sum)
     gradients = _AttentionGradients(grad.data_ptr(), *(tensor.data_ptr() for tensor in found))
     loaded().attention_backward(ctypes.byref(call), ctypes.byref(gradients), torch.get_num_threads())
     _clear_behind(sequences.query_lengths, found[0])
@@ -211,7 +172,7 @@ def _clear_behind(lengths: Tensor, *tensors: Tensor) -> None:
         tensor[tokens:].zero_()
 
 
-def _attention(
+def _attention_call(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -219,12 +180,13 @@ def _attention(
     dropout: Dropout,
     context: Tensor,
     log_sum: Tensor,
-) -> _Attention:
+) -> _AttentionCall:
     places = (sequences.starts, sequences.lengths, sequences.query_starts, sequences.query_lengths)
     assert all(tensor.is_contiguous() for tensor in (query, key, value, *places))
+    assert all(tensor.dtype == torch.bfloat16 for tensor in (query, key, value))
     heads, queries = log_sum.shape
     width = query.shape[1] // heads
-    return _Attention(
+    return _AttentionCall(
         *(tensor.data_ptr() for tensor in (query, key, value)),
         query.shape[1],
         *(tensor.data_ptr() for tensor in places),
@@ -232,11 +194,64 @@ def _attention(
         heads,
         width,
         width**-0.5,
-        dropout.to_c(),
+        _to_c(dropout),
         context.data_ptr(),
         log_sum.data_ptr(),
         queries,
     )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`x @ weight.T + bias`, bf16; x: [T, I], weight: [O, I], bias: [O]."""
+    # What Inductor calls for a linear layer on CPUs; it adds the bias while the product is still in registers.
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
+
+
+def gelu(x: Tensor, bias: Tensor) -> Tensor:
+    """GELU of `x + bias`, bf16 on CPUs; x: [T, O], bias: [O]."""
+    out = torch.empty_like(x)
+    _call("gelu_bf16", (x, bias, out), *x.shape)
+    return out
+
+
+def gelu_backward(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x [T, O] and of bias [O] fp32 in `gelu(x, bias)`."""
+    grad_x, grad_bias = torch.empty_like(x), torch.empty(x.shape[1])
+    _call("gelu_backward_bf16", (grad, x, bias, grad_x, grad_bias), *x.shape)
+    return grad_x, grad_bias
+
+
+def column_sum(x: Tensor) -> Tensor:
+    """[T, O] bf16 to [O] fp32, the sum over rows."""
+    total = torch.empty(x.shape[1])
+    _call("column_sum_bf16", (x, total), *x.shape)
+    return total
+
+
+def add_rows(table: Tensor, ids: Tensor, values: Tensor, left_out: int | None = None) -> None:
+    """`table[ids] += values` in place, bf16 on CPUs, with fp32 sums of the values of one id.
+
+    Args:
+        table: [V, H]; ids: [T] int64; values: [T, H]; left_out: an id whose values aren't added.
+    """
+    places, order = ids.sort(stable=True)
+    if left_out is not None:
+        kept = places != left_out
+        places, order = places[kept], order[kept]
+    _call("add_rows_bf16", (table, values.contiguous(), places, order), len(places), table.shape[1])
+
+
+def _call(name: str, tensors: tuple[Tensor, ...], rows: int, width: int) -> None:
+    assert all(tensor.is_contiguous() for tensor in tensors)
+    pointers = (tensor.data_ptr() for tensor in tensors)
+    getattr(loaded(), name)(*pointers, rows, width, torch.get_num_threads())
+
+
+def _to_c(dropout: Dropout) -> _Dropout:
+    """The probability in steps of 2^-32, and the scale that belongs to exactly that."""
+    threshold = round(dropout.probability * 2**32)
+    return _Dropout(dropout.seed, threshold, 1.0 / (1.0 - threshold * 2.0**-32))
 
 
 def _function(name: str, like: Tensor) -> Any:

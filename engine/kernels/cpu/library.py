@@ -51,6 +51,18 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
+def available() -> bool:
+    """Whether the library is there, built now if need be."""
+    return library() is not None
+
+
+def loaded() -> ctypes.CDLL:
+    """The library, where it is available."""
+    lib = library()
+    assert lib is not None
+    return lib
+
+
 def reason(error: Exception) -> str:
     """The line of a failed build that says why."""
     messages = str(getattr(error, "stderr", None) or error).splitlines()

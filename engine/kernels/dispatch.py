@@ -1,0 +1,148 @@
+"""Which implementation of an operator runs: decided here for every operator, and asked by everybody.
+
+An answer is a back end, or plain torch: where a run asks for it (`select`), where a back end can't be built or is wrong
+(a line of warning says which and why), and for inputs that no kernel takes. Our kernels run
+
+    operator                                   on
+    loss rows, gradient norm, optimizer steps  CPUs and GPUs
+    the last two on lists of tensors           CPUs
+    AdamW's step, not torch's own              CPUs; GPUs under ZeRO
+    linear, linear_gelu                        CPUs that multiply bf16, in bf16
+    normalised_sum                             CPUs, in fp32 and bf16
+    attention                                  CPUs with AVX512-BF16, in bf16
+    the tied embedding                         CPUs, in bf16, in training, where ZeRO-3 doesn't partition it
+
+Torch's deterministic mode changes nothing here: no result of our kernels depends on the order of threads.
+To add a back end, give it functions of `engine.kernels.reference`, put it into `BACK_ENDS`, and name it in the answers
+of the operators that it has beyond those.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from types import ModuleType
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from engine.kernels import cpu, cuda, reference
+from engine.kernels.cuda.selfcheck import disagreement
+
+Kernels = Literal["auto", "fused", "reference"]
+
+_selected: Kernels = "auto"
+
+logger = logging.getLogger(__name__)
+
+
+def select(kernels: Kernels) -> None:
+    """Choose for this process.
+
+    Args:
+        kernels: "auto", our kernels, on a GPU once they have agreed there with plain torch; "fused", ours without that
+            check; "reference", plain torch everywhere.
+    """
+    global _selected
+    _selected = kernels
+
+
+def _on_cpu(_: torch.device) -> ModuleType | None:
+    return cpu if cpu.available() else None
+
+
+def _on_gpu(device: torch.device) -> ModuleType | None:
+    usable = cuda.available() if _selected == "fused" else _agrees(device.index)
+    return cuda if usable else None
+
+
+@functools.cache
+def _agrees(index: int | None) -> bool:
+    """Whether the CUDA kernels can be built and agree with plain torch on a GPU; if not, one line says why."""
+    if not torch.cuda.is_available() or not cuda.available():
+        return False
+    wrong = disagreement(cuda, torch.device("cuda", torch.cuda.current_device() if index is None else index))
+    if wrong is not None:
+        logger.warning("CUDA kernels: %s; plain torch runs instead", wrong)
+    return wrong is None
+
+
+#: by the type of a device, what gives its back end; None where that can't be built or is wrong
+BACK_ENDS: dict[str, Callable[[torch.device], ModuleType | None]] = {"cpu": _on_cpu, "cuda": _on_gpu}
+
+
+def ours(device: torch.device) -> ModuleType | None:
+    """The back end whose kernels may run on `device`; None where plain torch runs whatever the operator."""
+    find = None if _selected == "reference" else BACK_ENDS.get(device.type)
+    return None if find is None else find(device)
+
+
+def backend(device: torch.device) -> ModuleType:
+    """What computes loss rows, gradient norms and optimizer steps: every back end has them, for all inputs."""
+    return ours(device) or reference
+
+
+def tensor_lists(device: torch.device) -> ModuleType | None:
+    """The back end whose gradient norm and steps take lists of tensors as well as flat ones; None: gather them."""
+    return cpu if ours(device) is cpu else None
+
+
+def adamw(device: torch.device, flat: bool) -> bool:
+    """Whether AdamW's step is ours, not that of `torch.optim.AdamW`.
+
+    Without lists, ours would gather a model's some 200 parameters into flat tensors at each step, unless they are
+    `flat` already, as ZeRO's partitions are.
+    """
+    return ours(device) is not None and (flat or tensor_lists(device) is not None)
+
+
+def adds_bias(device: torch.device) -> bool:
+    """Whether the loss's rows get the decoder's bias, and sum its gradient; else the matrix product has added it.
+
+    Our CPU kernel does so in passing, and plain torch there as it does; on a GPU the product's epilogue is cheaper.
+    """
+    return device.type == "cpu"
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> ModuleType | None:
+    """The back end of a linear layer, with GELU or without; None for plain torch."""
+    takes = x.dtype == weight.dtype == bias.dtype == torch.bfloat16 and x.ndim == 2 and x.numel() > 0
+    return cpu if takes and ours(x.device) is cpu and cpu.multiplies_bf16() else None
+
+
+def gelu_in_linear(layer: nn.Module, activation: nn.Module, plain: type[nn.Module]) -> bool:
+    """Whether a linear layer is asked for the GELU of its result: the exact one, of a layer that nothing wraps.
+
+    What an adapter or a hook adds to the result comes before GELU. `plain` is the class of a layer as it was built.
+    """
+    if type(activation) is not nn.GELU or activation.approximate != "none":
+        return False
+    hooks = [*layer._forward_hooks.values(), *layer._backward_hooks.values(), *layer._backward_pre_hooks.values()]
+    # Those of ZeRO-3 only gather and release the layer's weights.
+    foreign = any(getattr(hook, "__module__", "").partition(".")[0] != "deepspeed" for hook in hooks)
+    return type(layer) is plain and "forward" not in vars(layer) and not foreign
+
+
+def normalised_sum(states: Tensor, residual: Tensor | None, weight: Tensor) -> ModuleType | None:
+    """The back end of dropout, residual sum and layer normalisation; None for plain torch."""
+    alike = states.dtype == weight.dtype and (residual is None or residual.dtype == states.dtype)
+    takes = alike and states.dtype in (torch.float32, torch.bfloat16) and states.numel() > 0
+    return cpu if takes and ours(states.device) is cpu else None
+
+
+def attention(states: Tensor, heads: int) -> ModuleType | None:
+    """The back end of attention on packed tokens [T, H]; None for torch's, on the padded grid."""
+    takes = states.dtype == torch.bfloat16 and states.shape[1] % (heads * cpu.LANES) == 0 and states.numel() > 0
+    return cpu if takes and ours(states.device) is cpu and cpu.attends_bf16() else None
+
+
+def tied_embedding(weight: Tensor) -> ModuleType | None:
+    """The back end that adds an embedding's gradient to the decoder's; None where each makes its own.
+
+    Under ZeRO-3 the weight is released between the two modules, so neither gradient can wait for the other.
+    """
+    trained = weight.requires_grad and torch.is_grad_enabled()
+    takes = weight.dtype == torch.bfloat16 and trained and not hasattr(weight, "ds_id")
+    return cpu if takes and ours(weight.device) is cpu else None
