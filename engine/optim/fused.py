@@ -1,7 +1,7 @@
 """AdamW and LAMB whose step is one pass over memory: unscale, clip, moments, decay, update, low-precision copy.
 
 Whole parameters of a group are updated in one call, in place: on CPUs through a table of addresses, elsewhere through
-flat buffers. ZeRO's flat tensors, once `engine.zero.attach` has told which fragments of which parameters they consist
+flat buffers. ZeRO's flat tensors, once `engine.zero.engine` has told which fragments of which parameters they consist
 of, are updated fragment by fragment, each with the trust ratio of the whole parameter that it belongs to.
 """
 

@@ -17,11 +17,10 @@ from engine.optim.build import RATE_MULTIPLIER
 from engine.optim.fused import FusedOptimizer
 from engine.optim.layout import ParameterNorms
 from engine.zero import states
-from engine.zero.attach import attach
 from engine.zero.nvme import with_swap_folder
-from engine.zero.partition import shards
 from engine.zero.quiet import without_compiler
-from engine.zero.swap import mend_gradients
+from engine.zero.wrappers.base import Wrapper
+from engine.zero.wrappers.known import wrapper_of
 
 
 class ZeroEngine:
@@ -29,6 +28,7 @@ class ZeroEngine:
 
     Attributes:
         model: the DeepSpeed engine, callable as the model.
+        wrapper: the adapter to its optimizer.
         accumulation: micro-batches of an optimizer step.
     """
 
@@ -42,24 +42,17 @@ class ZeroEngine:
         self.stage: int = config["zero_optimization"]["stage"]
         with without_compiler(), contextlib.redirect_stdout(io.StringIO()):  # its memory reports can't be turned off
             self.model, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-        if self.stage == 0 and self.world_size == 1:
-            # Without a partition DeepSpeed sends gradients even where there is nobody to send them to.
-            self.model.enable_backward_allreduce = False
-        #: whether optimizer states are in files between steps
-        self.is_swapped = bool(getattr(self.model.optimizer, "swap_optimizer", False))
-        if self.stage == 3 and getattr(self.model.optimizer, "offload_optimizer", False):
-            mend_gradients(self.model.optimizer)
-        self._plain_norm: Tensor | None = None
         self._rate = 0.0
-        self._forget_initial_step(optimizer)
+        self.wrapper = wrapper_of(self.model)
+        self.wrapper.repair()
         self.fused = optimizer if isinstance(optimizer, FusedOptimizer) else None
         if self.fused is not None:
-            attach(self.fused, self.model)
+            attach(self.fused, self.wrapper)
 
-    def _forget_initial_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Undo the step that DeepSpeed takes while it initialises stage 0 in half precision (rate 0, but counted)."""
-        if self.stage == 0 and self.model.optimizer is not optimizer:
-            optimizer.state.clear()
+    @property
+    def is_swapped(self) -> bool:
+        """Whether optimizer states are in files between steps."""
+        return self.wrapper.is_swapped
 
     @property
     def device(self) -> torch.device:
@@ -91,22 +84,12 @@ class ZeroEngine:
             self._rate = learning_rate
             for group in self.model.optimizer.param_groups:
                 group["lr"] = learning_rate * group.get(RATE_MULTIPLIER, 1.0)
-            if self._reports_no_norm and not self._clips_itself:
-                gradients = [p.grad for p in self.model.module.parameters() if p.grad is not None]
-                self._plain_norm = torch.nn.utils.get_total_norm(gradients)
+            self.wrapper.before_update()
         self.model.step()
-
-    @property
-    def _reports_no_norm(self) -> bool:
-        """DeepSpeed wraps no optimizer at stage 0 in fp32, and so reports no gradient norm."""
-        return self.stage == 0 and not hasattr(self.model.optimizer, "loss_scale")
 
     def grad_norm(self) -> float | None:
         """The global gradient norm of the last update, before clipping; waits for the device."""
-        if self._clips_itself:
-            norm = self.model.optimizer.grad_norm
-        else:
-            norm = self._plain_norm if self._reports_no_norm else self.model.get_global_grad_norm()
+        norm = self.wrapper.grad_norm()
         return None if norm is None else float(norm)
 
     def norms(self) -> dict[str, ParameterNorms]:
@@ -119,13 +102,6 @@ class ZeroEngine:
         return {name: ParameterNorms(*values) for name, values in read.items()}
 
     @property
-    def _clips_itself(self) -> bool:
-        """The fused optimizers at stage 0 in fp32 know the norm that they clip by."""
-        return (
-            self.model.optimizer is self.fused and self.fused is not None and self.fused.defaults["max_grad_norm"] > 0
-        )
-
-    @property
     def skipped_steps(self) -> int:
         """Steps that were skipped because fp16 gradients overflowed."""
         return int(self.model.skipped_steps)
@@ -133,7 +109,7 @@ class ZeroEngine:
     @property
     def loss_scale(self) -> float | None:
         """fp16's current loss scale; None in other precisions."""
-        return float(self.model.optimizer.loss_scale) if self.model.fp16_enabled() else None
+        return self.wrapper.loss_scale
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[nn.Module]:
@@ -151,31 +127,25 @@ class ZeroEngine:
         Taken from the optimizer's fp32 master weights where ZeRO keeps them, so half-precision rounding doesn't
         enter an export. Tied parameters appear under each of their names.
         """
-        from deepspeed.utils import safe_get_full_fp32_param
-
         keep = torch.distributed.get_rank() == 0
-        whole = {shard.parameters[0].name: shard.tensor for shard in shards(self.model)} if self.stage == 0 else {}
-        copies: dict[int, Tensor] = states.swapped_weights(self.model, keep=keep)
-        weights: dict[str, Tensor] = {}
-        for name, parameter in self.model.module.named_parameters(remove_duplicate=False):
-            if id(parameter) not in copies:
-                master = safe_get_full_fp32_param(parameter) if self.stage > 0 else whole.get(name)
-                frozen = states.gathered(parameter) if master is None else contextlib.nullcontext()
-                with frozen:
-                    full = parameter if master is None else master
-                    copies[id(parameter)] = full.detach().float().cpu().clone() if keep else torch.empty(0)
-            if keep:
-                weights[name] = copies[id(parameter)]
-        return weights
-
-    def save_states(self, folder: Path) -> None:
-        """Write weights, optimizer state and counters into an empty folder; collective."""
-        states.save(self.model, folder)
+        weights = self.wrapper.full_weights(keep=keep)
+        named = self.model.module.named_parameters(remove_duplicate=False)
+        return {name: weights[id(parameter)] for name, parameter in named} if keep else {}
 
     def load_states(self, folder: Path) -> None:
-        """Put back what `save_states` wrote at any stage and number of ranks; collective.
+        """Put back what `states.snapshot` took at any stage and number of ranks; collective.
 
         Raises:
             UserError: on every rank, if on any the files don't fit the model, are damaged or missing.
         """
-        states.load(self.model, folder)
+        states.load(self.wrapper, folder)
+
+
+def attach(optimizer: FusedOptimizer, wrapper: Wrapper) -> None:
+    """Tell the optimizer what its tensors consist of, and fold unscaling and clipping into its step.
+
+    Raises:
+        UserError: the layout is unsupported or unknown.
+    """
+    optimizer.lay_out(wrapper.shards())
+    wrapper.take_clipping(optimizer)

@@ -1,14 +1,13 @@
 """Save what an engine trains, and load it into an engine of any other ZeRO stage and number of ranks.
 
-`engine.zero.partition` says which ranges of the parameters lie in the tensors that this rank's optimizer steps. Each
+`engine.zero.wrappers` says which ranges of the parameters lie in the tensors that this rank's optimizer steps. Each
 rank saves its ranges. In a load each first reads the ranges that it has now, alone; then DeepSpeed rounds them into the
 model's weights as it does after a step, together.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -33,7 +32,7 @@ from engine.zero.archive import (
     write_index,
     write_tensors,
 )
-from engine.zero.partition import client_optimizer, shards
+from engine.zero.wrappers.base import Wrapper
 
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 #: what changes of DeepSpeed's two kinds of loss scalers; one has no hysteresis
@@ -60,30 +59,31 @@ class Snapshot:
         return files if self.index is None else {**files, INDEX_FILE: write_index(folder, self.index)}
 
 
-def snapshot(engine: Any, *, copy: bool) -> Snapshot:
+def snapshot(wrapper: Wrapper, *, copy: bool) -> Snapshot:
     """Weights, optimizer state and counters after an optimizer step; collective.
 
     Args:
-        engine: DeepSpeed's, with a client optimizer.
+        wrapper: of the engine that trains.
         copy: copy into host memory what is else a view that the next step changes: this rank's share of weights and
             states, for AdamW and LAMB 12 bytes a parameter divided by the ranks. What is swapped is always copied.
 
     Raises:
         UserError: the optimizer's tensors can't be mapped to parameters.
     """
+    engine, rank = wrapper.engine, torch.distributed.get_rank()
     assert engine.micro_steps % engine.gradient_accumulation_steps() == 0, "gradients of half a step aren't saved"
-    found, optimizer, rank = shards(engine), client_optimizer(engine), torch.distributed.get_rank()
+    found, optimizer = wrapper.shards(), wrapper.client
     own = [(number, piece) for number, shard in enumerate(found) for piece in shard.fragments]
     shares = shared_out(dist.gather_objects([_range(found[number], piece) for number, piece in own]))
     tensors: dict[str, Tensor] = {}
     for number, parts in groupby(shares[rank], key=lambda share: own[share[0]][0]):
         pieces = [(own[position][1], part) for position, part in parts]
         tensors |= _share(found[number], pieces, optimizer, copy=copy)
-    frozen, buffers, index = _frozen(engine, found), _buffers(engine), None
+    frozen, buffers, index = _frozen(wrapper, found), _buffers(engine), None
     if rank == 0:
         untrained = frozen | buffers
         tensors |= {name: tensor.to("cpu", copy=True) for name, tensor in untrained.items()} if copy else untrained
-        index = _index(engine, found, optimizer, shares)
+        index = _index(wrapper, found, shares)
         index.frozen, index.buffers = ({name: list(t.shape) for name, t in kept.items()} for kept in (frozen, buffers))
     return Snapshot(rank, tensors, index)
 
@@ -101,11 +101,6 @@ def _share(
                 view = tensor.detach().view(-1)[begin : begin + part.length]
                 tensors[part.key(name)] = view.to("cpu", copy=True) if copy else view
     return tensors
-
-
-def save(engine: Any, folder: Path) -> None:
-    """Write a snapshot at once into an empty folder that every rank sees; collective."""
-    snapshot(engine, copy=False).write(folder)
 
 
 def shared_out(everyone: Sequence[Sequence[Range]]) -> list[list[tuple[int, Range]]]:
@@ -137,34 +132,35 @@ def _part(ranges: Sequence[Range], part: int, parts: int) -> list[tuple[int, Ran
     return cut
 
 
-def load(engine: Any, folder: Path) -> None:
-    """Put back what `save` wrote, in whatever layout; collective.
+def load(wrapper: Wrapper, folder: Path) -> None:
+    """Put back the files of a `snapshot`, in whatever layout; collective.
 
     Raises:
         UserError: on every rank, if on any the files don't fit the model, are damaged or missing.
     """
-    found, optimizer = shards(engine), client_optimizer(engine)
-    archive = dist.agreed(lambda: _read(engine, found, optimizer, folder))
-    _refresh(engine, archive, found)
+    engine, found = wrapper.engine, wrapper.shards()
+    archive = dist.agreed(lambda: _read(wrapper, found, folder))
+    _refresh(wrapper, archive)
+    wrapper.round_weights(found)
     for name in COUNTERS:
         setattr(engine, name, archive.index.counters[name])
     engine.micro_steps = engine.global_steps * engine.gradient_accumulation_steps()  # a step is complete
-    scaler = _scaler(engine)
     for name, value in archive.index.loss_scaler.items():
-        if hasattr(scaler, name):
-            setattr(scaler, name, value)
+        if hasattr(wrapper.scaler, name):
+            setattr(wrapper.scaler, name, value)
 
 
 @torch.no_grad()
-def _read(engine: Any, found: list[Shard], optimizer: torch.optim.Optimizer, folder: Path) -> Archive:
+def _read(wrapper: Wrapper, found: list[Shard], folder: Path) -> Archive:
     """Fill the tensors that this rank steps, and their states; no collective, since one rank may fail alone."""
-    archive = Archive(folder)
+    archive, engine = Archive(folder), wrapper.engine
     index = archive.index
     trained = {info.name: info.shape for shard in found for info in shard.parameters}
-    others = {name: _shape(p) for name, p in engine.module.named_parameters() if name not in trained}
+    others = {name: wrapper.shape_of(p) for name, p in engine.module.named_parameters() if name not in trained}
+    buffers = {name: tuple(buffer.shape) for name, buffer in _persistent_buffers(engine).items()}
     archive.check("parameter", {name: r.shape for name, r in index.parameters.items()}, trained)
     archive.check("frozen parameter", index.frozen, others)
-    archive.check("buffer", index.buffers, {name: _shape(b) for name, b in _persistent_buffers(engine).items()})
+    archive.check("buffer", index.buffers, buffers)
     for name in (*index.frozen, *index.buffers):
         archive.kept(name)
     for shard in found:
@@ -172,7 +168,7 @@ def _read(engine: Any, found: list[Shard], optimizer: torch.optim.Optimizer, fol
             for piece in shard.fragments:
                 part = _range(shard, piece)
                 archive.fill(_view(shard.tensor, piece), part.name, part.start)
-            _read_states(archive, shard, optimizer)
+            _read_states(archive, shard, wrapper.client)
     return archive
 
 
@@ -201,69 +197,14 @@ def _read_states(archive: Archive, shard: Shard, optimizer: torch.optim.Optimize
         optimizer.state[shard.tensor] = state
 
 
-def _refresh(engine: Any, archive: Archive, found: list[Shard]) -> None:
-    """Give the model the loaded weights: its buffers, frozen parameters and rounded masters; collective."""
-    for name, buffer in _persistent_buffers(engine).items():
+def _refresh(wrapper: Wrapper, archive: Archive) -> None:
+    """Give the model the loaded buffers and frozen parameters; collective."""
+    for name, buffer in _persistent_buffers(wrapper.engine).items():
         buffer.copy_(archive.kept(name))
-    for name, parameter in engine.module.named_parameters():
+    for name, parameter in wrapper.engine.module.named_parameters():
         if name in archive.index.frozen:
-            with gathered(parameter, modifier_rank=0):
+            with wrapper.gathered(parameter, modifier_rank=0):
                 parameter.data.copy_(archive.kept(name))
-    round_masters = _ROUNDERS.get(type(engine.optimizer).__name__)
-    if round_masters is not None:
-        round_masters(engine.optimizer, found)
-
-
-def _round_whole(wrapper: Any, _found: list[Shard]) -> None:
-    for masters, parameters in zip(wrapper.fp32_groups, wrapper.fp16_groups, strict=True):
-        for master, parameter in zip(masters, parameters, strict=True):
-            parameter.data.copy_(master.data)
-
-
-def _round_flat(wrapper: Any, _found: list[Shard]) -> None:
-    """ZeRO 1 and 2. DeepSpeed's views of the optimizer's state are of the old one, if there are any yet."""
-    wrapper.update_lp_params()
-    wrapper._hp_optimizer_states_linked = False
-    if wrapper.optimizer.state:
-        wrapper._lazy_init_hp_params_optimizer_state()
-
-
-def _round_partitions(wrapper: Any, found: list[Shard]) -> None:
-    wrapper.checkpoint_event_prologue()  # partitions what is gathered
-    for sub_group, shard in enumerate(found):
-        with shard.reading():
-            wrapper._reassign_or_swap_out_partitioned_parameters(sub_group)
-    wrapper.checkpoint_event_epilogue()  # gathers the small parameters again that stay whole between steps
-
-
-#: how each of DeepSpeed's wrappers rounds its masters after a step; at stage 0 in fp32 there are none
-_ROUNDERS: dict[str, Callable[[Any, list[Shard]], None]] = {
-    "FP16_UnfusedOptimizer": _round_whole,
-    "BF16_Optimizer": _round_flat,
-    "DeepSpeedZeroOptimizer": _round_flat,
-    "DeepSpeedZeroOptimizer_Stage3": _round_partitions,
-}
-
-
-def swapped_weights(engine: Any, *, keep: bool) -> dict[int, Tensor]:
-    """The whole fp32 weights that are in files between steps, by the parameter's `id`, on the CPU; collective.
-
-    Each file is read once, where DeepSpeed's own functions read a whole sub-group for each of its parameters.
-
-    Args:
-        keep: whether this rank wants them; else they are empty.
-    """
-    wrapper, weights = engine.optimizer, {}
-    for sub_group, shard in enumerate(shards(engine) if getattr(wrapper, "swap_optimizer", False) else ()):
-        if shard.swap is None:
-            continue
-        with shard.reading():
-            for parameter in wrapper.fp16_groups[sub_group]:
-                _, start, size = wrapper.grad_position[wrapper.get_param_id(parameter)]
-                part = shard.tensor.detach()[start : start + size].to(engine.device)
-                full = wrapper._fp32_state_allgather(parameter, part)
-                weights[id(parameter)] = full.cpu().clone() if keep else torch.empty(0)
-    return weights
 
 
 def _range(shard: Shard, piece: Fragment) -> Range:
@@ -296,10 +237,9 @@ def _scalars(shard: Shard, optimizer: torch.optim.Optimizer) -> dict[str, list[A
     return scalars
 
 
-def _index(
-    engine: Any, found: list[Shard], optimizer: torch.optim.Optimizer, shares: list[list[tuple[int, Range]]]
-) -> Index:
+def _index(wrapper: Wrapper, found: list[Shard], shares: list[list[tuple[int, Range]]]) -> Index:
     """The index but for what is not trained."""
+    engine, optimizer, scaler = wrapper.engine, wrapper.client, wrapper.scaler
     records: dict[str, Record] = {}
     for shard in found:
         states = {name: dtype_name(tensor.dtype) for name, tensor in _states(shard, optimizer).items()}
@@ -316,24 +256,17 @@ def _index(
         buffers={},
         tied={name: first[id(p)] for name, p in named if name != first[id(p)]},
         counters={name: int(getattr(engine, name)) for name in COUNTERS},
-        loss_scaler={name: getattr(_scaler(engine), name) for name in SCALER_FIELDS if hasattr(_scaler(engine), name)},
+        loss_scaler={name: getattr(scaler, name) for name in SCALER_FIELDS if hasattr(scaler, name)},
     )
 
 
-def _scaler(engine: Any) -> Any:
-    """DeepSpeed's fp16 loss scaler, None in other precisions."""
-    if not engine.fp16_enabled():
-        return None
-    return getattr(engine.optimizer, "loss_scaler", getattr(engine.optimizer, "loss_scale_config", None))
-
-
-def _frozen(engine: Any, found: list[Shard]) -> dict[str, Tensor]:
+def _frozen(wrapper: Wrapper, found: list[Shard]) -> dict[str, Tensor]:
     """On rank 0 the parameters that no optimizer steps, whole, on the CPU; collective at stage 3."""
     trained = {info.name for shard in found for info in shard.parameters}
     frozen = {}
-    for name, parameter in engine.module.named_parameters():
+    for name, parameter in wrapper.engine.module.named_parameters():
         if name not in trained:
-            with gathered(parameter):
+            with wrapper.gathered(parameter):
                 if torch.distributed.get_rank() == 0:
                     frozen[name] = parameter.detach().cpu().clone()
     return frozen
@@ -346,20 +279,3 @@ def _buffers(engine: Any) -> dict[str, Tensor]:
 def _persistent_buffers(engine: Any) -> dict[str, Tensor]:
     saved = engine.module.state_dict().keys()
     return {name: buffer for name, buffer in engine.module.named_buffers() if name in saved}
-
-
-def _shape(parameter: Any) -> tuple[int, ...]:
-    """The whole parameter's shape, which stage 3 keeps apart."""
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
-
-
-def gathered(parameter: Any, modifier_rank: int | None = None) -> contextlib.AbstractContextManager[Any]:
-    """A parameter made whole for a while, and given to every rank as `modifier_rank` leaves it."""
-    if not hasattr(parameter, "ds_id"):
-        return contextlib.nullcontext()
-    import deepspeed
-
-    context: contextlib.AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
-        parameter, modifier_rank=modifier_rank
-    )
-    return context

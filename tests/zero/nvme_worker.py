@@ -19,6 +19,7 @@ from engine import dist
 from engine.config import Precision, ZeroConfig
 from engine.data.loading.loader import BatchLayout
 from engine.train.ranks.join import end_ranks, start_ranks
+from engine.zero import states
 from engine.zero.engine import ZeroEngine
 from tests.zero import offload_worker
 from tests.zero.offload_worker import AFTER, BEFORE, engine, train
@@ -55,7 +56,7 @@ def follow(name: str, folder: Path, world: dist.World) -> dict[str, object]:
         losses[place] = train(zero, layout, first)
         if place != "cpu":
             (folder / place).mkdir(parents=True, exist_ok=True)
-            zero.save_states(folder / place)
+            states.snapshot(zero.wrapper, copy=False).write(folder / place)
         dist.barrier()
         losses[place] += train(zero, layout, last)
         exports[place] = zero.full_state_dict()

@@ -19,6 +19,7 @@ from engine.config import OptimConfig, Precision, RunConfig, TrainConfig, ZeroCo
 from engine.data.loading.loader import BatchLayout
 from engine.optim.build import build_optimizer
 from engine.train.ranks.join import end_ranks, start_ranks
+from engine.zero import states
 from engine.zero.engine import ZeroEngine
 from launch.zero.build import deepspeed_config
 
@@ -82,7 +83,7 @@ def follow(name: str, folder: Path, world: dist.World) -> dict[str, list[float]]
     zero, layout = engine(CASES[name], world)
     found["offloaded"] = train(zero, layout, first)
     folder.mkdir(exist_ok=True)
-    zero.save_states(folder)
+    states.snapshot(zero.wrapper, copy=False).write(folder)
     dist.barrier()
     found["offloaded"] += train(zero, layout, last)
     zero.model.destroy()

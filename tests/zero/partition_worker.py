@@ -23,7 +23,7 @@ from engine.config import TrainConfig
 from engine.errors import UserError
 from engine.optim.shard import Shard
 from engine.train.ranks.join import end_ranks, start_ranks
-from engine.zero.partition import shards
+from engine.zero.wrappers.known import wrapper_of
 from launch.zero.build import precision_section, zero_section
 
 
@@ -236,7 +236,7 @@ def record(case: Case) -> dict[str, Any]:
     recorder = Recorder(groups(model))
     engine, *_ = deepspeed.initialize(model=model, optimizer=recorder, config=config)
     try:
-        found = shards(engine)
+        found = wrapper_of(engine).shards()
     except UserError as refusal:
         engine.destroy()
         return {"refused": str(refusal)}

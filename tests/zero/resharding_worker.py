@@ -23,7 +23,7 @@ from engine.optim.fused import FusedAdamW, FusedLamb
 from engine.optim.shard import Shard
 from engine.train.ranks.join import end_ranks, start_ranks
 from engine.zero.engine import ZeroEngine
-from engine.zero.partition import shards
+from engine.zero.states import snapshot
 from tests.zero.partition_worker import CASES, Case, build, full_weights, groups, values
 
 #: in this order, neighbours differ in stage
@@ -101,7 +101,7 @@ def fill(zero: ZeroEngine) -> None:
     """Overwrite all that a step made by what is known, padding by NaN."""
     import deepspeed
 
-    for shard in shards(zero.model):
+    for shard in zero.wrapper.shards():
         state = client(zero).state[shard.tensor]
         for name, tensor in {"weight": shard.tensor, **{key: state[key] for key in STATES if key in state}}.items():
             if name != "weight":
@@ -138,7 +138,7 @@ def record(zero: ZeroEngine, case: str, source: Path) -> dict[str, Any]:
         first ones as DeepSpeed gathers them; and some counters.
     """
     zero.load_states(source)
-    found, pieces, padding = shards(zero.model), [], 0
+    found, pieces, padding = zero.wrapper.shards(), [], 0
     states = [client(zero).state[shard.tensor] for shard in found]
     for shard, state in zip(found, states, strict=True):
         for name, tensor in {"weight": shard.tensor, **{key: state[key] for key in STATES if key in state}}.items():
@@ -196,7 +196,7 @@ def main(folder: Path, other: str | None) -> None:
         fill(zero)
         before = own / name
         before.mkdir(parents=True, exist_ok=True)
-        zero.save_states(before)
+        snapshot(zero.wrapper, copy=False).write(before)
         zero.model.destroy()
     torch.save(records, own / f"{world.rank}.pt")
     end_ranks(world)

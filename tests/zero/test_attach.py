@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from multiprocessing.pool import Pool
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -16,7 +15,7 @@ from benchmarks.zero_exactness import Case, apart, train
 from engine.kernels import cpu
 from engine.optim.fused import FusedOptimizer
 from engine.zero import engine as zero
-from engine.zero.partition import shards
+from engine.zero.wrappers.base import Wrapper
 from launch.zero import build as zero_config
 from tests.single_rank import single_rank
 from tests.train.runs import free_port
@@ -42,7 +41,7 @@ def attached(case: Case) -> dict[str, Tensor]:
 
 def unattached(case: Case) -> dict[str, Tensor]:
     """The weights where DeepSpeed unscales and clips in its own pass."""
-    with mock.patch.object(zero, "attach", lambda optimizer, engine: optimizer.lay_out(shards(engine))):
+    with mock.patch.object(zero, "attach", lambda optimizer, wrapper: optimizer.lay_out(wrapper.shards())):
         return attached(case)
 
 
@@ -70,8 +69,8 @@ def weights(case: Case) -> tuple[dict[str, Tensor], bool]:
     seen = []
     attach = zero.attach
 
-    def attach_and_look(optimizer: FusedOptimizer, engine: Any) -> None:
-        attach(optimizer, engine)
+    def attach_and_look(optimizer: FusedOptimizer, wrapper: Wrapper) -> None:
+        attach(optimizer, wrapper)
         seen.append(bool(optimizer.low_precision))
 
     with mock.patch.object(zero, "attach", attach_and_look):

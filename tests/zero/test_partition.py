@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from engine.errors import UserError
 from engine.optim.shard import Fragment, Shard
 from engine.precision import DTYPES
-from engine.zero.partition import shards, window
+from engine.zero.wrappers.known import wrapper_of
+from engine.zero.wrappers.pieces import window
 from tests.train.runs import execute
 from tests.zero.partition_worker import CASES, Model, slope, update, weight
 
@@ -185,7 +186,7 @@ def engine_of(wrapper: Any) -> Any:
 
 def refusal(wrapper: Any) -> str:
     with pytest.raises(UserError) as caught:
-        shards(engine_of(wrapper))
+        wrapper_of(engine_of(wrapper)).shards()
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -194,7 +195,7 @@ def refusal(wrapper: Any) -> str:
 @pytest.mark.usefixtures("one_rank")
 def test_the_place_of_a_parameter_is_seen_from_its_memory() -> None:
     wrapper = DeepSpeedZeroOptimizer(torch.zeros(10), [3, 0])
-    (shard,) = shards(engine_of(wrapper))
+    (shard,) = wrapper_of(engine_of(wrapper)).shards()
     assert isinstance(shard, Shard)
     assert shard.fragments == (Fragment(1, 0, 2, 0), Fragment(0, 3, 6, 0))
     assert [info.name for info in shard.parameters] == ["p0", "p1"]
@@ -253,7 +254,7 @@ def zero_3(**changes: Any) -> Any:
 
 @pytest.mark.usefixtures("one_rank")
 def test_a_sub_group_knows_its_parameter_group() -> None:
-    (shard,) = shards(engine_of(zero_3()))
+    (shard,) = wrapper_of(engine_of(zero_3())).shards()
     assert shard.group == 3
     assert shard.fragments == (Fragment(0, 0, 6, 0), Fragment(1, 6, 2, 0))
 

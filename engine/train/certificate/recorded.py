@@ -18,7 +18,6 @@ from engine import dist
 from engine.optim.shard import Fragment, ParameterInfo, Shard
 from engine.train.certificate.exact import field_names
 from engine.zero.engine import ZeroEngine
-from engine.zero.partition import client_optimizer, shards
 
 #: elements that are checked at a time
 CHUNK = 1 << 20
@@ -48,7 +47,7 @@ class Layout:
     """
 
     def __init__(self, zero: ZeroEngine) -> None:
-        self.shards = shards(zero.model)
+        self.shards = zero.wrapper.shards()
         found = [
             Place(info, index, number)
             for index, shard in enumerate(self.shards)
@@ -115,7 +114,7 @@ class RecordedUpdate:
     def __init__(self, zero: ZeroEngine, layout: Layout, states: Sequence[str]) -> None:
         """Args: states are the names of the optimizer's states, in the order of the rows."""
         self.zero, self.layout, self.states = zero, layout, tuple(states)
-        self._optimizer = client_optimizer(zero.model)
+        self._optimizer = zero.wrapper.client
         self.loss_scale = zero.loss_scale or 1.0
         self.square: dict[int, Tensor] = {}
         kept = {place.shard for index, place in enumerate(layout.places) if layout.is_mine(index)}
@@ -132,21 +131,15 @@ class RecordedUpdate:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Keeps the gradients of the step that happens inside.
-
-        They are there before it at stage 0 in fp32 and in DeepSpeed's BF16_Optimizer. The others make them during the
-        step, and then call `unscale_and_clip_grads`.
-        """
-        wrapper = self.zero.model.optimizer
-        if wrapper is self._optimizer:
-            self._keep_gradients([shard.tensor.grad for shard in self.layout.shards])
-        elif hasattr(wrapper, "fp32_groups_gradient_flat_partition"):
-            self._keep_gradients(wrapper.fp32_groups_gradient_flat_partition)
-        else:
-            with _before_call(wrapper, "unscale_and_clip_grads", self._keep_present):
-                yield
+        """Keeps the gradients of the step that happens inside."""
+        wrapper = self.zero.wrapper
+        gradients = wrapper.gradients(self.layout.shards)
+        if gradients is not None:
+            self._keep_gradients(gradients)
+            yield
             return
-        yield
+        with _before_call(wrapper.optimizer, "unscale_and_clip_grads", self._keep_present):
+            yield
 
     def _keep_present(self) -> None:
         """ZeRO 1 to 3 have the gradient of a shard only while it is stepped, and never after unscaling it."""
@@ -244,7 +237,8 @@ class RecordedUpdate:
         stale, sums = [], []
         for place in self.layout.places:
             shard = self.layout.shards[place.shard]
-            with _gathered(model[place.info.name]) as parameter:
+            parameter = model[place.info.name]
+            with self.zero.wrapper.gathered(parameter):
                 copy = parameter.detach().view(-1)
                 stale.append(
                     sum(_stale(copy, shard, piece) for piece in shard.fragments if piece.parameter == place.number)
@@ -284,16 +278,6 @@ def _before_call(owner: Any, name: str, action: Callable[[], None]) -> Iterator[
             delattr(owner, name)
         else:
             setattr(owner, name, own)
-
-
-@contextlib.contextmanager
-def _gathered(parameter: Tensor) -> Iterator[Tensor]:
-    """The whole parameter as the next forward pass sees it; collective where ZeRO has partitioned it."""
-    from deepspeed.runtime.zero.partition_parameters import GatheredParameters, ZeroParamStatus
-
-    partitioned = getattr(parameter, "ds_status", None) == ZeroParamStatus.NOT_AVAILABLE
-    with GatheredParameters([parameter]) if partitioned else contextlib.nullcontext():
-        yield parameter
 
 
 def _stale(copy: Tensor, shard: Shard, piece: Fragment) -> int:

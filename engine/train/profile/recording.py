@@ -79,7 +79,7 @@ class Recording:
             os.environ.setdefault("KINETO_LOG_LEVEL", "6")
         self.profiler = torch.profiler.profile(activities=activities)
         self._watching = contextlib.ExitStack()
-        self._watching.enter_context(watched_reduction(zero.model, lambda _: self.part(REDUCTION)))
+        self._watching.enter_context(wrapped(zero.wrapper.reductions, lambda _: self.part(REDUCTION)))
         self._watching.enter_context(watched_collectives())
         self.profiler.start()
 
@@ -131,17 +131,6 @@ class Recording:
 
 def _on_host(event: Any) -> bool:
     return bool(event.device_type.name == "CPU")
-
-
-def watched_reduction(engine: Any, part: Callable[[str], AbstractContextManager[None]]) -> AbstractContextManager[None]:
-    """Measure DeepSpeed's reduction of gradients: each one when it is ready, and all after a backward pass.
-
-    Args:
-        engine: DeepSpeed's engine.
-        part: opens a part of the step, given the name of DeepSpeed's method.
-    """
-    methods = [(engine, "allreduce_gradients"), (engine.optimizer, "reduce_ready_partitions_and_remove_grads")]
-    return wrapped([(owner, name) for owner, name in methods if hasattr(owner, name)], part)
 
 
 def watched_collectives() -> AbstractContextManager[None]:

@@ -22,8 +22,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from engine.config import FaultConfig
 from engine.data.loading.source import Cursor
 from engine.durable import write_atomically
@@ -118,9 +116,7 @@ class UpdateGate:
 
     def __init__(self, zero: ZeroEngine) -> None:
         self._zero = zero
-        wrapper = zero.model.optimizer
-        self._client = wrapper if isinstance(wrapper, torch.optim.Optimizer) else wrapper.optimizer
-        self._wrapped = wrapper is not self._client
+        self._client = zero.wrapper.client
         self._step = self._client.step
         self._client.step = self._guarded  # type: ignore[method-assign]
         self.closed = self._counted = False
@@ -128,7 +124,7 @@ class UpdateGate:
 
     def _guarded(self, *arguments: Any, **named: Any) -> Any:
         if not self.closed:
-            norm = self._norm()
+            norm = self._zero.wrapper.norm_in_step()
             if norm < 0 or not math.isfinite(norm):
                 self.bad_norm, self.closed = math.nan if norm < 0 else norm, True
         if not self.closed:
@@ -138,19 +134,10 @@ class UpdateGate:
             self._counted = True
         return None
 
-    def _norm(self) -> float:
-        """L2 norm of the whole gradient, the same on every rank; DeepSpeed gives -1 for a non-finite one."""
-        if self._wrapped:
-            norm = self._zero.model.optimizer._global_grad_norm
-            return 0.0 if norm is None else float(norm)
-        gradients = [p.grad for p in self._zero.model.module.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
-
     def left_out(self) -> bool:
         """Whether the update that just ended was skipped, by this gate or by DeepSpeed; opens the gate."""
-        overflow = bool(getattr(self._zero.model.optimizer, "overflow", False))
         closed, self.closed, self._counted = self.closed, False, False
-        return closed or overflow
+        return closed or self._zero.wrapper.overflowed
 
 
 class FaultPolicy:
@@ -232,7 +219,7 @@ class FaultPolicy:
             left_out, norm = self._gate.left_out(), self._gate.bad_norm
             self._gate.bad_norm = None
         else:
-            left_out = bool(getattr(zero.model.optimizer, "overflow", False))
+            left_out = zero.wrapper.overflowed
         if zero.loss_scale is not None or not left_out:
             return None
         return math.inf if norm is None else norm

@@ -33,7 +33,7 @@ from engine.optim.shard import Shard
 from engine.train.certificate.certificate import UpdateCertificate
 from engine.train.ranks.join import end_ranks, start_ranks
 from engine.zero.engine import ZeroEngine
-from engine.zero.partition import shards
+from engine.zero.wrappers.base import Wrapper
 from launch.zero.build import deepspeed_config
 from tests.zero.partition_worker import full_weights
 
@@ -201,12 +201,12 @@ def without_last_piece(found: list[Shard]) -> list[Shard]:
 
 
 def last_piece(zero: ZeroEngine) -> str:
-    shard = shards(zero.model)[0]
+    shard = zero.wrapper.shards()[0]
     return shard.parameters[shard.fragments[-1].parameter].name
 
 
 def piece_left_out(zero: ZeroEngine) -> str:
-    zero.fused.lay_out(without_last_piece(shards(zero.model)))  # type: ignore[union-attr]
+    zero.fused.lay_out(without_last_piece(zero.wrapper.shards()))  # type: ignore[union-attr]
     return last_piece(zero)
 
 
@@ -253,7 +253,7 @@ def decayed_biases(zero: ZeroEngine) -> str:
 
 def moment_kept(zero: ZeroEngine) -> str:
     """Of the first piece of rank 0 the second moment stays as it was."""
-    shard, state = shards(zero.model)[0], client(zero).state
+    shard, state = zero.wrapper.shards()[0], client(zero).state
     piece = shard.fragments[0]
 
     def spoil() -> Callable[[], None]:
@@ -283,7 +283,7 @@ def other_weights_on_one_rank(zero: ZeroEngine) -> str:
 
 def not_a_number(zero: ZeroEngine) -> str:
     """In the last weight of the first shard on rank 0."""
-    shard = shards(zero.model)[0]
+    shard = zero.wrapper.shards()[0]
     piece = shard.fragments[-1]
 
     def after() -> None:
@@ -322,7 +322,8 @@ FAULTS: dict[str, Callable[[ZeroEngine], str]] = {
 @contextlib.contextmanager
 def unknown_piece() -> Iterator[None]:
     """The certificate too is told of all pieces but one."""
-    with mock.patch("engine.train.certificate.recorded.shards", lambda engine: without_last_piece(shards(engine))):
+    whole = Wrapper.shards
+    with mock.patch.object(Wrapper, "shards", lambda wrapper: without_last_piece(whole(wrapper))):
         yield
 
 

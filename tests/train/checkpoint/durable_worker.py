@@ -36,7 +36,6 @@ from engine.train.ranks.join import end_ranks, start_ranks
 from engine.zero import states
 from engine.zero.archive import Archive
 from engine.zero.engine import ZeroEngine
-from engine.zero.partition import shards
 from tests.zero.partition_worker import CASES
 from tests.zero.resharding_worker import STATES, client, ranges, start, train
 
@@ -129,7 +128,7 @@ def same_files(zero: ZeroEngine, folder: Path) -> dict[str, Any]:
                 assert saver._writer is not None
                 assert saver._writer.status == 1, "training was over after the save"
                 saver.wait()
-    views = states.snapshot(zero.model, copy=False)
+    views = states.snapshot(zero.wrapper, copy=False)
     with mock.patch.object(states, "snapshot", return_value=views), disk(slow):
         saver = Saver(folder / "views", 2, background=True)
         saver.save(zero, state(1))
@@ -209,7 +208,7 @@ def save_on(folder: Path, step: int) -> list[str]:
 
 def pieces(zero: ZeroEngine) -> Iterator[Tensor]:
     """The weights and states of all parameters, without padding."""
-    for shard in shards(zero.model):
+    for shard in zero.wrapper.shards():
         for tensor in (shard.tensor, *(client(zero).state[shard.tensor][name] for name in STATES)):
             yield from (view for *_, view in ranges(shard, tensor))
 

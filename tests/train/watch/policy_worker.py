@@ -28,7 +28,6 @@ from engine.train.certificate.recorded import range_of
 from engine.train.ranks.join import end_ranks, start_ranks
 from engine.train.watch.faults import FaultPolicy
 from engine.zero.engine import ZeroEngine
-from engine.zero.partition import shards
 from tests.train.certificate.verify_worker import RATE, Case, client, engine_of
 
 STEPS = 4
@@ -46,7 +45,7 @@ def state_of(zero: ZeroEngine) -> list[Tensor]:
 def trained_values(zero: ZeroEngine) -> list[Tensor]:
     """The same of the parameters' own elements, without ZeRO's padding, whose content means nothing."""
     found = []
-    for shard in shards(zero.model):
+    for shard in zero.wrapper.shards():
         flat = [shard.tensor, *(value for _, value in sorted(client(zero).state[shard.tensor].items()))]
         for tensor in (tensor.detach().reshape(-1) for tensor in flat if isinstance(tensor, Tensor)):
             found += [tensor[range_of(piece)] for piece in shard.fragments] if tensor.numel() > 1 else [tensor]
