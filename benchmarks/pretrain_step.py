@@ -191,10 +191,11 @@ def fastest_variant(job: Job, given: argparse.Namespace) -> tuple[str, int, dict
 
 def flops_of_a_sample(job: Job, tokens: float, masked: float) -> float:
     """FLOPs that training on a sample of `tokens` tokens, `masked` of them masked, needs."""
-    from engine.model.flops import Dimensions, training_flops
+    from engine.config import Shape
+    from engine.model.flops import training_flops
 
-    dimensions = Dimensions(job.hidden, job.layers, job.intermediate, job.vocabulary)
-    return training_flops(dimensions, [round(tokens)], masked)
+    shape = Shape(job.hidden, job.layers, job.heads, job.intermediate, job.vocabulary)
+    return training_flops(shape, [round(tokens)], masked)
 
 
 def compare(size: str, given: argparse.Namespace, scratch: Path) -> dict[str, Any]:

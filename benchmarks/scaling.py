@@ -28,7 +28,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks.common import ROOT, emit, spread
-from engine.model.flops import Dimensions, training_flops
+from engine.config import Shape
+from engine.model.flops import training_flops
 from launch.curves import Curve, read_curves
 
 SPEED, STEP_TIME, MEMORY = "train/tokens_per_second", "train/step_time", "train/memory_bytes"
@@ -59,8 +60,8 @@ class Setting:
 
     def flops_per_token(self, length: float, vocabulary: int) -> float:
         """FLOPs that forward and backward pass need for a token of a sequence of `length` tokens."""
-        sizes = Dimensions(self.hidden, self.layers, 4 * self.hidden, vocabulary)
-        return training_flops(sizes, [round(length)], MASKED * length) / length
+        shape = Shape(self.hidden, self.layers, self.heads, 4 * self.hidden, vocabulary)
+        return training_flops(shape, [round(length)], MASKED * length) / length
 
 
 @dataclass(frozen=True)

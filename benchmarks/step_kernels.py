@@ -15,8 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from benchmarks import fused_loss, optimizer_step
-from engine.model.flops import Dimensions, training_flops
-from launch.forecast.workload import Shape
+from engine.config import Shape
+from engine.model.flops import training_flops
 
 #: bytes of a bf16 number, of an fp32 number
 LOW, FULL = 2, 4
@@ -75,15 +75,10 @@ class Step:
     ranks: int = 1
     optimizer: str = "adamw"
 
-    @property
-    def dimensions(self) -> Dimensions:
-        shape = self.shape
-        return Dimensions(shape.hidden, shape.layers, shape.intermediate, shape.vocabulary)
-
     def needed_flops(self) -> float:
         """FLOPs that the tokens need, padding and recomputed scores left out: what a share of the peak counts."""
         lengths = [round(self.fill * self.length)] * self.micro_batch
-        return self.accumulation * training_flops(self.dimensions, lengths, self.masked * sum(lengths))
+        return self.accumulation * training_flops(self.shape, lengths, self.masked * sum(lengths))
 
     def tokens(self, variant: Variant) -> float:
         """Of a micro-batch, as linear layers see them."""
@@ -237,22 +232,22 @@ def _attention_backward(step: Step, variant: Variant, rows: float) -> list[Kerne
 
 
 def _feed_forward(step: Step, variant: Variant, rows: float) -> list[Kernel]:
-    hidden, inner = step.shape.hidden, step.shape.intermediate
+    hidden, inner, branches = step.shape.hidden, step.shape.intermediate, step.shape.feed_forward_matrices - 1
     return [
-        product("FFN", rows, hidden, inner),
-        sweep("GELU", rows * inner, 2),
+        product("FFN", rows, hidden, branches * inner),
+        sweep("GELU", rows * inner, 1 + branches),
         product("FFN", rows, inner, hidden),
         *_normalised(variant, "residual + LayerNorm", rows * hidden),
     ]
 
 
 def _feed_forward_backward(step: Step, variant: Variant, rows: float) -> list[Kernel]:
-    hidden, inner = step.shape.hidden, step.shape.intermediate
+    hidden, inner, branches = step.shape.hidden, step.shape.intermediate, step.shape.feed_forward_matrices - 1
     return [
         *_normalised_backward(variant, "residual + LayerNorm", rows * hidden),
         *linear_backward("FFN", rows, inner, hidden),
-        sweep("GELU", rows * inner, 3),
-        *linear_backward("FFN", rows, hidden, inner),
+        sweep("GELU", rows * inner, 1 + 2 * branches),
+        *linear_backward("FFN", rows, hidden, branches * inner),
         sweep("residual + LayerNorm", rows * hidden, 3),
     ]
 

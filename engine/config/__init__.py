@@ -11,6 +11,7 @@ from engine.config.model import MODEL_SIZES, ModelConfig
 from engine.config.optim import OptimConfig, ScheduleName
 from engine.config.optimizer import OPTIMIZERS, optimizers_with_option
 from engine.config.run import RunConfig, extra_sections, section_names
+from engine.config.shape import Shape
 from engine.config.tasks import TASKS, TaskEntry, Title, task_choices, task_entries, tasks_with_input
 from engine.config.train import MonitorConfig, Precision, TrainConfig
 from engine.config.zero import ZeroConfig
@@ -29,6 +30,7 @@ __all__ = [
     "Precision",
     "RunConfig",
     "ScheduleName",
+    "Shape",
     "SpikePolicy",
     "TaskEntry",
     "Title",

@@ -1,4 +1,4 @@
-"""Floating-point operations that a BERT encoder needs, by arithmetic, without torch.
+"""Floating-point operations that an encoder with its heads needs, by arithmetic, without torch.
 
 Matrix products alone count (a multiplication and an addition are two), as Chowdhery et al. 2022 (PaLM), appendix B,
 count them; the backward pass costs two forward passes. Padding isn't needed, and neither is recomputation.
@@ -7,26 +7,14 @@ count them; the backward pass costs two forward passes. Padding isn't needed, an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from engine.config.shape import Shape
 
 #: forward passes that a training step is worth: a backward pass multiplies twice, by the inputs and by the weights
 TRAINING_PASSES = 3
 
 
-@dataclass(frozen=True)
-class Dimensions:
-    """What the FLOPs of an encoder with its heads depend on."""
-
-    hidden: int
-    layers: int
-    intermediate: int
-    vocabulary: int
-    """classes of the decoder of masked tokens"""
-    classes: int = 2
-    """of the head on the pooled vector: 2 for NSP"""
-
-
-def forward_flops(dimensions: Dimensions, lengths: Sequence[int], masked: float) -> float:
+def forward_flops(shape: Shape, lengths: Sequence[int], masked: float) -> float:
     """FLOPs of the forward pass over packed sequences: linear layers, attention's two products, pooler, heads.
 
     The last layer's states are needed of first and masked tokens only: only their queries, and its products behind
@@ -36,17 +24,17 @@ def forward_flops(dimensions: Dimensions, lengths: Sequence[int], masked: float)
         lengths: tokens of each sequence; a token attends to those of its own sequence only.
         masked: rows that the MLM head sees, over all sequences; 0 without that head.
     """
-    hidden, tokens, squares = dimensions.hidden, sum(lengths), sum(length * length for length in lengths)
+    hidden, tokens, squares = shape.hidden, sum(lengths), sum(length * length for length in lengths)
     read = len(lengths) + masked
-    of_all, of_read = 2 * hidden * hidden, 2 * hidden * hidden + 2 * hidden * dimensions.intermediate
-    linear = 2 * tokens * dimensions.layers * of_all + 2 * (tokens * (dimensions.layers - 1) + read) * of_read
-    pairs = squares * (dimensions.layers - 1) + tokens
+    of_all, of_read = 2 * hidden * hidden, 2 * hidden * hidden + shape.feed_forward_elements()
+    linear = 2 * tokens * shape.layers * of_all + 2 * (tokens * (shape.layers - 1) + read) * of_read
+    pairs = squares * (shape.layers - 1) + tokens
     attention = 4 * pairs * hidden
-    mlm = 2 * masked * (hidden * hidden + hidden * dimensions.vocabulary)
-    pooled = 2 * len(lengths) * (hidden * hidden + hidden * dimensions.classes)
+    mlm = 2 * masked * (hidden * hidden + hidden * shape.vocabulary)
+    pooled = 2 * len(lengths) * (hidden * hidden + hidden * shape.classes)
     return linear + attention + mlm + pooled
 
 
-def training_flops(dimensions: Dimensions, lengths: Sequence[int], masked: float) -> float:
+def training_flops(shape: Shape, lengths: Sequence[int], masked: float) -> float:
     """FLOPs that forward and backward pass need; what activation checkpointing computes again is not counted."""
-    return TRAINING_PASSES * forward_flops(dimensions, lengths, masked)
+    return TRAINING_PASSES * forward_flops(shape, lengths, masked)

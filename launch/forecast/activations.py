@@ -71,14 +71,15 @@ def layer_bytes(work: Workload, rows: int | None = None) -> int:
     """What one Transformer layer keeps; the last one keeps only `rows` of the tokens behind its attention.
 
     In fp32: its attention; of each of its two residual outputs the mask and the LayerNorm's input; the two LayerNorms'
-    outputs, which are inputs of linear layers; input and output of GELU. With masks of one byte and without attention's
-    scores that is the 34 T H of Korthikanti et al. 2022, equation 2, in 16 bits.
+    outputs, which are inputs of linear layers; input and output of GELU, or where the feed-forward network is gated
+    both branches, the activation and the product. With masks of one byte and without attention's scores that is the
+    34 T H of Korthikanti et al. 2022, equation 2, in 16 bits.
     """
     rows = work.tokens if rows is None else rows
     hidden = _hidden(work, rows)
     picked = hidden if rows < work.tokens else 0  # of the context, which attention keeps whole
     masks = 2 * _mask(work, rows * work.shape.hidden, work.width)
-    feed_forward = 2 * work.width * rows * work.shape.intermediate
+    feed_forward = work.width * rows * 2 * _branches(work) * work.shape.intermediate
     return attention_bytes(work) + picked + 4 * hidden + masks + feed_forward + 2 * _norm_statistics(rows)
 
 
@@ -93,6 +94,11 @@ def attention_bytes(work: Workload) -> int:
     scores = work.micro_batch * shape.heads * work.sequence_length**2
     dropped = _mask(work, scores, FP32) + FP32 * scores if work.dropout > 0 else 0
     return 3 * FP32 * work.tokens * shape.hidden + hidden + FP32 * scores + dropped
+
+
+def _branches(work: Workload) -> int:
+    """Matrices that the feed-forward network multiplies its input by: 2 where one gates the other."""
+    return work.shape.feed_forward_matrices - 1
 
 
 def embedding_bytes(work: Workload) -> int:
@@ -135,12 +141,14 @@ def _widest_backward(work: Workload) -> int:
 
 
 def _feed_forward_backward(work: Workload, rows: int) -> int:
-    """Gradients of GELU's output, of the residual, and of the second weight."""
+    """Gradients of GELU's output (gated: of both branches), of the residual, and of the last weight."""
     shape = work.shape
-    return work.width * (rows * (shape.intermediate + shape.hidden) + shape.intermediate * shape.hidden)
+    return work.width * (
+        rows * (_branches(work) * shape.intermediate + shape.hidden) + shape.intermediate * shape.hidden
+    )
 
 
 def _end_bytes(work: Workload) -> int:
     """The embeddings' dense gradients beside the decoder's."""
-    positions = work.width * (work.shape.positions + 2) * work.shape.hidden
+    positions = work.width * (work.shape.positions + work.shape.segments) * work.shape.hidden
     return 2 * _tied_gradient(work) + positions + 2 * _hidden(work)

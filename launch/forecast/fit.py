@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from engine.config import RunConfig
+from engine.config import RunConfig, Shape
 from engine.errors import RunError
 from launch.forecast.hardware import readable
-from launch.forecast.memory import Forecast, Shape, Workload, forecast, largest_micro_batch
+from launch.forecast.memory import Forecast, Workload, forecast, largest_micro_batch
 from launch.forecast.workload import largest_divisor
 
 if TYPE_CHECKING:

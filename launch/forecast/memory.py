@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 from engine.config import OPTIMIZERS
 from launch.forecast.activations import passes
 from launch.forecast.states import FP32, States, states
-from launch.forecast.workload import Shape, Workload, shape_of
+from launch.forecast.workload import Workload, shape_of
 
-__all__ = ["Forecast", "Shape", "Workload", "forecast", "largest_micro_batch", "shape_of"]
+__all__ = ["Forecast", "Workload", "forecast", "largest_micro_batch", "shape_of"]
 
 #: CUDA's context, the loaded kernels of torch, cuBLAS with its workspaces, and NCCL: not measured here. Contexts of
 #: recent GPUs take 300 to 500 MiB (NVIDIA's own figures differ by driver and card), cuBLAS 32 MiB a handle on Hopper

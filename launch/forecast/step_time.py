@@ -10,10 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.config import OPTIMIZERS
-from engine.model.flops import TRAINING_PASSES, Dimensions
-from engine.model.flops import forward_flops as packed_forward_flops
+from engine.model.flops import TRAINING_PASSES, forward_flops
 from launch.forecast.hardware import Hardware
-from launch.forecast.memory import Shape, Workload
+from launch.forecast.memory import Workload
 
 
 @dataclass(frozen=True)
@@ -35,15 +34,9 @@ class StepCost:
         return self.compute_seconds + self.exposed_seconds + self.optimizer_seconds + self.host_seconds
 
 
-def forward_flops(shape: Shape, sequence_length: int, mask_probability: float) -> float:
-    """FLOPs of one sequence's forward pass; see `engine.model.flops`."""
-    dimensions = Dimensions(shape.hidden, shape.layers, shape.intermediate, shape.vocabulary)
-    return packed_forward_flops(dimensions, [sequence_length], mask_probability * sequence_length)
-
-
 def step_flops(work: Workload, accumulation: int) -> float:
     """FLOPs that a rank executes for a step; recomputation included."""
-    forward = forward_flops(work.shape, work.sequence_length, work.mask_probability)
+    forward = forward_flops(work.shape, [work.sequence_length], work.mask_probability * work.sequence_length)
     passes = TRAINING_PASSES + work.activation_checkpointing
     return passes * forward * work.micro_batch * accumulation
 

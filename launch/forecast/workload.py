@@ -1,11 +1,11 @@
-"""What a memory forecast is made of: the shape of a BERT encoder, and how it is trained. Pure numbers, no torch."""
+"""What a memory forecast is made of: the shape of an encoder, and how it is trained. Pure numbers, no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.config import ModelConfig, OptimConfig, Precision, ZeroConfig, require
-from launch.zero.build import bucket_size
+from engine.config import ModelConfig, OptimConfig, Precision, Shape, ZeroConfig, require
+from launch.zero.build import shape_bucket
 
 #: bytes of an element
 WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -14,43 +14,6 @@ WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}
 def largest_divisor(number: int, limit: int) -> int:
     """The largest divisor of a number that is at most `limit`, itself at least 1: of a share, a micro-batch."""
     return max(size for size in range(1, limit + 1) if number % size == 0)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The dimensions of a BERT encoder with its pre-training heads (Devlin et al. 2019)."""
-
-    hidden: int
-    layers: int
-    heads: int
-    intermediate: int
-    vocabulary: int
-    positions: int = 512
-
-    def layer_tensors(self) -> list[int]:
-        """Elements of each parameter of a Transformer layer: projections, feed-forward, two LayerNorms."""
-        hidden, intermediate = self.hidden, self.intermediate
-        attention = [hidden * hidden, hidden] * 4
-        return [*attention, hidden * intermediate, intermediate, intermediate * hidden, hidden, *[hidden] * 4]
-
-    def tensors(self) -> list[int]:
-        """Elements of each parameter, a tied one once: embeddings, layers, pooler, transform, decoder's bias, NSP."""
-        hidden = self.hidden
-        embeddings = [self.vocabulary * hidden, self.positions * hidden, 2 * hidden, hidden, hidden]
-        heads = [*[hidden * hidden, hidden] * 2, hidden, hidden, self.vocabulary, 2 * hidden, 2]
-        return [*embeddings, *self.layer_tensors() * self.layers, *heads]
-
-    def layer_parameters(self) -> int:
-        """Elements of a Transformer layer."""
-        return sum(self.layer_tensors())
-
-    def parameters(self) -> int:
-        """Elements of the whole model, each tied one once."""
-        return sum(self.tensors())
-
-    def largest_parameter(self) -> int:
-        """Elements of the word embeddings."""
-        return self.vocabulary * self.hidden
 
 
 def shape_of(model: ModelConfig, vocabulary: int) -> Shape:
@@ -123,16 +86,7 @@ class Workload:
         """Elements of a reduction bucket; DeepSpeed allocates all of it."""
         if self.reduce_bucket_size is not None:
             return self.reduce_bucket_size
-        shape = self.shape
-        return bucket_size(
-            ModelConfig(
-                hidden_size=shape.hidden,
-                layers=shape.layers,
-                heads=shape.heads,
-                intermediate_size=shape.intermediate,
-                max_positions=shape.positions,
-            )
-        )
+        return shape_bucket(self.shape)
 
     @property
     def share(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.config import ModelConfig, RunConfig, TrainConfig, ZeroConfig
+from engine.config import ModelConfig, RunConfig, Shape, TrainConfig, ZeroConfig
 from engine.errors import UserError
 from launch.zero.reasons import explain
 from launch.zero.user_json import DeepSpeedFile, load
@@ -108,9 +108,14 @@ def bucket_size(model: ModelConfig) -> int:
     """Elements of a communication bucket: about the model's parameters at most, since DeepSpeed allocates all of it."""
     if model.init_from:
         return LARGEST_BUCKET
-    hidden, layers, _, intermediate = model.dimensions()
-    layer = hidden * (4 * hidden + 2 * intermediate) + intermediate + 9 * hidden
-    parameters = (USUAL_VOCABULARY + model.max_positions) * hidden + layers * layer + 2 * hidden * hidden
+    hidden, layers, heads, intermediate = model.dimensions()
+    return shape_bucket(Shape(hidden, layers, heads, intermediate, USUAL_VOCABULARY, model.max_positions))
+
+
+def shape_bucket(shape: Shape) -> int:
+    """`bucket_size` of a model of this shape with the usual vocabulary."""
+    tables = (USUAL_VOCABULARY + shape.positions) * shape.hidden
+    parameters = tables + shape.layers * shape.layer_parameters() + 2 * shape.hidden * shape.hidden
     millions = -(-parameters // 1_000_000)
     return min(LARGEST_BUCKET, millions * 1_000_000)
 

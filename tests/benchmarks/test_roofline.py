@@ -30,9 +30,9 @@ from benchmarks.step_kernels import (
 )
 from engine.kernels import select
 from engine.model.bert import BertForPreTraining
+from engine.model.flops import forward_flops
 from engine.model.packing import pack
 from launch.forecast.hardware import GPUS, described_hardware
-from launch.forecast.step_time import forward_flops
 
 A100 = described_hardware("a100", 1, 1, None)
 
@@ -44,9 +44,10 @@ def total(found: list[Kernel], what: str) -> float:
 @pytest.mark.parametrize("size", ["base", "large"])
 @pytest.mark.parametrize("length", [128, 512])
 def test_flops_of_the_kernels_are_those_of_the_plan(size: str, length: int) -> None:
-    """`launch.forecast.step_time.forward_flops` counts them another way; torch's own counter agrees with that one."""
+    """`engine.model.flops.forward_flops` counts them another way; torch's own counter agrees with that one."""
     step = roofline.step_of(size, length, 8)
-    once, hidden, unread = 8 * forward_flops(step.shape, length, 0.15), step.shape.hidden, 8 * (0.85 * length - 1)
+    once = 8 * forward_flops(step.shape, [length], 0.15 * length)
+    hidden, unread = step.shape.hidden, 8 * (0.85 * length - 1)
     # on GPUs all ask in the last layer
     asked = 2 * unread * hidden * hidden + 4 * 8 * (length - 1) * length * hidden
     assert total(forward(step, OURS), "flops") == pytest.approx(once + asked)

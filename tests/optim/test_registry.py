@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.config import OPTIMIZERS, OptimConfig
+from engine.config import OPTIMIZERS, OptimConfig, Shape
 from engine.errors import UserError
 from launch.configure.options import parse
-from launch.forecast.memory import Shape, Workload, forecast
+from launch.forecast.memory import Workload, forecast
 from tests.optim.momentum import Momentum, changes
 from tests.single_rank import single_rank
 from tests.train.runs import NO_DROPOUT, SMALL, execute, free_port, losses

@@ -15,12 +15,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from engine.config import TrainConfig
+from engine.config import Shape, TrainConfig
 from engine.data.loading.loader import BatchLayout, training_batches
 from engine.data.loading.source import Cursor
 from engine.errors import UserError
 from engine.kernels.gemm import GemmPeak
-from engine.model.flops import Dimensions, forward_flops, training_flops
+from engine.model.flops import forward_flops, training_flops
 from engine.tasks.pretrain import Pretraining
 from engine.train.profile.breakdown import HOST, KINDS, PARTS, Operators, RankRecord, kind_of, operators, summarise
 from engine.train.profile.profile import check_profile, compress, warm_up_steps
@@ -86,12 +86,12 @@ def expected_flops(found: Profiled) -> float:
     """Of the very batches of the recorded steps, a step."""
     config = parse([f"--output={found.output}", *SMALL, *found.options])
     task = Pretraining(config)
-    dimensions = Dimensions(32, 2, 128, task.bert_config.vocab_size)
+    shape = Shape(32, 2, 2, 128, task.bert_config.vocab_size)
     batches = training_batches(task.train_source(), BatchLayout(16, 16), Cursor(), 0)
     recorded = [next(batches) for _ in range(FIRST - 1 + RECORDED)][FIRST - 1 :]
     assert len({length for batch in recorded for length in batch.inputs["lengths"].tolist()}) > 1, "lengths differ"
     each = [
-        training_flops(dimensions, batch.inputs["lengths"].tolist(), batch.inputs["mlm_positions"].numel())
+        training_flops(shape, batch.inputs["lengths"].tolist(), batch.inputs["mlm_positions"].numel())
         for batch in recorded
     ]
     return sum(each) / RECORDED
@@ -191,12 +191,12 @@ def test_the_command_refuses_it_in_one_line(store: Path, tmp_path: Path) -> None
 
 
 def test_flops_of_packed_sequences_are_their_sum() -> None:
-    dimensions = Dimensions(64, 3, 256, 1000)
-    parts = forward_flops(dimensions, [40], 6) + forward_flops(dimensions, [7], 1)
-    assert forward_flops(dimensions, [40, 7], 7) == parts
-    assert training_flops(dimensions, [40, 7], 7) == 3 * parts
-    assert forward_flops(dimensions, [40], 6) < forward_flops(dimensions, [47], 6)
-    of_six = forward_flops(dimensions, [40], 6) - forward_flops(dimensions, [40], 0)
+    shape = Shape(64, 3, 4, 256, 1000)
+    parts = forward_flops(shape, [40], 6) + forward_flops(shape, [7], 1)
+    assert forward_flops(shape, [40, 7], 7) == parts
+    assert training_flops(shape, [40, 7], 7) == 3 * parts
+    assert forward_flops(shape, [40], 6) < forward_flops(shape, [47], 6)
+    of_six = forward_flops(shape, [40], 6) - forward_flops(shape, [40], 0)
     head, of_the_last_layer = 64 * 64 + 64 * 1000, 2 * 64 * 64 + 2 * 64 * 256
     assert of_six == 2 * 6 * (head + of_the_last_layer)
 

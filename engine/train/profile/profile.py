@@ -19,12 +19,11 @@ import torch
 from transformers import BertConfig
 
 from engine import dist
-from engine.config import RunConfig, TrainConfig
+from engine.config import RunConfig, Shape, TrainConfig
 from engine.config.check import require
 from engine.data.loading.source import MicroBatch
 from engine.durable import write_atomically
 from engine.kernels.gemm import GemmPeak, measure_peak
-from engine.model.flops import Dimensions
 from engine.precision import DTYPES
 from engine.train.log import say
 from engine.train.profile.breakdown import RankRecord, Summary, summarise
@@ -78,8 +77,13 @@ class Profile:
         if self._wanted and self._wanted > left - self._warm_up:
             self._note = f"profile: left out, {left} steps are left and the first {self._warm_up} are not recorded"
             self._wanted = 0
-        self._dimensions = Dimensions(
-            bert.hidden_size, bert.num_hidden_layers, bert.intermediate_size, bert.vocab_size, bert.num_labels
+        self._shape = Shape(
+            hidden=bert.hidden_size,
+            layers=bert.num_hidden_layers,
+            heads=bert.num_attention_heads,
+            intermediate=bert.intermediate_size,
+            vocabulary=bert.vocab_size,
+            classes=bert.num_labels,
         )
         self._done = 0
         self._recording: Recording | None = None
@@ -132,7 +136,7 @@ class Profile:
             return 0.0
         start = time.perf_counter()
         if self._recording is None:
-            self._recording = Recording(self._zero, self._dimensions)
+            self._recording = Recording(self._zero, self._shape)
         else:
             recording, self._recording, self._wanted = self._recording, None, 0
             self._conclude(recording, step, text)

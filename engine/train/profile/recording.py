@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from engine.config import Shape
 from engine.data.loading.source import MicroBatch
-from engine.model.flops import Dimensions, training_flops
+from engine.model.flops import training_flops
 from engine.train.profile.breakdown import PARTS, Operators, operators
 from engine.zero.engine import ZeroEngine
 
@@ -66,8 +67,8 @@ class Clock:
 class Recording:
     """Steps under torch's profiler."""
 
-    def __init__(self, zero: ZeroEngine, dimensions: Dimensions) -> None:
-        self._zero, self._dimensions = zero, dimensions
+    def __init__(self, zero: ZeroEngine, shape: Shape) -> None:
+        self._zero, self._shape = zero, shape
         self._clock = Clock(zero.device)
         self._on_device = zero.device.type == "cuda"
         self._batch: MicroBatch | None = None
@@ -106,7 +107,7 @@ class Recording:
         lengths = batch.inputs["lengths"].tolist()
         masked = batch.inputs["mlm_positions"].numel() if "mlm_positions" in batch.inputs else 0
         self.tokens += sum(lengths)
-        self.flops += training_flops(self._dimensions, lengths, masked)
+        self.flops += training_flops(self._shape, lengths, masked)
 
     def stop(self) -> None:
         """End the recording."""

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.memory_forecast import CASES, Case, compare
-from engine.config import MODEL_SIZES, ModelConfig
+from engine.config import MODEL_SIZES, ModelConfig, Shape
 from engine.errors import UserError
 from engine.model.bert import BertForPreTraining
 from engine.model.build import build_config
 from launch.forecast.activations import layer_bytes, passes
-from launch.forecast.memory import Shape, Workload, forecast, largest_micro_batch, shape_of
+from launch.forecast.memory import Workload, forecast, largest_micro_batch, shape_of
 
 BASE = Shape(768, 12, 12, 3072, 30522)
 WORK = Workload(BASE, 128, 8, 2, 8, 8, "bf16")
@@ -69,7 +69,7 @@ def test_other_dimensions_and_positions_count_too() -> None:
 
 def test_the_forecast_needs_no_torch() -> None:
     program = (
-        "import sys; from launch.forecast.memory import Shape, Workload, forecast;"
+        "import sys; from engine.config import Shape; from launch.forecast.memory import Workload, forecast;"
         "forecast(Workload(Shape(768, 12, 12, 3072, 30522), 128, 8, 2, 8, 8, 'bf16'));"
         "print('torch' in sys.modules, 'deepspeed' in sys.modules)"
     )

@@ -12,10 +12,11 @@ from transformers import BertConfig
 
 from engine.config import ModelConfig
 from engine.model.bert import BertForPreTraining
+from engine.model.flops import forward_flops
 from engine.model.packing import pack
 from launch.forecast.hardware import described_hardware
 from launch.forecast.memory import Workload, shape_of
-from launch.forecast.step_time import communicated, forward_flops, step_cost, step_flops
+from launch.forecast.step_time import communicated, step_cost, step_flops
 
 LARGE = shape_of(ModelConfig(size="large"), 30522)
 WORK = Workload(LARGE, 128, 32, stage=1, ranks=8, ranks_per_node=8, precision="bf16")
@@ -36,7 +37,7 @@ def test_flops_are_those_that_torch_counts() -> None:
     shape = shape_of(ModelConfig(hidden_size=64, layers=3, heads=4, intermediate_size=256), 1000)
     # torch's attention takes all queries of the last layer; of masked tokens only the projection is counted
     asked = 2 * (80 - 2 - 6) * 64 * 64 + 4 * (80 - 2) * 40 * 64
-    assert 2 * forward_flops(shape, 40, 6 / 80) + asked == pytest.approx(counter.get_total_flops(), rel=1e-3)
+    assert 2 * forward_flops(shape, [40], 3) + asked == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 
 def test_the_assumed_utilisation_is_what_was_published() -> None:
@@ -44,7 +45,7 @@ def test_the_assumed_utilisation_is_what_was_published() -> None:
     unread = 128 * 0.85 - 1
     not_counted = 2 * unread * (2 * LARGE.hidden**2 + 2 * LARGE.hidden * LARGE.intermediate)
     asked = 4 * 127 * 128 * LARGE.hidden
-    flops = 580 * 3 * (forward_flops(LARGE, 128, 0.15) + not_counted + asked)
+    flops = 580 * 3 * (forward_flops(LARGE, [128], 0.15 * 128) + not_counted + asked)
     hardware = described_hardware("a100", 1, 1, None)
     assert flops / hardware.peak_flops == pytest.approx(hardware.utilisation, abs=0.01)
 

@@ -1,0 +1,56 @@
+"""The dimensions of an encoder with its heads, from which parameters, FLOPs, memory and time are computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Transformer encoder with its pre-training heads (Devlin et al. 2019)."""
+
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+    """width between the feed-forward network's matrices"""
+    vocabulary: int
+    positions: int = 512
+    segments: int = 2
+    feed_forward_matrices: int = 2
+    """of a layer: 2, or 3 where one gates another (Shazeer 2020, "GLU Variants Improve Transformer")"""
+    biases: bool = True
+    """whether the layers' linear maps have them; LayerNorms, pooler and heads always do"""
+    classes: int = 2
+    """of the head on the pooled vector, for its FLOPs: 2 for NSP"""
+
+    def feed_forward_elements(self) -> int:
+        """Elements of a layer's feed-forward matrices."""
+        return self.feed_forward_matrices * self.hidden * self.intermediate
+
+    def layer_tensors(self) -> list[int]:
+        """Elements of each parameter of a Transformer layer: projections, feed-forward, two LayerNorms."""
+        hidden, intermediate = self.hidden, self.intermediate
+        maps = [(hidden, hidden)] * 4 + [(hidden, intermediate)] * (self.feed_forward_matrices - 1)
+        maps.append((intermediate, hidden))
+        linear = [size for inputs, outputs in maps for size in (inputs * outputs, outputs)]
+        return [*(linear if self.biases else linear[::2]), *[hidden] * 4]
+
+    def tensors(self) -> list[int]:
+        """Elements of each parameter, a tied one once: embeddings, layers, pooler, transform, decoder's bias, NSP."""
+        hidden = self.hidden
+        tables = [self.vocabulary * hidden, self.positions * hidden, self.segments * hidden]
+        heads = [*[hidden * hidden, hidden] * 2, hidden, hidden, self.vocabulary, 2 * hidden, 2]
+        return [*tables, hidden, hidden, *self.layer_tensors() * self.layers, *heads]
+
+    def layer_parameters(self) -> int:
+        """Elements of a Transformer layer."""
+        return sum(self.layer_tensors())
+
+    def parameters(self) -> int:
+        """Elements of the whole model, each tied one once."""
+        return sum(self.tensors())
+
+    def largest_parameter(self) -> int:
+        """Elements of the word embeddings."""
+        return self.vocabulary * self.hidden
