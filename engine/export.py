@@ -11,9 +11,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import BertConfig
 
-from engine.config import TASKS
+from engine.config import TASKS, architecture_of
 from engine.errors import UserError
 from engine.model.folder import (
     CONFIG_FILE,
@@ -22,6 +21,7 @@ from engine.model.folder import (
     described,
     export_huggingface,
     is_intact,
+    read_config,
     read_origin,
     tokenizer_files,
 )
@@ -92,13 +92,13 @@ def export_checkpoint(checkpoint: Path, output: Path) -> RunState:
     origin = {"step": state.step, "best": None, "facts": state.facts}
     config = _config(checkpoint)
     if config.architectures is None:  # an earlier version saved it
-        config = described(config, TASKS.get(state.config["task"]).load().export_class)
+        config = described(config, architecture_of(config).export_classes[TASKS.get(state.config["task"]).load().head])
     export_huggingface(full_weights(checkpoint), config, tokenizer_files(checkpoint), output, origin)
     return state
 
 
-def _config(folder: Path) -> BertConfig:
+def _config(folder: Path) -> Any:
     try:
-        return BertConfig.from_json_file(folder / CONFIG_FILE)
+        return read_config(folder / CONFIG_FILE)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"run: {folder / CONFIG_FILE} cannot be read ({error}); restore it") from error

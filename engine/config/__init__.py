@@ -4,6 +4,7 @@ Values come from the defaults here, then a YAML recipe, then dotted overrides on
 of one field live in the part that owns it; checks across parts live in `RunConfig.validate`.
 """
 
+from engine.config.architecture import ARCHITECTURES, DEFAULT_ARCHITECTURE, Architecture, architecture_of
 from engine.config.check import require
 from engine.config.data import DataConfig, LabelledConfig
 from engine.config.fault import FaultConfig, NonFinitePolicy, SpikePolicy
@@ -17,9 +18,12 @@ from engine.config.train import MonitorConfig, Precision, TrainConfig
 from engine.config.zero import ZeroConfig
 
 __all__ = [
+    "ARCHITECTURES",
+    "DEFAULT_ARCHITECTURE",
     "MODEL_SIZES",
     "OPTIMIZERS",
     "TASKS",
+    "Architecture",
     "DataConfig",
     "FaultConfig",
     "LabelledConfig",
@@ -36,6 +40,7 @@ __all__ = [
     "Title",
     "TrainConfig",
     "ZeroConfig",
+    "architecture_of",
     "extra_sections",
     "optimizers_with_option",
     "require",

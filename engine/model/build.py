@@ -1,23 +1,20 @@
-"""A run's model: its `BertConfig` and its initial weights."""
+"""A run's model: its transformers configuration and its initial weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import BertConfig
 
-from engine.config import ModelConfig
+from engine.config import ARCHITECTURES, DEFAULT_ARCHITECTURE, ModelConfig, architecture_of
 from engine.errors import UserError
-from engine.model.pretrained import SIZES, load_config
+from engine.model.pretrained import load_config
 
 #: published checkpoints round their vocabulary up, to a multiple of 1,024 at most, so that the decoder's matrix tiles
 MAX_SPARE_ROWS = 1023
-#: all that a run takes from the config.json of the model it starts from: labels, problem type, custom code and the rest
-#: tell of what that model was used for
-ARCHITECTURE = (*SIZES, "hidden_act", "initializer_range", "layer_norm_eps")
 
 
 def build_config(
@@ -26,8 +23,9 @@ def build_config(
     pad_token_id: int = 0,
     labels: Sequence[str] | None = None,
     listed: int | None = None,
-) -> BertConfig:
-    """The architecture of a run: the dimensions of `model`, or of the folder `model.init_from` where that is given.
+    architecture: str = DEFAULT_ARCHITECTURE,
+) -> Any:
+    """The transformers configuration of a run: the dimensions of `model`, or of the folder `model.init_from`.
 
     Dropout always comes from `model`, the padding token from the tokenizer. The vocabulary is not rounded.
 
@@ -35,16 +33,17 @@ def build_config(
         vocab_size: number of token ids that the data uses.
         labels: names of a classifier's classes in the order of their ids.
         listed: those of them that the weights of `init_from` must have; the model grows by the others. None: all.
+        architecture: of fresh weights; a folder has its own.
 
     Raises:
-        UserError: `init_from` is no BERT of ours, or has another vocabulary than the data.
+        UserError: `init_from` is of no architecture of ours, or has another vocabulary than the data.
     """
     if model.init_from is None:
-        config = _fresh_config(model, vocab_size, pad_token_id)
+        config = ARCHITECTURES.get(architecture).fresh_config(model, vocab_size, pad_token_id)
     else:
         found = load_config(Path(model.init_from))
         _check_vocabulary(found, vocab_size if listed is None else listed, model.init_from)
-        config = BertConfig(**{name: getattr(found, name) for name in ARCHITECTURE}, pad_token_id=pad_token_id)
+        config = architecture_of(found).inherited_config(found, pad_token_id)
         config.vocab_size = max(found.vocab_size, vocab_size)
     config.hidden_dropout_prob = model.hidden_dropout
     config.attention_probs_dropout_prob = model.attention_dropout
@@ -56,21 +55,7 @@ def build_config(
     return config
 
 
-def _fresh_config(model: ModelConfig, vocab_size: int, pad_token_id: int) -> BertConfig:
-    hidden, layers, heads, intermediate = model.dimensions()
-    return BertConfig(
-        vocab_size=vocab_size,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=intermediate,
-        max_position_embeddings=model.max_positions,
-        type_vocab_size=2,
-        pad_token_id=pad_token_id,
-    )
-
-
-def _check_vocabulary(config: BertConfig, tokens: int, folder: str) -> None:
+def _check_vocabulary(config: Any, tokens: int, folder: str) -> None:
     """Refuse weights that are not those of a vocabulary of so many tokens."""
     if not 0 <= config.vocab_size - tokens <= MAX_SPARE_ROWS:
         raise UserError(
@@ -87,8 +72,7 @@ def initialise(model: nn.Module, seed: int) -> None:
 
     A pure function of the architecture and the seed; torch's global generator is neither read nor moved.
     """
-    config = model.config
-    assert isinstance(config, BertConfig)
+    config: Any = model.config
     generator = torch.Generator().manual_seed(seed)
     drawn: set[torch.Tensor] = set()
     for module in model.modules():
@@ -98,7 +82,7 @@ def initialise(model: nn.Module, seed: int) -> None:
         elif isinstance(module, (nn.Linear, nn.Embedding)) and module.weight not in drawn:
             module.weight.normal_(0.0, config.initializer_range, generator=generator)
             drawn.add(module.weight)
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and module.bias is not None:
             module.bias.zero_()
         elif isinstance(module, nn.Embedding) and module.padding_idx is not None:
             module.weight[module.padding_idx].zero_()

@@ -11,11 +11,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-import transformers
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import BertConfig
 
+from engine.config import ARCHITECTURES, DEFAULT_ARCHITECTURE, architecture_of
 from engine.data.tokenizer.folder import with_max_length
 from engine.data.tokenizer.vocabulary import Vocabulary
 from engine.durable import sha256_of
@@ -29,13 +28,6 @@ TOKENIZER_FILES = (
     "vocab.txt",
 )
 
-#: tied tensors and what they are tied to: only the second is written, and transformers ties the first to it again
-TIED = {
-    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-    "cls.predictions.decoder.bias": "cls.predictions.bias",
-}
-
-
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 #: where the weights come from: step, best score, what the run's checkpoints tell of its data, and the weights' SHA-256
@@ -45,7 +37,7 @@ WEIGHTS_HASH = "weights_sha256"
 
 def export_huggingface(
     state_dict: Mapping[str, Tensor],
-    config: BertConfig,
+    config: Any,
     tokenizer: Mapping[str, bytes],
     out: Path,
     origin: Mapping[str, Any] | None = None,
@@ -64,7 +56,7 @@ def export_huggingface(
         UserError: `out` exists and is no export, or nothing says which transformers class the weights are of.
     """
     _check_replaceable(out)
-    weights = untied(state_dict)
+    weights = untied(state_dict, architecture_of(config).tied)
     named = described(config, (config.architectures or [""])[0])
     named.dtype = next(iter(weights.values())).dtype
     _check_complete(weights, named)
@@ -85,31 +77,33 @@ def export_huggingface(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def described(config: BertConfig, architecture: str) -> BertConfig:
+def described(config: Any, export_class: str) -> Any:
     """A model's configuration with the transformers class that opens its export.
 
     Args:
-        architecture: as the task names it: the class can't be told from the names of the parameters.
+        export_class: as the task names it: the class can't be told from the names of the parameters.
 
     Raises:
         UserError: there is no such class.
     """
-    # By name, since importing the class takes seconds and a run needs none of it.
-    is_model = "For" in architecture or architecture.endswith("Model")
-    if not (is_model and architecture in transformers.__all__):
+    if not architecture_of(config).has_export_class(export_class):
         raise UserError(
-            f"export: no class of transformers is known for the weights ({architecture!r}); the task must name one, "
+            f"export: no class of transformers is known for the weights ({export_class!r}); the task must name one, "
             "such as BertForTokenClassification, as its export_class"
         )
-    named = BertConfig.from_dict(config.to_dict())
-    named.architectures = [architecture]
+    named = type(config).from_dict(config.to_dict())
+    named.architectures = [export_class]
     return named
 
 
-def untied(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict on the CPU with each tied tensor once, under the name that transformers reads it from."""
+def untied(state_dict: Mapping[str, Tensor], tied: Mapping[str, str]) -> dict[str, Tensor]:
+    """The state dict on the CPU with each tied tensor once, under the name that transformers reads it from.
+
+    Args:
+        tied: the other names of such tensors, see `engine.config.Architecture`.
+    """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
-    for alias, source in TIED.items():
+    for alias, source in tied.items():
         tensor = weights.pop(alias, None)
         if tensor is not None:
             kept = weights.setdefault(source, tensor)
@@ -117,15 +111,16 @@ def untied(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def _check_complete(weights: Mapping[str, Tensor], config: BertConfig) -> None:
+def _check_complete(weights: Mapping[str, Tensor], config: Any) -> None:
     """A wrong or partial state dict must not reach the disk, where it would load with random parts."""
-    (architecture,) = config.architectures
+    architecture, (name,) = architecture_of(config), config.architectures
+    kind = architecture.export_class(name)
     with torch.device("meta"):
-        expected = getattr(transformers, architecture)(config).state_dict()
-    shapes = {name: tensor.shape for name, tensor in expected.items() if name not in TIED}
+        expected = kind(config).state_dict()
+    shapes = {name: tensor.shape for name, tensor in expected.items() if name not in architecture.tied}
     given = {name: tensor.shape for name, tensor in weights.items()}
     wrong = sorted(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name))
-    assert not wrong, f"the state dict is not that of a {architecture} of this configuration: {', '.join(wrong)}"
+    assert not wrong, f"the state dict is not that of a {kind.__name__} of this configuration: {', '.join(wrong)}"
 
 
 def tokenizer_files(folder: Path) -> dict[str, bytes]:
@@ -152,6 +147,18 @@ def _limit_length(path: Path, positions: int) -> None:
     options = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     text = json.dumps(with_max_length(options, positions), indent=2, sort_keys=True, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
+
+
+def read_config(path: Path) -> Any:
+    """The configuration that was written to a config.json of ours.
+
+    Raises:
+        OSError, ValueError, TypeError: it can't be read.
+        UserError: its architecture isn't registered.
+    """
+    values = json.loads(path.read_text(encoding="utf-8"))
+    kind = values.get("model_type", DEFAULT_ARCHITECTURE) if isinstance(values, dict) else DEFAULT_ARCHITECTURE
+    return ARCHITECTURES.get(kind).config_class().from_json_file(path)
 
 
 def read_origin(folder: Path) -> dict[str, Any] | None:

@@ -9,33 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import BertConfig
 
+from engine.config import ARCHITECTURES, Architecture, architecture_of
 from engine.errors import UserError
 from engine.lfs import refuse_pointer
-from engine.model.activations import ACTIVATIONS
-
-#: what an encoder is useless without; a missing pooler or head is common and starts fresh
-ESSENTIAL = ("embeddings.", "encoder.")
-SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-)
-
-#: what has a row a token
-GROWING = ("word_embeddings.weight", "predictions.decoder.weight", "predictions.decoder.bias", "predictions.bias")
 
 
 @dataclass(frozen=True)
@@ -50,19 +34,21 @@ class LoadReport:
     """tensors of the folder that the model has no place for"""
     grown: int = 0
     """tokens of the model that the folder's word embeddings lack, whose rows keep their initial values"""
+    prefix: str = ""
+    """what the names of the encoder's parameters begin with"""
 
     def __str__(self) -> str:
         """One line, by module: "taken: embeddings (5), encoder layers 0 to 5 (96); newly initialised: ..."."""
         parts = (("taken", self.taken), ("newly initialised", self.initialised), ("unused", self.unused))
-        return "; ".join(f"{title}: {by_module(names) or 'nothing'}" for title, names in parts)
+        return "; ".join(f"{title}: {by_module(names, self.prefix) or 'nothing'}" for title, names in parts)
 
 
-def by_module(names: Iterable[str]) -> str:
+def by_module(names: Iterable[str], prefix: str) -> str:
     """Parameters in words, a module each with the number of its tensors; layers of the encoder together."""
     counts: Counter[str] = Counter()
     layers: set[int] = set()
     for name in names:
-        parts = name.removeprefix("bert.").split(".")
+        parts = name.removeprefix(prefix).split(".")
         module = ".".join(parts[:2]) if parts[0] == "cls" else parts[0]
         if parts[:2] == ["encoder", "layer"]:
             layers.add(int(parts[2]))
@@ -78,50 +64,29 @@ def _runs(numbers: Sequence[int]) -> str:
     return ", ".join(f"{group[0]} to {group[-1]}" if len(group) > 1 else str(group[0]) for group in groups)
 
 
-def load_config(folder: Path) -> BertConfig:
-    """Read the `config.json` of a Hugging Face BERT.
+def load_config(folder: Path) -> Any:
+    """Read the `config.json` of a Hugging Face folder of one of our architectures.
 
     Raises:
-        UserError: no folder or file, not JSON, not a BERT, or a BERT variant that this model does not compute.
+        UserError: no folder or file, not JSON, another architecture, or a variant that our modules do not compute.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder of a Hugging Face BERT")
     values = _read_json(folder / "config.json", "give the folder of a Hugging Face BERT")
     kind = values.get("model_type")
-    if kind != "bert":
-        raise UserError(f"{folder}: its model_type is {kind!r}; give a model of type 'bert'")
+    if kind not in ARCHITECTURES.names:
+        names = " or ".join(repr(name) for name in ARCHITECTURES.names)
+        raise UserError(f"{folder}: its model_type is {kind!r}; give a model of type {names}")
+    architecture = ARCHITECTURES.get(kind)
     try:
-        config = BertConfig.from_dict(values)
+        config = architecture.config_class().from_dict(values)
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'}: {error}; correct that field") from error
-    _check_variant(folder / "config.json", config)
+    architecture.check(folder / "config.json", config)
     return config
 
 
-def _check_variant(path: Path, config: BertConfig) -> None:
-    heads = config.num_attention_heads
-    positions = getattr(config, "position_embedding_type", "absolute")
-    quantised, pruned = getattr(config, "quantization_config", None), getattr(config, "pruned_heads", None)
-    for name in SIZES:
-        size = getattr(config, name)
-        if size < 1:
-            raise UserError(f"{path}: {name} {size!r} is not allowed; give a model where it is above 0")
-    checks = (
-        (config.hidden_act in ACTIVATIONS, "hidden_act", config.hidden_act, f"one of {', '.join(ACTIVATIONS)}"),
-        (config.hidden_size % heads == 0, "num_attention_heads", heads, f"a divisor of {config.hidden_size}"),
-        (positions == "absolute", "position_embedding_type", positions, "'absolute'"),
-        (not config.is_decoder, "is_decoder", config.is_decoder, "false"),
-        (not config.add_cross_attention, "add_cross_attention", config.add_cross_attention, "false"),
-        (config.tie_word_embeddings, "tie_word_embeddings", config.tie_word_embeddings, "true"),
-        (quantised is None, "quantization_config", quantised, "absent, with weights as plain numbers"),
-        (not pruned, "pruned_heads", pruned, "empty, with whole layers"),
-    )
-    for supported, name, value, wanted in checks:
-        if not supported:
-            raise UserError(f"{path}: {name} {value!r} is not supported; give a model where it is {wanted}")
-
-
-def check_segments(config: BertConfig, folder: str | None, what: str) -> None:
+def check_segments(config: Any, folder: str | None, what: str) -> None:
     """Refuse a model that can't tell the second of two segments from the first.
 
     Raises:
@@ -146,27 +111,26 @@ def load_pretrained(model: nn.Module, folder: Path, without: tuple[str, ...] = (
     Raises:
         UserError: no folder, weights that are missing, damaged, of another shape, or not those of a BERT.
     """
-    rows = load_config(folder).vocab_size
+    rows, config = load_config(folder).vocab_size, cast(Any, model.config)
+    architecture = architecture_of(config)
     named = model.named_parameters(remove_duplicate=False)
     parameters = {name: parameter for name, parameter in named if not name.startswith(without)}
     tensors = _read_weights(folder)
-    found = {_parameter_name(name, parameters): name for name in tensors}
+    found = {_parameter_name(name, parameters, architecture.prefix): name for name in tensors}
     fitting = {
         target: tensors[source]
         for target, source in found.items()
-        if target is not None and _fits(folder, target, tensors[source], parameters[target], rows)
+        if target is not None and _fits(folder, target, tensors[source], parameters[target], rows, architecture.growing)
     }
     _copy(fitting, parameters)
     loaded = {parameters[name] for name in fitting}
     initialised = tuple(name for name, parameter in model.named_parameters() if parameter not in loaded)
-    _check_essential(folder, initialised)
+    _check_essential(folder, _essential(initialised, architecture))
     taken = {found[target] for target in fitting}
     unused = tuple(sorted(name for name in tensors if name not in taken and not name.endswith("_ids")))
-    _check_known(folder, unused)
-    config = model.config
-    assert isinstance(config, BertConfig)
+    _check_known(folder, _essential(unused, architecture))
     held = tuple(name for name, parameter in model.named_parameters() if parameter in loaded)
-    return LoadReport(held, initialised, unused, config.vocab_size - rows)
+    return LoadReport(held, initialised, unused, config.vocab_size - rows, architecture.prefix)
 
 
 @torch.no_grad()
@@ -179,18 +143,20 @@ def _copy(tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter])
             copied.add(parameter)
 
 
-def _parameter_name(name: str, parameters: Mapping[str, nn.Parameter]) -> str | None:
+def _parameter_name(name: str, parameters: Mapping[str, nn.Parameter], prefix: str) -> str | None:
     """The model's parameter that a checkpoint's tensor is meant for."""
     name = name.replace(".gamma", ".weight").replace(".beta", ".bias")
-    candidates = (name, f"bert.{name}", name.removeprefix("bert."))
+    candidates = (name, f"{prefix}{name}", name.removeprefix(prefix))
     return next((candidate for candidate in candidates if candidate in parameters), None)
 
 
-def _fits(folder: Path, name: str, tensor: Tensor, parameter: nn.Parameter, rows: int) -> bool:
+def _fits(
+    folder: Path, name: str, tensor: Tensor, parameter: nn.Parameter, rows: int, growing: tuple[str, ...]
+) -> bool:
     if tensor.shape == parameter.shape:
         return True
     # the model has tokens that were added to the folder's `rows`
-    if name.endswith(GROWING) and len(tensor) == rows < len(parameter) and tensor.shape[1:] == parameter.shape[1:]:
+    if name.endswith(growing) and len(tensor) == rows < len(parameter) and tensor.shape[1:] == parameter.shape[1:]:
         return True
     if name.startswith("classifier."):
         return False
@@ -201,8 +167,12 @@ def _fits(folder: Path, name: str, tensor: Tensor, parameter: nn.Parameter, rows
     raise UserError(f"{folder}: {name} has shape {given} and the model needs {needed}; {remedy}")
 
 
-def _check_essential(folder: Path, missing: tuple[str, ...]) -> None:
-    essential = [name for name in missing if name.removeprefix("bert.").startswith(ESSENTIAL)]
+def _essential(names: Iterable[str], architecture: Architecture) -> list[str]:
+    """Those of the names that are of the encoder."""
+    return [name for name in names if name.removeprefix(architecture.prefix).startswith(architecture.essential)]
+
+
+def _check_essential(folder: Path, essential: list[str]) -> None:
     if essential:
         raise UserError(
             f"{folder}: its weights lack {len(essential)} parameters of the encoder, {essential[0]} the first; "
@@ -210,9 +180,8 @@ def _check_essential(folder: Path, missing: tuple[str, ...]) -> None:
         )
 
 
-def _check_known(folder: Path, unused: tuple[str, ...]) -> None:
+def _check_known(folder: Path, unknown: list[str]) -> None:
     """An encoder with more parameters than BERT's computes something else, which must not be cut down in silence."""
-    unknown = [name for name in unused if name.removeprefix("bert.").startswith(ESSENTIAL)]
     if unknown:
         raise UserError(
             f"{folder}: its encoder has {len(unknown)} parameters that a BERT of its config.json lacks, {unknown[0]} "

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import dist
-from engine.config import RunConfig
+from engine.config import RunConfig, architecture_of
 from engine.data.loading.source import MicroBatch
 from engine.data.pretraining.source import PretrainingOptions, PretrainingSource, TokenFacts
 from engine.data.store.prepare import PrepareConfig, prepare
@@ -22,7 +22,6 @@ from engine.data.store.store import open_store
 from engine.data.tokenizer.folder import has_tokenizer
 from engine.data.tokenizer.wordpiece import load_tokenizer
 from engine.errors import UserError
-from engine.model.bert import BertForPreTraining
 from engine.model.build import build_config, initialise
 from engine.model.pretrained import LoadReport, check_segments, load_config, load_pretrained
 from engine.tasks.grow import growth_lines
@@ -42,7 +41,7 @@ LOSSES = ("mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy")
 class Pretraining(Task):
     """MLM + NSP on a prepared store."""
 
-    export_class = "BertForPreTraining"
+    head = "pretraining"
     best_metric: str | None = None
     higher_is_better = False
 
@@ -63,6 +62,8 @@ class Pretraining(Task):
         words = self.vocabulary
         listed = self._check_tokenizer()
         self.bert_config = build_config(config.model, words.vocab_size, words.pad_id, listed=listed)
+        self.architecture = architecture_of(self.bert_config)
+        self.export_class = self.architecture.export_classes[self.head]
         self._check_positions()
         check_segments(self.bert_config, config.model.init_from, "pre-training on pairs of segments")
 
@@ -115,7 +116,7 @@ class Pretraining(Task):
         return [*growth_lines(self.config.model.init_from, self.vocabulary), self.train_source().summary()]
 
     def build_model(self) -> nn.Module:
-        """BERT with both heads: seeded weights, or those of model.init_from."""
+        """The encoder with both heads: seeded weights, or those of model.init_from."""
         model = self._new_model()
         initialise(model, self.config.seed)
         if self.config.model.init_from:
@@ -123,13 +124,13 @@ class Pretraining(Task):
         return model
 
     def load_export(self, folder: Path) -> nn.Module:
-        """BERT with both heads, and the weights of an exported folder."""
+        """The encoder with both heads, and the weights of an exported folder."""
         model = self._new_model()
         load_pretrained(model, folder)
         return model
 
-    def _new_model(self) -> BertForPreTraining:
-        return BertForPreTraining(self.bert_config, self.config.model.activation_checkpointing)
+    def _new_model(self) -> nn.Module:
+        return self.architecture.build(self.head, self.bert_config, self.config.model.activation_checkpointing)
 
     def facts(self) -> list[Fact]:
         """The store's content, the tokenizer, and the weights that training starts from."""

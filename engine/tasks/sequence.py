@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 from engine import dist
-from engine.config import LabelledConfig, RunConfig, require
+from engine.config import LabelledConfig, RunConfig, architecture_of, require
 from engine.data.labelled.files import Examples, read_examples
 from engine.data.labelled.source import LabelledSource, class_ids, class_names, encode, split_validation
 from engine.data.labelled.summary import describe
@@ -26,7 +26,6 @@ from engine.data.tokenizer.check import check_examples, check_vocabulary, open_w
 from engine.data.tokenizer.unknown import check_unknown, count_unknown, share
 from engine.data.tokenizer.wordpiece import load_tokenizer
 from engine.model.build import build_config, initialise
-from engine.model.heads import BertForSequenceClassification
 from engine.model.pretrained import LoadReport, check_segments, load_pretrained
 from engine.tasks import report
 from engine.tasks.grow import growth_lines
@@ -43,7 +42,7 @@ class SequenceClassification(Task):
         UserError: labelled data, a model folder or a length that cannot be used.
     """
 
-    export_class = "BertForSequenceClassification"
+    head = "sequence_classification"
 
     def __init__(self, config: RunConfig) -> None:
         assert config.model.init_from is not None
@@ -57,6 +56,8 @@ class SequenceClassification(Task):
         splits = read_splits(config.labelled, config.seed)
         self.names = class_names(splits["train"])
         self.bert_config = self._build_config(self.names)
+        self.architecture = architecture_of(self.bert_config)
+        self.export_class = self.architecture.export_classes[self.head]
         self.loaded: LoadReport | None = None
         if config.labelled.text_pair:
             check_segments(self.bert_config, config.model.init_from, "labelled.text_pair")
@@ -112,7 +113,7 @@ class SequenceClassification(Task):
         lines = describe(self.names, self.sources, self.config.labelled.max_length)
         return [*growth_lines(self.config.model.init_from, self.vocabulary), *lines]
 
-    def build_model(self) -> BertForSequenceClassification:
+    def build_model(self) -> nn.Module:
         """The pre-trained encoder under a fresh classifier."""
         model = self._new_model()
         initialise(model, self.config.seed)
@@ -120,14 +121,14 @@ class SequenceClassification(Task):
         self.loaded = load_pretrained(model, self.tokenizer, without=("classifier.",))
         return model
 
-    def load_export(self, folder: Path) -> BertForSequenceClassification:
+    def load_export(self, folder: Path) -> nn.Module:
         """The encoder and the classifier of an exported folder."""
         model = self._new_model()
         load_pretrained(model, folder)
         return model
 
-    def _new_model(self) -> BertForSequenceClassification:
-        return BertForSequenceClassification(self.bert_config, self.config.model.activation_checkpointing)
+    def _new_model(self) -> nn.Module:
+        return self.architecture.build(self.head, self.bert_config, self.config.model.activation_checkpointing)
 
     def facts(self) -> list[Fact]:
         """Classes, tokenizer, the encoded examples that are learned and that choose the best, and the base weights."""

@@ -8,7 +8,7 @@ does not count in the curves.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -45,6 +45,8 @@ class StepObserver:
     progress: Progress
     norm_interval: int
     """optimizer steps between measurements of the norms of weights and update; 0 for none"""
+    layer_of: Callable[[str], str]
+    """the layer that a parameter counts to in the curves of norms"""
 
     @contextlib.contextmanager
     def step(self, number: int, rate: float, cursor: Cursor) -> Iterator[None]:
@@ -130,5 +132,5 @@ class StepObserver:
                 self.meter.add(shares, tokens)
             self.meter.end_step()
         if norms := self.zero.norms():
-            self.monitor.norms(norms, self._number)
+            self.monitor.norms(norms, self.layer_of, self._number)
         self.progress.advance()

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from engine import dist, kernels
-from engine.config import RunConfig
+from engine.config import RunConfig, architecture_of
 from engine.data.loading.loader import BatchLayout, training_batches
 from engine.data.loading.source import Cursor, MicroBatch
 from engine.errors import RunError
@@ -138,7 +138,8 @@ class Trainer:
         train = self.config.train
         self.certificate = UpdateCertificate(self.zero, self.config.optim, train.verify_update, self.output)
         self.audit = Audit(self.zero.model.module, self.output, self.step, enabled=train.audit)
-        self.profile = Profile(self.config, self.zero, self.task.bert_config, self.total - self.step)
+        shape = architecture_of(self.task.bert_config).shape_of(self.task.bert_config)
+        self.profile = Profile(self.config, self.zero, shape, self.total - self.step)
         self.guard = Guard(self.session, self.zero, self.step if resumed else None, self.total)
 
     def _resume(self, path: Path, state: checkpoint.RunState) -> None:
@@ -298,6 +299,7 @@ class Trainer:
             self.monitor,
             self.progress,
             self.config.monitor.norm_interval,
+            architecture_of(self.task.bert_config).layer_of,
         )
 
     def write_point(self) -> None:

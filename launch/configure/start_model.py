@@ -3,38 +3,43 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.config import MODEL_SIZES, ModelConfig
+from engine.config import ARCHITECTURES, DEFAULT_ARCHITECTURE, MODEL_SIZES, ModelConfig
 from engine.errors import UserError
 
-#: fields of `ModelConfig` -> their names in the config.json of a Hugging Face folder
-NAMES = {
-    "hidden_size": "hidden_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
-    "max_positions": "max_position_embeddings",
-}
+
+@dataclass(frozen=True)
+class FolderShape:
+    """What a folder's config.json tells of its model."""
+
+    architecture: str
+    dimensions: dict[str, Any]
+    """by the names of the fields of `ModelConfig`"""
+    vocabulary: int
 
 
-def folder_config(folder: str) -> dict[str, Any] | None:
-    """The dimensions in a folder's config.json, by their names there; None unless all are readable and positive."""
+def folder_config(folder: str) -> FolderShape | None:
+    """The dimensions in a folder's config.json; None unless all are readable and positive."""
     try:
         values = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    wanted = [*NAMES.values(), "vocab_size"]
-    found = {name: values.get(name) for name in wanted} if isinstance(values, dict) else {}
-    whole = all(isinstance(value, int) and value > 0 for value in found.values())
-    return found if found and whole else None
+    if not isinstance(values, dict):
+        return None
+    kind = values.get("model_type")
+    kind = kind if kind in ARCHITECTURES.names else DEFAULT_ARCHITECTURE
+    sizes = {name: values.get(theirs) for name, theirs in ARCHITECTURES.get(kind).dimensions.items()}
+    vocabulary: Any = values.get("vocab_size")
+    whole = all(isinstance(value, int) and value > 0 for value in (*sizes.values(), vocabulary))
+    return FolderShape(kind, sizes, vocabulary) if whole else None
 
 
-def with_folder(model: ModelConfig, found: dict[str, Any]) -> ModelConfig:
+def with_folder(model: ModelConfig, found: FolderShape) -> ModelConfig:
     """The same model, with the dimensions of the folder in place of `init_from`."""
-    return replace(model, init_from=None, **{name: found[theirs] for name, theirs in NAMES.items()})
+    return replace(model, init_from=None, **found.dimensions)
 
 
 def check_dimensions(model: ModelConfig, command_line: frozenset[str]) -> None:
@@ -47,12 +52,12 @@ def check_dimensions(model: ModelConfig, command_line: frozenset[str]) -> None:
     found = folder_config(model.init_from)
     if found is None:
         return
-    given = {name: getattr(model, name) for name in NAMES if f"model.{name}" in command_line}
+    given = {name: getattr(model, name) for name in found.dimensions if f"model.{name}" in command_line}
     if "model.size" in command_line and model.size in MODEL_SIZES:
         sizes = dict(zip(("hidden_size", "layers", "heads", "intermediate_size"), MODEL_SIZES[model.size], strict=True))
         given = sizes | given
     for name, value in given.items():
-        theirs = found[NAMES[name]]
+        theirs = found.dimensions[name]
         if value != theirs:
             option = f"model.{name}" if f"model.{name}" in command_line else "model.size"
             shown = getattr(model, option.split(".")[1])

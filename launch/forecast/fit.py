@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from engine.config import RunConfig, Shape
+from engine.config import RunConfig, architecture_of
 from engine.errors import RunError
 from launch.forecast.hardware import readable
 from launch.forecast.memory import Forecast, Workload, forecast, largest_micro_batch
@@ -23,23 +23,11 @@ if TYPE_CHECKING:
 RESERVE = 256 << 20
 
 
-def shape_of_model(model: BertConfig) -> Shape:
-    """The dimensions of a built model."""
-    return Shape(
-        hidden=model.hidden_size,
-        layers=model.num_hidden_layers,
-        heads=model.num_attention_heads,
-        intermediate=model.intermediate_size,
-        vocabulary=model.vocab_size,
-        positions=model.max_position_embeddings,
-    )
-
-
 def workload_of(config: RunConfig, model: BertConfig, micro_batch: int, world: World) -> Workload:
     """The run on these ranks as the forecast sees it."""
     pretraining = config.task == "pretrain"
     return Workload(
-        shape=shape_of_model(model),
+        shape=architecture_of(model).shape_of(model),
         sequence_length=config.data.sequence_length if pretraining else config.labelled.max_length,
         micro_batch=micro_batch,
         stage=config.train.zero_stage,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from engine.config import ModelConfig, RunConfig
+from engine.config import DEFAULT_ARCHITECTURE, ModelConfig, RunConfig
 from engine.errors import UserError
 from launch.forecast.hardware import Hardware, compared, readable
 from launch.forecast.memory import Forecast, Workload, forecast, largest_micro_batch, shape_of
@@ -50,6 +50,7 @@ class Request:
     """the run as its recipe says, if there is one"""
     notes: tuple[str, ...] = ()
     """what a person should know of how the options were understood"""
+    architecture: str = DEFAULT_ARCHITECTURE
 
     @property
     def steps(self) -> float | None:
@@ -101,7 +102,7 @@ def workload(request: Request, hardware: Hardware, choice: tuple[int, str, str],
     """A choice as a workload, with a micro-batch of 1."""
     stage, optimizer_place, parameter_place = choice
     return Workload(
-        shape=shape_of(request.model, request.vocabulary),
+        shape=shape_of(request.model, request.vocabulary, request.architecture),
         sequence_length=request.sequence_length,
         micro_batch=1,
         stage=stage,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.config import MODEL_SIZES, ModelConfig, RunConfig, TrainConfig
+from engine.config import DEFAULT_ARCHITECTURE, MODEL_SIZES, ModelConfig, RunConfig, TrainConfig
 from engine.errors import UserError
 from launch.configure.start_model import folder_config, with_folder
 from launch.forecast.hardware import Hardware
@@ -99,6 +99,7 @@ def request_of(options: Any, wanted: Wanted, precision: str) -> Request:
         )
     return Request(
         model=model,
+        architecture=planned_architecture(options, wanted),
         vocabulary=vocabulary,
         sequence_length=length,
         global_batch=batch,
@@ -148,13 +149,20 @@ def planned_model(options: Any, wanted: Wanted) -> tuple[ModelConfig, int, tuple
         return unnamed(model, wanted, vocabulary)
     found = folder_config(model.init_from)
     if found is not None:
-        return with_folder(model, found), options.vocabulary or found["vocab_size"], ()
+        return with_folder(model, found), options.vocabulary or found.vocabulary, ()
     missing = f"model.init_from {model.init_from!r} has no config.json that can be read (yet)"
     if any(name in wanted.given for name in SIZES):
         note = f"{missing}: planned with the recipe's own dimensions"
         return replace(model, init_from=None), vocabulary, (note,)
     note = f"{missing}: planned as BERT-base; give --model for another"
     return replace(model, init_from=None, size="base"), vocabulary, (note,)
+
+
+def planned_architecture(options: Any, wanted: Wanted) -> str:
+    """That of the folder that the run starts from, or of fresh weights."""
+    folder = wanted.run.model.init_from
+    found = None if options.model is not None or folder is None else folder_config(folder)
+    return DEFAULT_ARCHITECTURE if found is None else found.architecture
 
 
 def unnamed(model: ModelConfig, wanted: Wanted, vocabulary: int) -> tuple[ModelConfig, int, tuple[str, ...]]:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.config import ModelConfig, OptimConfig, Precision, Shape, ZeroConfig, require
+from engine.config import (
+    ARCHITECTURES,
+    DEFAULT_ARCHITECTURE,
+    ModelConfig,
+    OptimConfig,
+    Precision,
+    Shape,
+    ZeroConfig,
+    require,
+)
 from launch.zero.build import shape_bucket
 
 #: bytes of an element
@@ -16,15 +25,14 @@ def largest_divisor(number: int, limit: int) -> int:
     return max(size for size in range(1, limit + 1) if number % size == 0)
 
 
-def shape_of(model: ModelConfig, vocabulary: int) -> Shape:
+def shape_of(model: ModelConfig, vocabulary: int, architecture: str = DEFAULT_ARCHITECTURE) -> Shape:
     """The shape of a model that starts from fresh weights, over a vocabulary of so many token ids.
 
     Raises:
         UserError: the model's dimensions are those of a folder, which isn't read here.
     """
     require(model.init_from is None, "model.init_from", model.init_from, "a forecast needs model.size or dimensions")
-    hidden, layers, heads, intermediate = model.dimensions()
-    return Shape(hidden, layers, heads, intermediate, vocabulary, model.max_positions)
+    return ARCHITECTURES.get(architecture).shape(model, vocabulary)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,9 @@ class Monitor:
         """Write a point at a global step to each curve: `values` by tag."""
         self._master.write_events([(tag, value, step) for tag, value in values.items()])
 
-    def norms(self, found: Mapping[str, ParameterNorms], step: int) -> None:
+    def norms(self, found: Mapping[str, ParameterNorms], layer_of: Callable[[str], str], step: int) -> None:
         """Write norms as curves per layer, and to TensorBoard as histograms over parameters."""
-        self.scalars(norms.curves(found), step)
+        self.scalars(norms.curves(found, layer_of), step)
         for tag, values in norms.histograms(found).items() if self._writer is not None else ():
             self._writer.add_histogram(tag, np.asarray(values), step)  # type: ignore[union-attr]
 

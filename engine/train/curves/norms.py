@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from engine.optim.layout import ParameterNorms
 
 
-def layer_of(name: str) -> str:
-    """The layer that a parameter belongs to in the curves: encoder layers by number, others by their module.
-
-    >>> layer_of("bert.encoder.layer.3.attention.self.query.weight")
-    'layer.3'
-    >>> layer_of("bert.embeddings.word_embeddings.weight")
-    'embeddings'
-    >>> layer_of("cls.predictions.transform.dense.bias")
-    'predictions'
-    """
-    numbered = re.search(r"\blayer\.\d+", name)
-    if numbered:
-        return numbered[0]
-    parts = [part for part in name.split(".") if part not in ("bert", "cls", "encoder")]
-    return parts[0]
-
-
-def curves(norms: Mapping[str, ParameterNorms]) -> dict[str, float]:
+def curves(norms: Mapping[str, ParameterNorms], layer_of: Callable[[str], str]) -> dict[str, float]:
     """Curves: L2 norms of each layer's weights and update, their ratio, and the spread of trust ratios.
 
     A layer's norm is that of the concatenation of its parameters. Trust ratios that are 1 by definition (biases,
     LayerNorm) are left out of the spread; if there is no other, the spread is left out.
+
+    Args:
+        norms: of each parameter, by its name.
+        layer_of: the layer that a parameter belongs to.
     """
     weights: dict[str, float] = {}
     updates: dict[str, float] = {}

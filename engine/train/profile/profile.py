@@ -16,7 +16,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
-from transformers import BertConfig
 
 from engine import dist
 from engine.config import RunConfig, Shape, TrainConfig
@@ -61,12 +60,12 @@ def check_profile(train: TrainConfig, total: int) -> None:
 class Profile:
     """Records steps once per start, through calls of the loop at step boundaries; at other steps it does nothing."""
 
-    def __init__(self, config: RunConfig, zero: ZeroEngine, bert: BertConfig, left: int) -> None:
+    def __init__(self, config: RunConfig, zero: ZeroEngine, shape: Shape, left: int) -> None:
         """
         Args:
             config: the run's configuration.
             zero: the engine.
-            bert: the model's dimensions, for its FLOPs.
+            shape: the model's dimensions, for its FLOPs.
             left: steps that this start still has to do; with too few of them it records none.
         """
         self._zero, self._folder = zero, Path(config.output) / "profile"
@@ -77,14 +76,7 @@ class Profile:
         if self._wanted and self._wanted > left - self._warm_up:
             self._note = f"profile: left out, {left} steps are left and the first {self._warm_up} are not recorded"
             self._wanted = 0
-        self._shape = Shape(
-            hidden=bert.hidden_size,
-            layers=bert.num_hidden_layers,
-            heads=bert.num_attention_heads,
-            intermediate=bert.intermediate_size,
-            vocabulary=bert.vocab_size,
-            classes=bert.num_labels,
-        )
+        self._shape = shape
         self._done = 0
         self._recording: Recording | None = None
 

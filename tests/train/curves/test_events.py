@@ -17,6 +17,7 @@ from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.list_session_groups import Handler
 
 from engine.config import MonitorConfig, OptimConfig, RunConfig, TrainConfig
+from engine.model.bert_entry import BERT
 from engine.optim.layout import ParameterNorms
 from engine.tasks.task import Evaluation
 from engine.train.curves import events, titles
@@ -125,7 +126,7 @@ def test_titles_are_as_the_examples_say() -> None:
 
 def test_norms_have_titles() -> None:
     names = [f"bert.encoder.layer.{index}.output.dense.weight" for index in range(3)]
-    values = curves({name: ParameterNorms(1.0, 0.1, 2.0) for name in names})
+    values = curves({name: ParameterNorms(1.0, 0.1, 2.0) for name in names}, BERT.layer_of)
     assert len(values) == 12
     for tag in values:
         assert titles.title_of(tag).name != tag

@@ -11,16 +11,17 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from engine.model import bert_entry
+from engine.model.bert_entry import BERT
 from engine.optim import FusedAdamW, FusedLamb
 from engine.optim.layout import ParameterNorms
 from engine.optim.shard import Fragment, ParameterInfo, Shard
-from engine.train.curves import norms
 from engine.train.curves.norms import curves, histograms
 from tests.train.runs import NO_DROPOUT, losses, run
 
 
 def test_layers_are_named_as_the_examples_say() -> None:
-    assert doctest.testmod(norms).failed == 0
+    assert doctest.testmod(bert_entry).failed == 0
 
 
 def test_a_layers_norm_is_that_of_its_parameters_end_to_end() -> None:
@@ -29,14 +30,14 @@ def test_a_layers_norm_is_that_of_its_parameters_end_to_end() -> None:
         "bert.encoder.layer.0.output.dense.bias": ParameterNorms(4.0, 0.4, 1.0),
         "bert.embeddings.word_embeddings.weight": ParameterNorms(0.0, 0.1, 0.5),
     }
-    values = curves(found)
+    values = curves(found, BERT.layer_of)
     assert values["weight_norm/layer.0"] == 5.0
     assert values["update_norm/layer.0"] == pytest.approx(0.5)
     assert values["update_to_weight/layer.0"] == pytest.approx(0.1)
     assert "update_to_weight/embeddings" not in values
     assert [values[f"trust_ratio/{name}"] for name in ("lowest", "highest")] == [0.5, 2.0]
     assert histograms(found)["parameters/trust_ratio"] == [2.0, 0.5]
-    assert "trust_ratio/lowest" not in curves({"a": ParameterNorms(1.0, 1.0, 1.0)})
+    assert "trust_ratio/lowest" not in curves({"a": ParameterNorms(1.0, 1.0, 1.0)}, BERT.layer_of)
 
 
 @pytest.mark.parametrize("kind", [FusedAdamW, FusedLamb])

@@ -1,0 +1,138 @@
+"""What an architecture says of itself, and the table of architectures; without torch, so that a command line can ask.
+
+`engine.model` has the modules. Whoever adds an architecture derives from `Architecture` and registers an instance under
+the `model_type` of its transformers configuration. A run takes the architecture of the folder that it starts from.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from engine.config.model import ModelConfig
+from engine.config.shape import Shape
+from engine.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+#: of a run that starts from fresh weights
+DEFAULT_ARCHITECTURE = "bert"
+#: the dimensions that a run's options give
+DIMENSIONS = ("hidden_size", "layers", "heads", "intermediate_size", "max_positions")
+
+
+class Architecture(ABC):
+    """An encoder with its heads. A `config` is an instance of `config_class`.
+
+    Attributes:
+        dimensions: the options `DIMENSIONS` of the section model, and what config.json calls each.
+        inherited: names in config.json of all that a run takes from a folder that it starts from.
+        sizes: those of them that are whole numbers above 0.
+        export_classes: by head ("pretraining", "sequence_classification") the transformers class that opens an export.
+        tied: parameters that an export leaves out, and those that they share their tensor with.
+        prefix: what the names of the encoder's parameters begin with in a model with a head.
+        essential: beginnings of names behind the prefix: an encoder without these is useless.
+        growing: ends of the names of parameters that have a row for each token of the vocabulary.
+        feed_forward_matrices, biases: see `Shape`.
+    """
+
+    dimensions: ClassVar[Mapping[str, str]]
+    inherited: tuple[str, ...]
+    sizes: tuple[str, ...]
+    export_classes: ClassVar[Mapping[str, str]]
+    tied: ClassVar[Mapping[str, str]]
+    prefix: str
+    essential: tuple[str, ...]
+    growing: tuple[str, ...]
+    feed_forward_matrices: int = 2
+    biases: bool = True
+
+    @abstractmethod
+    def config_class(self) -> type[Any]:
+        """The class of its transformers configuration."""
+
+    @abstractmethod
+    def check(self, path: Path, config: Any) -> None:
+        """Refuse a configuration that the modules don't compute.
+
+        Args:
+            path: of the config.json, to be named.
+
+        Raises:
+            UserError: names the file, the field and what would be supported.
+        """
+
+    @abstractmethod
+    def build(self, head: str, config: Any, activation_checkpointing: bool) -> nn.Module:
+        """The encoder under a head of `export_classes`; its parameters are not initialised yet."""
+
+    @abstractmethod
+    def layer_of(self, name: str) -> str:
+        """The layer that a parameter counts to in the curves of norms."""
+
+    def has_export_class(self, name: str) -> bool:
+        """Whether there is a class of this name; transformers' are not imported, which takes seconds."""
+        import transformers
+
+        is_model = "For" in name or name.endswith("Model")
+        return name in self.export_classes.values() or (is_model and name in transformers.__all__)
+
+    def export_class(self, name: str) -> type[Any]:
+        """The class that opens an export, from its name."""
+        import transformers
+
+        kind: type[Any] = getattr(transformers, name)
+        return kind
+
+    def fresh_config(self, model: ModelConfig, vocabulary: int, pad_token_id: int) -> Any:
+        """The configuration of a run's own dimensions, with two segments."""
+        sizes = dict(zip(DIMENSIONS, (*model.dimensions(), model.max_positions), strict=True))
+        named = {self.dimensions[option]: size for option, size in sizes.items()}
+        return self.config_class()(**named, vocab_size=vocabulary, type_vocab_size=2, pad_token_id=pad_token_id)
+
+    def inherited_config(self, config: Any, pad_token_id: int) -> Any:
+        """The configuration of a run that starts from the weights of another."""
+        values = {name: getattr(config, name) for name in self.inherited}
+        return self.config_class()(**values, pad_token_id=pad_token_id)
+
+    def shape(self, model: ModelConfig, vocabulary: int) -> Shape:
+        """The shape of a run's own dimensions."""
+        hidden, layers, heads, intermediate = model.dimensions()
+        return Shape(
+            hidden,
+            layers,
+            heads,
+            intermediate,
+            vocabulary,
+            model.max_positions,
+            feed_forward_matrices=self.feed_forward_matrices,
+            biases=self.biases,
+        )
+
+    def shape_of(self, config: Any) -> Shape:
+        """The shape of a configuration."""
+        hidden, layers, heads, intermediate, positions = (getattr(config, self.dimensions[name]) for name in DIMENSIONS)
+        return Shape(
+            hidden,
+            layers,
+            heads,
+            intermediate,
+            config.vocab_size,
+            positions,
+            config.type_vocab_size,
+            self.feed_forward_matrices,
+            self.biases,
+            config.num_labels,
+        )
+
+
+#: the architectures by `model_type`
+ARCHITECTURES: Registry[Architecture] = Registry("model_type", {"bert": "engine.model.bert_entry:BERT"})
+
+
+def architecture_of(config: Any) -> Architecture:
+    """The architecture of a transformers configuration."""
+    return ARCHITECTURES.get(config.model_type)
