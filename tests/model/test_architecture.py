@@ -64,7 +64,7 @@ class GatedEntry(BertEntry):
                     module.register_parameter("bias", None)
         return model
 
-    def export_class(self, name: str) -> type[Any] | None:
+    def export_class(self, name: str) -> type[Any]:
         return GatedForPreTraining if name == "GatedForPreTraining" else super().export_class(name)
 
 
