@@ -136,7 +136,7 @@ CASES = (
 def batch_of(case: Case, device: torch.device) -> dict[str, Tensor]:
     """Full sequences of random tokens, packed."""
     generator = torch.Generator().manual_seed(0)
-    tokens, rows = case.micro_batch * case.sequence_length, case.workload("cpu").masked
+    tokens, rows = case.micro_batch * case.sequence_length, case.workload("cpu").rows
     batch = {
         "input_ids": torch.randint(case.vocabulary, (tokens,), generator=generator),
         "token_type_ids": torch.zeros(tokens, dtype=torch.int64),

@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from engine.config import TASKS, architecture_of
+from engine.config import TASKS
 from engine.errors import UserError
 from engine.model.folder import (
     CONFIG_FILE,
@@ -92,7 +92,7 @@ def export_checkpoint(checkpoint: Path, output: Path) -> RunState:
     origin = {"step": state.step, "best": None, "facts": state.facts}
     config = _config(checkpoint)
     if config.architectures is None:  # an earlier version saved it
-        config = described(config, architecture_of(config).export_classes[TASKS.get(state.config["task"]).load().head])
+        config = described(config, TASKS.get(state.config["task"]).load().export_class(config))
     export_huggingface(full_weights(checkpoint), config, tokenizer_files(checkpoint), output, origin)
     return state
 

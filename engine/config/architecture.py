@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.config.model import ModelConfig
 from engine.config.shape import Shape
+from engine.errors import UserError
 from engine.registry import Registry
 
 if TYPE_CHECKING:
@@ -68,6 +69,19 @@ class Architecture(ABC):
     @abstractmethod
     def build(self, head: str, config: Any, activation_checkpointing: bool) -> nn.Module:
         """The encoder under a head of `export_classes`; its parameters are not initialised yet."""
+
+    def class_for(self, head: str) -> str:
+        """The name of the transformers class that opens an export with this head.
+
+        Raises:
+            UserError: the architecture has no such head.
+        """
+        if head not in self.export_classes:
+            raise UserError(
+                f"model.init_from: a model of type {self.config_class().model_type!r} has no head for {head}; "
+                f"it has {' and '.join(self.export_classes)}: give another model or task"
+            )
+        return self.export_classes[head]
 
     @abstractmethod
     def layer_of(self, name: str) -> str:

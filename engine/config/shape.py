@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Shape:
-    """A Transformer encoder with its pre-training heads (Devlin et al. 2019)."""
+    """A Transformer encoder with a pooler, a classifier and perhaps MLM's head (Devlin et al. 2019)."""
 
     hidden: int
     layers: int
@@ -22,7 +22,9 @@ class Shape:
     biases: bool = True
     """whether the layers' linear maps have them; LayerNorms, pooler and heads always do"""
     classes: int = 2
-    """of the head on the pooled vector, for its FLOPs: 2 for NSP"""
+    """of the classifier: 2 for NSP"""
+    decoder: bool = True
+    """whether there is MLM's head, which maps states to the vocabulary by the tied word embeddings"""
 
     def feed_forward_elements(self) -> int:
         """Elements of a layer's feed-forward matrices."""
@@ -37,10 +39,11 @@ class Shape:
         return [*(linear if self.biases else linear[::2]), *[hidden] * 4]
 
     def tensors(self) -> list[int]:
-        """Elements of each parameter, a tied one once: embeddings, layers, pooler, transform, decoder's bias, NSP."""
+        """Elements of each parameter, a tied one once: embeddings, layers, pooler, MLM's head, classifier."""
         hidden = self.hidden
         tables = [self.vocabulary * hidden, self.positions * hidden, self.segments * hidden]
-        heads = [*[hidden * hidden, hidden] * 2, hidden, hidden, self.vocabulary, 2 * hidden, 2]
+        head = [hidden * hidden, hidden, hidden, hidden, self.vocabulary] if self.decoder else []
+        heads = [hidden * hidden, hidden, *head, self.classes * hidden, self.classes]
         return [*tables, hidden, hidden, *self.layer_tensors() * self.layers, *heads]
 
     def layer_parameters(self) -> int:

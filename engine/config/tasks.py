@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from engine.config.check import require
 from engine.config.data import DataConfig, LabelledConfig
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 class Section(Protocol):
     """A part of the configuration: a dataclass whose fields all have defaults and a docstring each."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def validate(self) -> None:
         """Raise `UserError` for the first field that is wrong."""
@@ -40,6 +42,11 @@ def _nothing_more(config: RunConfig, complete: bool) -> None:
     """The checks of a task that has none beside those of its section."""
 
 
+def _first_alone(config: RunConfig) -> float:
+    """The share of a head on the pooled vector, which reads each sequence's first token only."""
+    return 0.0
+
+
 @dataclass(frozen=True)
 class TaskEntry:
     """A task as the table knows it. Names of fields are those of its section, without the section."""
@@ -52,8 +59,18 @@ class TaskEntry:
     """the dataclass of that part"""
     implementation: str | Callable[[RunConfig], Any]
     """the class, an `engine.tasks.task.Task`, or "module:attribute" of it"""
+    length: str
+    """the field that bounds the tokens of a sequence"""
     inputs: tuple[str, ...] = ()
     """fields that name its data; a command line that gives one to another task is refused"""
+    required: tuple[str, ...] = ()
+    """those of them that a run can't do without"""
+    starts_fresh: bool = True
+    """whether it trains fresh weights too; else a run needs model.init_from"""
+    read_share: Callable[[RunConfig], float] = _first_alone
+    """share of a sequence's tokens, beside the first, whose states the head reads: for FLOPs and memory"""
+    decodes: bool = False
+    """whether the head maps those states to the vocabulary, by the tied word embeddings"""
     fixed: tuple[str, ...] = ()
     """fields that a resume must not change, because weights, data order or the best score depend on them"""
     grouping: str | None = None
@@ -66,6 +83,18 @@ class TaskEntry:
     """titles of its curves; the same name has the same title in every task"""
     validate: Callable[[RunConfig, bool], None] = _nothing_more
     """checks across sections; the second argument says whether data and model must be given, which a plan needs not"""
+
+    def sequence_length(self, config: RunConfig) -> int:
+        """Tokens of a run's longest sequence."""
+        length: int = getattr(config.part(self.section), self.length)
+        return length
+
+    def with_sequence_length(self, config: RunConfig, length: int) -> RunConfig:
+        """The same run with sequences of so many tokens."""
+        part = replace(config.part(self.section), **{self.length: length})
+        if self.section in config.extra:
+            return replace(config, extra={**config.extra, self.section: part})
+        return replace(config, **{self.section: part})
 
     def load(self) -> Any:
         """The class that does the work; imports torch."""
@@ -96,7 +125,10 @@ TASKS: Registry[TaskEntry] = Registry(
             section="data",
             options=DataConfig,
             implementation="engine.tasks.pretrain:Pretraining",
+            length="sequence_length",
             inputs=("path",),
+            read_share=lambda config: config.data.mask_probability,
+            decodes=True,
             fixed=_MASKING,
             compared=_MASKING,
             results=tuple(f"eval/{name}" for name in ("mlm_loss", "perplexity", "mlm_accuracy", "nsp_accuracy")),
@@ -117,7 +149,10 @@ TASKS: Registry[TaskEntry] = Registry(
             section="labelled",
             options=LabelledConfig,
             implementation="engine.tasks.sequence:SequenceClassification",
+            length="max_length",
             inputs=("train", "validation", "test"),
+            required=("train",),
+            starts_fresh=False,
             fixed=("text", "text_pair", "label", "max_length", "metric", "group_by_length"),
             grouping="group_by_length",
             compared=("max_length", "group_by_length"),

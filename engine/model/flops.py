@@ -14,27 +14,29 @@ from engine.config.shape import Shape
 TRAINING_PASSES = 3
 
 
-def forward_flops(shape: Shape, lengths: Sequence[int], masked: float) -> float:
+def forward_flops(shape: Shape, lengths: Sequence[int], rows: float) -> float:
     """FLOPs of the forward pass over packed sequences: linear layers, attention's two products, pooler, heads.
 
-    The last layer's states are needed of first and masked tokens only: only their queries, and its products behind
-    attention for them, count. What masked tokens ask there isn't: it depends on where they lie (0.1 % of BERT-base).
+    The last layer's states are needed of first tokens and of those that the head reads: only their queries, and its
+    products behind attention for them, count. What the latter ask there isn't: it depends on where they lie (0.1 % of
+    BERT-base's pre-training).
 
     Args:
         lengths: tokens of each sequence; a token attends to those of its own sequence only.
-        masked: rows that the MLM head sees, over all sequences; 0 without that head.
+        rows: states that the head reads over all sequences, beside those of first tokens: MLM's reads masked ones, a
+            classifier on the pooled vector none, a classifier of tokens all.
     """
     hidden, tokens, squares = shape.hidden, sum(lengths), sum(length * length for length in lengths)
-    read = len(lengths) + masked
+    read = min(tokens, len(lengths) + rows)
     of_all, of_read = 2 * hidden * hidden, 2 * hidden * hidden + shape.feed_forward_elements()
     linear = 2 * tokens * shape.layers * of_all + 2 * (tokens * (shape.layers - 1) + read) * of_read
     pairs = squares * (shape.layers - 1) + tokens
     attention = 4 * pairs * hidden
-    mlm = 2 * masked * (hidden * hidden + hidden * shape.vocabulary)
+    head = 2 * rows * (hidden * hidden + hidden * shape.vocabulary if shape.decoder else hidden * shape.classes)
     pooled = 2 * len(lengths) * (hidden * hidden + hidden * shape.classes)
-    return linear + attention + mlm + pooled
+    return linear + attention + head + pooled
 
 
-def training_flops(shape: Shape, lengths: Sequence[int], masked: float) -> float:
+def training_flops(shape: Shape, lengths: Sequence[int], rows: float) -> float:
     """FLOPs that forward and backward pass need; what activation checkpointing computes again is not counted."""
-    return TRAINING_PASSES * forward_flops(shape, lengths, masked)
+    return TRAINING_PASSES * forward_flops(shape, lengths, rows)

@@ -23,6 +23,7 @@ from engine.data.tokenizer.folder import has_tokenizer
 from engine.data.tokenizer.wordpiece import load_tokenizer
 from engine.errors import UserError
 from engine.model.build import build_config, initialise
+from engine.model.flops import training_flops
 from engine.model.pretrained import LoadReport, check_segments, load_config, load_pretrained
 from engine.tasks.grow import growth_lines
 from engine.tasks.identity import Fact, base_weights
@@ -61,11 +62,15 @@ class Pretraining(Task):
         self.loaded: LoadReport | None = None
         words = self.vocabulary
         listed = self._check_tokenizer()
-        self.bert_config = build_config(config.model, words.vocab_size, words.pad_id, listed=listed)
-        self.architecture = architecture_of(self.bert_config)
-        self.export_class = self.architecture.export_classes[self.head]
+        self.model_config = build_config(config.model, words.vocab_size, words.pad_id, listed=listed)
+        self.architecture = architecture_of(self.model_config)
         self._check_positions()
-        check_segments(self.bert_config, config.model.init_from, "pre-training on pairs of segments")
+        check_segments(self.model_config, config.model.init_from, "pre-training on pairs of segments")
+
+    @classmethod
+    def export_class(cls, config: Any) -> str:
+        """That of the architecture for both heads."""
+        return architecture_of(config).class_for(cls.head)
 
     @classmethod
     def with_own_data(cls, config: RunConfig, is_main: bool) -> RunConfig:
@@ -78,7 +83,7 @@ class Pretraining(Task):
         return replace(config, data=replace(config.data, path=str(folder)))
 
     def _check_positions(self) -> None:
-        length, limit = self.config.data.sequence_length, self.bert_config.max_position_embeddings
+        length, limit = self.config.data.sequence_length, self.model_config.max_position_embeddings
         if length > limit:
             raise UserError(f"data.sequence_length: {length} exceeds the {limit} positions of the model; lower it")
         longest = self.vocabulary.max_length
@@ -130,7 +135,7 @@ class Pretraining(Task):
         return model
 
     def _new_model(self) -> nn.Module:
-        return self.architecture.build(self.head, self.bert_config, self.config.model.activation_checkpointing)
+        return self.architecture.build(self.head, self.model_config, self.config.model.activation_checkpointing)
 
     def facts(self) -> list[Fact]:
         """The store's content, the tokenizer, and the weights that training starts from."""
@@ -172,6 +177,11 @@ class Pretraining(Task):
         shares = loss_shares(model(**batch.inputs, max_length=batch.max_length), batch.totals)
         metrics = {name: share.detach() for name, share in shares.items()}
         return StepOutput(shares["mlm_loss"] + shares["nsp_loss"], metrics)
+
+    def flops(self, batch: MicroBatch) -> float:
+        """Those of both heads too: MLM's reads the masked tokens."""
+        shape, lengths = self.architecture.shape_of(self.model_config), batch.inputs["lengths"].tolist()
+        return training_flops(shape, lengths, batch.inputs["mlm_positions"].numel())
 
     def evaluate(self, model: nn.Module, batches: Iterable[MicroBatch]) -> Evaluation:
         """MLM loss, perplexity, MLM and NSP accuracy on held-out text, and a few masked sentences with guesses."""

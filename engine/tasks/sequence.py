@@ -55,12 +55,11 @@ class SequenceClassification(Task):
         self._check_length()
         splits = read_splits(config.labelled, config.seed)
         self.names = class_names(splits["train"])
-        self.bert_config = self._build_config(self.names)
-        self.architecture = architecture_of(self.bert_config)
-        self.export_class = self.architecture.export_classes[self.head]
+        self.model_config = self._build_config(self.names)
+        self.architecture = architecture_of(self.model_config)
         self.loaded: LoadReport | None = None
         if config.labelled.text_pair:
-            check_segments(self.bert_config, config.model.init_from, "labelled.text_pair")
+            check_segments(self.model_config, config.model.init_from, "labelled.text_pair")
         labels = {split: class_ids(examples, self.names) for split, examples in splits.items()}
         self.majority = int(np.bincount(labels["train"]).argmax())
         self.sources = {
@@ -68,6 +67,11 @@ class SequenceClassification(Task):
         }
         self._check_ids(splits["train"])
         self._check_unknown()
+
+    @classmethod
+    def export_class(cls, config: Any) -> str:
+        """That of the architecture for a classifier on the pooled vector."""
+        return architecture_of(config).class_for(cls.head)
 
     def _build_config(self, names: tuple[str, ...] | None = None) -> BertConfig:
         words = self.vocabulary
@@ -128,7 +132,7 @@ class SequenceClassification(Task):
         return model
 
     def _new_model(self) -> nn.Module:
-        return self.architecture.build(self.head, self.bert_config, self.config.model.activation_checkpointing)
+        return self.architecture.build(self.head, self.model_config, self.config.model.activation_checkpointing)
 
     def facts(self) -> list[Fact]:
         """Classes, tokenizer, the encoded examples that are learned and that choose the best, and the base weights."""

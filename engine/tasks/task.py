@@ -7,18 +7,18 @@ The loop knows `Task` and never a task's name: a new task is a class that inheri
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import BertConfig
 
-from engine.config import RunConfig
+from engine.config import RunConfig, architecture_of
 from engine.data.loading.source import MicroBatch, SampleSource
 from engine.data.tokenizer.vocabulary import Vocabulary
+from engine.model.flops import training_flops
 from engine.model.pretrained import LoadReport
 from engine.tasks.identity import Fact
 
@@ -63,10 +63,8 @@ class Best:
 class Task(Protocol):
     """A data set, a model, a loss and its metrics."""
 
-    export_class: str
-    """the transformers class that opens an export, which has parameters of the same names as the model"""
-    bert_config: BertConfig
-    """the architecture of the model"""
+    model_config: Any
+    """the transformers configuration of the model"""
     vocabulary: Vocabulary
     """the tokenizer that the data was made with; exported beside the weights"""
     best_metric: str | None
@@ -77,6 +75,14 @@ class Task(Protocol):
 
     loaded: LoadReport | None
     """what `build_model` took from model.init_from; None before, and where weights are drawn"""
+
+    @classmethod
+    def export_class(cls, config: Any) -> str:
+        """The name of the transformers class that opens an export of a model with this configuration.
+
+        It has parameters of the same names as the model.
+        """
+        ...
 
     @classmethod
     def with_own_data(cls, config: RunConfig, is_main: bool) -> RunConfig:
@@ -108,6 +114,14 @@ class Task(Protocol):
     def step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:
         """Forward pass and loss shares of one micro-batch (tensors already on the model's device)."""
         ...
+
+    def flops(self, batch: MicroBatch) -> float:
+        """FLOPs that the forward and backward pass of a micro-batch need.
+
+        Here those of a classifier on the pooled vector; see `engine.model.flops`.
+        """
+        shape = replace(architecture_of(self.model_config).shape_of(self.model_config), decoder=False)
+        return training_flops(shape, batch.inputs["lengths"].tolist(), 0)
 
     def evaluate(self, model: nn.Module, batches: Iterable[MicroBatch]) -> Evaluation:
         """Run the model over this rank's batches and combine the results of all ranks."""

@@ -90,9 +90,9 @@ class Trainer:
         self.evaluation: Evaluation | None = None
         state = None if start is None else checkpoint.read_state(start)
         self.cursor = Cursor() if state is None else state.cursor
+        self.described = described(task.model_config, task.export_class(task.model_config))
         self._build_engine(deepspeed)
         self.tokenizer = saved_files(task.vocabulary) if self.world.is_main else {}
-        self.described = described(task.bert_config, task.export_class)
         self.saver = Saver(
             self.output / "checkpoints",
             config.train.keep,
@@ -138,8 +138,7 @@ class Trainer:
         train = self.config.train
         self.certificate = UpdateCertificate(self.zero, self.config.optim, train.verify_update, self.output)
         self.audit = Audit(self.zero.model.module, self.output, self.step, enabled=train.audit)
-        shape = architecture_of(self.task.bert_config).shape_of(self.task.bert_config)
-        self.profile = Profile(self.config, self.zero, shape, self.total - self.step)
+        self.profile = Profile(self.config, self.zero, self.task.flops, self.total - self.step)
         self.guard = Guard(self.session, self.zero, self.step if resumed else None, self.total)
 
     def _resume(self, path: Path, state: checkpoint.RunState) -> None:
@@ -299,7 +298,7 @@ class Trainer:
             self.monitor,
             self.progress,
             self.config.monitor.norm_interval,
-            architecture_of(self.task.bert_config).layer_of,
+            architecture_of(self.task.model_config).layer_of,
         )
 
     def write_point(self) -> None:

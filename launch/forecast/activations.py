@@ -2,8 +2,8 @@
 
 All sequences are taken to be full: packed batches of shorter ones have fewer tokens, and their grids of queries, keys
 and values are as large. Names: e bytes an element, T tokens, H hidden size, I feed-forward size, B sequences, S their
-length, A heads, M masked rows, R rows that the last layer computes behind its attention (masked and first tokens), V
-vocabulary.
+length, A heads, M rows that the head reads (MLM's: the masked ones), R rows that the last layer computes behind its
+attention (those and first tokens), V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Pass:
     kept: int
     """embeddings and encoder, when the backward pass starts"""
     head: int
-    """rows and logits of the MLM head, and the decoder's gradient while that is made"""
+    """rows and logits of the head, and MLM's decoder's gradient while that is made"""
     layer: int
     """what the widest backward pass of a layer needs beside `kept`, when the head's rows and logits are gone"""
     end: int
@@ -49,7 +49,7 @@ def passes(work: Workload) -> Pass:
 
 def _read(work: Workload) -> int:
     """R."""
-    return min(work.tokens, work.micro_batch + work.masked)
+    return min(work.tokens, work.micro_batch + work.rows)
 
 
 def _hidden(work: Workload, rows: int | None = None) -> int:
@@ -110,16 +110,20 @@ def embedding_bytes(work: Workload) -> int:
 
 def _tied_gradient(work: Workload) -> int:
     """The decoder's weight gradient, [V, H]: autograd holds it until the embedding's own arrives, at the very end."""
-    return work.width * work.shape.largest_parameter()
+    return work.width * work.shape.largest_parameter() if work.shape.decoder else 0
 
 
 def head_bytes(work: Workload) -> int:
     """At the decoder's backward pass: M rows before and after the transform, its GELU, their gradients; logits.
 
+    Without a decoder: the classifier's inputs and logits with their gradients.
+
     The logits are kept in the model's precision, in place as their gradient; beyond LOGIT_BYTES only a chunk of them
     exists, and the decoder's gradient is summed in fp32 beside the one of the chunk.
     """
-    vocabulary, rows = work.shape.vocabulary, work.masked
+    vocabulary, rows = work.shape.vocabulary, work.rows
+    if not work.shape.decoder:
+        return 2 * (rows or work.micro_batch) * (work.width * work.shape.hidden + FP32 * work.shape.classes)
     logits = work.width * rows * vocabulary
     if logits > LOGIT_BYTES:
         logits = LOGIT_BYTES + FP32 * work.shape.largest_parameter()
@@ -149,6 +153,7 @@ def _feed_forward_backward(work: Workload, rows: int) -> int:
 
 
 def _end_bytes(work: Workload) -> int:
-    """The embeddings' dense gradients beside the decoder's."""
+    """The embeddings' dense gradients beside the decoder's, if there is one."""
     positions = work.width * (work.shape.positions + work.shape.segments) * work.shape.hidden
-    return 2 * _tied_gradient(work) + positions + 2 * _hidden(work)
+    words = work.width * work.shape.largest_parameter()
+    return words + _tied_gradient(work) + positions + 2 * _hidden(work)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from engine.config import RunConfig, architecture_of
+from engine.config import TASKS, RunConfig, architecture_of
 from engine.errors import RunError
 from launch.forecast.hardware import readable
 from launch.forecast.memory import Forecast, Workload, forecast, largest_micro_batch
 from launch.forecast.workload import largest_divisor
 
 if TYPE_CHECKING:
-    from transformers import BertConfig
-
     from engine.data.loading.loader import BatchLayout
     from engine.dist import World
     from engine.tasks.task import Task
@@ -23,12 +22,12 @@ if TYPE_CHECKING:
 RESERVE = 256 << 20
 
 
-def workload_of(config: RunConfig, model: BertConfig, micro_batch: int, world: World) -> Workload:
+def workload_of(config: RunConfig, model: Any, micro_batch: int, world: World) -> Workload:
     """The run on these ranks as the forecast sees it."""
-    pretraining = config.task == "pretrain"
+    task = TASKS.get(config.task)
     return Workload(
-        shape=architecture_of(model).shape_of(model),
-        sequence_length=config.data.sequence_length if pretraining else config.labelled.max_length,
+        shape=replace(architecture_of(model).shape_of(model), decoder=task.decodes),
+        sequence_length=task.sequence_length(config),
         micro_batch=micro_batch,
         stage=config.train.zero_stage,
         ranks=world.size,
@@ -36,7 +35,7 @@ def workload_of(config: RunConfig, model: BertConfig, micro_batch: int, world: W
         precision=config.train.precision,
         optimizer=config.optim.name,
         activation_checkpointing=config.model.activation_checkpointing,
-        mask_probability=config.data.mask_probability if pretraining else 0.0,
+        read_share=task.read_share(config),
         offload_optimizer=config.zero.offload_optimizer,
         offload_parameters=config.zero.offload_parameters,
         accelerator=world.device.type,
@@ -72,7 +71,7 @@ def fitting_micro_batch(config: RunConfig, task: Task, world: World) -> int:
     from engine.train.fit import available_memory, fits
 
     share = config.train.global_batch // world.size
-    work = workload_of(config, task.bert_config, 1, world)
+    work = workload_of(config, task.model_config, 1, world)
     memory = min(dist.gather_objects(available_memory(world.device, world.local_size)))
     first = largest_micro_batch(work, memory, limit=share) or 1
     held = ballast(forecast(work), work.width, work.shape.parameters())
@@ -122,7 +121,7 @@ def explained_memory(config: RunConfig, task: Task, layout: BatchLayout, world: 
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        work = workload_of(config, task.bert_config, layout.micro_batch, world)
+        work = workload_of(config, task.model_config, layout.micro_batch, world)
         raise RunError(
             f"out of memory on rank {world.rank} with micro-batch {layout.micro_batch}: the rank's peak was "
             f"{readable(memory_bytes(world.device))} ({breakdown(forecast(work))}); "

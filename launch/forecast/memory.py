@@ -48,7 +48,7 @@ class Forecast:
     activations: int
     """of encoder and embeddings, at the peak of a micro-batch"""
     head: int
-    """the MLM head's rows and logits, and the decoder's gradient, which waits for the embedding's"""
+    """the head's rows and logits, and MLM's decoder's gradient, which waits for the embedding's"""
     buckets: int
     """communication buckets, flat copies, gathered parameters; where the step or the reduction needs more than the
     passes, also that"""
@@ -88,7 +88,7 @@ class Forecast:
 
 def forecast(workload: Workload) -> Forecast:
     """The bytes of one rank, the largest where ranks differ."""
-    kept, found = passes(workload), states(workload)
+    kept, found, shape = passes(workload), states(workload), workload.shape
     head = kept.head
     activations = max(kept.peak - head, 0)
     # A first micro-batch finds no gradients where they are made anew: they grow while activations shrink.
@@ -111,7 +111,7 @@ def forecast(workload: Workload) -> Forecast:
         margin=libraries if workload.accelerator == "cuda" else 0,
         host=found.host,
         nvme=found.nvme,
-        startup=FP32 * (workload.shape.parameters() + workload.shape.largest_parameter()),
+        startup=FP32 * (shape.parameters() + (shape.largest_parameter() if shape.decoder else 0)),
     )
 
 

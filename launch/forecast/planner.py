@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from engine.config import DEFAULT_ARCHITECTURE, ModelConfig, RunConfig
+from engine.config import DEFAULT_ARCHITECTURE, TASKS, ModelConfig, RunConfig
 from engine.errors import UserError
 from launch.forecast.hardware import Hardware, compared, readable
 from launch.forecast.memory import Forecast, Workload, forecast, largest_micro_batch, shape_of
@@ -41,7 +41,8 @@ class Request:
     checkpointing: str
     """auto, on or off"""
     attention: str
-    mask_probability: float
+    read_share: float
+    """of a sequence's tokens, those whose states the head reads; see `TaskEntry`"""
     tokens: float | None
     """of the whole training; None where only the data would tell"""
     run: RunConfig = field(default_factory=RunConfig)
@@ -101,8 +102,9 @@ class Candidate:
 def workload(request: Request, hardware: Hardware, choice: tuple[int, str, str], checkpointing: bool) -> Workload:
     """A choice as a workload, with a micro-batch of 1."""
     stage, optimizer_place, parameter_place = choice
+    task = TASKS.get(request.run.task)
     return Workload(
-        shape=shape_of(request.model, request.vocabulary, request.architecture),
+        shape=shape_of(request.model, request.vocabulary, request.architecture, decoder=task.decodes),
         sequence_length=request.sequence_length,
         micro_batch=1,
         stage=stage,
@@ -112,7 +114,7 @@ def workload(request: Request, hardware: Hardware, choice: tuple[int, str, str],
         optimizer=request.optimizer,
         activation_checkpointing=checkpointing,
         attention=request.attention,
-        mask_probability=request.mask_probability,
+        read_share=request.read_share,
         offload_optimizer=optimizer_place,
         offload_parameters=parameter_place,
         accelerator=hardware.accelerator,
@@ -288,10 +290,10 @@ def resolution(request: Request, chosen: Candidate, hardware: Hardware) -> Resol
     return resolve(run_config(request, chosen), layout, hardware.accelerator)
 
 
-#: options that a plan may set beside stage and micro-batch; those of the model have no effect in fine-tuning
+#: options that a plan may set beside stage, micro-batch and length; those of the model only where it starts fresh
 PLANNED = (
     "zero.offload_optimizer", "zero.offload_parameters", "model.activation_checkpointing", "train.precision",
-    "optim.name", "train.global_batch", "data.sequence_length", "labelled.max_length",
+    "optim.name", "train.global_batch",
 )  # fmt: skip
 PLANNED_MODEL = ("model.size", "model.max_positions", "model.init_from")
 
@@ -300,17 +302,17 @@ def options_for(request: Request, chosen: Candidate) -> str:
     """The options of launch/train.py that choose this candidate, where they differ from the recipe or the defaults."""
     planned, before = run_config(request, chosen), request.recipe or RunConfig()
     parts = [f"--train.zero_stage {chosen.work.stage}", f"--train.micro_batch {chosen.work.micro_batch}"]
-    pretraining = planned.task == "pretrain"
-    for name in (*PLANNED, *(PLANNED_MODEL if pretraining else ())):
-        section, one = name.split(".")
-        value = getattr(getattr(planned, section), one)
-        if value != getattr(getattr(before, section), one):
+    task = TASKS.get(planned.task)
+    for name in (*PLANNED, f"{task.section}.{task.length}", *(PLANNED_MODEL if task.starts_fresh else ())):
+        section, field_name = name.split(".")
+        value = getattr(planned.part(section), field_name)
+        if value != getattr(before.part(section), field_name):
             shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
             parts.append(f"--{name} {shown}")
-    if not pretraining and planned.model.init_from is None:
+    if not task.starts_fresh and planned.model.init_from is None:
         parts.append("--model.init_from FOLDER")
-    if not pretraining and planned.labelled.train is None:
-        parts.append("--labelled.train FILE")
+    missing = (name for name in task.required if getattr(planned.part(task.section), name) is None)
+    parts.extend(f"--{task.section}.{name} FILE" for name in missing)
     return " ".join(parts)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.config import DEFAULT_ARCHITECTURE, MODEL_SIZES, ModelConfig, RunConfig, TrainConfig
+from engine.config import DEFAULT_ARCHITECTURE, MODEL_SIZES, TASKS, ModelConfig, RunConfig, TrainConfig
 from engine.errors import UserError
 from launch.configure.start_model import folder_config, with_folder
 from launch.forecast.hardware import Hardware
@@ -77,18 +77,16 @@ def request_of(options: Any, wanted: Wanted, precision: str) -> Request:
         UserError: names the option that is wrong.
     """
     run, recipe = wanted.run, wanted.run if wanted.recipe else None
-    pretraining = run.task == "pretrain"
-    length = options.sequence_length or (run.data.sequence_length if pretraining else run.labelled.max_length)
+    task = TASKS.get(run.task)
+    length = options.sequence_length or task.sequence_length(run)
     batch = options.global_batch or run.train.global_batch
     model, vocabulary, notes = planned_model(options, wanted)
     if run.model.init_from is None or options.model is not None:
         model = replace(model, max_positions=max(model.max_positions, length))
     kept = model if options.model is not None or run.model.init_from is None else run.model
     run = replace(
-        run,
+        task.with_sequence_length(run, length),
         model=kept,
-        data=replace(run.data, sequence_length=length) if pretraining else run.data,
-        labelled=run.labelled if pretraining else replace(run.labelled, max_length=length),
         train=replace(run.train, global_batch=batch, precision=precision),  # type: ignore[arg-type]
         optim=replace(run.optim, name=options.optimizer or run.optim.name),
     )
@@ -107,7 +105,7 @@ def request_of(options: Any, wanted: Wanted, precision: str) -> Request:
         optimizer=run.optim.name,
         checkpointing=options.activation_checkpointing or recomputation(wanted),
         attention=options.attention,
-        mask_probability=run.data.mask_probability if pretraining else 0.0,
+        read_share=task.read_share(run),
         tokens=tokens,
         run=run,
         recipe=recipe,
@@ -166,8 +164,8 @@ def planned_architecture(options: Any, wanted: Wanted) -> str:
 
 
 def unnamed(model: ModelConfig, wanted: Wanted, vocabulary: int) -> tuple[ModelConfig, int, tuple[str, ...]]:
-    """A model without a folder; a recipe of fine-tuning leaves it to the command line."""
-    if wanted.run.task == "pretrain":
+    """A model without a folder; the recipe of a task that needs one leaves it to the command line."""
+    if TASKS.get(wanted.run.task).starts_fresh:
         return model, vocabulary, ()
     note = "the recipe leaves model.init_from to the command line: planned as BERT-base; give --model for another"
     return replace(model, size="base"), vocabulary, (note,)

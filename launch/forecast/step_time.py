@@ -36,7 +36,7 @@ class StepCost:
 
 def step_flops(work: Workload, accumulation: int) -> float:
     """FLOPs that a rank executes for a step; recomputation included."""
-    forward = forward_flops(work.shape, [work.sequence_length], work.mask_probability * work.sequence_length)
+    forward = forward_flops(work.shape, [work.sequence_length], work.read_share * work.sequence_length)
     passes = TRAINING_PASSES + work.activation_checkpointing
     return passes * forward * work.micro_batch * accumulation
 

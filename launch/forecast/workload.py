@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.config import (
     ARCHITECTURES,
@@ -25,14 +25,16 @@ def largest_divisor(number: int, limit: int) -> int:
     return max(size for size in range(1, limit + 1) if number % size == 0)
 
 
-def shape_of(model: ModelConfig, vocabulary: int, architecture: str = DEFAULT_ARCHITECTURE) -> Shape:
+def shape_of(
+    model: ModelConfig, vocabulary: int, architecture: str = DEFAULT_ARCHITECTURE, *, decoder: bool = True
+) -> Shape:
     """The shape of a model that starts from fresh weights, over a vocabulary of so many token ids.
 
     Raises:
         UserError: the model's dimensions are those of a folder, which isn't read here.
     """
     require(model.init_from is None, "model.init_from", model.init_from, "a forecast needs model.size or dimensions")
-    return ARCHITECTURES.get(architecture).shape(model, vocabulary)
+    return replace(ARCHITECTURES.get(architecture).shape(model, vocabulary), decoder=decoder)
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Workload:
     activation_checkpointing: bool = False
     attention: str = "flash"
     """flash keeps no scores of tokens by tokens; plain does"""
-    mask_probability: float = 0.15
+    read_share: float = 0.15
+    """share of a sequence's tokens whose states the head reads; see `TaskEntry`"""
     offload_optimizer: str = "none"
     """none, cpu or nvme"""
     offload_parameters: str = "none"
@@ -116,6 +119,8 @@ class Workload:
         return self.micro_batch * self.sequence_length
 
     @property
-    def masked(self) -> int:
-        """Rows that the MLM head sees."""
-        return self.micro_batch * max(1, round(self.sequence_length * self.mask_probability))
+    def rows(self) -> int:
+        """States that the head reads, beside those of first tokens."""
+        if self.read_share == 0:
+            return 0
+        return self.micro_batch * max(1, round(self.sequence_length * self.read_share))

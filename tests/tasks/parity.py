@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from transformers import BertConfig
 
 from engine import dist
-from engine.config import TASKS, RunConfig, TaskEntry, require
+from engine.config import TASKS, RunConfig, TaskEntry, architecture_of, require
 from engine.data.loading.source import Indices, MicroBatch
 from engine.data.tokenizer.wordpiece import load_tokenizer
 from engine.model.bert import BertModel
 from engine.model.build import build_config, initialise
+from engine.model.flops import training_flops
 from engine.model.pretrained import LoadReport, load_pretrained
 from engine.tasks.identity import Fact
 from engine.tasks.task import Evaluation, StepOutput, Task
@@ -82,7 +83,6 @@ class TokenClassifier(nn.Module):
 
 
 class Parity(Task):
-    export_class = "BertForTokenClassification"
     best_metric: str | None = "accuracy"
     higher_is_better = True
     evaluation_samples = 0
@@ -95,7 +95,11 @@ class Parity(Task):
         self.length, self.seed = options.length, config.seed
         self.vocabulary = load_tokenizer(options.vocabulary)
         size, padding = self.vocabulary.vocab_size, self.vocabulary.pad_id
-        self.bert_config = build_config(config.model, size, padding, ("even", "odd"))
+        self.model_config = build_config(config.model, size, padding, ("even", "odd"))
+
+    @classmethod
+    def export_class(cls, config: BertConfig) -> str:
+        return "BertForTokenClassification"
 
     def facts(self) -> list[Fact]:
         return [Fact("tokenizer's rules and pieces", "parity.vocabulary", self.vocabulary.fingerprint)]
@@ -104,12 +108,12 @@ class Parity(Task):
         return [f"sequences of {self.length} tokens"]
 
     def build_model(self) -> nn.Module:
-        model = TokenClassifier(self.bert_config)
+        model = TokenClassifier(self.model_config)
         initialise(model, self.seed)
         return model
 
     def load_export(self, folder: Path) -> nn.Module:
-        model = TokenClassifier(self.bert_config)
+        model = TokenClassifier(self.model_config)
         load_pretrained(model, folder)
         return model
 
@@ -124,6 +128,11 @@ class Parity(Task):
         loss, correct = model(**batch.inputs, max_length=batch.max_length)
         return StepOutput(loss / batch.totals["tokens"], {"accuracy": correct / batch.totals["tokens"]})
 
+    def flops(self, batch: MicroBatch) -> float:
+        shape = replace(architecture_of(self.model_config).shape_of(self.model_config), decoder=False)
+        lengths = batch.inputs["lengths"].tolist()
+        return training_flops(shape, lengths, sum(lengths))
+
     def evaluate(self, model: nn.Module, batches: Iterable[MicroBatch]) -> Evaluation:
         steps = [self.step(model, batch) for batch in batches if not batch.dummy]
         shares = torch.stack([torch.stack((step.loss, step.metrics["accuracy"])).double() for step in steps])
@@ -136,7 +145,17 @@ class Parity(Task):
         return text
 
 
-ENTRY = TaskEntry("odd or even", "parity", ParityConfig, Parity, inputs=("vocabulary",), fixed=("length",))
+ENTRY = TaskEntry(
+    about="odd or even",
+    section="parity",
+    options=ParityConfig,
+    implementation=Parity,
+    length="length",
+    inputs=("vocabulary",),
+    required=("vocabulary",),
+    read_share=lambda config: 1.0,
+    fixed=("length",),
+)
 
 if __name__ == "__main__":
     from launch.cli import run_command

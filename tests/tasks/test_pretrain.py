@@ -139,7 +139,7 @@ def test_a_sequence_longer_than_the_loaded_models_positions_is_refused(
 
 
 def exported(task: Pretraining, tokenizer: Path, out: Path) -> Path:
-    weights, named = task.build_model().state_dict(), described(task.bert_config, task.export_class)
+    weights, named = task.build_model().state_dict(), described(task.model_config, task.export_class(task.model_config))
     export_huggingface(weights, named, tokenizer_files(tokenizer), out)
     return out
 
@@ -158,7 +158,7 @@ def test_weights_without_a_tokenizer_are_refused(task: Pretraining, store: Path,
 def test_a_word_list_alone_suffices(task: Pretraining, store: Path, tmp_path: Path) -> None:
     folder = exported(task, store / "tokenizer", tmp_path / "model")
     (folder / "tokenizer.json").unlink()
-    assert Pretraining(config(store, init_from=str(folder))).bert_config.vocab_size == task.vocabulary.vocab_size
+    assert Pretraining(config(store, init_from=str(folder))).model_config.vocab_size == task.vocabulary.vocab_size
 
 
 def test_a_sequence_longer_than_the_tokenizer_says_is_refused(store: Path, tmp_path: Path) -> None:
@@ -198,6 +198,6 @@ def test_embeddings_grow_by_the_tokens_that_were_added(
 
     again = exported(grown, deidentified / "tokenizer", tmp_path / "again")
     assert load_tokenizer(again).tokens[rows:] == ["[DEID]", "[NAME]"]
-    assert Pretraining(config(deidentified, init_from=str(again))).bert_config.vocab_size == rows + 2
+    assert Pretraining(config(deidentified, init_from=str(again))).model_config.vocab_size == rows + 2
     with pytest.raises(UserError, match=r"the vocabulary of .* is not the one"):
         Pretraining(config(store, init_from=str(again)))

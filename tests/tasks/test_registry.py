@@ -14,13 +14,16 @@ import pytest
 import torch
 from transformers import AutoModelForTokenClassification
 
-from engine.config import TASKS, RunConfig, extra_sections
+from engine.config import TASKS, ModelConfig, RunConfig, Shape, extra_sections
+from engine.data.loading.source import Cursor, MicroBatch
 from engine.errors import UserError
 from engine.export import export_checkpoint
+from engine.model.flops import training_flops
 from engine.train.checkpoint.folder import check_resumable, newest_intact, read_state
 from launch.configure.options import build_parser, parse
+from launch.forecast.command import main as plan
 from tests.conftest import ROOT
-from tests.tasks.parity import ENTRY, ParityConfig, ParitySource
+from tests.tasks.parity import ENTRY, Parity, ParityConfig, ParitySource
 from tests.train.runs import NO_DROPOUT, SMALL, environment, losses
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(20))]
@@ -106,7 +109,7 @@ def test_a_task_whose_head_has_no_class_is_refused_before_it_is_trained(
 ) -> None:
     program = (
         "from launch.train import main, run_command; from tests.tasks.parity import ENTRY, TASKS, Parity;"
-        "Parity.export_class = 'BertForParity'; TASKS.register('parity', ENTRY); run_command(main)"
+        "Parity.export_class = lambda self, config: 'BertForParity'; TASKS.register('parity', ENTRY); run_command(main)"
     )
     recipe = trained[0].parent / "recipe.yaml"
     command = [sys.executable, "-c", program, f"--output={tmp_path / 'run'}", *SMALL, f"--config={recipe}"]
@@ -168,6 +171,33 @@ def test_the_help_shows_the_task_and_its_section() -> None:
     assert "{pretrain,sequence_classification,parity}" in text
     assert "parity (odd or even)" in " ".join(text.split())
     assert "--parity.length" in text
+
+
+@pytest.mark.usefixtures("_registered")
+def test_it_is_planned_by_what_its_entry_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("task: parity\nparity: {length: 12}\nmodel: {size: tiny}\ntrain: {global_batch: 64}\n")
+    options = [f"--config={recipe}", "--gpu=a100", "--gpus=1", "--vocabulary=1000", "--activation-checkpointing=off"]
+    assert plan([*options, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["request"]["sequence_length"], found["request"]["read_share"]) == (12, 1.0)
+    shape = Shape(*ModelConfig("tiny").dimensions(), 1000, decoder=False)
+    assert found["choice"]["cost"]["flops"] == 64 * training_flops(shape, [12], 12)
+    assert plan([*options, "--sequence-length=16"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "--parity.length 16" in printed
+    assert "--parity.vocabulary FILE" in printed
+    for name in ("--data.", "--labelled.", "--model.init_from"):
+        assert name not in printed
+
+
+@pytest.mark.usefixtures("_registered")
+def test_its_flops_are_of_all_tokens(trained: tuple[Path, str]) -> None:
+    task = Parity(parse(["--config", str(trained[0] / "config.yaml")]))
+    batch = MicroBatch(task.train_source().collate(torch.arange(3).numpy()), {}, Cursor())
+    shape = Shape(32, 2, 2, 128, task.model_config.vocab_size, decoder=False)
+    assert task.flops(batch) == training_flops(shape, [10] * 3, 30)
+    assert task.flops(batch) > training_flops(shape, [10] * 3, 0)
 
 
 def test_without_it_nothing_of_it_is_there() -> None:

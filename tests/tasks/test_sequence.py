@@ -301,14 +301,14 @@ def test_embeddings_grow_by_the_folders_added_tokens(make_task: MakeTask, folder
     assert state.shape == (len(WORDS) + 1, 16)
     assert torch.equal(state[:-1], given)
     assert state[-1].any()
-    assert task.bert_config.vocab_size == len(WORDS) + 1
+    assert task.model_config.vocab_size == len(WORDS) + 1
 
 
 def test_rows_that_belong_to_no_token_are_told(make_task: MakeTask, folder: Path) -> None:
     config = BertConfig.from_dict(TINY.to_dict() | {"vocab_size": len(WORDS) + 6})
     BertModel(config).save_pretrained(folder)
     task = make_task()
-    assert task.bert_config.vocab_size == len(WORDS) + 6
+    assert task.model_config.vocab_size == len(WORDS) + 6
     assert f"6 of its {len(WORDS) + 6} rows of word embeddings belong to no token" in task.describe_data()[0]
 
 

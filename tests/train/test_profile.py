@@ -86,7 +86,7 @@ def expected_flops(found: Profiled) -> float:
     """Of the very batches of the recorded steps, a step."""
     config = parse([f"--output={found.output}", *SMALL, *found.options])
     task = Pretraining(config)
-    shape = Shape(32, 2, 2, 128, task.bert_config.vocab_size)
+    shape = Shape(32, 2, 2, 128, task.model_config.vocab_size)
     batches = training_batches(task.train_source(), BatchLayout(16, 16), Cursor(), 0)
     recorded = [next(batches) for _ in range(FIRST - 1 + RECORDED)][FIRST - 1 :]
     assert len({length for batch in recorded for length in batch.inputs["lengths"].tolist()}) > 1, "lengths differ"

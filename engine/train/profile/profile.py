@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from engine import dist
-from engine.config import RunConfig, Shape, TrainConfig
+from engine.config import RunConfig, TrainConfig
 from engine.config.check import require
 from engine.data.loading.source import MicroBatch
 from engine.durable import write_atomically
@@ -60,12 +60,12 @@ def check_profile(train: TrainConfig, total: int) -> None:
 class Profile:
     """Records steps once per start, through calls of the loop at step boundaries; at other steps it does nothing."""
 
-    def __init__(self, config: RunConfig, zero: ZeroEngine, shape: Shape, left: int) -> None:
+    def __init__(self, config: RunConfig, zero: ZeroEngine, flops: Callable[[MicroBatch], float], left: int) -> None:
         """
         Args:
             config: the run's configuration.
             zero: the engine.
-            shape: the model's dimensions, for its FLOPs.
+            flops: of the forward and backward pass of a micro-batch.
             left: steps that this start still has to do; with too few of them it records none.
         """
         self._zero, self._folder = zero, Path(config.output) / "profile"
@@ -76,7 +76,7 @@ class Profile:
         if self._wanted and self._wanted > left - self._warm_up:
             self._note = f"profile: left out, {left} steps are left and the first {self._warm_up} are not recorded"
             self._wanted = 0
-        self._shape = shape
+        self._flops = flops
         self._done = 0
         self._recording: Recording | None = None
 
@@ -128,7 +128,7 @@ class Profile:
             return 0.0
         start = time.perf_counter()
         if self._recording is None:
-            self._recording = Recording(self._zero, self._shape)
+            self._recording = Recording(self._zero, self._flops)
         else:
             recording, self._recording, self._wanted = self._recording, None, 0
             self._conclude(recording, step, text)

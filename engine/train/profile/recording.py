@@ -12,9 +12,7 @@ from typing import Any
 
 import torch
 
-from engine.config import Shape
 from engine.data.loading.source import MicroBatch
-from engine.model.flops import training_flops
 from engine.train.profile.breakdown import PARTS, Operators, operators
 from engine.zero.engine import ZeroEngine
 
@@ -67,8 +65,8 @@ class Clock:
 class Recording:
     """Steps under torch's profiler."""
 
-    def __init__(self, zero: ZeroEngine, shape: Shape) -> None:
-        self._zero, self._shape = zero, shape
+    def __init__(self, zero: ZeroEngine, flops: Callable[[MicroBatch], float]) -> None:
+        self._zero, self._flops = zero, flops
         self._clock = Clock(zero.device)
         self._on_device = zero.device.type == "cuda"
         self._batch: MicroBatch | None = None
@@ -104,10 +102,8 @@ class Recording:
         self._batch = batch
 
     def _count(self, batch: MicroBatch) -> None:
-        lengths = batch.inputs["lengths"].tolist()
-        masked = batch.inputs["mlm_positions"].numel() if "mlm_positions" in batch.inputs else 0
-        self.tokens += sum(lengths)
-        self.flops += training_flops(self._shape, lengths, masked)
+        self.tokens += int(batch.inputs["lengths"].sum())
+        self.flops += self._flops(batch)
 
     def stop(self) -> None:
         """End the recording."""

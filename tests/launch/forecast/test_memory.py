@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.memory_forecast import CASES, Case, compare
-from engine.config import MODEL_SIZES, ModelConfig, Shape
+from engine.config import MODEL_SIZES, ModelConfig, Shape, architecture_of
 from engine.errors import UserError
 from engine.model.bert import BertForPreTraining
 from engine.model.build import build_config
+from engine.model.heads import BertForSequenceClassification
 from launch.forecast.activations import layer_bytes, passes
 from launch.forecast.memory import Workload, forecast, largest_micro_batch, shape_of
 
@@ -65,6 +66,20 @@ def test_other_dimensions_and_positions_count_too() -> None:
     with torch.device("meta"):
         model = BertForPreTraining(build_config(config, 50))
     assert shape_of(config, 50).parameters() == sum(p.numel() for p in model.parameters())
+
+
+def test_a_classifier_has_no_decoder() -> None:
+    """Neither its parameters, nor its logits, nor its gradient beside that of the word embeddings."""
+    config = ModelConfig("mini")
+    with torch.device("meta"):
+        model = BertForSequenceClassification(build_config(config, 30522, labels=("a", "b", "c")))
+    classifier = architecture_of(model.config).shape_of(model.config)
+    shape = replace(classifier, decoder=False)
+    assert sorted(shape.tensors()) == sorted(p.numel() for p in model.parameters())
+    tuned, trained = (replace(WORK, shape=s, read_share=r) for s, r in ((shape, 0.0), (classifier, 0.15)))
+    assert forecast(tuned).head < forecast(trained).head / 1000
+    assert passes(trained).end - passes(tuned).end == 2 * 30522 * shape.hidden
+    assert forecast(trained).startup - forecast(tuned).startup > 4 * 30522 * shape.hidden
 
 
 def test_the_forecast_needs_no_torch() -> None:

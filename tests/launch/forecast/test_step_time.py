@@ -10,9 +10,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig
 
-from engine.config import ModelConfig
+from engine.config import ModelConfig, Shape
 from engine.model.bert import BertForPreTraining
 from engine.model.flops import forward_flops
+from engine.model.heads import BertForSequenceClassification
 from engine.model.packing import pack
 from launch.forecast.hardware import described_hardware
 from launch.forecast.memory import Workload, shape_of
@@ -38,6 +39,18 @@ def test_flops_are_those_that_torch_counts() -> None:
     # torch's attention takes all queries of the last layer; of masked tokens only the projection is counted
     asked = 2 * (80 - 2 - 6) * 64 * 64 + 4 * (80 - 2) * 40 * 64
     assert 2 * forward_flops(shape, [40], 3) + asked == pytest.approx(counter.get_total_flops(), rel=1e-3)
+
+
+def test_flops_of_a_classifier_are_those_that_torch_counts() -> None:
+    config = BertConfig(
+        vocab_size=1000, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=256, num_labels=5
+    )
+    model = BertForSequenceClassification(config).eval()
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(**pack(torch.randint(5, 1000, (2, 40)), torch.ones(2, 40)), max_length=40)
+    shape = Shape(64, 3, 4, 256, 1000, classes=5, decoder=False)
+    asked = 2 * (80 - 2) * 64 * 64 + 4 * (80 - 2) * 40 * 64
+    assert forward_flops(shape, [40, 40], 0) + asked == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 
 def test_the_assumed_utilisation_is_what_was_published() -> None:
