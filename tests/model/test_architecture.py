@@ -1,4 +1,4 @@
-"""An architecture that this module registers: BERT without the layers' biases and with a gated feed-forward network."""
+"""An architecture that tests/model/gated.py registers is built, counted, trained and exported as ours is."""
 
 from __future__ import annotations
 
@@ -6,79 +6,31 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig, PreTrainedModel
 
 from engine.config import ARCHITECTURES, ModelConfig, architecture_of
+from engine.data.store.store import open_store
 from engine.errors import UserError
-from engine.model.bert_entry import BertEntry
 from engine.model.build import build_config, initialise
 from engine.model.flops import forward_flops
-from engine.model.folder import described, export_huggingface
-from engine.model.layers import BertLinear
+from engine.model.folder import described, export_huggingface, tokenizer_files
 from engine.model.packing import pack
 from engine.model.pretrained import load_config, load_pretrained
+from engine.tasks.pretrain import Pretraining
+from engine.tasks.sequence import SequenceClassification
 from launch.configure.start_model import folder_config, with_folder
 from launch.forecast.memory import Workload, forecast, shape_of
+from tests.conftest import ROOT
+from tests.model.gated import GatedConfig, GatedEntry, GatedForPreTraining
+from tests.train.runs import NO_DROPOUT, losses, start_warm
 
 SMALL = ModelConfig(hidden_size=64, layers=3, heads=4, intermediate_size=96, max_positions=48)
 TOKENS = 1000
-
-
-class GatedConfig(BertConfig):
-    model_type = "gated"
-
-
-class GatedDense(nn.Module):
-    """SwiGLU (Shazeer 2020)."""
-
-    def __init__(self, config: GatedConfig) -> None:
-        super().__init__()
-        self.gate, self.up = (nn.Linear(config.hidden_size, config.intermediate_size, bias=False) for _ in range(2))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        gated: Tensor = nn.functional.silu(self.gate(hidden)) * self.up(hidden)
-        return gated
-
-
-class GatedEntry(BertEntry):
-    feed_forward_matrices = 3
-    biases = False
-    export_classes: ClassVar = {"pretraining": "GatedForPreTraining"}
-
-    def config_class(self) -> type[Any]:
-        return GatedConfig
-
-    def build(self, head: str, config: GatedConfig, activation_checkpointing: bool) -> nn.Module:
-        model = super().build(head, config, activation_checkpointing)
-        for layer in model.get_submodule("bert.encoder.layer").children():
-            layer.intermediate = GatedDense(config)
-            for module in layer.modules():
-                if isinstance(module, BertLinear):
-                    module.register_parameter("bias", None)
-        return model
-
-    def export_class(self, name: str) -> type[Any]:
-        return GatedForPreTraining if name == "GatedForPreTraining" else super().export_class(name)
-
-
-class GatedForPreTraining(PreTrainedModel):
-    """What a package of its own would have for transformers' users."""
-
-    config_class = GatedConfig
-    _tied_weights_keys = GatedEntry.tied
-
-    def __init__(self, config: GatedConfig) -> None:
-        super().__init__(config)
-        built = GatedEntry().build("pretraining", config, False)
-        self.bert, self.cls = built.bert, built.cls
-        self.post_init()
 
 
 @pytest.fixture(autouse=True)
@@ -88,16 +40,16 @@ def registered() -> Iterator[None]:
     ARCHITECTURES.remove("gated")
 
 
-def built(seed: int = 0) -> nn.Module:
-    config = build_config(SMALL, TOKENS, architecture="gated")
+def built(seed: int = 0, tokens: int = TOKENS) -> nn.Module:
+    config = build_config(SMALL, tokens, architecture="gated")
     model = architecture_of(config).build("pretraining", config, False)
     initialise(model, seed)
     return model
 
 
-def exported(model: nn.Module, folder: Path) -> Path:
+def exported(model: nn.Module, folder: Path, tokenizer: dict[str, bytes] | None = None) -> Path:
     config = described(model.config, architecture_of(model.config).export_classes["pretraining"])
-    export_huggingface(model.state_dict(), config, {"vocab.txt": b"[PAD]\n"}, folder)
+    export_huggingface(model.state_dict(), config, tokenizer or {"vocab.txt": b"[PAD]\n"}, folder)
     return folder
 
 
@@ -163,3 +115,38 @@ def test_a_folder_of_no_architecture_is_refused_with_all_that_there_are(tmp_path
     (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
     with pytest.raises(UserError, match=r"model_type is 'roberta'; give a model of type 'bert' or 'gated'"):
         load_config(tmp_path)
+
+
+def test_it_trains_the_same_under_zero_0_and_3_and_its_export_has_what_it_learned(store: Path, tmp_path: Path) -> None:
+    prepared = open_store(str(store))
+    tokens, tokenizer = prepared.tokenizer.vocab_size, tokenizer_files(prepared.tokenizer_path)
+    base = exported(built(tokens=tokens), tmp_path / "base", tokenizer)
+    options = [*NO_DROPOUT, f"--data.path={store}", f"--model.init_from={base}", "--data.sequence_length=48"]
+    options.append("--train.steps=4")
+    curves = {}
+    for stage, ranks in ((0, 1), (3, 2)):
+        out = tmp_path / str(stage)
+        script = str(ROOT / "tests/model/gated.py")
+        process = start_warm(
+            out, *options, "--train.steps=4", f"--train.zero_stage={stage}", ranks=ranks, script=script
+        )
+        printed, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, printed
+        assert "update verified: step 1" in printed
+        curves[stage] = [loss for _, loss in losses(out)]
+    assert curves[3] == pytest.approx(curves[0], rel=1e-5)
+    assert curves[0][-1] < curves[0][0]
+    learned = GatedForPreTraining.from_pretrained(tmp_path / "3" / "export").state_dict()
+    before = built(tokens=tokens).state_dict()
+    gate = "bert.encoder.layer.1.intermediate.gate.weight"
+    assert not torch.equal(learned[gate], before[gate])
+    again = built(seed=1, tokens=tokens)
+    load_pretrained(again, tmp_path / "3" / "export")
+    assert torch.equal(again.state_dict()[gate], learned[gate])
+
+
+def test_a_task_whose_head_it_lacks_is_refused() -> None:
+    config = GatedConfig()
+    with pytest.raises(UserError, match=r"^model\.init_from: a model of type 'gated' has no head for sequence_class"):
+        SequenceClassification.export_class(config)
+    assert Pretraining.export_class(config) == "GatedForPreTraining"

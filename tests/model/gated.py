@@ -1,0 +1,72 @@
+"""An architecture that the package doesn't know: BERT without the layers' biases, with a gated feed-forward network.
+
+As a script it is launch/train.py with one architecture more.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from transformers import BertConfig, PreTrainedModel
+
+from engine.config import ARCHITECTURES
+from engine.model.bert_entry import BertEntry
+from engine.model.layers import BertLinear
+from launch.cli import run_command
+from launch.train import main
+
+
+class GatedConfig(BertConfig):
+    model_type = "gated"
+
+
+class GatedDense(nn.Module):
+    """SwiGLU (Shazeer 2020)."""
+
+    def __init__(self, config: GatedConfig) -> None:
+        super().__init__()
+        self.gate, self.up = (nn.Linear(config.hidden_size, config.intermediate_size, bias=False) for _ in range(2))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        gated: Tensor = nn.functional.silu(self.gate(hidden)) * self.up(hidden)
+        return gated
+
+
+class GatedEntry(BertEntry):
+    feed_forward_matrices = 3
+    biases = False
+    export_classes: ClassVar = {"pretraining": "GatedForPreTraining"}
+
+    def config_class(self) -> type[Any]:
+        return GatedConfig
+
+    def build(self, head: str, config: GatedConfig, activation_checkpointing: bool) -> nn.Module:
+        model = super().build(head, config, activation_checkpointing)
+        for layer in model.get_submodule("bert.encoder.layer").children():
+            layer.intermediate = GatedDense(config)
+            for module in layer.modules():
+                if isinstance(module, BertLinear):
+                    module.register_parameter("bias", None)
+        return model
+
+    def export_class(self, name: str) -> type[Any]:
+        return GatedForPreTraining if name == "GatedForPreTraining" else super().export_class(name)
+
+
+class GatedForPreTraining(PreTrainedModel):
+    """What a package of its own would have for transformers' users."""
+
+    config_class = GatedConfig
+    _tied_weights_keys = GatedEntry.tied
+
+    def __init__(self, config: GatedConfig) -> None:
+        super().__init__(config)
+        built = GatedEntry().build("pretraining", config, False)
+        self.bert, self.cls = built.bert, built.cls
+        self.post_init()
+
+
+if __name__ == "__main__":
+    ARCHITECTURES.register("gated", GatedEntry())
+    run_command(main)
