@@ -96,13 +96,14 @@ def evaluate(run: str | Path, split: str = "validation", options: Options | None
     """
     from engine.dist import World
     from engine.evaluate import evaluate_export
+    from engine.train.start import with_hub_model
     from launch.train import build_task
 
     folder = Path(run)
     for part in ("config.yaml", "export"):
         if not (folder / part).exists():
             raise UserError(f"run: {str(folder)!r} holds no {part}; give the folder of a run that is over")
-    config = parse(arguments(options or {}, folder / "config.yaml"))
+    config = with_hub_model(parse(arguments(options or {}, folder / "config.yaml")), None, World())
     micro_batch = config.train.micro_batch if isinstance(config.train.micro_batch, int) else 32
     evaluation = evaluate_export(build_task(config), folder / "export", split, micro_batch, World())
     if evaluation is None:

@@ -164,7 +164,7 @@ def run(config: RunConfig, launcher: Launcher, session: Session, given: frozense
     from engine.dist import agreed, gather_objects
     from engine.evaluate import final_report
     from engine.train.curves.monitor import check_monitor
-    from engine.train.start import find_start, is_over, recorded_facts, told_over
+    from engine.train.start import find_start, is_over, recorded_facts, told_over, with_hub_model
     from engine.train.trainer import Trainer
     from launch.forecast.fit import explained_memory
     from launch.zero.run import complete, record, resolved
@@ -179,6 +179,7 @@ def run(config: RunConfig, launcher: Launcher, session: Session, given: frozense
     layout = agreed(lambda: resolve_layout(batch.global_batch, micro_batch, world.size, world.rank))
     config = agreed(lambda: TASKS.get(config.task).load().with_own_data(config, world.is_main))
     start = agreed(lambda: find_start(config))
+    config = with_hub_model(config, start, world)
     task = agreed(lambda: checked_task(config))
     facts = agreed(lambda: recorded_facts(task, config, start) if world.is_main else {})
     if any(gather_objects(world.is_main and is_over(task, config, start, facts))):

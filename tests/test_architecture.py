@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 
 #: rooms from the ground up; a room imports from its own and lower floors only
 FLOORS = [
-    {"errors", "registry", "config", "dist", "durable", "lfs", "precision"},
+    {"errors", "registry", "config", "dist", "durable", "hub", "lfs", "precision"},
     {"kernels"},
     {"data", "model"},
     {"optim"},

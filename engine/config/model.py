@@ -42,7 +42,8 @@ class ModelConfig:
     classifier_dropout: float | None = None
     """dropout before a task head; hidden_dropout when null"""
     init_from: str | None = None
-    """Hugging Face folder whose weights and dimensions to start from; dimensions above are then ignored"""
+    """weights and dimensions to start from, in place of the dimensions above: a Hugging Face folder, or else the name
+    of a model on the hub, such as bert-base-uncased or org/name@revision, which goes into the user's cache"""
     activation_checkpointing: bool = False
     """recompute each layer in the backward pass instead of keeping its activations"""
 

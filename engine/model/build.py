@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 
 from engine.config import ARCHITECTURES, DEFAULT_ARCHITECTURE, ModelConfig, architecture_of
 from engine.errors import UserError
+from engine.hub import local_folder
 from engine.model.pretrained import load_config
 
 #: published checkpoints round their vocabulary up, to a multiple of 1,024 at most, so that the decoder's matrix tiles
@@ -41,7 +41,7 @@ def build_config(
     if model.init_from is None:
         config = ARCHITECTURES.get(architecture).fresh_config(model, vocab_size, pad_token_id)
     else:
-        found = load_config(Path(model.init_from))
+        found = load_config(local_folder(model.init_from))
         _check_vocabulary(found, vocab_size if listed is None else listed, model.init_from)
         config = architecture_of(found).inherited_config(found, pad_token_id)
         config.vocab_size = max(found.vocab_size, vocab_size)

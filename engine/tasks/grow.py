@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from engine.data.tokenizer.vocabulary import Vocabulary
+from engine.hub import local_folder
 from engine.model.pretrained import load_config
 
 SHOWN = 5
@@ -14,7 +13,7 @@ def growth_lines(folder: str | None, vocabulary: Vocabulary) -> list[str]:
     """Which tokens get rows of their own, and which rows no token has: a line, or none where all match."""
     if folder is None:
         return []
-    rows, tokens = load_config(Path(folder)).vocab_size, vocabulary.vocab_size
+    rows, tokens = load_config(local_folder(folder)).vocab_size, vocabulary.vocab_size
     line = growth(folder, rows, vocabulary.tokens[rows:], tokens)
     return [line] if line else []
 

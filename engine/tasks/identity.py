@@ -14,6 +14,7 @@ from typing import Any
 
 from engine.durable import sha256_of
 from engine.errors import UserError
+from engine.hub import local_folder
 from engine.model.pretrained import weight_files
 
 SHOWN_NAMES = 10
@@ -65,7 +66,7 @@ def base_weights(folder: str | None) -> str | None:
     """The sha256 of the weights that a run starts from; None where they are drawn."""
     if folder is None:
         return None
-    hashes = [sha256_of(path) for path in weight_files(Path(folder))]
+    hashes = [sha256_of(path) for path in weight_files(local_folder(folder))]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 

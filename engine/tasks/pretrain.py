@@ -22,6 +22,7 @@ from engine.data.store.store import open_store
 from engine.data.tokenizer.folder import has_tokenizer
 from engine.data.tokenizer.wordpiece import load_tokenizer
 from engine.errors import UserError
+from engine.hub import local_folder
 from engine.model.build import build_config, initialise
 from engine.model.flops import training_flops
 from engine.model.pretrained import LoadReport, check_segments, load_config, load_pretrained
@@ -102,13 +103,14 @@ class Pretraining(Task):
         folder = self.config.model.init_from
         if folder is None:
             return None
-        load_config(Path(folder))  # a folder of something else is better told by its kind than by its words
-        if not has_tokenizer(Path(folder)):
+        local = local_folder(folder)
+        load_config(local)  # a folder of something else is better told by its kind than by its words
+        if not has_tokenizer(local):
             raise UserError(
                 f"model.init_from: {folder!r} holds no tokenizer, so nothing tells whether its ids are those of "
                 f"{self.store.path}; copy the model's vocab.txt or tokenizer.json there"
             )
-        base = load_tokenizer(folder, self.vocabulary.lowercase)
+        base = load_tokenizer(local, self.vocabulary.lowercase)
         if not self.vocabulary.extends(base):
             raise UserError(
                 f"model.init_from: the vocabulary of {folder!r} is not the one that {self.store.path} was "
@@ -125,7 +127,7 @@ class Pretraining(Task):
         model = self._new_model()
         initialise(model, self.config.seed)
         if self.config.model.init_from:
-            self.loaded = load_pretrained(model, Path(self.config.model.init_from))
+            self.loaded = load_pretrained(model, local_folder(self.config.model.init_from))
         return model
 
     def load_export(self, folder: Path) -> nn.Module:

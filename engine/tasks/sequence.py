@@ -25,6 +25,7 @@ from engine.data.loading.source import MicroBatch
 from engine.data.tokenizer.check import check_examples, check_vocabulary, open_with_transformers, sample
 from engine.data.tokenizer.unknown import check_unknown, count_unknown, share
 from engine.data.tokenizer.wordpiece import load_tokenizer
+from engine.hub import local_folder
 from engine.model.build import build_config, initialise
 from engine.model.pretrained import LoadReport, check_segments, load_pretrained
 from engine.tasks import report
@@ -47,7 +48,7 @@ class SequenceClassification(Task):
     def __init__(self, config: RunConfig) -> None:
         assert config.model.init_from is not None
         self.config = config
-        self.tokenizer = Path(config.model.init_from)
+        self.tokenizer = local_folder(config.model.init_from)
         self.best_metric: str | None = config.labelled.metric
         self.higher_is_better = config.labelled.metric != "loss"
         self.evaluation_samples = 0

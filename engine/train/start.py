@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from engine import dist
 from engine.config import RunConfig, TrainConfig
 from engine.errors import UserError
+from engine.hub import HubModel, fetch, hub_model
 from engine.tasks import identity
 from engine.tasks.task import Task
 from engine.train import best
@@ -41,6 +43,39 @@ def find_start(config: RunConfig) -> Path | None:
     if path is not None:
         checkpoint.check_resumable(checkpoint.read_state(path), path, config.to_dict())
     return path
+
+
+def with_hub_model(config: RunConfig, start: Path | None, world: dist.World) -> RunConfig:
+    """The run with model.init_from at one commit where it names a model of the hub, which is fetched; collective.
+
+    The main rank asks what the name means, then a rank of each machine looks after that machine's cache: where
+    machines share it, the files are there and nobody asks again. A resume takes the commit that the run began with.
+
+    Args:
+        start: the checkpoint that the run goes on from.
+
+    Raises:
+        UserError: the model can't be had.
+    """
+    given = config.model.init_from
+    if given is None:
+        return config
+    (named, *_) = dist.gather_objects(dist.agreed(lambda: hub_model(given)))
+    if named is None:
+        return config
+    if named.revision is None and start is not None:
+        named = begun_with(checkpoint.read_state(start).config, named)
+    own = dist.agreed(lambda: named.at(fetch(named)) if world.is_main else None)
+    (pinned, *_) = dist.gather_objects(own)
+    assert pinned is not None
+    dist.agreed(lambda: fetch(pinned) if world.local_rank == 0 else None)
+    return replace(config, model=replace(config.model, init_from=str(pinned)))
+
+
+def begun_with(config: dict[str, Any], named: HubModel) -> HubModel:
+    """The commit of a model that a run began with, by its configuration; `named` itself where that tells none."""
+    before = hub_model(config.get("model", {}).get("init_from") or "")
+    return before if before is not None and before.is_pinned and before.name == named.name else named
 
 
 def recorded_facts(task: Task, config: RunConfig, start: Path | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from engine.config import ARCHITECTURES, DEFAULT_ARCHITECTURE, MODEL_SIZES, ModelConfig
 from engine.errors import UserError
+from engine.hub import cached_folder, hub_model
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,14 @@ class FolderShape:
 
 
 def folder_config(folder: str) -> FolderShape | None:
-    """The dimensions in a folder's config.json; None unless all are readable and positive."""
+    """The dimensions in a folder's config.json; None unless all are readable and positive.
+
+    Of a model of the hub, what the cache holds.
+    """
+    named = hub_model(folder)
+    local = Path(folder) if named is None else cached_folder(named)
     try:
-        values = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        values = {} if local is None else json.loads((local / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if not isinstance(values, dict):
@@ -50,18 +56,20 @@ def check_dimensions(model: ModelConfig, command_line: frozenset[str]) -> None:
     """
     assert model.init_from is not None
     found = folder_config(model.init_from)
-    if found is None:
+    if found is None and hub_model(model.init_from) is None:
         return
-    given = {name: getattr(model, name) for name in found.dimensions if f"model.{name}" in command_line}
+    names = ARCHITECTURES.get(DEFAULT_ARCHITECTURE).dimensions if found is None else found.dimensions
+    given = {name: getattr(model, name) for name in names if f"model.{name}" in command_line}
     if "model.size" in command_line and model.size in MODEL_SIZES:
         sizes = dict(zip(("hidden_size", "layers", "heads", "intermediate_size"), MODEL_SIZES[model.size], strict=True))
         given = sizes | given
     for name, value in given.items():
-        theirs = found.dimensions[name]
-        if value != theirs:
-            option = f"model.{name}" if f"model.{name}" in command_line else "model.size"
-            shown = getattr(model, option.split(".")[1])
-            raise UserError(
-                f"{option}: {shown!r} has no effect: model.init_from {model.init_from!r} has {name} {theirs}; "
-                "leave one of the two out"
-            )
+        if found is not None and value == found.dimensions[name]:
+            continue
+        option = f"model.{name}" if f"model.{name}" in command_line else "model.size"
+        shown = getattr(model, option.split(".")[1])
+        theirs = "its own dimensions" if found is None else f"{name} {found.dimensions[name]}"
+        raise UserError(
+            f"{option}: {shown!r} has no effect: model.init_from {model.init_from!r} has {theirs}; "
+            "leave one of the two out"
+        )

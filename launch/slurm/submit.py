@@ -13,6 +13,7 @@ from typing import get_args, get_type_hints
 
 from engine.config import RunConfig
 from engine.errors import RunError, UserError
+from engine.hub import fetch, hub_model
 from launch.cli import CommandParser, known_options, unknown_option
 from launch.configure.options import build_parser, parse_given
 from launch.slurm import client as slurm
@@ -124,7 +125,7 @@ def check_run(job: JobConfig, config: RunConfig) -> None:
         )
     if job.container_image is None:
         for name, path in (("data.path", config.data.path), ("model.init_from", config.model.init_from)):
-            if path and not Path(path).exists():
+            if path and not Path(path).exists() and not (name == "model.init_from" and hub_model(path)):
                 raise UserError(f"{name}: {path!r} is not there; give a path that the nodes see")
 
 
@@ -233,6 +234,9 @@ def main(arguments: list[str]) -> int:
         print(script, end="")
         return 0
     check_container(job)
+    named = hub_model(config.model.init_from or "")
+    if named is not None and job.container_image is None:
+        fetch(named)  # here, where there is network more often than on the nodes
     waiting = None if job.dependency else active_job(output)
     if waiting:
         raise UserError(

@@ -53,7 +53,8 @@ class PrepareConfig(CorpusConfig):
     output: str
     """folder of the store"""
     tokenizer: str | None = None
-    """vocab.txt, tokenizer.json or Hugging Face folder to use; null learns a WordPiece vocabulary from the text"""
+    """vocab.txt, tokenizer.json or Hugging Face folder to use, or else the name of a model on the hub; null learns a
+    WordPiece vocabulary from the text"""
     vocab_size: int | None = None
     """tokens of a learned vocabulary, special tokens included; null: 30,522"""
     lowercase: bool | None = None

@@ -11,6 +11,7 @@ from engine.data.tokenizer.check import check_texts, check_vocabulary, open_with
 from engine.data.tokenizer.folder import load_tokenizer
 from engine.data.tokenizer.vocabulary import Vocabulary
 from engine.errors import UserError
+from engine.hub import fetch, hub_model
 
 
 class TokenizerOptions(Protocol):
@@ -54,7 +55,8 @@ def open_given(options: TokenizerOptions) -> Given | None:
     """
     if options.tokenizer is None:
         return None
-    path = Path(options.tokenizer)
+    named = hub_model(options.tokenizer, "tokenizer")
+    path = Path(options.tokenizer) if named is None else fetch(named, "tokenizer", weights=False)
     base = load_tokenizer(path, options.lowercase is not False)
     vocabulary = base.with_special_tokens(options.special_tokens) if options.special_tokens else base
     if options.lowercase is not None and options.lowercase != base.lowercase:
