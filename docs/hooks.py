@@ -109,9 +109,23 @@ def help_of(command: str) -> str:
 def commands() -> str:
     """The page of the commands: what `--help` prints."""
     table = importlib.import_module("launch.__main__").COMMANDS
-    lines = ["# Commands", "", "| command | what it does |", "|---|---|"]
+    lines = [
+        "# Commands",
+        "",
+        "`zerobert --version` prints the version, `zerobert COMMAND --help` what stands below.",
+        "",
+        "The shell completes commands, options and their values once it has read a script:",
+        "",
+        "```",
+        'eval "$(zerobert --print_completion bash)"                          # bash: this line in ~/.bashrc',
+        'zerobert --print_completion zsh > "${fpath[1]}/_zerobert"           # zsh: once, then a new shell',
+        "zerobert --print_completion fish > ~/.config/fish/completions/zerobert.fish",
+        "```",
+        "",
+        "| command | what it does |",
+        "|---|---|",
+    ]
     lines += [f"| [`{name}`](#zerobert-{name}) | {what} |" for name, (_, what) in table.items()]
-    lines += ["", "This is what `zerobert COMMAND --help` prints."]
     for name in table:
         told = ["The options are those of the [configuration](configuration.md)."]
         if name != "train":

@@ -32,7 +32,10 @@ COMMANDS = {
 def usage() -> str:
     """The text of `zerobert --help`."""
     lines = [f"  {name:14} {what}" for name, (_, what) in COMMANDS.items()]
-    last = "zerobert COMMAND --help, or zerobert help COMMAND, tells the options; zerobert --version the version."
+    last = (
+        "zerobert COMMAND --help, or zerobert help COMMAND, tells the options; zerobert --version the version;\n"
+        "zerobert --print_completion SHELL prints what bash, zsh, fish, tcsh or powershell complete them with."
+    )
     return "usage: zerobert COMMAND [options]\n\n" + "\n".join(lines) + f"\n\n{last}"
 
 
@@ -48,6 +51,11 @@ def dispatch(arguments: list[str]) -> int:
         import engine
 
         print(f"zerobert {engine.__version__}")
+        return 0
+    if first == "--print_completion":
+        from launch.completion import completion_script
+
+        print(completion_script(COMMANDS, others[0] if others else ""))
         return 0
     if first not in COMMANDS:
         near = difflib.get_close_matches(first.lower().replace("_", "-"), COMMANDS, n=1)

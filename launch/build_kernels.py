@@ -30,12 +30,17 @@ def capability(text: str) -> int:
     return int(match[1]) * 10 + int(match[2])
 
 
-def main(arguments: list[str]) -> int:
-    """Fill the folder; kernels that are there already are kept."""
+def build_parser() -> CommandParser:
+    """The parser of the command."""
     parser = CommandParser(prog="zerobert build-kernels", description=DESCRIPTION)
     parser.add_argument("--arch", nargs="+", required=True, metavar="CC", help="compute capabilities, such as 80 90")
     parser.add_argument("--output", type=str, required=True, help="folder to fill")
-    values = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Fill the folder; kernels that are there already are kept."""
+    values = build_parser().parse_args(arguments)
     architectures = sorted({capability(str(text)) for text in values.arch})
     from engine.kernels.cuda.kernels import all_kernels
     from engine.kernels.cuda.nvrtc import cubin_of, supported_architectures

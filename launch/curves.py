@@ -18,8 +18,8 @@ DESCRIPTION = """A run's curves, read back from its TensorBoard event files.
 Curve = list[tuple[int, float]]
 
 
-def main(arguments: list[str]) -> int:
-    """Print curves as a table or JSON, or draw them."""
+def build_parser() -> CommandParser:
+    """The parser of the command."""
     parser = CommandParser(prog="zerobert curves", description=DESCRIPTION)
     parser.add_argument("run", nargs="?", help="output folder of a run")
     parser.add_argument(
@@ -28,7 +28,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--rows", type=int, default=20, help="points of a table, evenly spaced; 0 prints all")
     parser.add_argument("--json", action="store_true", help="print {tag: [[step, value], ...]}")
     parser.add_argument("--plot", type=str, default=None, help="write a picture (png, svg, pdf) instead")
-    values = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Print curves as a table or JSON, or draw them."""
+    values = build_parser().parse_args(arguments)
     if values.rows < 0:
         raise UserError(f"rows: {values.rows} is not allowed; give 0 or more")
     if values.plot and values.json:

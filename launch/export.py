@@ -17,8 +17,8 @@ DESCRIPTION = """Write a run's weights as a folder that transformers opens.
 Labels and tokenizer are those of the run, whatever its data files hold today."""
 
 
-def main(arguments: list[str]) -> int:
-    """Put whole fp32 weights together from the ranks' files and write them."""
+def build_parser() -> CommandParser:
+    """The parser of the command."""
     parser = CommandParser(prog="zerobert export", description=DESCRIPTION)
     parser.add_argument("run", type=str, help="output folder of a run, or one of its step-NNNNNN folders")
     parser.add_argument("--output", type=str, required=True, help="folder to write")
@@ -28,7 +28,12 @@ def main(arguments: list[str]) -> int:
         help="best: of the best evaluation, where the task has a metric for it; last: of the newest checkpoint; "
         "by default the best if there are any",
     )
-    values = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Put whole fp32 weights together from the ranks' files and write them."""
+    values = build_parser().parse_args(arguments)
     silence_libraries()
     print(export(Path(values.run), Path(values.output), values.weights), flush=True)
     return 0

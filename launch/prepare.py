@@ -23,8 +23,9 @@ the command is given again. Under mpirun the output folder must be on a file sys
 PLAIN = {"source", "special_tokens", "overwrite"}
 
 
-def add_arguments(parser: CommandParser) -> None:
-    """Add the fields of `PrepareConfig` to a parser."""
+def build_parser() -> CommandParser:
+    """The parser of the command, with the fields of `PrepareConfig`."""
+    parser = CommandParser(prog="zerobert prepare", description=DESCRIPTION)
     parser.add_argument(
         "--source",
         nargs="+",
@@ -44,6 +45,7 @@ def add_arguments(parser: CommandParser) -> None:
         "tokenizer, after its last token unless it has them",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a store that was made with other settings")
+    return parser
 
 
 def parse(arguments: list[str]) -> PrepareConfig:
@@ -52,9 +54,7 @@ def parse(arguments: list[str]) -> PrepareConfig:
     Raises:
         UserError: an unknown option or a value of the wrong type.
     """
-    parser = CommandParser(prog="zerobert prepare", description=DESCRIPTION)
-    add_arguments(parser)
-    return PrepareConfig(**parser.parse_args(arguments).as_dict())
+    return PrepareConfig(**build_parser().parse_args(arguments).as_dict())
 
 
 def main(arguments: list[str]) -> int:

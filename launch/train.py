@@ -22,6 +22,7 @@ from engine.train.output import newest_step
 from engine.train.watch.preempt import Stopped, StopRequest, agreed_stop, is_scheduled, write_marker
 from engine.zero.quiet import silence_libraries
 from launch.cli import run_command, tell
+from launch.configure.options import build_parser as build_parser  # also for the shell's completion
 from launch.configure.options import parse_given
 from launch.launcher import (
     Launcher,

@@ -24,12 +24,17 @@ from launch.demo.topics import write_topics
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 
-def main(arguments: list[str]) -> int:
-    """Run the demo in a folder of its own."""
+def build_parser() -> CommandParser:
+    """The parser of the command."""
     parser = CommandParser(prog="zerobert demo", description=__doc__)
     parser.add_argument("--output", type=str, default="runs/demo", help="folder of everything that the demo makes")
     parser.add_argument("--steps", type=int, default=None, help="pre-training steps; the recipe's when not given")
-    values = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Run the demo in a folder of its own."""
+    values = build_parser().parse_args(arguments)
     if values.steps is not None and values.steps < 1:
         raise UserError(f"steps: {values.steps} is not allowed; give a whole number of at least 1")
     start = time.monotonic()

@@ -100,8 +100,8 @@ def count(findings: Sequence[Finding]) -> str:
     return f"{numbers['problem']} problem(s), {numbers['note']} note(s), {numbers['ok']} ok"
 
 
-def main(arguments: list[str]) -> int:
-    """Print what was found; 1 if there is a problem."""
+def build_parser() -> CommandParser:
+    """The parser of the command."""
     parser = CommandParser(prog="zerobert doctor", description=DESCRIPTION)
     parser.add_argument("--output", type=str, default="runs", help="folder that runs will write to")
     parser.add_argument(
@@ -110,7 +110,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--nodes", type=str, default=None, help="nodes to check over ssh, such as node1,node2")
     parser.add_argument("--ssh_port", type=int, default=22, help="port of sshd on the nodes")
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-    values = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Print what was found; 1 if there is a problem."""
+    values = build_parser().parse_args(arguments)
     hosts, remote = named_nodes(values.hostfile, values.nodes, values.ssh_port, os.environ)
     paint = painter(sys.stdout, os.environ)
     findings = []

@@ -40,12 +40,17 @@ def save_and_stop(number: str) -> str:
     return f"job {number} saves and stops; {log} tells when it has"
 
 
-def main(arguments: list[str]) -> int:
-    """Cancel one job."""
+def build_parser() -> CommandParser:
+    """The parser of the command."""
     parser = CommandParser(prog="zerobert cancel", description=DESCRIPTION)
     parser.add_argument("job", type=str, help="the job's number")
     parser.add_argument("--save", action="store_true", help="save a checkpoint first")
-    values = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Cancel one job."""
+    values = build_parser().parse_args(arguments)
     number = slurm.check_job_id(values.job)
     job = slurm.find_job(number)
     if job.finished:

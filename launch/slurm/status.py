@@ -224,12 +224,17 @@ def of_folder(output: Path) -> tuple[Job | None, str | None]:
     return job, log_of(records[-1])
 
 
-def main(arguments: list[str]) -> int:
-    """Print where a run stands."""
+def build_parser() -> CommandParser:
+    """The parser of the command."""
     parser = CommandParser(prog="zerobert status", description=DESCRIPTION)
     parser.add_argument("run", type=str, help="a job's number, or the output folder of a run")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    values = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Print where a run stands."""
+    values = build_parser().parse_args(arguments)
     output, job, log = Path(values.run), None, None
     if output.is_dir():
         job, log = of_folder(output)

@@ -15,7 +15,8 @@ from engine.config import RunConfig
 from engine.errors import RunError, UserError
 from engine.hub import fetch, hub_model
 from launch.cli import CommandParser, known_options, unknown_option
-from launch.configure.options import build_parser, parse_given
+from launch.configure.options import build_parser as training_parser
+from launch.configure.options import parse_given
 from launch.slurm import client as slurm
 from launch.slurm import snapshot
 from launch.slurm.sbatch import JobConfig, Submission, check_path, log_path, log_pattern, render, shown
@@ -46,9 +47,22 @@ KEPT_DEFAULTS = {
 }
 
 
+def build_parser() -> CommandParser:
+    """The parser of all options of the command, those of the training too."""
+    parser = training_parser()
+    add_job_options(parser)
+    return parser
+
+
 def job_parser() -> CommandParser:
     """The parser of the job's own options."""
     parser = CommandParser(prog="zerobert submit", description=DESCRIPTION)
+    add_job_options(parser)
+    return parser
+
+
+def add_job_options(parser: CommandParser) -> None:
+    """Add the fields of `JobConfig` to a parser, and --dry-run."""
     types = get_type_hints(JobConfig)
     for field in fields(JobConfig):
         # Without the None of an optional type: jsonargparse reads values of those as YAML, where "#1" is null.
@@ -56,7 +70,6 @@ def job_parser() -> CommandParser:
         name = f"--{shown(field.name)}"
         parser.add_argument(name, type=plain, default=field.default, help=field.metadata["help"])
     parser.add_argument("--dry-run", action="store_true", help="print the batch script, write and submit nothing")
-    return parser
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -67,7 +80,7 @@ def split(arguments: list[str]) -> tuple[list[str], list[str]]:
     """
     ours = set(known_options(job_parser()))
     flags = {"dry-run", "help"}
-    training = known_options(build_parser())
+    training = known_options(training_parser())
     job: list[str] = []
     rest: list[str] = []
     index = 0

@@ -56,6 +56,7 @@ def start_ranks(
     world = dist.World(
         rank=torch.distributed.get_rank(),
         size=torch.distributed.get_world_size(),
+        local_rank=local_rank,
         local_size=dist.local_size(os.environ),
         device=device,
     )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.kernels import ops
+from engine.kernels.dispatch import tensor_lists
 from engine.optim.fused import FusedOptimizer
 from engine.optim.shard import Fragment, Shard
 from engine.zero.wrappers.base import Wrapper
@@ -124,7 +124,7 @@ class HalfPrecisionWrapper(WholeWrapper):
         if not hasattr(self.optimizer, "_skip_invalid_grad_norm"):
             return False
         weights = [weight for _, weight in self._masters_and_weights()]
-        on_cpu = bool(weights) and ops.tensor_lists(weights[0].device) is not None
+        on_cpu = bool(weights) and tensor_lists(weights[0].device) is not None
         return on_cpu and all(weight.dtype == torch.bfloat16 for weight in weights)
 
     def _step_directly(self, client: FusedOptimizer) -> None:
