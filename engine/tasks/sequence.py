@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import BertConfig
 
 from engine import dist
 from engine.config import LabelledConfig, RunConfig, architecture_of, require
@@ -74,7 +73,7 @@ class SequenceClassification(Task):
         """That of the architecture for a classifier on the pooled vector."""
         return architecture_of(config).class_for(cls.head)
 
-    def _build_config(self, names: tuple[str, ...] | None = None) -> BertConfig:
+    def _build_config(self, names: tuple[str, ...] | None = None) -> Any:
         words = self.vocabulary
         return build_config(self.config.model, words.vocab_size, words.pad_id, names, words.listed)
 
