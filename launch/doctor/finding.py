@@ -47,22 +47,25 @@ def find_tool(name: str, *, beside_python: bool = False) -> str | None:
     return shutil.which(name) or (str(beside) if beside_python and beside.is_file() else None)
 
 
-def first_line(command: Sequence[str], timeout: float = 20.0) -> str:
-    """The first line that a program prints.
+def output_of(command: Sequence[str], given: str = "", timeout: float = 20.0) -> str:
+    """What a program prints, given a text on its standard input.
 
     Raises:
         RuntimeError: it fails, can't be started, or takes too long; the message is its last line.
     """
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=timeout, stdin=subprocess.DEVNULL
-        )
+        done = subprocess.run(command, input=given, capture_output=True, text=True, errors="replace", timeout=timeout)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RuntimeError(f"{command[0]}: {error}") from error
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or [f"exit code {done.returncode}"]
         raise RuntimeError(lines[-1])
-    return (done.stdout.strip().splitlines() or [""])[0]
+    return done.stdout.strip()
+
+
+def first_line(command: Sequence[str]) -> str:
+    """The first line of `output_of` a program."""
+    return (output_of(command).splitlines() or [""])[0]
 
 
 def size(count: float) -> str:

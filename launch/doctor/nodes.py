@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 from engine.errors import UserError
-from launch.doctor.finding import Finding, find_tool
+from launch.doctor.finding import Finding, find_tool, output_of
 from launch.doctor.network import addresses_of
 from launch.doctor.packages import installed
 
@@ -112,22 +111,9 @@ class Remote:
         options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=5"]
         return ["ssh", *options, *(["-p", str(self.port)] if self.port != 22 else []), node, *words]
 
-    def output(self, node: str, *words: str, given: str = "", timeout: float = 30.0) -> str:
-        """What a command prints on a node.
-
-        Raises:
-            RuntimeError: it failed or took too long; the message is its last line.
-        """
-        command = self.command(node, *words)
-        try:
-            done = subprocess.run(
-                command, input=given, capture_output=True, text=True, errors="replace", timeout=timeout
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise RuntimeError(str(error)) from error
-        if done.returncode:
-            raise RuntimeError((done.stderr.strip().splitlines() or [f"{self.name} ended with {done.returncode}"])[-1])
-        return done.stdout.strip()
+    def output(self, node: str, *words: str, given: str = "") -> str:
+        """What a command prints on a node; see `output_of`."""
+        return output_of(self.command(node, *words), given, timeout=30.0)
 
 
 def check_nodes(nodes: Sequence[str], remote: Remote) -> Iterator[Finding]:
