@@ -32,8 +32,6 @@ class LoadReport:
     """the model's parameters that the folder lacks, which keep their initial values"""
     unused: tuple[str, ...]
     """tensors of the folder that the model has no place for"""
-    grown: int = 0
-    """tokens of the model that the folder's word embeddings lack, whose rows keep their initial values"""
     prefix: str = ""
     """what the names of the encoder's parameters begin with"""
 
@@ -130,7 +128,7 @@ def load_pretrained(model: nn.Module, folder: Path, without: tuple[str, ...] = (
     unused = tuple(sorted(name for name in tensors if name not in taken and not name.endswith("_ids")))
     _check_known(folder, _essential(unused, architecture))
     held = tuple(name for name, parameter in model.named_parameters() if parameter in loaded)
-    return LoadReport(held, initialised, unused, config.vocab_size - rows, architecture.prefix)
+    return LoadReport(held, initialised, unused, architecture.prefix)
 
 
 @torch.no_grad()

@@ -67,8 +67,6 @@ class Workload:
     """None: on a GPU only, as launch.zero.build sets it"""
     reduce_bucket_size: int | None = None
     """this and all below in elements; None: what launch.zero.build chooses for the shape"""
-    allgather_bucket_size: int | None = None
-    """kept for completeness: DeepSpeed gathers in place, so it costs nothing"""
     stage3_prefetch_bucket_size: int = 10_000_000
     stage3_param_persistence_threshold: int = 100_000
     stage3_max_live_parameters: int = 1_000_000_000
