@@ -170,7 +170,8 @@ def merge(noted: Mapping[int, Sequence[Entry]]) -> Ledger:
     ledger = Ledger()
     for start in dict.fromkeys(entry.start for entry in noted.get(0, ())):
         own = {
-            rank: _last_of_each_step(one for one in of_rank if one.start == start) for rank, of_rank in noted.items()
+            rank: _last_of_each_step(noted_step for noted_step in of_rank if noted_step.start == start)
+            for rank, of_rank in noted.items()
         }
         first = next(iter(own[0].values()))
         ledger.resumed[start] = first.resumed

@@ -94,11 +94,12 @@ class ZeroEngine:
 
     def norms(self) -> dict[str, ParameterNorms]:
         """What the last observed update measured, by parameter; waits for the device."""
-        found = {} if self.fused is None else self.fused.observed
+        observed = {} if self.fused is None else self.fused.observed
         read = {
-            name: (float(one.weight), self._rate * float(one.update), float(one.ratio)) for name, one in found.items()
+            name: (float(norm.weight), self._rate * float(norm.update), float(norm.ratio))
+            for name, norm in observed.items()
         }
-        found.clear()
+        observed.clear()
         return {name: ParameterNorms(*values) for name, values in read.items()}
 
     @property

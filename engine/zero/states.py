@@ -138,10 +138,10 @@ def load(wrapper: Wrapper, folder: Path) -> None:
     Raises:
         UserError: on every rank, if on any the files don't fit the model, are damaged or missing.
     """
-    engine, found = wrapper.engine, wrapper.shards()
-    archive = dist.agreed(lambda: _read(wrapper, found, folder))
+    engine, own = wrapper.engine, wrapper.shards()
+    archive = dist.agreed(lambda: _read(wrapper, own, folder))
     _refresh(wrapper, archive)
-    wrapper.round_weights(found)
+    wrapper.round_weights(own)
     for name in COUNTERS:
         setattr(engine, name, archive.index.counters[name])
     engine.micro_steps = engine.global_steps * engine.gradient_accumulation_steps()  # a step is complete
@@ -151,11 +151,11 @@ def load(wrapper: Wrapper, folder: Path) -> None:
 
 
 @torch.no_grad()
-def _read(wrapper: Wrapper, found: list[Shard], folder: Path) -> Archive:
+def _read(wrapper: Wrapper, own: list[Shard], folder: Path) -> Archive:
     """Fill the tensors that this rank steps, and their states; no collective, since one rank may fail alone."""
     archive, engine = Archive(folder), wrapper.engine
     index = archive.index
-    trained = {info.name: info.shape for shard in found for info in shard.parameters}
+    trained = {info.name: info.shape for shard in own for info in shard.parameters}
     others = {name: wrapper.shape_of(p) for name, p in engine.module.named_parameters() if name not in trained}
     buffers = {name: tuple(buffer.shape) for name, buffer in _persistent_buffers(engine).items()}
     archive.check("parameter", {name: r.shape for name, r in index.parameters.items()}, trained)
@@ -163,7 +163,7 @@ def _read(wrapper: Wrapper, found: list[Shard], folder: Path) -> Archive:
     archive.check("buffer", index.buffers, buffers)
     for name in (*index.frozen, *index.buffers):
         archive.kept(name)
-    for shard in found:
+    for shard in own:
         with shard.replacing():
             for piece in shard.fragments:
                 part = _range(shard, piece)
@@ -237,11 +237,11 @@ def _scalars(shard: Shard, optimizer: torch.optim.Optimizer) -> dict[str, list[A
     return scalars
 
 
-def _index(wrapper: Wrapper, found: list[Shard], shares: list[list[tuple[int, Range]]]) -> Index:
+def _index(wrapper: Wrapper, own: list[Shard], shares: list[list[tuple[int, Range]]]) -> Index:
     """The index but for what is not trained."""
     engine, optimizer, scaler = wrapper.engine, wrapper.client, wrapper.scaler
     records: dict[str, Record] = {}
-    for shard in found:
+    for shard in own:
         states = {name: dtype_name(tensor.dtype) for name, tensor in _states(shard, optimizer).items()}
         scalars = _scalars(shard, optimizer)
         records |= {info.name: Record(list(info.shape), states, scalars) for info in shard.parameters}
@@ -260,9 +260,9 @@ def _index(wrapper: Wrapper, found: list[Shard], shares: list[list[tuple[int, Ra
     )
 
 
-def _frozen(wrapper: Wrapper, found: list[Shard]) -> dict[str, Tensor]:
+def _frozen(wrapper: Wrapper, own: list[Shard]) -> dict[str, Tensor]:
     """On rank 0 the parameters that no optimizer steps, whole, on the CPU; collective at stage 3."""
-    trained = {info.name for shard in found for info in shard.parameters}
+    trained = {info.name for shard in own for info in shard.parameters}
     frozen = {}
     for name, parameter in wrapper.engine.module.named_parameters():
         if name not in trained:

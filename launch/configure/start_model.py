@@ -43,9 +43,9 @@ def folder_config(folder: str) -> FolderShape | None:
     return FolderShape(kind, sizes, vocabulary) if whole else None
 
 
-def with_folder(model: ModelConfig, found: FolderShape) -> ModelConfig:
+def with_folder(model: ModelConfig, shape: FolderShape) -> ModelConfig:
     """The same model, with the dimensions of the folder in place of `init_from`."""
-    return replace(model, init_from=None, **found.dimensions)
+    return replace(model, init_from=None, **shape.dimensions)
 
 
 def check_dimensions(model: ModelConfig, command_line: frozenset[str]) -> None:
@@ -55,20 +55,20 @@ def check_dimensions(model: ModelConfig, command_line: frozenset[str]) -> None:
         UserError: names the dimension, the folder, and the folder's value.
     """
     assert model.init_from is not None
-    found = folder_config(model.init_from)
-    if found is None and hub_model(model.init_from) is None:
+    shape = folder_config(model.init_from)
+    if shape is None and hub_model(model.init_from) is None:
         return
-    names = ARCHITECTURES.get(DEFAULT_ARCHITECTURE).dimensions if found is None else found.dimensions
+    names = ARCHITECTURES.get(DEFAULT_ARCHITECTURE).dimensions if shape is None else shape.dimensions
     given = {name: getattr(model, name) for name in names if f"model.{name}" in command_line}
     if "model.size" in command_line and model.size in MODEL_SIZES:
         sizes = dict(zip(("hidden_size", "layers", "heads", "intermediate_size"), MODEL_SIZES[model.size], strict=True))
         given = sizes | given
     for name, value in given.items():
-        if found is not None and value == found.dimensions[name]:
+        if shape is not None and value == shape.dimensions[name]:
             continue
         option = f"model.{name}" if f"model.{name}" in command_line else "model.size"
         shown = getattr(model, option.split(".")[1])
-        theirs = "its own dimensions" if found is None else f"{name} {found.dimensions[name]}"
+        theirs = "its own dimensions" if shape is None else f"{name} {shape.dimensions[name]}"
         raise UserError(
             f"{option}: {shown!r} has no effect: model.init_from {model.init_from!r} has {theirs}; "
             "leave one of the two out"

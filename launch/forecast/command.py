@@ -98,9 +98,9 @@ def hardware_of(options: Any, precision: str) -> Hardware:
     """The hardware that the options describe, or this machine's, with its rates in a precision."""
     memory = None if options.gpu_memory is None else parse_bytes(options.gpu_memory, "gpu-memory")
     if options.gpus is None and options.gpu is None and memory is None:
-        found = this_machine(precision)
+        hardware = this_machine(precision)
     else:
-        found = described_hardware(options.gpu, options.gpus or 1, options.gpus_per_node, memory, precision)
+        hardware = described_hardware(options.gpu, options.gpus or 1, options.gpus_per_node, memory, precision)
     given = {
         "host_memory": options.host_memory and parse_bytes(options.host_memory, "host-memory"),
         "peak_flops": options.peak_tflops and options.peak_tflops * 1e12,
@@ -108,7 +108,7 @@ def hardware_of(options: Any, precision: str) -> Hardware:
         "network_bandwidth": options.network_bandwidth and options.network_bandwidth * 1e9,
         "utilisation": options.utilisation,
     }
-    return replace(found, **{name: value for name, value in given.items() if value is not None})
+    return replace(hardware, **{name: value for name, value in given.items() if value is not None})
 
 
 def check_shares(global_batch: int, ranks: int) -> None:

@@ -94,16 +94,16 @@ def breakdown(memory: Forecast) -> str:
 
 def remedies(config: RunConfig, micro_batch: int) -> str:
     """The settings that would help, the cheapest first; none of them changes the global batch."""
-    found = []
+    options = []
     if micro_batch > 1:
-        found.append(f"train.micro_batch {max(1, micro_batch // 2)} or auto")
+        options.append(f"train.micro_batch {max(1, micro_batch // 2)} or auto")
     if not config.model.activation_checkpointing:
-        found.append("model.activation_checkpointing true")
+        options.append("model.activation_checkpointing true")
     if config.train.zero_stage < 3:
-        found.append(f"train.zero_stage {config.train.zero_stage + 1} with more ranks")
+        options.append(f"train.zero_stage {config.train.zero_stage + 1} with more ranks")
     if config.zero.offload_optimizer == "none":
-        found.append("zero.offload_optimizer cpu")
-    return f"set {', '.join(found)}" if found else "take ranks with more memory"
+        options.append("zero.offload_optimizer cpu")
+    return f"set {', '.join(options)}" if options else "take ranks with more memory"
 
 
 @contextmanager

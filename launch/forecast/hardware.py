@@ -61,11 +61,11 @@ def parse_bytes(text: str, name: str) -> int:
     Raises:
         UserError: not an amount, or one that no machine has; names the option.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    unit = found[2].upper() if found else ""
-    if found is None or unit not in UNITS or float(found[1]) == 0:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    unit = match[2].upper() if match else ""
+    if match is None or unit not in UNITS or float(match[1]) == 0:
         raise UserError(f"{name}: {text!r} is no amount of memory; give one such as 80GiB or 24GB")
-    value = int(float(found[1]) * UNITS[unit])
+    value = int(float(match[1]) * UNITS[unit])
     if not LEAST <= value <= MOST:
         much = "more than any machine has" if value > MOST else "too little to train anything"
         plain = "; a plain number means GiB" if not unit else ""
@@ -140,8 +140,8 @@ def this_machine(precision: str) -> Hardware:
         count = torch.cuda.device_count()
         properties = torch.cuda.get_device_properties(0)
         known = detected_gpu(properties.name, properties.total_memory)
-        found = described_hardware(known, count, count, int(properties.total_memory), precision)
-        return replace(found, name=properties.name, host_memory=host_memory(), bf16=properties.major >= 8)
+        described = described_hardware(known, count, count, int(properties.total_memory), precision)
+        return replace(described, name=properties.name, host_memory=host_memory(), bf16=properties.major >= 8)
     flops, bandwidth = measured_cpu(precision)
     return Hardware(
         name=f"CPU, {torch.get_num_threads()} thread(s), GEMM {flops / 1e9:.0f} GFLOP/s measured",

@@ -88,29 +88,29 @@ class Forecast:
 
 def forecast(workload: Workload) -> Forecast:
     """The bytes of one rank, the largest where ranks differ."""
-    kept, found, shape = passes(workload), states(workload), workload.shape
+    kept, model_states, shape = passes(workload), states(workload), workload.shape
     head = kept.head
     activations = max(kept.peak - head, 0)
     # A first micro-batch finds no gradients where they are made anew: they grow while activations shrink.
-    missing = 0 if workload.accumulates or workload.stage > 1 else found.gradients
-    during = kept.kept + max(kept.head, kept.layer) + found.passes - missing
-    ends = kept.end + found.passes
-    reduction = found.reduction + round(found.early * kept.kept)
-    peak = max(during, ends, reduction, found.step, _certificate(workload, found), 0)
+    missing = 0 if workload.accumulates or workload.stage > 1 else model_states.gradients
+    during = kept.kept + max(kept.head, kept.layer) + model_states.passes - missing
+    ends = kept.end + model_states.passes
+    reduction = model_states.reduction + round(model_states.early * kept.kept)
+    peak = max(during, ends, reduction, model_states.step, _certificate(workload, model_states), 0)
     activations, head = _fit(activations, head, peak)
-    buckets = found.always + peak - activations - head
+    buckets = model_states.always + peak - activations - head
     libraries = CUDA_LIBRARIES + round(FRAGMENTATION * (activations + head + buckets))
     return Forecast(
-        parameters=found.parameters,
-        master=found.master,
-        gradients=found.gradients,
-        optimizer=found.optimizer,
+        parameters=model_states.parameters,
+        master=model_states.master,
+        gradients=model_states.gradients,
+        optimizer=model_states.optimizer,
         activations=activations,
         head=head,
         buckets=buckets,
         margin=libraries if workload.accelerator == "cuda" else 0,
-        host=found.host,
-        nvme=found.nvme,
+        host=model_states.host,
+        nvme=model_states.nvme,
         startup=FP32 * (shape.parameters() + (shape.largest_parameter() if shape.decoder else 0)),
     )
 
@@ -121,7 +121,7 @@ def _fit(activations: int, head: int, room: int) -> tuple[int, int]:
     return min(activations, room - head), head
 
 
-def _certificate(workload: Workload, found: States) -> int:
+def _certificate(workload: Workload, kept: States) -> int:
     """The comparison after the first step, when gradients are gone: copies, and whole parameters put together.
 
     Copies of the fp32 weights and gradients lie in host memory, which on CPUs is the same. The largest parameter is put
@@ -133,8 +133,8 @@ def _certificate(workload: Workload, found: States) -> int:
     copies = 2 * FP32 * workload.share if workload.accelerator == "cpu" else 0
     rows = 3 + len(OPTIMIZERS.get(workload.optimizer).states)
     blocks = (2 if workload.ranks == 1 else 3) * rows * FP32 * workload.shape.largest_parameter()
-    freed = 0 if workload.stage == 3 else found.gradients
-    return copies + max(blocks - freed, found.step)
+    freed = 0 if workload.stage == 3 else kept.gradients
+    return copies + max(blocks - freed, kept.step)
 
 
 def largest_micro_batch(workload: Workload, memory: int, *, limit: int) -> int | None:

@@ -137,9 +137,9 @@ def candidate(request: Request, hardware: Hardware, choice: tuple[int, str, str]
 def measured(work: Workload, accumulation: int, hardware: Hardware) -> Candidate:
     """A workload with its forecast and its cost, and whether it fits."""
     cost = step_cost(work, accumulation, hardware)
-    found = Candidate(work, accumulation, forecast(work), cost, fits=False)
-    host_fits = found.memory.host * hardware.ranks_per_node <= hardware.host_memory
-    return replace(found, fits=found.needed <= hardware.memory and host_fits)
+    candidate = Candidate(work, accumulation, forecast(work), cost, fits=False)
+    host_fits = candidate.memory.host * hardware.ranks_per_node <= hardware.host_memory
+    return replace(candidate, fits=candidate.needed <= hardware.memory and host_fits)
 
 
 def recipe_candidate(request: Request, hardware: Hardware) -> Candidate | None:
@@ -321,20 +321,20 @@ def as_json(
 ) -> dict[str, Any]:
     """The plan for programs; bytes and seconds. `own` is what the recipe itself chooses."""
 
-    def row(one: Candidate) -> dict[str, Any]:
+    def row(candidate: Candidate) -> dict[str, Any]:
         return {
-            "name": one.name,
-            "stage": one.work.stage,
-            "fits": one.fits,
-            "micro_batch": one.work.micro_batch,
-            "accumulation": one.accumulation,
-            "activation_checkpointing": one.work.activation_checkpointing,
-            "offload_optimizer": one.work.offload_optimizer,
-            "offload_parameters": one.work.offload_parameters,
-            "memory": {**one.memory.kinds(), "total": one.memory.total, "host": one.memory.host},
-            "cost": {**asdict(one.cost), "seconds": one.cost.seconds},
-            "tokens_per_second": one.tokens_per_second(request),
-            "days": one.days(request),
+            "name": candidate.name,
+            "stage": candidate.work.stage,
+            "fits": candidate.fits,
+            "micro_batch": candidate.work.micro_batch,
+            "accumulation": candidate.accumulation,
+            "activation_checkpointing": candidate.work.activation_checkpointing,
+            "offload_optimizer": candidate.work.offload_optimizer,
+            "offload_parameters": candidate.work.offload_parameters,
+            "memory": {**candidate.memory.kinds(), "total": candidate.memory.total, "host": candidate.memory.host},
+            "cost": {**asdict(candidate.cost), "seconds": candidate.cost.seconds},
+            "tokens_per_second": candidate.tokens_per_second(request),
+            "days": candidate.days(request),
         }
 
     resolved = None if chosen is None else resolution(request, chosen, hardware)

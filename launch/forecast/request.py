@@ -45,9 +45,15 @@ def wanted_run(options: Any) -> Wanted:
     if options.config is not None:
         from launch.configure.options import parse_options
 
-        found = parse_options(["--config", options.config], complete=False)
+        options_of_run = parse_options(["--config", options.config], complete=False)
         own = "train.precision" if options.precision is None else "precision"
-        return Wanted(found.config, found.given, options.config, options.precision or found.config.train.precision, own)
+        return Wanted(
+            options_of_run.config,
+            options_of_run.given,
+            options.config,
+            options.precision or options_of_run.config.train.precision,
+            own,
+        )
     if options.model is None:
         raise UserError("model: not given; give --model bert-base or --config RECIPE")
     run = RunConfig(train=TrainConfig(global_batch=256))
@@ -145,9 +151,9 @@ def planned_model(options: Any, wanted: Wanted) -> tuple[ModelConfig, int, tuple
         return sized(model, options.model), vocabulary, ()
     if model.init_from is None:
         return unnamed(model, wanted, vocabulary)
-    found = folder_config(model.init_from)
-    if found is not None:
-        return with_folder(model, found), options.vocabulary or found.vocabulary, ()
+    shape = folder_config(model.init_from)
+    if shape is not None:
+        return with_folder(model, shape), options.vocabulary or shape.vocabulary, ()
     missing = f"model.init_from {model.init_from!r} has no config.json that can be read (yet)"
     if any(name in wanted.given for name in SIZES):
         note = f"{missing}: planned with the recipe's own dimensions"
@@ -159,8 +165,8 @@ def planned_model(options: Any, wanted: Wanted) -> tuple[ModelConfig, int, tuple
 def planned_architecture(options: Any, wanted: Wanted) -> str:
     """That of the folder that the run starts from, or of fresh weights."""
     folder = wanted.run.model.init_from
-    found = None if options.model is not None or folder is None else folder_config(folder)
-    return DEFAULT_ARCHITECTURE if found is None else found.architecture
+    shape = None if options.model is not None or folder is None else folder_config(folder)
+    return DEFAULT_ARCHITECTURE if shape is None else shape.architecture
 
 
 def unnamed(model: ModelConfig, wanted: Wanted, vocabulary: int) -> tuple[ModelConfig, int, tuple[str, ...]]:
@@ -188,7 +194,7 @@ def store_vocabulary(path: str | None) -> int | None:
     if path is None:
         return None
     try:
-        found = json.loads((Path(path) / "manifest.json").read_text(encoding="utf-8"))["vocab_size"]
+        size = json.loads((Path(path) / "manifest.json").read_text(encoding="utf-8"))["vocab_size"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found if isinstance(found, int) and found > 0 else None
+    return size if isinstance(size, int) and size > 0 else None

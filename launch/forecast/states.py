@@ -45,12 +45,12 @@ class States:
 def states(work: Workload) -> States:
     """What one rank keeps."""
     if work.stage == 0:
-        found = _stage_0(work)
+        kept = _stage_0(work)
     elif work.stage == 1 and work.precision == "bf16" and work.offload_optimizer == "none":
-        found = _bf16_stage_1(work)
+        kept = _bf16_stage_1(work)
     else:
-        found = _stage_3(work) if work.stage == 3 else _stage_1_and_2(work)
-    return found
+        kept = _stage_3(work) if work.stage == 3 else _stage_1_and_2(work)
+    return kept
 
 
 def _optimizer(work: Workload, elements: int) -> tuple[int, int]:
@@ -147,17 +147,17 @@ def _stage_1_and_2(work: Workload) -> States:
     return _offloaded_1_and_2(work, found, compact) if work.offload_optimizer != "none" else found
 
 
-def _offloaded_1_and_2(work: Workload, found: States, compact: bool) -> States:
+def _offloaded_1_and_2(work: Workload, kept: States, compact: bool) -> States:
     """ZeRO-Offload: fp32 weights, moments and fp32 gradients in host memory, and the weights in e bytes once more.
 
     A buffer of the largest parameter goes on either side. bf16's accumulated part stays on the device.
     """
     share, width, largest = work.share, work.width, work.shape.largest_parameter()
     accumulated = width * share if work.accumulates and not compact else 0
-    host = found.master + found.optimizer + FP32 * share + width * share + accumulated + width * largest
-    stays = found.gradients if compact or work.stage == 1 else 0
+    host = kept.master + kept.optimizer + FP32 * share + width * share + accumulated + width * largest
+    stays = kept.gradients if compact or work.stage == 1 else 0
     return replace(
-        found, master=0, optimizer=0, gradients=stays, always=width * largest, step=0, host=host, reduction=found.passes
+        kept, master=0, optimizer=0, gradients=stays, always=width * largest, step=0, host=host, reduction=kept.passes
     )
 
 
@@ -206,16 +206,16 @@ def _gathered_parameters(work: Workload) -> tuple[int, int]:
     return shape.parameters() - others, stay + ahead
 
 
-def _offloaded_3(work: Workload, found: States) -> States:
+def _offloaded_3(work: Workload, kept: States) -> States:
     """ZeRO-Offload and ZeRO-Infinity: optimizer states and gradients, and parameters, in host memory or on NVMe."""
     share, host, nvme = work.share, 0, 0
     if work.offload_parameters != "none":
-        host += found.parameters
-        found = replace(found, parameters=0)
+        host += kept.parameters
+        kept = replace(kept, parameters=0)
     if work.offload_optimizer == "none":
-        return replace(found, host=host)
-    moved = found.master + found.optimizer + FP32 * share
+        return replace(kept, host=host)
+    moved = kept.master + kept.optimizer + FP32 * share
     buffers = ON_NVME * FP32 * min(share, SUB_GROUP)
-    host += found.gradients + (moved if work.offload_optimizer == "cpu" else buffers)
+    host += kept.gradients + (moved if work.offload_optimizer == "cpu" else buffers)
     nvme += moved if work.offload_optimizer == "nvme" else 0
-    return replace(found, master=0, optimizer=0, gradients=0, step=0, host=host, nvme=nvme)
+    return replace(kept, master=0, optimizer=0, gradients=0, step=0, host=host, nvme=nvme)

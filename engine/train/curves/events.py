@@ -140,14 +140,14 @@ def hyperparameters(config: RunConfig) -> list[tuple[str, str, bool | float | st
     for entry in task_entries():
         of_tasks[entry.section] = tuple(dict.fromkeys((*of_tasks.get(entry.section, ()), *entry.compared)))
     parts = [("", config), *((f"{name}.", config.part(name)) for name in ("model", *of_tasks, "optim", "train"))]
-    found = []
+    pairs = []
     for prefix, part in parts:
         kinds = {field.name: _kind(str(field.type)) for field in dataclasses.fields(part)}
         for name in COMPARED.get(type(part)) or of_tasks[prefix[:-1]]:
             value = getattr(part, name)
             shown = value if value is None or kinds[name] != "string" else str(value)
-            found.append((prefix + name, kinds[name], shown))
-    return found
+            pairs.append((prefix + name, kinds[name], shown))
+    return pairs
 
 
 def _kind(annotation: str) -> str:

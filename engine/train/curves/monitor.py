@@ -74,10 +74,10 @@ class Monitor:
         """Write a point at a global step to each curve: `values` by tag."""
         self._master.write_events([(tag, value, step) for tag, value in values.items()])
 
-    def norms(self, found: Mapping[str, ParameterNorms], layer_of: Callable[[str], str], step: int) -> None:
+    def norms(self, parameters: Mapping[str, ParameterNorms], layer_of: Callable[[str], str], step: int) -> None:
         """Write norms as curves per layer, and to TensorBoard as histograms over parameters."""
-        self.scalars(norms.curves(found, layer_of), step)
-        for tag, values in norms.histograms(found).items() if self._writer is not None else ():
+        self.scalars(norms.curves(parameters, layer_of), step)
+        for tag, values in norms.histograms(parameters).items() if self._writer is not None else ():
             self._writer.add_histogram(tag, np.asarray(values), step)  # type: ignore[union-attr]
 
     def text(self, tag: str, markdown: str, step: int) -> None:

@@ -20,10 +20,10 @@ def curves(norms: Mapping[str, ParameterNorms], layer_of: Callable[[str], str]) 
     """
     weights: dict[str, float] = {}
     updates: dict[str, float] = {}
-    for name, found in norms.items():
+    for name, parameter in norms.items():
         layer = layer_of(name)
-        weights[layer] = math.hypot(weights.get(layer, 0.0), found.weight)
-        updates[layer] = math.hypot(updates.get(layer, 0.0), found.update)
+        weights[layer] = math.hypot(weights.get(layer, 0.0), parameter.weight)
+        updates[layer] = math.hypot(updates.get(layer, 0.0), parameter.update)
     values = {f"weight_norm/{layer}": value for layer, value in weights.items()}
     values |= {f"update_norm/{layer}": value for layer, value in updates.items()}
     values |= {f"update_to_weight/{layer}": updates[layer] / w for layer, w in weights.items() if w > 0}
@@ -36,7 +36,7 @@ def curves(norms: Mapping[str, ParameterNorms], layer_of: Callable[[str], str]) 
 
 def trust_ratios(norms: Mapping[str, ParameterNorms]) -> list[float]:
     """The trust ratios that are not 1 by definition."""
-    return [found.ratio for found in norms.values() if found.ratio != 1.0]
+    return [parameter.ratio for parameter in norms.values() if parameter.ratio != 1.0]
 
 
 def histograms(norms: Mapping[str, ParameterNorms]) -> dict[str, list[float]]:

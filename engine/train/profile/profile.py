@@ -138,8 +138,8 @@ class Profile:
         recording.stop()
         peak = self._peak()
         trace, fault = self._write_trace(recording.profiler)
-        found = RankRecord(recording.parts(), recording.operators(), recording.flops, recording.tokens, peak, trace)
-        gathered = dist.gather_objects((found, fault))
+        own = RankRecord(recording.parts(), recording.operators(), recording.flops, recording.tokens, peak, trace)
+        gathered = dist.gather_objects((own, fault))
         records, faults = [record for record, _ in gathered], [one for _, one in gathered if one]
         summary = summarise(records, step - recording.steps + 1, recording.steps, self._zero.device.type)
         if dist.place()[0] == 0:

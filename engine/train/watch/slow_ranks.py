@@ -67,9 +67,9 @@ class SlowRanks:
         limit = self.factor * statistics.median_low(times)
         slow = {rank for rank, seconds in enumerate(times) if seconds > limit > 0}
         self._streaks = {rank: self._streaks.get(rank, 0) + 1 for rank in slow}
-        found = sorted(rank for rank, streak in self._streaks.items() if streak >= POINTS and rank not in self._told)
-        self._told.update(found)
-        return found
+        late = sorted(rank for rank, streak in self._streaks.items() if streak >= POINTS and rank not in self._told)
+        self._told.update(late)
+        return late
 
     @staticmethod
     def tell(rank: int, times: Sequence[float], host: str) -> str:
