@@ -65,6 +65,8 @@ def main(arguments: list[str]) -> int:
     """
     config = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    for library in ("httpx", "httpx2"):  # which tell of each request to the hub
+        logging.getLogger(library).setLevel(logging.WARNING)
     with open_executor(config.workers) as opened:
         if opened is not None:
             prepare(config, *opened)

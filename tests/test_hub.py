@@ -19,6 +19,7 @@ from engine.hub import HubModel, cached_folder, fetch, hub_model, local_folder, 
 from engine.train.start import begun_with
 from launch.configure.options import parse
 from tests.conftest import ROOT
+from tests.train.runs import command as launcher
 from tests.train.runs import environment
 
 COMMIT, OTHER = "a" * 40, "b" * 40
@@ -285,9 +286,10 @@ def test_dimensions_beside_a_name_are_compared_with_the_cache_or_refused(cache: 
         parse([*options, "--model.layers=4"])
 
 
-def train(tmp_path: Path, *options: str, output: str = "run") -> subprocess.CompletedProcess[str]:
+def train(tmp_path: Path, *options: str, output: str = "run", ranks: int = 1) -> subprocess.CompletedProcess[str]:
     """A run of fine-tuning as a user starts it, offline, with the test's cache."""
-    command = [sys.executable, str(ROOT / "launch" / "train.py"), "--task=sequence_classification"]
+    launched = [sys.executable] if ranks == 1 else launcher("torchrun", ranks)
+    command = [*launched, str(ROOT / "launch" / "train.py"), "--task=sequence_classification"]
     command += [f"--labelled.train={tmp_path / 'train.csv'}", "--labelled.max_length=16", "--train.global_batch=4"]
     command += [f"--output={tmp_path / output}", "--data.workers=0", *options]
     env = environment() | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
@@ -310,7 +312,7 @@ def test_a_run_starts_from_a_name_and_goes_on_from_its_commit(tmp_path: Path) ->
     (tmp_path / "train.csv").write_text("text,label\n" + lines)
     options = ["--labelled.text=text", "--labelled.label=label", "--model.init_from=org/name"]
 
-    done = train(tmp_path, *options, "--train.steps=1")
+    done = train(tmp_path, *options, "--train.steps=1", ranks=2)
     assert done.returncode == 0, done.stderr
     assert f"weights of org/name@{COMMIT}: taken: embeddings" in done.stdout
     assert f"init_from: org/name@{COMMIT}" in (tmp_path / "run" / "config.yaml").read_text()
