@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from engine.data.store.prepare import PrepareConfig, prepare
 from launch import cli
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# no test asks the hub; before any library reads it
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So it is in a shell's background jobs, and the runs that tests start would inherit it and heed no interrupt.

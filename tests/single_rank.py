@@ -8,11 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.pool import Pool
 
+from tensorboard.summary.writer import event_file_writer
+
 from engine.train.ranks.join import start_ranks
 from launch.launcher import single_process_variables
 
 
 def _start(port: int) -> None:
+    # files of one second are read in the order of their names, and a process that trains many times begins a tenth file
+    event_file_writer._global_uid = event_file_writer.AtomicCounter(1000)
     os.environ |= single_process_variables(port)
     start_ranks()
 

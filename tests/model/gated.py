@@ -45,9 +45,9 @@ class GatedEntry(BertEntry):
         model = super().build(head, config, activation_checkpointing)
         for layer in model.get_submodule("bert.encoder.layer").children():
             layer.intermediate = GatedDense(config)
-            for module in layer.modules():
+            for name, module in list(layer.named_modules()):
                 if isinstance(module, BertLinear):
-                    module.register_parameter("bias", None)
+                    layer.set_submodule(name, nn.Linear(module.in_features, module.out_features, bias=False))
         return model
 
     def export_class(self, name: str) -> type[Any]:

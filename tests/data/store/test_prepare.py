@@ -81,7 +81,7 @@ TOO_LITTLE: dict[str, tuple[list[str], dict[str, Any], str]] = {
     "negative fraction": ([ONE] * 9, {"validation_fraction": -0.5}, r"validation_fraction: -0\.5 is not allowed"),
     "no cores": ([ONE] * 9, {"workers": -1}, "workers: -1 is not allowed"),
     "no field": ([ONE] * 9, {"text_field": "body"}, "text_field: .* has no field 'body'; it has text"),
-    "no tokenizer": ([ONE] * 9, {"tokenizer": "nowhere"}, "tokenizer: nowhere does not exist"),
+    "no tokenizer": ([ONE] * 9, {"tokenizer": "./nowhere"}, "tokenizer: nowhere does not exist"),
 }
 
 
