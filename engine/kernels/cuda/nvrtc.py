@@ -111,7 +111,11 @@ def compile_kernels(kernels: Sequence[str], arch: int) -> Compiled:
     if headers is None:
         raise UserError("CUDA kernels: the CUDA headers are missing; pip install nvidia-cuda-runtime")
     options = ProgramOptions(
-        arch=f"sm_{arch}", std=STANDARD, include_path=[str(SOURCES), str(headers)], ptxas_options=["-v"]
+        arch=f"sm_{arch}",
+        std=STANDARD,
+        include_path=[str(SOURCES), str(headers)],
+        ptxas_options=["-v"],
+        device_as_default_execution_space=True,  # before 13.2, NVRTC takes a lambda in a kernel for a host function
     )
     log = io.StringIO()
     compiled = Program(PROGRAM, "c++", options).compile("cubin", name_expressions=tuple(kernels), logs=log)
