@@ -21,19 +21,26 @@ from __future__ import annotations
 
 import functools
 import logging
+import socket
 from collections.abc import Callable
 from types import ModuleType
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from engine import dist
 from engine.kernels import cpu, cuda, reference
-from engine.kernels.cuda.selfcheck import disagreement
+from engine.kernels.cuda.selfcheck import FAMILIES, disagreement
 
 Kernels = Literal["auto", "fused", "reference"]
 
+#: kernels that a back end has, and a run uses, all or none of
+Family = Literal["loss", "norm", "adamw", "lamb", "layers"]
+
 _selected: Kernels = "auto"
+#: types of devices and families that another rank lacks
+_withheld: frozenset[tuple[str, Family]] = frozenset()
 
 logger = logging.getLogger(__name__)
 
@@ -43,45 +50,72 @@ def select(kernels: Kernels) -> None:
 
     Args:
         kernels: "auto", our kernels, on a GPU once they have agreed there with plain torch; "fused", ours without that
-            check; "reference", plain torch everywhere.
+            check, where they can be built; "reference", plain torch everywhere.
     """
-    global _selected
-    _selected = kernels
+    global _selected, _withheld
+    _selected, _withheld = kernels, frozenset()
 
 
-def _on_cpu(_: torch.device) -> ModuleType | None:
+def agree(device: torch.device) -> None:
+    """Use no family on `device` that any rank lacks there, or ranks would run different collectives; collective.
+
+    Rank 0 warns in one line which these are and on whose host.
+    """
+    global _withheld
+    _withheld = frozenset()
+    families: tuple[Family, ...] = get_args(Family)
+    lacking = {family for family in families if ours(device, family) is None}
+    ranks = dist.gather_objects((socket.gethostname(), device.type, lacking))
+    anywhere: set[Family] = set().union(*(lost for *_, lost in ranks))
+    everywhere = [family for family in anywhere if all(family in lost for *_, lost in ranks)]
+    _withheld = frozenset((device.type, family) for family in anywhere)
+    apart = sorted(anywhere.difference(everywhere))
+    if apart and dist.place()[0] == 0:
+        hosts = dict.fromkeys(host for host, _, lost in ranks if lost.intersection(apart))
+        logger.warning(
+            "kernels: %s can't be used on %s (its own warning says why); plain torch runs instead on every rank",
+            ", ".join(apart),
+            ", ".join(hosts),
+        )
+
+
+def _on_cpu(_: torch.device, __: Family) -> ModuleType | None:
     return cpu if cpu.available() else None
 
 
-def _on_gpu(device: torch.device) -> ModuleType | None:
-    usable = cuda.available() if _selected == "fused" else _agrees(device.index)
-    return cuda if usable else None
+def _on_gpu(device: torch.device, family: Family) -> ModuleType | None:
+    return cuda if family in FAMILIES and _agrees(device.index, family, _selected != "fused") else None
 
 
 @functools.cache
-def _agrees(index: int | None) -> bool:
-    """Whether the CUDA kernels can be built and agree with plain torch on a GPU; if not, one line says why."""
+def _agrees(index: int | None, family: Family, compare: bool) -> bool:
+    """Whether CUDA kernels can be built and, with `compare`, agree with torch on a GPU; if not, one line says why.
+
+    Running out of memory is raised and not kept as an answer.
+    """
     if not torch.cuda.is_available() or not cuda.available():
         return False
-    wrong = disagreement(cuda, torch.device("cuda", torch.cuda.current_device() if index is None else index))
+    device = torch.device("cuda", torch.cuda.current_device() if index is None else index)
+    wrong = disagreement(cuda, device, family, compare)
     if wrong is not None:
-        logger.warning("CUDA kernels: %s; plain torch runs instead", wrong)
+        logger.warning("CUDA kernels: %s: %s; plain torch runs instead", family, wrong)
     return wrong is None
 
 
-#: by the type of a device, what gives its back end; None where that can't be built or is wrong
-BACK_ENDS: dict[str, Callable[[torch.device], ModuleType | None]] = {"cpu": _on_cpu, "cuda": _on_gpu}
+#: by the type of a device, what gives the back end of a family; None where that can't be built or is wrong
+BACK_ENDS: dict[str, Callable[[torch.device, Family], ModuleType | None]] = {"cpu": _on_cpu, "cuda": _on_gpu}
 
 
-def ours(device: torch.device) -> ModuleType | None:
-    """The back end whose kernels may run on `device`; None where plain torch runs whatever the operator."""
-    find = None if _selected == "reference" else BACK_ENDS.get(device.type)
-    return None if find is None else find(device)
+def ours(device: torch.device, family: Family = "layers") -> ModuleType | None:
+    """The back end whose kernels of a family may run on `device`; None where plain torch runs."""
+    plain = _selected == "reference" or (device.type, family) in _withheld
+    find = None if plain else BACK_ENDS.get(device.type)
+    return None if find is None else find(device, family)
 
 
-def backend(device: torch.device) -> ModuleType:
+def backend(device: torch.device, family: Family) -> ModuleType:
     """What computes loss rows, gradient norms and optimizer steps: every back end has them, for all inputs."""
-    return ours(device) or reference
+    return ours(device, family) or reference
 
 
 def tensor_lists(device: torch.device) -> ModuleType | None:
@@ -95,7 +129,7 @@ def adamw(device: torch.device, flat: bool) -> bool:
     Without lists, ours would gather a model's some 200 parameters into flat tensors at each step, unless they are
     `flat` already, as ZeRO's partitions are.
     """
-    return ours(device) is not None and (flat or tensor_lists(device) is not None)
+    return ours(device, "adamw") is not None and (flat or tensor_lists(device) is not None)
 
 
 def adds_bias(device: torch.device) -> bool:

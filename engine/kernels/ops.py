@@ -42,7 +42,7 @@ def _softmax_cross_entropy_(
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_targets(target, logits.shape[1], ignore_index)
     options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "gradient": gradient}
-    loss, hit, grad_bias = backend(logits.device).softmax_cross_entropy_(logits, bias, target, scale, **options)
+    loss, hit, grad_bias = backend(logits.device, "loss").softmax_cross_entropy_(logits, bias, target, scale, **options)
     return loss, hit, grad_bias
 
 
@@ -64,7 +64,7 @@ def _(
 
 @custom_op("zerobert::global_norm", mutates_args=())
 def _global_norm(grad: Tensor, segments: Sequence[Tensor]) -> Tensor:
-    norm: Tensor = backend(grad.device).global_norm(grad, Segments.from_tensors(segments))
+    norm: Tensor = backend(grad.device, "norm").global_norm(grad, Segments.from_tensors(segments))
     return norm
 
 
@@ -85,7 +85,7 @@ def _adamw_step_(
     grad_scale: Tensor,
 ) -> Tensor:
     table, terms = Segments.from_tensors(segments), Adam.unpack(adam)
-    step = backend(param.device).adamw_step_
+    step = backend(param.device, "adamw").adamw_step_
     nonfinite: Tensor = step(param, grad, exp_avg, exp_avg_sq, copy, table, terms, grad_scale)
     return nonfinite
 
@@ -109,7 +109,7 @@ def _lamb_step_(
     nvlamb: bool,
 ) -> tuple[Tensor, Tensor]:
     table, terms, trust = Segments.from_tensors(segments), Adam.unpack(adam), Trust(trust_clamp, nvlamb)
-    step = backend(param.device).lamb_step_
+    step = backend(param.device, "lamb").lamb_step_
     nonfinite, ratio = step(param, grad, exp_avg, exp_avg_sq, copy, table, terms, grad_scale, trust)
     return nonfinite, ratio
 
@@ -138,7 +138,7 @@ def _lamb_moments_(
     grad_scale: Tensor,
 ) -> tuple[Tensor, Tensor]:
     table, terms = Segments.from_tensors(segments), Adam.unpack(adam)
-    step = backend(param.device).lamb_moments_
+    step = backend(param.device, "lamb").lamb_moments_
     nonfinite, squares = step(param, grad, exp_avg, exp_avg_sq, table, terms, grad_scale)
     return nonfinite, squares
 
@@ -165,7 +165,7 @@ def _lamb_apply_(
     nonfinite: Tensor,
 ) -> None:
     table, terms = Segments.from_tensors(segments), Adam.unpack(adam)
-    step = backend(param.device).lamb_apply_
+    step = backend(param.device, "lamb").lamb_apply_
     step(param, grad, exp_avg, exp_avg_sq, copy, table, terms, grad_scale, ratio, nonfinite)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from engine.config import OPTIMIZERS, OptimConfig
+from engine.kernels import dispatch
 
 #: key of a parameter group: its learning rate as a multiple of the schedule's
 RATE_MULTIPLIER = "rate_multiplier"
@@ -36,7 +37,9 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
 def build_optimizer(
     model: nn.Module, config: OptimConfig, device: torch.device, zero_stage: int = 0
 ) -> torch.optim.Optimizer:
-    """The optimizer over whole parameters; ZeRO replaces them by its partitions afterwards.
+    """The optimizer over whole parameters; ZeRO replaces them by its partitions afterwards; collective.
+
+    The ranks agree on the kernels that they use (`engine.kernels.dispatch.agree`).
 
     The learning rate starts at 0: DeepSpeed steps some optimizers once while it initialises (stage 0 in half
     precision), and a step at rate 0 changes nothing. The loop sets the rate before every step. DeepSpeed clips.
@@ -47,4 +50,5 @@ def build_optimizer(
         device: where the optimizer steps: the CPU if it is offloaded.
         zero_stage: ZeRO stage of the run, 0 to 3.
     """
+    dispatch.agree(device)
     return OPTIMIZERS.get(config.name).build(parameter_groups(model, config), config, device, zero_stage)

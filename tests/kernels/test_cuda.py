@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.kernels import reference
 from engine.kernels.cuda import kernels as cuda
-from engine.kernels.cuda.selfcheck import disagreement
+from engine.kernels.cuda.selfcheck import FAMILIES, disagreement
 from tests.cuda_emulator.float64 import error
 from tests.kernels.test_emulator import TOLERANCE, Optimizer, rows
 
@@ -104,4 +104,5 @@ def test_the_host_never_waits() -> None:
 
 
 def test_the_check_at_the_start_of_a_run_passes() -> None:
-    assert disagreement(cuda, torch.device("cuda", torch.cuda.current_device())) is None
+    device = torch.device("cuda", torch.cuda.current_device())
+    assert [disagreement(cuda, device, family) for family in FAMILIES] == [None] * len(FAMILIES)

@@ -21,7 +21,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 #: what an operator is asked with, made of the device and the type
 QUESTIONS: dict[str, Callable[[torch.device, torch.dtype], ModuleType | bool | None]] = {
-    "rows, norm, steps": lambda device, _: dispatch.backend(device),
+    "rows, norm, steps": lambda device, _: dispatch.backend(device, "loss"),
     "tensor lists": lambda device, _: dispatch.tensor_lists(device),
     "adamw": lambda device, _: dispatch.adamw(device, flat=False),
     "adamw, flat": lambda device, _: dispatch.adamw(device, flat=True),
@@ -63,7 +63,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
         for name, value in {"available": library, "multiplies_bf16": bf16, "attends_bf16": bf16}.items():
             monkeypatch.setattr(cpu, name, lambda value=value: value)
         monkeypatch.setattr(cuda, "available", lambda: cuda_core)
-        monkeypatch.setattr(dispatch, "_agrees", lambda _: cuda_core and agrees)
+        monkeypatch.setattr(dispatch, "_agrees", lambda *asked: cuda_core and (agrees or not asked[2]))
 
     yield has
     select("auto")
@@ -114,7 +114,7 @@ def test_the_deterministic_mode_changes_nothing(deterministic: bool, machine: Ca
 
 def test_other_devices_have_plain_torch() -> None:
     meta = torch.device("meta")
-    assert (dispatch.ours(meta), dispatch.backend(meta)) == (None, reference)
+    assert (dispatch.ours(meta), dispatch.backend(meta, "loss")) == (None, reference)
     assert not dispatch.adamw(meta, flat=True)
 
 
@@ -195,7 +195,7 @@ def test_a_back_end_from_outside_computes_losses_norms_and_steps(
     emulated = emulated_kernels()
     results = []
     for back_end in (emulated, None):
-        monkeypatch.setitem(dispatch.BACK_ENDS, "cpu", lambda _, kernels=back_end: kernels)
+        monkeypatch.setitem(dispatch.BACK_ENDS, "cpu", lambda *_, kernels=back_end: kernels)
         generator = torch.Generator().manual_seed(1)
         hidden, start = torch.randn(6, 20, generator=generator), torch.randn(50, 20, generator=generator)
         weight, bias = nn.Parameter(start), nn.Parameter(torch.zeros(20))
@@ -206,7 +206,7 @@ def test_a_back_end_from_outside_computes_losses_norms_and_steps(
         stepped = optimizer([weight, bias], lr=0.1, max_grad_norm=0.5)
         stepped.step()
         results.append([loss.detach(), weight.detach(), bias.detach(), stepped.grad_norm])
-        assert dispatch.backend(CPU) is (emulated if back_end else reference)
+        assert dispatch.backend(CPU, "loss") is (emulated if back_end else reference)
         assert dispatch.normalised_sum(hidden, None, bias) is None
     for emulated_result, plain in zip(*results, strict=True):
         torch.testing.assert_close(emulated_result, plain, rtol=2e-5, atol=2e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.kernels import cpu, cuda, dispatch, reference
-from engine.kernels.cuda.selfcheck import disagreement
+from engine.kernels.cuda.selfcheck import FAMILIES, disagreement
 from tests.cuda_emulator.emulated import emulated_kernels
 
 CPU = torch.device("cpu")
@@ -24,9 +25,10 @@ def changed(**functions: Any) -> SimpleNamespace:
 
 
 def test_right_kernels_pass() -> None:
-    assert disagreement(emulated_kernels(), CPU) is None
-    if cpu.available():
-        assert disagreement(cpu, CPU) is None
+    for family in FAMILIES:
+        assert disagreement(emulated_kernels(), CPU, family) is None
+        if cpu.available():
+            assert disagreement(cpu, CPU, family) is None
 
 
 def test_a_wrong_loss_is_named() -> None:
@@ -34,42 +36,93 @@ def test_a_wrong_loss_is_named() -> None:
         loss, hit, grad_bias = reference.softmax_cross_entropy_(*arguments, **options)
         return loss * 1.001, hit, grad_bias
 
-    assert disagreement(changed(softmax_cross_entropy_=wrong), CPU) == (
+    assert disagreement(changed(softmax_cross_entropy_=wrong), CPU, "loss") == (
         "the loss in torch.float32 differs from plain torch by 1.0e-03"
     )
 
 
 def test_a_kernel_that_does_nothing_is_named() -> None:
     idle = changed(adamw_step_=lambda *_: torch.zeros(()))
-    assert "adamw: weights differs" in str(disagreement(idle, CPU))
+    assert "adamw: weights differs" in str(disagreement(idle, CPU, "adamw"))
     halved = changed(lamb_apply_=lambda *_: None)
-    assert "lamb in halves: weights differs" in str(disagreement(halved, CPU))
+    assert "lamb in halves: weights differs" in str(disagreement(halved, CPU, "lamb"))
 
 
 def test_nan_is_no_agreement() -> None:
     broken = changed(global_norm=lambda grad, _: torch.tensor(float("nan")))
-    assert "the gradient norm differs from plain torch by nan" in str(disagreement(broken, CPU))
+    assert "the gradient norm differs from plain torch by nan" in str(disagreement(broken, CPU, "norm"))
 
 
-def test_a_failure_to_build_or_launch_is_one_line() -> None:
+def failing(error: Exception) -> SimpleNamespace:
+    """Plain torch whose AdamW step raises."""
+
     def fails(*_: Any) -> Tensor:
-        raise RuntimeError("CUDA_ERROR_NO_BINARY_FOR_GPU\nmore")
+        raise error
 
-    assert disagreement(changed(adamw_step_=fails), CPU) == "CUDA_ERROR_NO_BINARY_FOR_GPU"
+    return changed(adamw_step_=fails)
 
 
-@pytest.mark.parametrize("found", [None, "the loss differs"])
-def test_the_answer_decides_what_a_gpu_uses(
-    found: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize("compare", [True, False])
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("CUDA_ERROR_NO_BINARY_FOR_GPU\nmore", "CUDA_ERROR_NO_BINARY_FOR_GPU"),
+        ("NVRTC_ERROR_COMPILATION\nlog:\na.cuh(86): error: no\nb: error: too", "a.cuh(86): error: no"),
+    ],
+)
+def test_a_failure_to_build_or_launch_is_the_line_that_says_why(message: str, line: str, compare: bool) -> None:
+    kernels = failing(RuntimeError(message))
+    assert disagreement(kernels, CPU, "adamw", compare) == line
+    assert disagreement(kernels, CPU, "lamb", compare) is None
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """A GPU that is said to be there."""
     dispatch._agrees.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(cuda, "available", lambda: True)
-    monkeypatch.setattr(dispatch, "disagreement", lambda *_: found)
-    with caplog.at_level(logging.WARNING):
-        chosen = [dispatch.backend(torch.device("cuda", 0)) for _ in range(2)]
+    yield monkeypatch
     dispatch._agrees.cache_clear()
-    assert chosen == [cuda if found is None else reference] * 2
-    assert [record.getMessage() for record in caplog.records] == (
-        [] if found is None else [f"CUDA kernels: {found}; plain torch runs instead"]
-    )
+    dispatch.select("auto")
+
+
+@pytest.mark.parametrize("chosen", ["auto", "fused"])
+def test_a_family_that_fails_does_not_drop_the_others(
+    chosen: dispatch.Kernels, gpu: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpu.setattr(dispatch, "disagreement", lambda *asked: "not built" if asked[2] == "lamb" else None)
+    dispatch.select(chosen)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            used = [dispatch.backend(torch.device("cuda", 0), family) for family in ("loss", "norm", "adamw", "lamb")]
+            assert used == [cuda, cuda, cuda, reference]
+    assert [record.getMessage() for record in caplog.records] == [
+        "CUDA kernels: lamb: not built; plain torch runs instead"
+    ]
+
+
+def test_running_out_of_memory_is_no_answer(gpu: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        disagreement(failing(torch.OutOfMemoryError("full")), CPU, "adamw")
+
+    gpu.setattr(dispatch, "disagreement", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        dispatch.backend(torch.device("cuda", 0), "adamw")
+    gpu.setattr(dispatch, "disagreement", lambda *_: None)
+    assert dispatch.backend(torch.device("cuda", 0), "adamw") is cuda
+
+
+def test_what_another_rank_lacks_is_used_by_none(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(dispatch.BACK_ENDS, "cpu", lambda *_: cpu)
+    monkeypatch.setattr(dispatch.dist, "gather_objects", lambda mine: [mine, ("node7", "cpu", {"lamb"})])
+    with caplog.at_level(logging.WARNING):
+        dispatch.agree(CPU)
+    used = [dispatch.backend(CPU, family) for family in ("adamw", "lamb")]
+    dispatch.select("auto")
+    assert used == [cpu, reference]
+    assert dispatch.backend(CPU, "lamb") is cpu
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "lamb can't be used on node7" in line

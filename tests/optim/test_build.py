@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 import torch
 from torch import nn
 
 from engine import kernels
 from engine.config import OptimConfig
 from engine.optim import FusedAdamW, FusedLamb
+from engine.kernels import cpu
 from engine.optim.build import build_optimizer
+from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
 
@@ -61,3 +69,34 @@ def test_plain_torch_everywhere_means_torchs_own_adamw() -> None:
 
 def test_kernels_that_never_ran_on_a_gpu_are_not_its_default() -> None:
     assert type(build_optimizer(model(), OptimConfig(), torch.device("cuda"))) is torch.optim.AdamW
+
+
+RANK = """
+import sys, torch, torch.distributed as dist
+from engine.config import OptimConfig
+from engine.optim.build import build_optimizer
+dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=int(sys.argv[2]), world_size=2)
+print(type(build_optimizer(torch.nn.Linear(4, 4), OptimConfig(), torch.device("cpu"))).__name__)
+"""
+
+
+@pytest.mark.parametrize(("compiler", "used"), [("g++", "FusedAdamW"), ("no-such-compiler", "AdamW")])
+def test_ranks_use_only_kernels_that_all_of_them_have(compiler: str, used: str, tmp_path: Path) -> None:
+    if not cpu.available():
+        pytest.skip("no C++ compiler")
+    empty = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "CXX": compiler}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(tmp_path / "meeting"), str(rank)],
+            cwd=ROOT,
+            env={**os.environ, **(empty if rank == 1 and compiler != "g++" else {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    told = [rank.communicate(timeout=120) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], told
+    assert [output.split() for output, _ in told] == [[used]] * 2
+    assert [log.count("plain torch runs instead on every rank") for _, log in told] == [int(used == "AdamW"), 0]

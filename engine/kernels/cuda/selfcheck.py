@@ -6,7 +6,7 @@ is checked here in a fraction of a second, on small inputs of every kind that tr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -26,18 +26,35 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Found = Iterator[tuple[str, Tensor, Tensor, float]]
 
 
-def disagreement(kernels: Any, device: torch.device) -> str | None:
-    """What `kernels` (functions of `engine.kernels.reference`) do wrong on `device`; None if nothing."""
+def disagreement(kernels: Any, device: torch.device, family: str, compare: bool = True) -> str | None:
+    """What kernels of one family do wrong on a device, in a line; None if nothing.
+
+    Args:
+        kernels: functions of `engine.kernels.reference`.
+        family: a name in `FAMILIES`.
+        compare: false asks only whether they can be built and launched.
+
+    Raises:
+        torch.OutOfMemoryError: memory ran out, which says nothing of the kernels.
+    """
     try:
-        for check in (_cross_entropy, _optimizer_steps):
-            for what, result, expected, tolerance in check(kernels, device):
+        for what, result, expected, tolerance in FAMILIES[family](kernels, device):
+            if compare:
                 scale = expected.double().abs().max().clamp(min=1e-30)
                 apart = float((result.double() - expected.double()).abs().max() / scale)
                 if not apart <= tolerance:
                     return f"{what} differs from plain torch by {apart:.1e}"
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
     except Exception as error:  # whatever a driver, a compiler or a launch may raise: plain torch does the work then
-        return (str(error).splitlines() or [type(error).__name__])[0]
+        return telling_line(error)
     return None
+
+
+def telling_line(error: Exception) -> str:
+    """The line of a message that says why: a compiler's first error, or else the first line."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return next((line.strip() for line in lines if "error:" in line), lines[0])
 
 
 def _cross_entropy(kernels: Any, device: torch.device) -> Found:
@@ -67,10 +84,25 @@ def _buffers(device: torch.device) -> tuple[list[Tensor], Tensor, Segments]:
     return [flat.to(device) for flat in flats], torch.zeros(size, dtype=torch.bfloat16, device=device), table.to(device)
 
 
-def _optimizer_steps(kernels: Any, device: torch.device) -> Found:
-    """Weights, moments and copies after AdamW, and after LAMB in one call and in two; and the norm of gradients."""
+def _adamw(kernels: Any, device: torch.device) -> Found:
+    """Weights, moments and copies after AdamW."""
+    yield from _steps(kernels, device, "adamw")
+
+
+def _lamb(kernels: Any, device: torch.device) -> Found:
+    """Weights, moments and copies after LAMB in one call and in two."""
+    yield from _steps(kernels, device, "lamb", "lamb in halves")
+
+
+def _norm(kernels: Any, device: torch.device) -> Found:
+    """The norm of gradients."""
+    flats, _, table = _buffers(device)
+    yield "the gradient norm", kernels.global_norm(flats[1], table), reference.global_norm(flats[1], table), TOLERANCE
+
+
+def _steps(kernels: Any, device: torch.device, *names: str) -> Found:
     adam, scale = Adam(lr=1e-2, beta1=0.9, beta2=0.999, eps=1e-6, step=3), torch.full((), 0.5, device=device)
-    for name in ("adamw", "lamb", "lamb in halves"):
+    for name in names:
         results = []
         for one in (kernels, reference):
             flats, copy, table = _buffers(device)
@@ -86,5 +118,12 @@ def _optimizer_steps(kernels: Any, device: torch.device) -> Found:
         low = torch.finfo(torch.bfloat16).eps
         for what, own, true in zip(("weights", "gradients", "moments", "moments", "copy"), *results, strict=True):
             yield f"{name}: {what}", own, true, TOLERANCE + (low if what == "copy" else 0.0)
-    flats, _, table = _buffers(device)
-    yield "the gradient norm", kernels.global_norm(flats[1], table), reference.global_norm(flats[1], table), TOLERANCE
+
+
+#: what is judged, and used or not, as a whole
+FAMILIES: dict[str, Callable[[Any, torch.device], Found]] = {
+    "loss": _cross_entropy,
+    "norm": _norm,
+    "adamw": _adamw,
+    "lamb": _lamb,
+}
