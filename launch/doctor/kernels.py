@@ -67,8 +67,7 @@ def existing(path: Path) -> Path:
 
 def check_cuda_kernels() -> Iterator[Finding]:
     """The CUDA kernels: prebuilt, cached, or compiled at first use by NVRTC."""
-    from engine.kernels.cache import cache_folder
-    from engine.kernels.cuda.nvrtc import PREBUILT
+    from engine.kernels.cuda.nvrtc import PREBUILT, cubin_folder
 
     prebuilt = os.environ.get(PREBUILT)
     if prebuilt and not Path(prebuilt).is_dir():
@@ -76,7 +75,7 @@ def check_cuda_kernels() -> Iterator[Finding]:
         yield Finding("CUDA kernels", "problem", f"{PREBUILT} names {prebuilt}, which is no folder", remedy)
     folders = [Path(prebuilt)] if prebuilt else []
     capabilities = sorted({gpu.capability for gpu in visible_gpus()})
-    yield judge_cuda(capabilities, compiler_of_cuda(), [*folders, cache_folder() / "cuda"])
+    yield judge_cuda(capabilities, compiler_of_cuda(), [*folders, cubin_folder()])
 
 
 def compiler_of_cuda() -> str | None:

@@ -148,8 +148,22 @@ def test_a_prebuilt_kernel_of_an_older_gpu_of_the_generation_is_taken(
 
 def test_without_cuda_core_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.core", None)
-    with pytest.raises(UserError, match=r"pip install 'zerobert\[cuda\]'"):
+    with pytest.raises(UserError, match=r"pip install 'zerobert\[cuda\d*\]'"):
         compile_kernels([SMALL], 90)
+
+
+@pytest.mark.parametrize(("cuda_of_torch", "extra"), [("12.8", "cuda12"), ("13.0", "cuda13"), (None, "cuda")])
+def test_the_extra_fits_torch(cuda_of_torch: str | None, extra: str) -> None:
+    assert nvrtc.extra(cuda_of_torch) == extra
+    assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text()
+
+
+def test_another_version_of_the_compiler_has_another_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = set()
+    for version in ("12.8", "13.0"):
+        monkeypatch.setattr(nvrtc, "version", lambda version=version: version)
+        folders.add(nvrtc.cubin_folder())
+    assert len(folders) == 2
 
 
 @needs_nvrtc

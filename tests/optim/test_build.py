@@ -13,8 +13,8 @@ from torch import nn
 
 from engine import kernels
 from engine.config import OptimConfig
-from engine.optim import FusedAdamW, FusedLamb
 from engine.kernels import cpu
+from engine.optim import FusedAdamW, FusedLamb
 from engine.optim.build import build_optimizer
 from tests.conftest import ROOT
 

@@ -32,7 +32,17 @@ PROGRAM = '#include "norm.cuh"\n#include "optimizer.cuh"\n#include "xent.cuh"\n'
 STANDARD = "c++17"
 #: environment variable that names a folder filled by `zerobert build-kernels`
 PREBUILT = "ZEROBERT_CUBINS"
-MISSING = "cuda-core is not installed; pip install 'zerobert[cuda]', or name prebuilt kernels in " + PREBUILT
+
+
+def extra(cuda: str | None) -> str:
+    """The extra that fits torch's version of CUDA, such as 12.8; None in a build for CPUs."""
+    return f"cuda{cuda.partition('.')[0]}" if cuda else "cuda"
+
+
+MISSING = (
+    f"cuda-core is not installed; pip install 'zerobert[{extra(torch.version.cuda)}]', "
+    f"or name prebuilt kernels in {PREBUILT}"
+)
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,23 @@ def supported_architectures() -> list[int]:
         raise UserError(f"CUDA kernels: {MISSING}") from None
     _, architectures = nvrtc.nvrtcGetSupportedArchs()
     return list(architectures)
+
+
+@functools.cache
+def version() -> str:
+    """NVRTC's version, such as 13.0; "none" where it can't be loaded."""
+    try:
+        from cuda.bindings import nvrtc
+
+        _, major, minor = nvrtc.nvrtcVersion()
+    except (ImportError, RuntimeError, OSError):
+        return "none"
+    return f"{major}.{minor}"
+
+
+def cubin_folder() -> Path:
+    """Where kernels compiled at their first use stay: by NVRTC's version, as nodes may share a home."""
+    return cache_folder() / "cuda" / f"nvrtc-{version()}"
 
 
 @dataclass(frozen=True)
@@ -154,7 +181,7 @@ def find_cubin(kernel: str, capability: tuple[int, int]) -> Cubin:
         path = Path(str(prebuilt)) / file_name(kernel, major * 10 + older)
         if path.exists():
             return Cubin.from_bytes(path.read_bytes())
-    return cubin_of(kernel, major * 10 + minor, cache_folder() / "cuda")
+    return cubin_of(kernel, major * 10 + minor, cubin_folder())
 
 
 @functools.cache
