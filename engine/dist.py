@@ -188,7 +188,7 @@ def rng_state() -> dict[str, object]:
         "numpy": np.random.get_state(),
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # not on a GPU machine whose run is on CPUs: asking would create a context
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
@@ -198,7 +198,7 @@ def set_rng_state(state: dict[str, object]) -> None:
     random.setstate(state["python"])  # type: ignore[arg-type]
     np.random.set_state(state["numpy"])  # type: ignore[arg-type]
     torch.set_rng_state(state["torch"])  # type: ignore[arg-type]
-    if "cuda" in state and torch.cuda.is_available():
+    if "cuda" in state and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(state["cuda"])  # type: ignore[arg-type]
 
 

@@ -199,7 +199,8 @@ class Trainer:
                 self._roll_back(back)
 
     def _load(self) -> Generator[MicroBatch, None, None]:
-        return training_batches(self.source, self.layout, self.cursor, self.config.data.workers)
+        pin = self.world.device.type == "cuda"
+        return training_batches(self.source, self.layout, self.cursor, self.config.data.workers, pin=pin)
 
     def _train(self, batches: Iterator[MicroBatch]) -> None:
         train = self.config.train

@@ -110,7 +110,7 @@ class _Request:
 
 
 def training_batches(
-    source: SampleSource, layout: BatchLayout, cursor: Cursor, workers: int
+    source: SampleSource, layout: BatchLayout, cursor: Cursor, workers: int, *, pin: bool = False
 ) -> Generator[MicroBatch, None, None]:
     """This rank's micro-batches from `cursor` on, without end; `layout.accumulation` of them make a global batch.
 
@@ -120,12 +120,15 @@ def training_batches(
 
     They start with the call. Make it before the model: a fork keeps its own copy of all that the trainer later changes.
 
+    Args:
+        pin: put the tensors into page-locked memory, for a GPU.
+
     Raises:
         UserError: the source ends before the cursor.
         RunError: the processes gave no sign of life, several times.
     """
     _check_cursor(source, cursor)
-    start = partial(_start, source, layout, cursor, workers)
+    start = partial(_start, source, layout, cursor, workers, pin)
     return _restarted(start(PATIENCE, 0), start, workers)
 
 
@@ -179,7 +182,7 @@ class _StuckLoader(Exception):  # noqa: N818 - another attempt follows
 
 
 def _start(
-    source: SampleSource, layout: BatchLayout, cursor: Cursor, workers: int, patience: float, skip: int
+    source: SampleSource, layout: BatchLayout, cursor: Cursor, workers: int, pin: bool, patience: float, skip: int
 ) -> _Loading:
     """Begin to load the micro-batches after the first `skip` ones from `cursor`."""
     loader: DataLoader[Any] = DataLoader(
@@ -191,7 +194,7 @@ def _start(
         worker_init_fn=worker_preparation(),
         multiprocessing_context=LoaderContext() if workers else None,
         timeout=patience if workers else 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin,
         # Without its own generator a DataLoader draws from torch's global one, whose state a resume restores exactly.
         generator=torch.Generator(),
     )

@@ -256,7 +256,7 @@ def test_micro_batches_are_tensors_of_this_process(workers: int) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_micro_batches_are_pinned_for_a_gpu(workers: int) -> None:
-    batches = training_batches(Numbers(10), BatchLayout(2, 2), Cursor(), workers)
+    batches = training_batches(Numbers(10), BatchLayout(2, 2), Cursor(), workers, pin=True)
     batch = next(batches)
     assert all(tensor.is_pinned() for tensor in batch.inputs.values())
     assert samples([batch]) == [(0, 0), (0, 1)]
