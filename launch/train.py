@@ -19,6 +19,8 @@ if __name__ == "__main__":  # run as a file: import the packages of this checkou
 from engine.config import TASKS, RunConfig
 from engine.errors import SharedError, UserError
 from engine.train.output import newest_step
+from engine.train.ranks.device import check as check_device
+from engine.train.ranks.device import prepare
 from engine.train.watch.preempt import Stopped, StopRequest, agreed_stop, is_scheduled, write_marker
 from engine.zero.quiet import silence_libraries
 from launch.cli import run_command, tell
@@ -70,7 +72,7 @@ def train(config: RunConfig, launcher: Launcher, request: StopRequest, given: fr
         The exit code.
     """
     from engine.train.output import OutputLock, lost_output
-    from engine.train.ranks.join import end_ranks, start_ranks
+    from engine.train.ranks.join import collective_timeout, end_ranks, start_ranks
     from engine.train.watch.session import Session
 
     output = Path(config.output)
@@ -78,7 +80,7 @@ def train(config: RunConfig, launcher: Launcher, request: StopRequest, given: fr
     world = None
     try:
         meeting = meet(config, lock, request, watchdog)
-        world = start_ranks(config.train.threads, meeting=meeting)
+        world = start_ranks(config.train.threads, collective_timeout(watchdog.timeout), meeting)
         watchdog.open()
         run(config, launcher, Session(config, world, request, watchdog), given)
         code = 0
@@ -120,8 +122,14 @@ def meet(config: RunConfig, lock: OutputLock, request: StopRequest, watchdog: Wa
     from engine.train.output import check_output
     from engine.train.ranks.meeting import Meeting
 
+    def check(rank: int) -> None:
+        from deepspeed.accelerator import get_accelerator
+
+        check_device(os.environ, config.train.deterministic, get_accelerator().device_name())
+        lock.take() if rank == 0 else check_output(lock.output)
+
     return Meeting(
-        check=lambda rank: lock.take() if rank == 0 else check_output(lock.output),
+        check=check,
         asked=lambda: agreed_stop(request.counts(), is_scheduled(os.environ)),
         alive=lambda: watchdog.feed("meeting of the ranks"),
         limit=watchdog.timeout,
@@ -229,6 +237,7 @@ def main(arguments: list[str]) -> int:
     try:
         config, given = parse_given(arguments)
         launcher = detect_launcher(os.environ, free_port=0)
+        prepare(os.environ, config.train.deterministic)  # before torch is imported
     except UserError as error:
         with contextlib.suppress(UserError):
             os.environ.update(detect_launcher(os.environ, free_port=0).variables)

@@ -19,7 +19,7 @@ from engine.train.heap import release_freed
 #: samples of the data set among which the longest sequence is searched
 SEARCHED = 2048
 #: messages of torch's CPU allocator and of CUDA that mean out of memory, where they raise a plain RuntimeError
-PHRASES = ("can't allocate memory", "out of memory", "cannot allocate memory")
+PHRASES = ("can't allocate memory", "out of memory", "cannot allocate memory", "cublas_status_alloc_failed")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -10,13 +10,24 @@ from datetime import timedelta
 import torch
 
 from engine import dist
+from engine.config import FaultConfig
+from engine.train.ranks.device import settle
 from engine.train.ranks.interface import address_of, check_interface
 from engine.train.ranks.meeting import Meeting, place_of
 from engine.zero.quiet import import_deepspeed
 
 
+def collective_timeout(hang_timeout: float | None) -> timedelta:
+    """Longest time of a collective: beyond the watchdog's, since NCCL ends a process without a word of who is missing.
+
+    Args:
+        hang_timeout: fault.hang_timeout; for None, never, it is a week, as torch needs a number.
+    """
+    return timedelta(weeks=1) if hang_timeout is None else timedelta(seconds=hang_timeout, minutes=5)
+
+
 def start_ranks(
-    threads: int | None = None, timeout: timedelta = timedelta(minutes=30), meeting: Meeting | None = None
+    threads: int | None = None, timeout: timedelta | None = None, meeting: Meeting | None = None
 ) -> dist.World:
     """Join the process group that the launcher announced and return this process's place in it; collective.
 
@@ -25,7 +36,8 @@ def start_ranks(
 
     Args:
         threads: CPU threads of this rank; None divides the cores among the machine's ranks.
-        timeout: longest time of a collective, after which a rank gives up on the others.
+        timeout: longest time of a collective, after which a rank gives up on the others; None: that of the default
+            fault.hang_timeout.
         meeting: where the ranks report their mistakes before they join.
 
     Raises:
@@ -38,7 +50,8 @@ def start_ranks(
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if get_accelerator().device_name() == "cpu":  # the table is made at its first use, with lines of each operator
+        vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     if meeting is not None and place_of(os.environ) is None:  # under mpirun, which sets no such variables
         deepspeed.comm.comm.mpi_discovery(verbose=False)
     place = place_of(os.environ)
@@ -46,7 +59,7 @@ def start_ranks(
         meeting.hold(place, check_node)
     else:
         check_node()
-    deepspeed.init_distributed(verbose=False, timeout=timeout)
+    deepspeed.init_distributed(verbose=False, timeout=timeout or collective_timeout(FaultConfig().hang_timeout))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     accelerator = get_accelerator()
     device = torch.device("cpu")
@@ -60,6 +73,7 @@ def start_ranks(
         local_size=dist.local_size(os.environ),
         device=device,
     )
+    settle(device)
     dist.set_threads(world.local_size, threads)
     return world
 
