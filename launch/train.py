@@ -172,6 +172,7 @@ def run(config: RunConfig, launcher: Launcher, session: Session, given: frozense
     from engine.data.loading.loader import resolve_layout
     from engine.dist import agreed, gather_objects
     from engine.evaluate import final_report
+    from engine.kernels import select
     from engine.train.curves.monitor import check_monitor
     from engine.train.start import find_start, is_over, recorded_facts, told_over, with_hub_model
     from engine.train.trainer import Trainer
@@ -195,6 +196,7 @@ def run(config: RunConfig, launcher: Launcher, session: Session, given: frozense
         if world.is_main and start is not None:
             print(told_over(config, start), flush=True)
         return
+    select(batch.kernels)  # before the trial, which is to run what the run will
     if batch.micro_batch == "auto":
         config, layout = fitted(config, task, world)
     deepspeed = agreed(lambda: resolved(config, layout, accelerator))
