@@ -50,7 +50,7 @@ def test_equal_tokenizers_agree(folder: Path) -> None:
 def test_a_difference_shows_the_text_and_both_ways_of_cutting_it(folder: Path) -> None:
     backend = Tokenizer.from_str(load_tokenizer(folder).backend.to_str())
     backend.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
-    message = r"^tokenizer: .*: the text 'then a naïve .*' is '.* n ##a.*' for transformers' .* and '.*UNK.*' here, "
+    message = r"^tokenizer: .*: the text '.*then a naïve .*' is '.* n ##a.*' for transformers' .* and '.*UNK.*' here, "
     with pytest.raises(UserError, match=message):
         check_texts(Vocabulary(backend), open_with_transformers(folder), folder, TEXTS)
 
