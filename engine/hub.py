@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.errors import UserError
+from engine.errors import UserError, first_line
 
 #: all that is read of a model beside its weights
 CONFIG = "config.json"
@@ -200,7 +200,7 @@ def _explained(error: Exception, model: HubModel, field: str) -> UserError:
         )
     if isinstance(error, OfflineModeIsEnabled):
         return _absent(model, field, "HF_HUB_OFFLINE forbids to ask the hub")
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    reason = first_line(error)
     return _absent(model, field, f"{constants.ENDPOINT} did not give it ({reason})")
 
 

@@ -196,7 +196,7 @@ def run(config: RunConfig, launcher: Launcher, session: Session, given: frozense
         if world.is_main and start is not None:
             print(told_over(config, start), flush=True)
         return
-    select(batch.kernels)  # before the trial, which is to run what the run will
+    select(batch.kernels)
     if batch.micro_batch == "auto":
         config, layout = fitted(config, task, world)
     deepspeed = agreed(lambda: resolved(config, layout, accelerator))

@@ -7,7 +7,8 @@ the `model_type` of its transformers configuration. A run takes the architecture
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -114,33 +115,19 @@ class Architecture(ABC):
 
     def shape(self, model: ModelConfig, vocabulary: int) -> Shape:
         """The shape of a run's own dimensions."""
-        hidden, layers, heads, intermediate = model.dimensions()
-        return Shape(
-            hidden,
-            layers,
-            heads,
-            intermediate,
-            vocabulary,
-            model.max_positions,
-            feed_forward_matrices=self.feed_forward_matrices,
-            biases=self.biases,
-        )
+        return self._shape((*model.dimensions(), model.max_positions), vocabulary)
 
     def shape_of(self, config: Any) -> Shape:
         """The shape of a configuration."""
-        hidden, layers, heads, intermediate, positions = (getattr(config, self.dimensions[name]) for name in DIMENSIONS)
-        return Shape(
-            hidden,
-            layers,
-            heads,
-            intermediate,
-            config.vocab_size,
-            positions,
-            config.type_vocab_size,
-            self.feed_forward_matrices,
-            self.biases,
-            config.num_labels,
-        )
+        sizes = [getattr(config, self.dimensions[name]) for name in DIMENSIONS]
+        shape = self._shape(sizes, config.vocab_size)
+        return replace(shape, segments=config.type_vocab_size, classes=config.num_labels)
+
+    def _shape(self, sizes: Sequence[int], vocabulary: int) -> Shape:
+        """The shape whose `DIMENSIONS` have these sizes."""
+        hidden, layers, heads, intermediate, positions = sizes
+        shape = Shape(hidden, layers, heads, intermediate, vocabulary, positions)
+        return replace(shape, feed_forward_matrices=self.feed_forward_matrices, biases=self.biases)
 
 
 #: the architectures by `model_type`

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from engine.config import ARCHITECTURES, Architecture, architecture_of
-from engine.errors import UserError
+from engine.errors import UserError, first_line
 from engine.lfs import refuse_pointer
 
 
@@ -223,8 +223,9 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path}: cannot be read as plain tensors ({reason}); copy the file again") from error
+        raise UserError(
+            f"{path}: cannot be read as plain tensors ({first_line(error)}); copy the file again"
+        ) from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path}: it holds more than named tensors; save the model's state_dict alone")
     return content

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 
-from engine import dist, kernels
+from engine import dist
 from engine.config import RunConfig, architecture_of
 from engine.data.loading.loader import BatchLayout, training_batches
 from engine.data.loading.source import Cursor, MicroBatch
@@ -106,7 +106,6 @@ class Trainer:
     def _build_engine(self, deepspeed: dict[str, Any]) -> None:
         """Fork the loader's processes, then build the model and engine, which they must not copy; collective."""
         config, train = self.config, self.config.train
-        kernels.select(train.kernels)
         if train.deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports Inductor, slowly
             torch.use_deterministic_algorithms(train.deterministic)
         torch.autograd.set_detect_anomaly(train.detect_anomaly)

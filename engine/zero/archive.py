@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.durable import FileFacts, durable_file, write_durably
-from engine.errors import UserError
+from engine.errors import UserError, first_line
 
 INDEX_FILE = "index.json"
 WEIGHT = "weight"
@@ -82,11 +82,6 @@ class Index:
 
 def rank_file(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's text."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileFacts:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.data.tokenizer.vocabulary import NAMES, Vocabulary, unquote
-from engine.errors import UserError
+from engine.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -110,11 +110,6 @@ def snippet(text: str, start: int) -> str:
     """Some words of a text from about its token `start` on, short enough for a message."""
     words = text.split()
     return " ".join(words[min(start, max(0, len(words) - 4)) :])[:SHOWN_CHARACTERS]
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an exception says, or its type where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _difference(folder: Path, what: str, theirs: object, ours: object) -> UserError:

@@ -36,10 +36,9 @@ from engine import dist
 from engine.config import ModelConfig, task_entries
 from engine.data.loading.source import Cursor
 from engine.durable import SEAL, FileFacts, is_sealed, seal, sha256_of
-from engine.errors import UserError
+from engine.errors import UserError, first_line
 from engine.tasks.identity import MAY_CHANGE
 from engine.train.log import say
-from engine.zero.archive import first_line
 from engine.zero.engine import ZeroEngine
 
 STATE_FILE = "state.json"

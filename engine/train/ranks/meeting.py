@@ -27,7 +27,7 @@ from datetime import timedelta
 from typing import Any
 
 from engine.dist import Report, own_reader, shared_mistake
-from engine.errors import LateRanksError, LostRankError, RunError, SharedError, UserError
+from engine.errors import LateRanksError, LostRankError, RunError, SharedError, UserError, first_line
 from engine.train.watch.preempt import Stop, Stopped
 
 #: seconds between two lines that name the ranks that a rank waits for
@@ -223,7 +223,7 @@ class _Talk(threading.Thread):
             self.error = error
         except Exception as error:
             who = "the launcher" if self.place.served else "rank 0"
-            told = f"{who} at {self.place.address} has gone before the ranks met ({str(error).splitlines()[0]})"
+            told = f"{who} at {self.place.address} has gone before the ranks met ({first_line(error)})"
             self.error = LostRankError(told, speaks=self.place.rank == 1 or _is_first_here())
 
     def missing(self) -> str:
