@@ -19,7 +19,7 @@ from engine.kernels.cuda.kernels import CudaKernels
 from engine.kernels.cuda.nvrtc import SOURCES
 
 if TYPE_CHECKING:
-    from engine.kernels.cuda.kernels import Argument
+    from engine.kernels.cuda.arguments import Argument
 
 HERE = Path(__file__).resolve().parent
 FLAGS = ("-std=c++17", "-g", "-fPIC", "-DCUDA_EMULATOR", "-Wall", "-Wno-unknown-pragmas")

@@ -14,17 +14,16 @@ import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from engine.kernels.cuda import nvrtc
+from engine.kernels.cuda.arguments import TYPES, Launcher, flat, pointer
 from engine.kernels.segments import Segments
 from engine.kernels.terms import Adam, Trust
 
-#: the kernels' names for the types
-TYPES = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "fp16"}
 COPY_TYPES = {dtype: name for dtype, name in TYPES.items() if dtype != torch.float32}
 #: threads a block
 CHUNK_THREADS = 256
@@ -37,8 +36,7 @@ REGISTER_PACKS = {torch.float32: (4, 8), torch.bfloat16: (4,), torch.float16: (4
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    #: a kernel's argument with its C type; cuda-core takes addresses as integers
-    Argument: TypeAlias = ctypes._SimpleCData[Any]
+    from engine.kernels.cuda.arguments import Argument
 
 
 @functools.cache
@@ -48,14 +46,6 @@ def available() -> bool:
     if not found:
         logger.warning("CUDA kernels: %s; plain torch runs instead", nvrtc.MISSING)
     return found
-
-
-class Launcher(Protocol):
-    """Runs a kernel by its C++ name on a grid of blocks; `nvrtc.launch`, or the tests' emulator."""
-
-    def __call__(
-        self, kernel: str, blocks: int, threads: int, arguments: Sequence[Argument], device: torch.device
-    ) -> None: ...
 
 
 def xent_kernel(dtype: torch.dtype, classes: int) -> tuple[str, int]:
@@ -107,13 +97,13 @@ class CudaKernels:
         target = target.contiguous()
         kernel, threads = xent_kernel(logits.dtype, classes)
         arguments: list[Argument] = [
-            _pointer(logits),
+            pointer(logits),
             ctypes.c_longlong(logits.stride(0)),
             ctypes.c_int(classes),
-            _pointer(target, torch.int64),
-            _pointer(scale, torch.float32),
-            _pointer(loss),
-            _pointer(hit),
+            pointer(target, torch.int64),
+            pointer(scale, torch.float32),
+            pointer(loss),
+            pointer(hit),
             ctypes.c_longlong(ignore_index),
             ctypes.c_float(label_smoothing),
             ctypes.c_bool(gradient),
@@ -129,9 +119,9 @@ class CudaKernels:
         norm = torch.empty((), dtype=torch.float32, device=grad.device)
         if chunks:
             kernel = f"squared_norms<{TYPES[grad.dtype]}, {CHUNK_THREADS}>"
-            squares = [_flat(grad), _pointer(segments.begin), _pointer(segments.size), _pointer(partial)]
+            squares = [flat(grad), pointer(segments.begin), pointer(segments.size), pointer(partial)]
             self.launch(kernel, chunks, CHUNK_THREADS, squares, grad.device)
-        total: list[Argument] = [_pointer(partial), ctypes.c_int(chunks), _pointer(norm)]
+        total: list[Argument] = [pointer(partial), ctypes.c_int(chunks), pointer(norm)]
         self.launch(f"norm_of_chunks<{ROW_THREADS}>", 1, ROW_THREADS, total, grad.device)
         return norm
 
@@ -149,12 +139,12 @@ class CudaKernels:
         """See `reference.adamw_step_`; one launch, after four bytes are cleared."""
         nonfinite = torch.zeros((), dtype=torch.int32, device=param.device)
         arguments: list[Argument] = [
-            *(_flat(buffer) for buffer in (param, grad, exp_avg, exp_avg_sq)),
-            _copy(copy),
+            *(flat(buffer) for buffer in (param, grad, exp_avg, exp_avg_sq)),
+            flat(copy),
             *_chunks(segments),
             ctypes.c_float(adam.lr),
             *_adam(adam, grad_scale),
-            _pointer(nonfinite),
+            pointer(nonfinite),
         ]
         self._over_chunks(f"adamw<{_types(grad, copy)}, {CHUNK_THREADS}>", segments, arguments, param.device)
         return nonfinite
@@ -175,13 +165,13 @@ class CudaKernels:
         nonfinite, partial = self._lamb_partial(param, grad, exp_avg, exp_avg_sq, segments, adam, grad_scale)
         ratio = torch.empty(len(segments.length), dtype=torch.float32, device=param.device)
         arguments: list[Argument] = [
-            _pointer(partial),
-            _pointer(segments.first),
-            _pointer(segments.weight_decay),
-            _pointer(segments.trust),
+            pointer(partial),
+            pointer(segments.first),
+            pointer(segments.weight_decay),
+            pointer(segments.trust),
             ctypes.c_float(trust.bound),
             ctypes.c_bool(trust.nvlamb),
-            _pointer(ratio),
+            pointer(ratio),
         ]
         if len(ratio):
             self.launch(f"lamb_ratios<{CHUNK_THREADS}>", len(ratio), CHUNK_THREADS, arguments, param.device)
@@ -201,7 +191,7 @@ class CudaKernels:
         """See `reference.lamb_moments_`; two launches, after four bytes are cleared."""
         nonfinite, partial = self._lamb_partial(param, grad, exp_avg, exp_avg_sq, segments, adam, grad_scale)
         squares = torch.empty((len(segments.length), 2), dtype=torch.float64, device=param.device)
-        arguments: list[Argument] = [_pointer(partial), _pointer(segments.first), _pointer(squares)]
+        arguments: list[Argument] = [pointer(partial), pointer(segments.first), pointer(squares)]
         if len(squares):
             self.launch(f"lamb_squares<{CHUNK_THREADS}>", len(squares), CHUNK_THREADS, arguments, param.device)
         return nonfinite, squares
@@ -220,11 +210,11 @@ class CudaKernels:
         nonfinite = torch.zeros((), dtype=torch.int32, device=param.device)
         partial = torch.empty((len(segments.begin), 2), dtype=torch.float32, device=param.device)
         arguments: list[Argument] = [
-            *(_flat(buffer) for buffer in (param, grad, exp_avg, exp_avg_sq)),
+            *(flat(buffer) for buffer in (param, grad, exp_avg, exp_avg_sq)),
             *_chunks(segments),
             *_adam(adam, grad_scale),
-            _pointer(partial),
-            _pointer(nonfinite),
+            pointer(partial),
+            pointer(nonfinite),
         ]
         self._over_chunks(f"lamb_moments<{TYPES[grad.dtype]}, {CHUNK_THREADS}>", segments, arguments, param.device)
         return nonfinite, partial
@@ -244,13 +234,13 @@ class CudaKernels:
     ) -> None:
         """See `reference.lamb_apply_`; one launch."""
         arguments: list[Argument] = [
-            *(_flat(buffer) for buffer in (param, grad, exp_avg, exp_avg_sq)),
-            _copy(copy),
+            *(flat(buffer) for buffer in (param, grad, exp_avg, exp_avg_sq)),
+            flat(copy),
             *_chunks(segments),
             ctypes.c_float(adam.lr),
             *_adam(adam, grad_scale),
-            _pointer(ratio.contiguous(), torch.float32),
-            _pointer(nonfinite, torch.int32),
+            pointer(ratio.contiguous(), torch.float32),
+            pointer(nonfinite, torch.int32),
         ]
         self._over_chunks(f"lamb_update<{_types(grad, copy)}, {CHUNK_THREADS}>", segments, arguments, param.device)
 
@@ -262,20 +252,6 @@ class CudaKernels:
             self.launch(kernel, len(segments.begin), CHUNK_THREADS, arguments, device)
 
 
-def _pointer(tensor: Tensor, dtype: torch.dtype | None = None) -> ctypes.c_size_t:
-    assert dtype is None or tensor.dtype == dtype
-    return ctypes.c_size_t(tensor.data_ptr())
-
-
-def _flat(buffer: Tensor) -> ctypes.c_size_t:
-    assert buffer.is_contiguous()
-    return _pointer(buffer)
-
-
-def _copy(copy: Tensor | None) -> ctypes.c_size_t:
-    return ctypes.c_size_t(0) if copy is None else _flat(copy)
-
-
 def _types(grad: Tensor, copy: Tensor | None) -> str:
     """Template arguments for gradients and copy; without a copy any type of it will do."""
     return f"{TYPES[grad.dtype]}, {COPY_TYPES[torch.bfloat16 if copy is None else copy.dtype]}"
@@ -283,12 +259,12 @@ def _types(grad: Tensor, copy: Tensor | None) -> str:
 
 def _chunks(segments: Segments) -> list[ctypes.c_size_t]:
     """`CHUNK_PARAMETERS` of csrc/optimizer.cuh."""
-    return [_pointer(table) for table in (segments.begin, segments.size, segments.owner, segments.weight_decay)]
+    return [pointer(table) for table in (segments.begin, segments.size, segments.owner, segments.weight_decay)]
 
 
 def _adam(adam: Adam, grad_scale: Tensor) -> list[Argument]:
     """`ADAM_PARAMETERS` of csrc/optimizer.cuh."""
-    return [_pointer(grad_scale, torch.float32), *(ctypes.c_float(constant) for constant in adam.constants())]
+    return [pointer(grad_scale, torch.float32), *(ctypes.c_float(constant) for constant in adam.constants())]
 
 
 _kernels = CudaKernels(nvrtc.launch)

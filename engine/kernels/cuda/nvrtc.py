@@ -24,7 +24,7 @@ from engine.kernels.cache import cache_folder
 if TYPE_CHECKING:
     from cuda.core import Kernel
 
-    from engine.kernels.cuda.kernels import Argument
+    from engine.kernels.cuda.arguments import Argument
 
 SOURCES = Path(__file__).parent.parent / "csrc"
 PROGRAM = '#include "norm.cuh"\n#include "optimizer.cuh"\n#include "xent.cuh"\n'
