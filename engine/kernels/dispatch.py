@@ -159,9 +159,11 @@ def gelu_in_linear(layer: nn.Module, activation: nn.Module, plain: type[nn.Modul
     return type(layer) is plain and "forward" not in vars(layer) and not foreign
 
 
-def normalised_sum(states: Tensor, residual: Tensor | None, weight: Tensor) -> ModuleType | None:
+def normalised_sum(
+    states: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None = None
+) -> ModuleType | None:
     """The back end of dropout, residual sum and layer normalisation; None for plain torch."""
-    alike = states.dtype == weight.dtype and (residual is None or residual.dtype == states.dtype)
+    alike = all(other is None or other.dtype == states.dtype for other in (residual, weight, bias))
     takes = alike and states.dtype in (torch.float32, torch.bfloat16) and states.numel() > 0
     return cpu if takes and ours(states.device) is cpu else None
 

@@ -23,7 +23,7 @@ def normalised_sum(
     states: Tensor,
     residual: Tensor | None,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     eps: float,
     *,
     dropout: float = 0.0,
@@ -39,13 +39,34 @@ def normalised_sum(
     Returns:
         [T, H].
     """
-    kernels = dispatch.normalised_sum(states, residual, weight)
+    kernels = dispatch.normalised_sum(states, residual, weight, bias)
     if kernels is not None:
         dropouts = (_drawn(dropout), _drawn(output_dropout))
         normalised: Tensor = _NormalisedSum.apply(states, residual, weight, bias, eps, *dropouts, kernels)
         return normalised
     summed = states if residual is None else F.dropout(states, dropout) + residual
     return F.dropout(F.layer_norm(summed, weight.shape, weight, bias, eps), output_dropout)
+
+
+def added_norm(
+    states: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """`states + residual`, and layer normalisation of that: a pre-norm Transformer's step from sub-layer to sub-layer.
+
+    Args:
+        states, residual: [T, H].
+        weight, bias: [H].
+        eps: added to the variance.
+
+    Returns:
+        the sum and the normalised sum, [T, H] each; their gradients are added in the same backward pass.
+    """
+    kernels = dispatch.normalised_sum(states, residual, weight, bias)
+    if kernels is not None:
+        both: tuple[Tensor, Tensor] = _AddedNorm.apply(states, residual, weight, bias, eps, kernels)
+        return both
+    summed = states + residual
+    return summed, F.layer_norm(summed, weight.shape, weight, bias, eps)
 
 
 def fused_attention(
@@ -89,7 +110,7 @@ class _NormalisedSum(torch.autograd.Function):
         states: Tensor,
         residual: Tensor | None,
         weight: Tensor,
-        bias: Tensor,
+        bias: Tensor | None,
         eps: float,
         inner: Dropout,
         outer: Dropout,
@@ -98,16 +119,51 @@ class _NormalisedSum(torch.autograd.Function):
         out: Tensor
         out, summed, statistics = kernels.layer_norm(states, residual, weight, bias, eps, inner, outer)
         ctx.save_for_backward(summed, weight, statistics)
-        ctx.dropouts, ctx.dtype, ctx.kernels = (inner, outer), bias.dtype, kernels
+        ctx.dropouts, ctx.has_bias, ctx.kernels = (inner, outer), bias is not None, kernels
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         summed, weight, statistics = ctx.saved_tensors
         found = ctx.kernels.layer_norm_backward(grad, summed, weight, statistics, *ctx.dropouts)
-        of_states, of_residual, of_weight, of_bias = found
+        of_states, of_residual, *of_parameters = found
         needs_residual = of_residual if ctx.needs_input_grad[1] else None
-        return of_states, needs_residual, of_weight.to(weight.dtype), of_bias.to(ctx.dtype), None, None, None, None
+        return of_states, needs_residual, *_typed(ctx, weight, *of_parameters), None, None, None, None
+
+
+class _AddedNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        eps: float,
+        kernels: ModuleType,
+    ) -> tuple[Tensor, Tensor]:
+        terms = (weight, bias, eps, NO_DROPOUT, NO_DROPOUT)
+        normalised, summed, statistics = kernels.layer_norm(states, residual, *terms)
+        ctx.save_for_backward(summed, weight, statistics)
+        ctx.has_bias, ctx.kernels = bias is not None, kernels
+        ctx.set_materialize_grads(False)
+        return summed, normalised
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: Any, grad_summed: Tensor | None, grad: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        summed, weight, statistics = ctx.saved_tensors
+        if grad is None:
+            return grad_summed, grad_summed, None, None, None, None
+        terms = (summed, weight, statistics, NO_DROPOUT, NO_DROPOUT)
+        of_states, of_residual, *of_parameters = ctx.kernels.layer_norm_backward(grad, *terms, grad_summed)
+        return of_states, of_residual, *_typed(ctx, weight, *of_parameters), None, None
+
+
+def _typed(ctx: Any, weight: Tensor, of_weight: Tensor, of_bias: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Gradients of a norm's parameters in the parameters' type."""
+    return of_weight.to(weight.dtype), of_bias.to(weight.dtype) if ctx.has_bias else None
 
 
 class _Attention(torch.autograd.Function):

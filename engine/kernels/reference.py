@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 
 from engine.kernels.segments import Segments
-from engine.kernels.terms import Adam, Trust
+from engine.kernels.terms import Adam, Dropout, Trust
+
+#: the hash of dropout works modulo this, and spreads row and column numbers by the other
+WORD = 2**32
+GOLDEN = 0x9E3779B9
 
 
 def softmax_cross_entropy_(
@@ -211,3 +215,28 @@ def _apply(param: Tensor, copy: Tensor | None, change: Tensor, finite: Tensor) -
     param.sub_(change.where(finite, 0.0))
     if copy is not None:
         copy.copy_(param)
+
+
+def dropout_factors(dropout: Dropout, rows: Tensor, columns: int) -> Tensor:
+    """What our kernels' dropout multiplies elements by: 0, or the scale; csrc/dropout.cuh in 64-bit integers.
+
+    Args:
+        rows: [R] int64, the rows' numbers among all that is dropped under one seed.
+
+    Returns:
+        [R, columns] fp32.
+    """
+    seed, threshold, scale = dropout.constants()
+    keys = hash32(seed ^ hash32(rows + GOLDEN))
+    places = torch.arange(columns, device=rows.device) * GOLDEN % WORD
+    return torch.where(hash32(keys[:, None] ^ places) >= threshold, scale, 0.0).float()
+
+
+def hash32(x: Tensor) -> Tensor:
+    """The hash of csrc/dropout.cuh, of int64 taken modulo 2^32."""
+    x = x % WORD
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) % WORD
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) % WORD
+    return x ^ (x >> 16)

@@ -65,6 +65,14 @@ class Dropout:
     probability: float
     seed: int
 
+    def constants(self) -> tuple[int, int, float]:
+        """The fields of csrc/dropout.cuh's `Dropout`.
+
+        The seed, the probability in steps of 2^-32, and the scale that belongs to exactly that.
+        """
+        threshold = round(self.probability * 2**32)
+        return self.seed, threshold, 1.0 / (1.0 - threshold * 2.0**-32)
+
 
 NO_DROPOUT = Dropout(0.0, 0)
 

@@ -7,34 +7,14 @@ import torch
 from torch import Tensor
 
 from engine.kernels import cpu
-from engine.kernels.layers import _Attention, _NormalisedSum, fused_attention, normalised_sum
+from engine.kernels.layers import _Attention, _NormalisedSum, added_norm, fused_attention, normalised_sum
+from engine.kernels.reference import dropout_factors, hash32
 from engine.kernels.terms import NO_DROPOUT, Dropout, Sequences
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="no C++ compiler for the CPU kernels")
 needs_attention = pytest.mark.skipif(
     not (cpu.available() and cpu.attends_bf16()), reason="this CPU has no AVX512-BF16: attention is torch's"
 )
-
-WORD = 2**32
-GOLDEN = 0x9E3779B9
-
-
-def hashed(x: Tensor) -> Tensor:
-    """`hash32` of dropout.h on int64."""
-    x = x % WORD
-    x = x ^ (x >> 16)
-    x = (x * 0x7FEB352D) % WORD
-    x = x ^ (x >> 15)
-    x = (x * 0x846CA68B) % WORD
-    return x ^ (x >> 16)
-
-
-def factors(dropout: Dropout, rows: Tensor, columns: int, seed: int | None = None) -> Tensor:
-    """[rows, columns] what dropout multiplies by."""
-    threshold = round(dropout.probability * WORD)
-    keys = hashed((dropout.seed if seed is None else seed) ^ hashed(rows + GOLDEN))
-    bits = hashed(keys[:, None] ^ (torch.arange(columns) * GOLDEN % WORD))
-    return (bits >= threshold) / (1 - threshold / WORD)
 
 
 def apart(ours: Tensor | None, exact: Tensor | None) -> float:
@@ -56,8 +36,8 @@ def exact_attention(
         for head in range(heads):
             columns = slice(head * width, (head + 1) * width)
             scores = q[asking, columns] @ k[rows, columns].T / width**0.5
-            seed = int(hashed(torch.tensor(dropout.seed + head)))
-            kept = factors(dropout, asking, length, seed)
+            seed = int(hash32(torch.tensor(dropout.seed + head)))
+            kept = dropout_factors(Dropout(dropout.probability, seed), asking, length)
             found.append((scores.softmax(-1) * kept) @ v[rows, columns])
         parts.append(torch.cat(found, 1))
         start += length
@@ -190,15 +170,54 @@ def test_normalised_sum_and_its_gradients(
     tensors = ours if residual else [ours[0], None, *ours[1:]]
     result = _NormalisedSum.apply(*tensors, 1e-12, first, second, cpu)
     place = torch.arange(rows)
-    summed = exact[0] * factors(first, place, width) + (exact[1] if residual else 0.0)
+    summed = exact[0] * dropout_factors(first, place, width) + (exact[1] if residual else 0.0)
     normal = torch.nn.functional.layer_norm(summed, (width,), exact[-2], exact[-1], 1e-12)
-    expected = normal * factors(second, place, width)
+    expected = normal * dropout_factors(second, place, width)
     result.backward(grad)
     expected.backward(grad.double())
     assert apart(result, expected) < bound
     for mine, right in zip(ours, exact, strict=True):
         # bf16 rounds the sum before it is normalised; with few rows that shows in the gradients.
         assert apart(mine.grad, right.grad) < 4 * bound
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
+@pytest.mark.parametrize("read", ["both", "sum", "normalised"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_added_norm_gives_the_sum_too_and_adds_both_gradients(
+    dtype: torch.dtype, bound: float, read: str, biased: bool
+) -> None:
+    generator = torch.Generator().manual_seed(6)
+    inputs = [torch.randn(shape, generator=generator).to(dtype) for shape in ((9, 40), (9, 40), (40,), (40,))]
+    grads = [torch.randn(9, 40, generator=generator).to(dtype) for _ in range(2)]
+    ours = [t.clone().requires_grad_() for t in inputs[: 4 if biased else 3]]
+    exact = [t.detach().double().requires_grad_() for t in ours]
+    results = added_norm(*ours[:3], ours[3] if biased else None, 1e-5)
+    summed = exact[0] + exact[1]
+    expected = (summed, torch.nn.functional.layer_norm(summed, (40,), *exact[2:], eps=1e-5))
+    for mine, right in zip(results, expected, strict=True):
+        assert apart(mine, right) < bound
+    places = {"both": (0, 1), "sum": (0,), "normalised": (1,)}[read]
+    torch.autograd.backward([results[place] for place in places], [grads[place] for place in places])
+    torch.autograd.backward([expected[place] for place in places], [grads[place].double() for place in places])
+    for mine, right in zip(ours, exact, strict=True):
+        if right.grad is None:
+            assert mine.grad is None
+        else:
+            assert apart(mine.grad, right.grad) < 4 * bound
+
+
+def test_a_norm_without_bias() -> None:
+    generator = torch.Generator().manual_seed(8)
+    x, w = torch.randn(7, 24, generator=generator).requires_grad_(), torch.rand(24, generator=generator)
+    w.requires_grad_()
+    zeros = torch.zeros(24)
+    results = []
+    for bias in (None, zeros):
+        result = normalised_sum(x, None, w, bias, 1e-5)
+        results.append([result, *torch.autograd.grad(result.square().sum(), [x, w])])
+    for without, with_zeros in zip(*results, strict=True):
+        assert torch.equal(without, with_zeros)
 
 
 def test_the_share_that_is_dropped() -> None:

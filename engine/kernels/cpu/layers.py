@@ -21,7 +21,7 @@ LANES = 16
 
 
 class _Dropout(ctypes.Structure):
-    """`Dropout` of csrc/cpu/dropout.h."""
+    """`Dropout` of csrc/dropout.cuh."""
 
     _fields_ = (("seed", ctypes.c_uint32), ("threshold", ctypes.c_uint32), ("scale", ctypes.c_float))
 
@@ -73,19 +73,26 @@ def multiplies_bf16() -> bool:
 
 
 def layer_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, inner: Dropout, outer: Dropout
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    inner: Dropout,
+    outer: Dropout,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise `inner(x) + residual`, then apply `outer`.
 
     Args:
         x, residual: [T, H] fp32 or bf16; without a residual nothing of `x` may be dropped.
-        weight, bias: [H], as `x`.
+        weight, bias: [H], as `x`; no bias is one of zeros.
 
     Returns:
         the result [T, H]; what was normalised [T, H]; mean and 1 / standard deviation [2, T] fp32.
     """
     assert residual is not None or inner.probability == 0.0
     x, residual = x.contiguous(), None if residual is None else residual.contiguous()
+    bias = torch.zeros_like(weight) if bias is None else bias
     z = x if residual is None else torch.empty_like(x)
     out, statistics = torch.empty_like(x), torch.empty(2, x.shape[0])
     rows = _norm_rows(x, residual, weight, bias, z, out, statistics, eps, inner, outer)
@@ -94,16 +101,27 @@ def layer_norm(
 
 
 def layer_norm_backward(
-    grad: Tensor, z: Tensor, weight: Tensor, statistics: Tensor, inner: Dropout, outer: Dropout
+    grad: Tensor,
+    z: Tensor,
+    weight: Tensor,
+    statistics: Tensor,
+    inner: Dropout,
+    outer: Dropout,
+    grad_z: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x and residual [T, H] (one tensor where nothing of x was dropped), weight and bias [H] fp32."""
-    grad = grad.contiguous()
+    """Gradients of x and residual [T, H] (one tensor where nothing of x was dropped), weight and bias [H] fp32.
+
+    Args:
+        grad: [T, H], of the result; grad_z: [T, H], of what was normalised, where that was read too.
+        z, statistics: from `layer_norm`.
+    """
+    grad, grad_z = grad.contiguous(), None if grad_z is None else grad_z.contiguous()
     grad_sum = torch.empty_like(z)
     grad_x = torch.empty_like(z) if inner.probability else grad_sum
     grad_weight, grad_bias = torch.empty(2, z.shape[1]).unbind()
     rows = _norm_rows(z, None, weight, weight, z, z, statistics, 0.0, inner, outer)
-    buffers = (grad, grad_x, grad_sum, grad_weight, grad_bias)
-    pointers = (tensor.data_ptr() for tensor in buffers)
+    buffers = (grad, grad_z, grad_x, grad_sum, grad_weight, grad_bias)
+    pointers = (None if tensor is None else tensor.data_ptr() for tensor in buffers)
     _function("layer_norm_backward", z)(ctypes.byref(rows), *pointers, torch.get_num_threads())
     return grad_x, grad_sum, grad_weight, grad_bias
 
@@ -122,7 +140,7 @@ def _norm_rows(
 ) -> _NormRows:
     buffers = (x, residual, weight, bias, z, out, *statistics.unbind())
     pointers = (None if tensor is None else tensor.data_ptr() for tensor in buffers)
-    return _NormRows(x.shape[0], x.shape[1], eps, _to_c(inner), _to_c(outer), *pointers)
+    return _NormRows(x.shape[0], x.shape[1], eps, _Dropout(*inner.constants()), _Dropout(*outer.constants()), *pointers)
 
 
 def attention(
@@ -194,7 +212,7 @@ def _attention_call(
         heads,
         width,
         width**-0.5,
-        _to_c(dropout),
+        _Dropout(*dropout.constants()),
         context.data_ptr(),
         log_sum.data_ptr(),
         queries,
@@ -246,12 +264,6 @@ def _call(name: str, tensors: tuple[Tensor, ...], rows: int, width: int) -> None
     assert all(tensor.is_contiguous() for tensor in tensors)
     pointers = (tensor.data_ptr() for tensor in tensors)
     getattr(loaded(), name)(*pointers, rows, width, torch.get_num_threads())
-
-
-def _to_c(dropout: Dropout) -> _Dropout:
-    """The probability in steps of 2^-32, and the scale that belongs to exactly that."""
-    threshold = round(dropout.probability * 2**32)
-    return _Dropout(dropout.seed, threshold, 1.0 / (1.0 - threshold * 2.0**-32))
 
 
 def _function(name: str, like: Tensor) -> Any:

@@ -129,7 +129,7 @@ def load(path: Path) -> ctypes.CDLL:
     for name in ("fp32", "bf16"):
         forward, backward = getattr(lib, f"layer_norm_{name}"), getattr(lib, f"layer_norm_backward_{name}")
         forward.argtypes, forward.restype = [pointer, number], None
-        backward.argtypes, backward.restype = [*[pointer] * 6, number], None
+        backward.argtypes, backward.restype = [*[pointer] * 7, number], None
     for name, buffers in (("gelu", 3), ("gelu_backward", 5), ("column_sum", 2), ("add_rows", 4)):
         function = getattr(lib, f"{name}_bf16")
         function.argtypes, function.restype = [*[pointer] * buffers, long, number, number], None

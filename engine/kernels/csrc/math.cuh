@@ -83,6 +83,19 @@ HD float xent_loss(SoftmaxPart row, float target_logit, float rest, float label_
     return label_smoothing > 0.f ? nll - label_smoothing * (rest / float(classes)) : nll;
 }
 
+// Layer normalisation (Ba et al. 2016) of a row z of `width` elements; squares: the sum of (z - mean)^2.
+HD float norm_inv_std(float squares, int width, float eps) { return 1.f / sqrtf(squares / width + eps); }
+
+HD float norm_normal(float z, float mean, float inv_std) { return (z - mean) * inv_std; }
+
+HD float norm_output(float normal, float weight, float bias) { return normal * weight + bias; }
+
+// d(loss)/d(z). scaled: the output's gradient times the weight; the means are those of `scaled` and `scaled * normal`
+// over the row.
+HD float norm_grad(float scaled, float normal, float mean_scaled, float mean_product, float inv_std) {
+    return (scaled - mean_scaled - normal * mean_product) * inv_std;
+}
+
 // Constants of one step of Adam (Kingma & Ba 2015). The differences are formed in double by the caller: 1 - 0.999 in
 // fp32 is off by 5e-5 of its value.
 struct AdamStep {

@@ -10,6 +10,7 @@
 #define NEG_INF __int_as_float(0xff800000)  // NVRTC has no INFINITY
 using bf16 = __nv_bfloat16;
 using fp16 = __half;
+using uint32_t = unsigned;  // NVRTC has no <cstdint>
 
 HD float to_f(float x) { return x; }
 HD float to_f(bf16 x) { return __bfloat162float(x); }

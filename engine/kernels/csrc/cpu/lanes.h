@@ -3,7 +3,8 @@
 // What follows the #include of this header is compiled for such CPUs, so a source includes it last, keeps to HAS_LANES,
 // and is only called where `lanes_usable`.
 #pragma once
-#include "dropout.h"
+#include "../dropout.cuh"
+#include "../math.cuh"
 
 #if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 10 : __GNUC__ >= 10)
 #define HAS_LANES
@@ -51,7 +52,7 @@ inline __m512i hash_lanes(__m512i x) {
     return _mm512_xor_si512(x, _mm512_srli_epi32(x, 16));
 }
 
-// Which of sixteen (row key, column) elements stay; `columns` are already multiplied (see dropout.h).
+// Which of sixteen (row key, column) elements stay; `columns` are already multiplied (see dropout.cuh).
 inline __mmask16 kept(__m512i keys, __m512i columns, const Dropout& d) {
     const __m512i hashes = hash_lanes(_mm512_xor_si512(keys, columns));
     return _mm512_cmpge_epu32_mask(hashes, _mm512_set1_epi32(int(d.threshold)));

@@ -1,11 +1,13 @@
 // Layer normalisation (Ba et al. 2016) with dropout and the residual sum around it: rows are read and written once.
 //
 // Forward: z = dropout(x) + residual, y = (z - mean) / std * weight + bias, out = dropout(y). Either dropout and the
-// residual may be missing. Backward reads z, never a mask. Sums over rows are made in groups whose number doesn't
-// depend on the number of threads, so the result has the same bits for all.
+// residual may be missing. Backward reads z, never a mask, and may add a gradient that z has from elsewhere. Sums over
+// rows are made in groups whose number doesn't depend on the number of threads, so the result has the same bits for
+// all.
 #include <algorithm>
 
-#include "dropout.h"
+#include "../dropout.cuh"
+#include "../math.cuh"
 #include "row_sums.h"
 
 namespace {
@@ -60,7 +62,7 @@ void norm_row(const NormRows<T>& n, long long row, float* z) {
     float squares = 0.f;
 #pragma omp simd reduction(+ : squares)
     for (int i = 0; i < width; i++) squares += (z[i] - mean) * (z[i] - mean);
-    const float inv_std = 1.f / std::sqrt(squares / width + n.eps);
+    const float inv_std = norm_inv_std(squares, width, n.eps);
     n.mean[row] = mean;
     n.inv_std[row] = inv_std;
     const Dropout outer = n.outer;
@@ -70,12 +72,13 @@ void norm_row(const NormRows<T>& n, long long row, float* z) {
     if (outer.threshold) {
 #pragma omp simd
         for (int i = 0; i < width; i++) {
-            const float y = (z[i] - mean) * inv_std * to_f(weight[i]) + to_f(bias[i]);
+            const float y = norm_output(norm_normal(z[i], mean, inv_std), to_f(weight[i]), to_f(bias[i]));
             out[i] = from_f<T>(y * dropout_factor(key, i, outer));
         }
     } else {
 #pragma omp simd
-        for (int i = 0; i < width; i++) out[i] = from_f<T>((z[i] - mean) * inv_std * to_f(weight[i]) + to_f(bias[i]));
+        for (int i = 0; i < width; i++)
+            out[i] = from_f<T>(norm_output(norm_normal(z[i], mean, inv_std), to_f(weight[i]), to_f(bias[i])));
     }
 }
 
@@ -91,8 +94,8 @@ void forward(const NormRows<T>& n, int threads) {
 
 template <class T>
 struct NormGrads {
-    const T* grad;         // of `out`
-    T *grad_x, *grad_sum;  // grad_sum is that of the residual; one buffer where nothing is dropped
+    const T *grad, *grad_z;  // of `out`, and of z where that was read; grad_z may be missing
+    T *grad_x, *grad_sum;    // grad_sum is that of the residual; one buffer where nothing is dropped
 };
 
 // The gradient of one row; adds to the sums over rows.
@@ -115,7 +118,7 @@ void grad_row(const NormRows<T>& n, const NormGrads<T>& g, long long row, float*
     float first = 0.f, second = 0.f;
 #pragma omp simd reduction(+ : first, second)
     for (int i = 0; i < width; i++) {
-        const float normal = (to_f(z[i]) - mean) * inv_std;
+        const float normal = norm_normal(to_f(z[i]), mean, inv_std);
         of_weight[i] += dy[i] * normal;
         of_bias[i] += dy[i];
         const float scaled = dy[i] * to_f(weight[i]);
@@ -125,10 +128,19 @@ void grad_row(const NormRows<T>& n, const NormGrads<T>& g, long long row, float*
     first /= width;
     second /= width;
     T* of_sum = g.grad_sum + row * width;
+    if (g.grad_z) {
+        const T* of_z = g.grad_z + row * width;
 #pragma omp simd
-    for (int i = 0; i < width; i++) {
-        const float normal = (to_f(z[i]) - mean) * inv_std;
-        of_sum[i] = from_f<T>((dy[i] * to_f(weight[i]) - first - normal * second) * inv_std);
+        for (int i = 0; i < width; i++) {
+            const float normal = norm_normal(to_f(z[i]), mean, inv_std);
+            of_sum[i] = from_f<T>(norm_grad(dy[i] * to_f(weight[i]), normal, first, second, inv_std) + to_f(of_z[i]));
+        }
+    } else {
+#pragma omp simd
+        for (int i = 0; i < width; i++) {
+            const float normal = norm_normal(to_f(z[i]), mean, inv_std);
+            of_sum[i] = from_f<T>(norm_grad(dy[i] * to_f(weight[i]), normal, first, second, inv_std));
+        }
     }
     if (!inner.threshold) return;
     T* of_x = g.grad_x + row * width;
@@ -150,11 +162,11 @@ void backward(const NormRows<T>& n, const NormGrads<T>& g, float* grad_weight, f
 
 }  // namespace
 
-#define LAYER_NORM(NAME, T)                                                                                 \
-    extern "C" void layer_norm_##NAME(const NormRows<T>* n, int threads) { forward(*n, threads); }          \
-    extern "C" void layer_norm_backward_##NAME(const NormRows<T>* n, const T* grad, T* grad_x, T* grad_sum, \
-                                               float* grad_weight, float* grad_bias, int threads) {         \
-        backward(*n, NormGrads<T>{grad, grad_x, grad_sum}, grad_weight, grad_bias, threads);                \
+#define LAYER_NORM(NAME, T)                                                                                      \
+    extern "C" void layer_norm_##NAME(const NormRows<T>* n, int threads) { forward(*n, threads); }               \
+    extern "C" void layer_norm_backward_##NAME(const NormRows<T>* n, const T* grad, const T* grad_z, T* grad_x,  \
+                                               T* grad_sum, float* grad_weight, float* grad_bias, int threads) { \
+        backward(*n, NormGrads<T>{grad, grad_z, grad_x, grad_sum}, grad_weight, grad_bias, threads);             \
     }
 LAYER_NORM(fp32, float)
 LAYER_NORM(bf16, bf16)

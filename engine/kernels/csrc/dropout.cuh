@@ -1,7 +1,8 @@
 // Dropout without a stored mask: whether an element stays is a hash of (seed, row, column), so the backward pass asks
-// again instead of reading. The hash is "lowbias32" (Wellons 2018, Prospecting for Hash Functions).
+// again instead of reading. The hash is "lowbias32" (Wellons 2018, Prospecting for Hash Functions). CPU and GPU kernels
+// share it, so one seed gives both the same masks.
 #pragma once
-#include "../math.cuh"
+#include "types.cuh"
 
 struct Dropout {
     uint32_t seed;
@@ -28,3 +29,15 @@ HD bool keeps(uint32_t key, uint32_t column, uint32_t threshold) {
 HD float dropout_factor(uint32_t key, uint32_t column, const Dropout& d) {
     return keeps(key, column, d.threshold) ? d.scale : 0.f;
 }
+
+// Which of N neighbouring elements stay, the one in column `first` in bit 0.
+template <int N>
+HD uint32_t kept_bits(uint32_t key, uint32_t first, const Dropout& d) {
+    if (!d.threshold) return ~0u;
+    uint32_t bits = 0;
+    for (int k = 0; k < N; k++) bits |= uint32_t(keeps(key, first + k, d.threshold)) << k;
+    return bits;
+}
+
+// `dropout_factor` of element k among them.
+HD float dropout_factor(uint32_t bits, int k, float scale) { return bits >> k & 1u ? scale : 0.f; }
