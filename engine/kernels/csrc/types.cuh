@@ -6,6 +6,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #define HD __host__ __device__ __forceinline__
+#define UNROLL _Pragma("unroll")
 #define SHARED(type, name, count) __shared__ type name[count]
 #define NEG_INF __int_as_float(0xff800000)  // NVRTC has no INFINITY
 using bf16 = __nv_bfloat16;
@@ -39,6 +40,7 @@ HD fp16 from_f<fp16>(float x) {
 #include <cstdint>
 #include <cstring>
 #define HD inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
 #define NEG_INF (-INFINITY)
 
 struct bf16 {

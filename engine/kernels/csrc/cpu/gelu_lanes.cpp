@@ -11,12 +11,12 @@ inline Lanes at_least(Lanes x, float bound) { return _mm512_max_ps(_mm512_set1_p
 }  // namespace
 
 // Behind the bounds of vectors, which its templates find only if they are declared by now.
-#include "gelu.h"
+#include "../gelu.cuh"
 
 bool gelu_lanes_usable(int width) { return lanes_usable() && width % kLanes == 0; }
 
 void gelu_row_lanes(const bf16* x, const bf16* bias, bf16* out, int width) {
-    for (int i = 0; i < width; i += kLanes) store_bf16(out + i, gelu(load_bf16(x + i) + load_bf16(bias + i)));
+    for (int i = 0; i < width; i += kLanes) store_bf16(out + i, gelu_of(load_bf16(x + i) + load_bf16(bias + i)));
 }
 
 void gelu_grad_row_lanes(const bf16* grad, const bf16* x, const bf16* bias, bf16* grad_x, float* sum, int width) {

@@ -3,7 +3,7 @@
 // The matrix product comes without its bias; GELU (Hendrycks and Gimpel 2016) is the exact one, x * Phi(x). The sums
 // over rows are made in groups whose number doesn't depend on the number of threads, so they have the same bits for
 // all.
-#include "gelu.h"
+#include "../gelu.cuh"
 #include "gelu_lanes.h"
 #include "row_sums.h"
 
@@ -14,7 +14,7 @@ void gelu_row(const T* x, const T* bias, T* out, int width) {
 #pragma omp simd
     for (int i = 0; i < width; i++) {
         const float v = to_f(x[i]) + to_f(bias[i]);
-        out[i] = from_f<T>(gelu(v));
+        out[i] = from_f<T>(gelu_of(v));
     }
 }
 
