@@ -4,6 +4,7 @@
 #include <memory>
 #include <tuple>
 
+#include "activation.cuh"
 #include "norm.cuh"
 #include "optimizer.cuh"
 #include "xent.cuh"
@@ -26,6 +27,8 @@ Kernel kernel(void (*function)(P...)) {
 #define ENTRY(...) {#__VA_ARGS__, kernel(__VA_ARGS__)}
 #define XENT(T) ENTRY(xent_streaming<T, 256>), ENTRY(xent_streaming<T, 1024>), ENTRY(xent_registers<T, 1024, 4>)
 #define GRADIENT(G) ENTRY(squared_norms<G, 256>), ENTRY(lamb_moments<G, 256>)
+#define GATED(T) ENTRY(geglu<T, 256>), ENTRY(geglu_backward<T, 256>)
+#define ACTIVATION(T) ENTRY(bias_gelu<T, 256>), ENTRY(bias_gelu_backward<T, 256>), ENTRY(column_sum<T, 256>)
 #define UPDATE(G, C) ENTRY(adamw<G, C, 256>), ENTRY(lamb_update<G, C, 256>)
 
 // FEW_KERNELS keeps the builds short that only look for races and stray accesses.
@@ -39,6 +42,9 @@ const std::map<std::string, Kernel>& kernels() {
         XENT(float),
         XENT(bf16),
         XENT(fp16),
+        ACTIVATION(fp16),
+        GATED(fp16),
+        ENTRY(column_sum<float, 256>),
         GRADIENT(float),
         GRADIENT(fp16),
         UPDATE(float, bf16),
@@ -47,6 +53,9 @@ const std::map<std::string, Kernel>& kernels() {
         UPDATE(fp16, bf16),
         UPDATE(fp16, fp16),
 #endif
+        ACTIVATION(bf16),
+        GATED(bf16),
+        ENTRY(sum_of_groups<256>),
         GRADIENT(bf16),
         UPDATE(bf16, bf16),
         ENTRY(lamb_ratios<256>),

@@ -50,6 +50,40 @@ void cross_entropy(const char* kernel, int classes, unsigned threads) {
     check_finite(kernel, loss);
 }
 
+// Rows that fill neither a block nor a group, columns that fill no tile; sums of two groups.
+struct Activations {
+    static constexpr int rows = 67, width = 264, group_rows = 64;
+    static constexpr unsigned blocks = 4;  // two tiles, two groups
+    const std::vector<bf16> x = numbers<bf16>(rows * 2 * width), grad = numbers<bf16>(rows * width);
+    const std::vector<bf16> bias = numbers<bf16>(width);
+    std::vector<bf16> out = numbers<bf16>(rows * width), grad_x = numbers<bf16>(rows * 2 * width);
+    std::vector<float> partial = std::vector<float>(2 * width, NAN), sum = std::vector<float>(width, NAN);
+
+    void bias_gelu() {
+        run("bias_gelu<bf16, 256>", blocks, 256, x.data(), bias.data(), out.data(), rows, width, group_rows);
+        check_finite("bias_gelu", out);
+        run("bias_gelu_backward<bf16, 256>", blocks, 256, grad.data(), x.data(), bias.data(), out.data(),
+            partial.data(), rows, width, group_rows);
+        check_finite("bias_gelu_backward", out);
+        total("bias_gelu_backward");
+    }
+    void geglu() {
+        run("geglu<bf16, 256>", blocks, 256, x.data(), out.data(), rows, width, group_rows);
+        check_finite("geglu", out);
+        run("geglu_backward<bf16, 256>", blocks, 256, grad.data(), x.data(), grad_x.data(), rows, width, group_rows);
+        check_finite("geglu_backward", grad_x);
+    }
+    void column_sum() {
+        run("column_sum<bf16, 256>", blocks, 256, grad.data(), partial.data(), rows, width, group_rows);
+        total("column_sum");
+    }
+    void total(const char* kernel) {
+        run("sum_of_groups<256>", (width + WARP - 1) / WARP, 256, partial.data(), 2, width, sum.data());
+        check_finite(kernel, sum);
+        partial.assign(partial.size(), NAN);
+    }
+};
+
 // Two segments, the second unaligned and in two chunks, with a gap between.
 struct Optimizer {
     static constexpr size_t elements = 3 + 2 + 1000;
@@ -99,6 +133,10 @@ int main(int, char** arguments) {
     schedule = std::atoi(arguments[1]);
     cross_entropy<bf16>("xent_streaming<bf16, 256>", 1003, 256);
     cross_entropy<float>("xent_registers<float, 1024, 4>", 5001, 1024);
+    Activations activations;
+    activations.bias_gelu();
+    activations.geglu();
+    activations.column_sum();
     Optimizer optimizer;
     optimizer.adamw();
     optimizer.lamb();

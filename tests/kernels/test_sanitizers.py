@@ -36,6 +36,9 @@ BARRIER = "if (lane == 0) partial[warp] = part;\n    __syncthreads();"
 SUMS_BARRIER = "if (lane == 0) partial[warp] = x;\n    __syncthreads();"
 SCORES = "store_scores(part, target_logit, args);"
 LATE = "store_scores(part, to_f(x[target]), args);"
+TILE = "    __syncthreads();\n    const int lane = threadIdx.x % WARP, tid = threadIdx.x;"
+GROUPS = "of_warps[threadIdx.x] = part;\n    __syncthreads();"
+ROWS_END = "first + group_rows < rows ? first + group_rows : rows"
 LAST_LOOP = "for (int i = cut.tail + tid; i < args.classes; i += THREADS) {\n        x[i]"
 BUGS = {
     "missing barrier": Bug("xent.cuh", BARRIER, BARRIER.split("\n")[0], "a result isn't finite"),
@@ -62,6 +65,23 @@ BUGS = {
     "off by one": Bug("xent.cuh", LAST_LOOP, LAST_LOOP.replace("i <", "i <="), "heap-buffer-overflow", ADDRESS),
     "off by one in shared memory": Bug(
         "common.cuh", "partial[warp] = x;", "partial[warp + 1] = x;", "heap-buffer-overflow", ADDRESS
+    ),
+    "missing barrier in a tile": Bug(
+        "activation.cuh", TILE, TILE.split("\n")[1], "a result isn't finite", unnoticed=("reverse",)
+    ),
+    "missing barrier in a tile, race": Bug("activation.cuh", TILE, TILE.split("\n")[1], "data race", THREAD),
+    "missing barrier over groups": Bug(
+        "activation.cuh", GROUPS, GROUPS.split("\n")[0], "a result isn't finite", unnoticed=("reverse",)
+    ),
+    "barrier after an early end": Bug(
+        "activation.cuh", TILE, "    if (at.column >= width) return;\n" + TILE, "divergent barrier"
+    ),
+    "rows beyond the last": Bug("activation.cuh", ROWS_END, "first + group_rows", "heap-buffer-overflow", ADDRESS),
+    "columns beyond the last": Bug(
+        "activation.cuh", "    if (at.column >= width) return;\n", "", "heap-buffer-overflow", ADDRESS
+    ),
+    "sums that share a place": Bug(
+        "activation.cuh", "(long long)at.group * width + column", "column", "a result isn't finite"
     ),
     "undefined shift": Bug("common.cuh", "lanes = WARP / 2;", "lanes = WARP / 2 << WARP;", "shift exponent", ADDRESS),
 }
@@ -109,6 +129,10 @@ def test_the_kernels_have_no_races_in_the_other_schedules(schedule: str, tmp_pat
 SLOW = {
     "missing barrier in a sum",
     "missing barrier, race",
+    "missing barrier in a tile, race",
+    "missing barrier over groups",
+    "columns beyond the last",
+    "sums that share a place",
     "divergent barriers at two lines",
     "off by one in shared memory",
     "undefined shift",

@@ -5,19 +5,31 @@ from __future__ import annotations
 from engine.kernels.cuda.kernels import (
     adamw_step_,
     available,
+    column_sum,
+    geglu,
+    geglu_backward,
+    gelu,
+    gelu_backward,
     global_norm,
     lamb_apply_,
     lamb_moments_,
     lamb_step_,
+    linear,
     softmax_cross_entropy_,
 )
 
 __all__ = [
     "adamw_step_",
     "available",
+    "column_sum",
+    "geglu",
+    "geglu_backward",
+    "gelu",
+    "gelu_backward",
     "global_norm",
     "lamb_apply_",
     "lamb_moments_",
     "lamb_step_",
+    "linear",
     "softmax_cross_entropy_",
 ]

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from engine.kernels.cuda import nvrtc
-from engine.kernels.cuda.arguments import TYPES, Launcher, flat, pointer
+from engine.kernels.cuda.activations import ActivationKernels, activation_kernels
+from engine.kernels.cuda.arguments import TYPES, flat, pointer
 from engine.kernels.segments import Segments
 from engine.kernels.terms import Adam, Trust
 
@@ -68,14 +69,12 @@ def all_kernels() -> list[str]:
         names += [f"squared_norms<{grad}, {CHUNK_THREADS}>", f"lamb_moments<{grad}, {CHUNK_THREADS}>"]
     for grad, copy in itertools.product(TYPES.values(), COPY_TYPES.values()):
         names += [f"adamw<{grad}, {copy}, {CHUNK_THREADS}>", f"lamb_update<{grad}, {copy}, {CHUNK_THREADS}>"]
-    return names
+    return names + activation_kernels()
 
 
 @dataclass(frozen=True)
-class CudaKernels:
+class CudaKernels(ActivationKernels):
     """The kernels' host side."""
-
-    launch: Launcher
 
     def softmax_cross_entropy_(
         self,
@@ -274,3 +273,9 @@ adamw_step_ = _kernels.adamw_step_
 lamb_step_ = _kernels.lamb_step_
 lamb_moments_ = _kernels.lamb_moments_
 lamb_apply_ = _kernels.lamb_apply_
+column_sum = _kernels.column_sum
+geglu = _kernels.geglu
+geglu_backward = _kernels.geglu_backward
+gelu = _kernels.gelu
+gelu_backward = _kernels.gelu_backward
+linear = _kernels.linear

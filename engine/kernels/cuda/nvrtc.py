@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from engine.kernels.cuda.arguments import Argument
 
 SOURCES = Path(__file__).parent.parent / "csrc"
-PROGRAM = '#include "norm.cuh"\n#include "optimizer.cuh"\n#include "xent.cuh"\n'
+PROGRAM = '#include "activation.cuh"\n#include "norm.cuh"\n#include "optimizer.cuh"\n#include "xent.cuh"\n'
 #: fp32 stays strict: no flushing of denormals, IEEE division and square root
 STANDARD = "c++17"
 #: environment variable that names a folder filled by `zerobert build-kernels`
