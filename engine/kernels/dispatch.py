@@ -7,7 +7,9 @@ An answer is a back end, or plain torch: where a run asks for it (`select`), whe
     loss rows, gradient norm, optimizer steps  CPUs and GPUs
     the last two on lists of tensors           CPUs
     AdamW's step, not torch's own              CPUs; GPUs under ZeRO
-    linear, linear_gelu                        CPUs that multiply bf16, in bf16
+    linear with a bias, linear_gelu            CPUs that multiply bf16, in bf16; GPUs, in bf16 and fp16
+    geglu                                      CPUs, in bf16; GPUs, in bf16 and fp16
+    sums of a bias's gradient over loss rows   GPUs (on CPUs the loss rows make them)
     normalised_sum                             CPUs, in fp32 and bf16
     attention                                  CPUs with AVX512-BF16, in bf16
     the tied embedding                         CPUs, in bf16, in training, where ZeRO-3 doesn't partition it
@@ -36,7 +38,7 @@ from engine.kernels.cuda.selfcheck import FAMILIES, disagreement
 Kernels = Literal["auto", "fused", "reference"]
 
 #: kernels that a back end has, and a run uses, all or none of
-Family = Literal["loss", "norm", "adamw", "lamb", "layers"]
+Family = Literal["loss", "norm", "adamw", "lamb", "gelu", "layers"]
 
 _selected: Kernels = "auto"
 #: types of devices and families that another rank lacks
@@ -142,8 +144,24 @@ def adds_bias(device: torch.device) -> bool:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> ModuleType | None:
     """The back end of a linear layer, with GELU or without; None for plain torch."""
-    takes = x.dtype == weight.dtype == bias.dtype == torch.bfloat16 and x.ndim == 2 and x.numel() > 0
-    return cpu if takes and ours(x.device) is cpu and cpu.multiplies_bf16() else None
+    kernels = _activation(x, weight.shape[0])
+    if x.ndim != 2 or not x.dtype == weight.dtype == bias.dtype or (kernels is cpu and not cpu.multiplies_bf16()):
+        return None
+    return kernels
+
+
+def geglu(x: Tensor) -> ModuleType | None:
+    """The back end of GeGLU on rows of an activated half and a gate; None for plain torch."""
+    return _activation(x, x.shape[-1] // 2) if x.ndim == 2 and x.shape[1] % 2 == 0 else None
+
+
+def _activation(x: Tensor, outputs: int) -> ModuleType | None:
+    """The back end of what gives [T, outputs] of `x`: on a GPU, of rows that are whole units of 16 bytes."""
+    kernels = ours(x.device, "gelu") if x.numel() > 0 else None
+    if kernels is cpu:
+        return cpu if x.dtype == torch.bfloat16 else None
+    low = x.dtype in (torch.bfloat16, torch.float16)
+    return cuda if kernels is cuda and low and outputs % cuda.ALIGNED == 0 else None
 
 
 def gelu_in_linear(layer: nn.Module, activation: nn.Module, plain: type[nn.Module]) -> bool:

@@ -1,4 +1,4 @@
-"""Linear layers with their bias and GELU: what surrounds the matrix products, in as few passes as there can be.
+"""Linear layers with bias and GELU or GeGLU: what surrounds the matrix products, in as few passes as there can be.
 
 Torch adds a bias by writing it to the output before the product, and sums its gradient slowly in bf16; both show beside
 narrow products (17 % of the product for 256 -> 1,024 on the machine where this was measured). In our kernels the bias
@@ -19,16 +19,16 @@ from torch.nn import functional as F  # noqa: N812
 from engine.kernels import dispatch
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`x @ weight.T + bias`.
 
     Args:
-        x: [T, I]; weight: [O, I]; bias: [O].
+        x: [T, I]; weight: [O, I]; bias: [O], or None for the product alone.
 
     Returns:
         [T, O].
     """
-    kernels = dispatch.linear(x, weight, bias)
+    kernels = None if bias is None else dispatch.linear(x, weight, bias)
     if kernels is None:
         return F.linear(x, weight, bias)
     product: Tensor = _Linear.apply(x, weight, bias, kernels)
@@ -42,6 +42,23 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.gelu(F.linear(x, weight, bias))
     activated: Tensor = _LinearGelu.apply(x, weight, bias, kernels)
     return activated
+
+
+def geglu(x: Tensor) -> Tensor:
+    """GeGLU (Shazeer 2020): GELU, the exact one, of the first half of each row, times the second half.
+
+    Args:
+        x: [T, 2 O], as transformers' ModernBertMLP has it between its products.
+
+    Returns:
+        [T, O].
+    """
+    kernels = dispatch.geglu(x)
+    if kernels is None:
+        activated, gate = x.chunk(2, dim=-1)
+        return F.gelu(activated) * gate
+    gated: Tensor = _GeGlu.apply(x, kernels)
+    return gated
 
 
 class _Linear(torch.autograd.Function):
@@ -74,6 +91,21 @@ class _LinearGelu(torch.autograd.Function):
         x, weight, bias, product = ctx.saved_tensors
         grad_product, grad_bias = ctx.kernels.gelu_backward(grad.contiguous(), product, bias)
         return (*_gradients(ctx, grad_product, x, weight), grad_bias.to(bias.dtype), None)
+
+
+class _GeGlu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernels: ModuleType) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x)
+        ctx.kernels = kernels
+        gated: Tensor = kernels.geglu(x)
+        return gated
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return ctx.kernels.geglu_backward(grad.contiguous(), x), None
 
 
 def _gradients(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:

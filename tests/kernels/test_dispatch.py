@@ -26,22 +26,27 @@ QUESTIONS: dict[str, Callable[[torch.device, torch.dtype], ModuleType | bool | N
     "adamw": lambda device, _: dispatch.adamw(device, flat=False),
     "adamw, flat": lambda device, _: dispatch.adamw(device, flat=True),
     "bias in rows": lambda device, _: dispatch.adds_bias(device),
-    "linear": lambda *kind: dispatch.linear(ones(4, 8, *kind), ones(3, 8, *kind), ones(3, *kind)),
+    "linear": lambda *kind: dispatch.linear(ones(4, 8, *kind), ones(16, 8, *kind), ones(16, *kind)),
+    "geglu": lambda *kind: dispatch.geglu(ones(4, 16, *kind)),
     "normalised sum": lambda *kind: dispatch.normalised_sum(ones(4, 8, *kind), ones(4, 8, *kind), ones(8, *kind)),
     "attention": lambda *kind: dispatch.attention(ones(4, 64, *kind), 2),
     "tied embedding": lambda *kind: dispatch.tied_embedding(ones(9, 8, *kind).requires_grad_()),
 }
 #: the answers on a CPU with the kernels but without bf16 instructions, by type; in the order of the questions
 ON_CPU: dict[torch.dtype, list[Any]] = {
-    FP32: [cpu, cpu, True, True, True, None, cpu, None, None],
-    BF16: [cpu, cpu, True, True, True, None, cpu, None, cpu],
-    FP16: [cpu, cpu, True, True, True, None, None, None, None],
+    FP32: [cpu, cpu, True, True, True, None, None, cpu, None, None],
+    BF16: [cpu, cpu, True, True, True, None, cpu, cpu, None, cpu],
+    FP16: [cpu, cpu, True, True, True, None, None, None, None, None],
 }
 #: the same where oneDNN multiplies bf16 and the CPU has AVX512-BF16
-ON_NEW_CPU = {**ON_CPU, BF16: [cpu, cpu, True, True, True, cpu, cpu, cpu, cpu]}
-ON_GPU = [cuda, None, False, True, False, None, None, None, None]
-PLAIN_CPU = [reference, None, False, False, True, None, None, None, None]
-PLAIN_GPU = [reference, None, False, False, False, None, None, None, None]
+ON_NEW_CPU = {**ON_CPU, BF16: [cpu, cpu, True, True, True, cpu, cpu, cpu, cpu, cpu]}
+ON_GPU: dict[torch.dtype, list[Any]] = {
+    FP32: [cuda, None, False, True, False, None, None, None, None, None],
+    BF16: [cuda, None, False, True, False, cuda, cuda, None, None, None],
+    FP16: [cuda, None, False, True, False, cuda, cuda, None, None, None],
+}
+PLAIN_CPU = [reference, None, False, False, True, None, None, None, None, None]
+PLAIN_GPU = [reference, None, False, False, False, None, None, None, None, None]
 
 
 def ones(*shape_and_kind: Any) -> Tensor:
@@ -79,7 +84,7 @@ def test_on_a_cpu(dtype: torch.dtype, bf16: bool, machine: Callable[..., None]) 
 @pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
 def test_on_a_gpu(dtype: torch.dtype, machine: Callable[..., None]) -> None:
     machine(bf16=True)
-    assert answers(GPU, dtype) == ON_GPU
+    assert answers(GPU, dtype) == ON_GPU[dtype]
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16])
@@ -98,7 +103,7 @@ def test_plain_torch_runs(
 def test_kernels_that_are_wrong_run_where_they_are_insisted_on(machine: Callable[..., None]) -> None:
     machine(agrees=False)
     select("fused")
-    assert answers(GPU, FP32) == ON_GPU
+    assert answers(GPU, BF16) == ON_GPU[BF16]
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -107,7 +112,7 @@ def test_the_deterministic_mode_changes_nothing(deterministic: bool, machine: Ca
     torch.use_deterministic_algorithms(deterministic)
     try:
         assert answers(CPU, BF16) == ON_NEW_CPU[BF16]
-        assert answers(GPU, BF16) == ON_GPU
+        assert answers(GPU, BF16) == ON_GPU[BF16]
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -130,12 +135,25 @@ def test_inputs_that_no_kernel_takes(machine: Callable[..., None]) -> None:
         (x[:0], square, bias),
     ):
         assert dispatch.linear(*changed) is None
+    assert dispatch.geglu(wide) is cpu
+    for halves in (wide.float(), wide[None], wide[:0], wide[:, :3]):
+        assert dispatch.geglu(halves) is None
     assert dispatch.normalised_sum(x, None, bias) is cpu
     for other in ((x, x.float(), bias), (x, x, bias.float()), (x[:0], None, bias)):
         assert dispatch.normalised_sum(*other) is None
     assert dispatch.attention(wide, 4) is cpu
     for states, heads in ((wide, 8), (wide[:, :24], 1), (wide[:0], 4)):
         assert dispatch.attention(states, heads) is None
+
+
+def test_rows_of_no_whole_16_bytes_are_plain_torch_s_on_a_gpu(machine: Callable[..., None]) -> None:
+    machine()
+    with FakeTensorMode():
+        x, bias = ones(4, 8, GPU, BF16), ones(16, GPU, BF16)
+        assert dispatch.linear(x, ones(16, 8, GPU, BF16), bias) is cuda
+        assert dispatch.linear(x, ones(12, 8, GPU, BF16), bias) is None
+        assert dispatch.linear(ones(0, 8, GPU, BF16), ones(16, 8, GPU, BF16), bias) is None
+        assert dispatch.geglu(ones(4, 24, GPU, BF16)) is None
 
 
 def test_a_gradient_waits_only_where_there_is_one_and_the_weight_is_whole(machine: Callable[..., None]) -> None:

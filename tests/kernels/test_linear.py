@@ -1,21 +1,26 @@
-"""Linear layers with bias and GELU on CPUs, against float64."""
+"""Linear layers with bias and GELU, and GeGLU, on CPUs and by the emulated CUDA kernels, against float64."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from transformers import ModernBertConfig
+from transformers.models.modernbert.modeling_modernbert import ModernBertMLP
 
 from engine.kernels import cpu, select
 from engine.kernels import linear as kernels
+from tests.cuda_emulator.emulated import emulated_kernels
 
 needs_kernels = pytest.mark.skipif(not cpu.available(), reason="no C++ compiler")
 needs_products = pytest.mark.skipif(not cpu.multiplies_bf16(), reason="oneDNN has no bf16 products here")
 #: bf16 keeps 8 bits: rounding is off by 2^-9 at most, and GELU's argument is rounded before the bias too
 ROUNDING = 6e-3
+BF16, F64 = torch.bfloat16, torch.float64
 
 
 def apart(ours: Tensor | None, exact: Tensor | None) -> float:
@@ -104,8 +109,61 @@ def test_plain_torch_takes_what_the_kernels_do_not(dtype: torch.dtype) -> None:
     try:
         assert torch.equal(kernels.linear(x, weight, bias), F.linear(x, weight, bias))
         assert torch.equal(kernels.linear_gelu(x, weight, bias), F.gelu(F.linear(x, weight, bias)))
+        assert torch.equal(kernels.geglu(x), F.gelu(x[:, :4]) * x[:, 4:])
     finally:
         select("auto")
+
+
+@pytest.fixture(params=["cpu", "emulated"])
+def back_end(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The back end of bf16 on this CPU, the CUDA kernels by their emulator among them."""
+    if request.param == "cpu" and not cpu.available():
+        pytest.skip("no C++ compiler")
+    chosen = cpu if request.param == "cpu" else emulated_kernels()
+    for name in ("linear", "geglu"):
+        monkeypatch.setattr(kernels.dispatch, name, lambda *_: chosen)
+    return chosen
+
+
+@pytest.mark.parametrize("rows", [1, 77])
+@pytest.mark.parametrize("width", [24, 48], ids=["numbers", "vectors"])
+def test_geglu_is_what_modernbert_does_between_its_products(back_end: Any, rows: int, width: int) -> None:
+    mlp = ModernBertMLP(ModernBertConfig(hidden_size=8, intermediate_size=width))
+    mlp.Wi, mlp.Wo = nn.Identity(), nn.Identity()  # type: ignore[assignment]
+    generator = torch.Generator().manual_seed(rows)
+    x, grad = (torch.randn(rows, size, generator=generator).bfloat16() for size in (2 * width, width))
+    exact = x.double().requires_grad_()
+    expected = mlp(exact)
+    expected.backward(grad.double())
+    result = kernels.geglu(x.requires_grad_())
+    result.backward(grad)
+    assert type(result.grad_fn).__name__ == "_GeGluBackward"
+    assert apart(result, expected) < ROUNDING
+    assert apart(x.grad, exact.grad) < ROUNDING
+
+
+@pytest.mark.parametrize("name", ["linear", "linear_gelu"])
+def test_a_layer_of_any_back_end_agrees_with_float64(back_end: Any, name: str) -> None:
+    if back_end is cpu and not cpu.multiplies_bf16():
+        pytest.skip("oneDNN has no bf16 products here")
+    generator = torch.Generator().manual_seed(3)
+    shapes = ((130, 24), (40, 24), (40,), (130, 40))
+    x, weight, bias, grad = (torch.randn(shape, generator=generator).bfloat16() for shape in shapes)
+    exact, ours = ([tensor.to(kind).requires_grad_() for tensor in (x, weight, bias)] for kind in (F64, BF16))
+    expected = F.linear(*exact)
+    (expected if name == "linear" else F.gelu(expected)).backward(grad.double())
+    getattr(kernels, name)(*ours).backward(grad)
+    for mine, right in zip(ours, exact, strict=True):
+        assert apart(mine.grad, right.grad) < ROUNDING
+
+
+def test_a_layer_without_bias_is_the_product_alone() -> None:
+    x, weight = torch.randn(4, 8).bfloat16().requires_grad_(), torch.randn(16, 8).bfloat16().requires_grad_()
+    result = kernels.linear(x, weight, None)
+    result.sum().backward()
+    assert result.equal(F.linear(x, weight))
+    assert weight.grad is not None
+    assert weight.grad.shape == weight.shape
 
 
 @needs_kernels

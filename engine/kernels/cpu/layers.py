@@ -240,6 +240,20 @@ def gelu_backward(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor
     return grad_x, grad_bias
 
 
+def geglu(x: Tensor) -> Tensor:
+    """GELU of the first half of each row times the second half, bf16; [T, 2 O] to [T, O]."""
+    out = x.new_empty(len(x), x.shape[1] // 2)
+    _call("geglu_bf16", (x, out), *out.shape)
+    return out
+
+
+def geglu_backward(grad: Tensor, x: Tensor) -> Tensor:
+    """Gradient of x [T, 2 O] in `geglu(x)`; grad: [T, O]."""
+    grad_x = torch.empty_like(x)
+    _call("geglu_backward_bf16", (grad, x, grad_x), *grad.shape)
+    return grad_x
+
+
 def column_sum(x: Tensor) -> Tensor:
     """[T, O] bf16 to [O] fp32, the sum over rows."""
     total = torch.empty(x.shape[1])

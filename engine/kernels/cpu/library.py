@@ -130,7 +130,8 @@ def load(path: Path) -> ctypes.CDLL:
         forward, backward = getattr(lib, f"layer_norm_{name}"), getattr(lib, f"layer_norm_backward_{name}")
         forward.argtypes, forward.restype = [pointer, number], None
         backward.argtypes, backward.restype = [*[pointer] * 7, number], None
-    for name, buffers in (("gelu", 3), ("gelu_backward", 5), ("column_sum", 2), ("add_rows", 4)):
+    gated = (("geglu", 2), ("geglu_backward", 3))
+    for name, buffers in (("gelu", 3), ("gelu_backward", 5), *gated, ("column_sum", 2), ("add_rows", 4)):
         function = getattr(lib, f"{name}_bf16")
         function.argtypes, function.restype = [*[pointer] * buffers, long, number, number], None
     lib.attention_usable.restype = ctypes.c_bool

@@ -50,7 +50,7 @@ template <class T, int THREADS>
 __device__ __forceinline__ void store_sums(const Pack<float, PACK<T>>& sum, const Place& at, int width,
                                            float* __restrict__ partial) {
     constexpr int fours = PACK<T> / 4, columns = WARP * PACK<T>, warps = THREADS / WARP;
-    SHARED(Four, of_warps, THREADS* fours);
+    SHARED(Four, of_warps, THREADS * fours);
 #pragma unroll
     for (int j = 0; j < fours; j++) {
         of_warps[threadIdx.x * fours + j] = {{sum.v[4 * j], sum.v[4 * j + 1], sum.v[4 * j + 2], sum.v[4 * j + 3]}};
@@ -67,9 +67,8 @@ __device__ __forceinline__ void store_sums(const Pack<float, PACK<T>>& sum, cons
 
 // out = GELU(x + bias).
 template <class T, int THREADS>
-__global__ void __launch_bounds__(THREADS)
-    bias_gelu(const T* __restrict__ x, const T* __restrict__ bias, T* __restrict__ out, int rows, int width,
-              int group_rows) {
+__global__ void __launch_bounds__(THREADS) bias_gelu(const T* __restrict__ x, const T* __restrict__ bias,
+                                                     T* __restrict__ out, int rows, int width, int group_rows) {
     constexpr int N = PACK<T>;
     const Place at = place_of_thread<T, THREADS>(rows, width, group_rows);
     if (at.column >= width) return;
@@ -131,9 +130,8 @@ __global__ void __launch_bounds__(THREADS)
 
 // grad_x [rows, 2 width].
 template <class T, int THREADS>
-__global__ void __launch_bounds__(THREADS)
-    geglu_backward(const T* __restrict__ grad, const T* __restrict__ x, T* __restrict__ grad_x, int rows, int width,
-                   int group_rows) {
+__global__ void __launch_bounds__(THREADS) geglu_backward(const T* __restrict__ grad, const T* __restrict__ x,
+                                                          T* __restrict__ grad_x, int rows, int width, int group_rows) {
     constexpr int N = PACK<T>;
     const Place at = place_of_thread<T, THREADS>(rows, width, group_rows);
     if (at.column >= width) return;

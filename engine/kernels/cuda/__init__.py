@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine.kernels.cuda.activations import ALIGNED
 from engine.kernels.cuda.kernels import (
     adamw_step_,
     available,
@@ -19,6 +20,7 @@ from engine.kernels.cuda.kernels import (
 )
 
 __all__ = [
+    "ALIGNED",
     "adamw_step_",
     "available",
     "column_sum",

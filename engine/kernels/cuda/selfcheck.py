@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from engine.kernels import reference
 from engine.kernels.segments import Segments
 from engine.kernels.terms import Adam, Trust
 
 ROWS, CLASSES = 3, 30522
+TOKENS, WIDTH = 333, 776
 LENGTHS = (1, 1003, 40_000)
 GAP = 3
 #: largest difference that is allowed, relative to the largest value of the result: fp32 sums in another order
@@ -120,10 +122,32 @@ def _steps(kernels: Any, device: torch.device, *names: str) -> Found:
             yield f"{name}: {what}", own, true, TOLERANCE + (low if what == "copy" else 0.0)
 
 
+def _gelu(kernels: Any, device: torch.device) -> Found:
+    """Bias and GELU, GeGLU, and sums over rows, with their gradients; the bias starts unaligned."""
+    generator = torch.Generator().manual_seed(0)
+    for dtype in DTYPES[1:]:
+        shapes = ((TOKENS, WIDTH), (TOKENS, WIDTH), (1, WIDTH + 1))
+        x, grad, long = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
+        bias, gate = long[0, 1:], torch.cat((x, grad), -1)
+        rounded, summed = torch.finfo(dtype).eps, 1e-4
+        leaves = [tensor.float().requires_grad_() for tensor in (x, bias, gate)]
+        with torch.enable_grad():
+            activated, gated = F.gelu(leaves[0] + leaves[1]), F.gelu(leaves[2][:, :WIDTH]) * leaves[2][:, WIDTH:]
+            slopes = torch.autograd.grad((activated, gated), leaves, (grad.float(), grad.float()))
+        grad_x, grad_bias = kernels.gelu_backward(grad, x, bias)
+        yield f"GELU in {dtype}", kernels.gelu(x, bias), activated, rounded
+        yield f"GELU's gradient in {dtype}", grad_x, slopes[0], rounded
+        yield f"the bias's gradient in {dtype}", grad_bias, slopes[1], summed
+        yield f"GeGLU in {dtype}", kernels.geglu(gate), gated, rounded
+        yield f"GeGLU's gradient in {dtype}", kernels.geglu_backward(grad, gate), slopes[2], rounded
+        yield f"the sum over rows in {dtype}", kernels.column_sum(grad), grad.float().sum(0), summed
+
+
 #: what is judged, and used or not, as a whole
 FAMILIES: dict[str, Callable[[Any, torch.device], Found]] = {
     "loss": _cross_entropy,
     "norm": _norm,
     "adamw": _adamw,
     "lamb": _lamb,
+    "gelu": _gelu,
 }

@@ -26,8 +26,22 @@ void gelu_grad_row_lanes(const bf16* grad, const bf16* x, const bf16* bias, bf16
         _mm512_storeu_ps(sum + i, _mm512_loadu_ps(sum + i) + slope);
     }
 }
+
+void geglu_row_lanes(const bf16* x, bf16* out, int width) {
+    for (int i = 0; i < width; i += kLanes) store_bf16(out + i, gelu_of(load_bf16(x + i)) * load_bf16(x + width + i));
+}
+
+void geglu_grad_row_lanes(const bf16* grad, const bf16* x, bf16* grad_x, int width) {
+    for (int i = 0; i < width; i += kLanes) {
+        const Lanes v = load_bf16(x + i), slope = load_bf16(grad + i);
+        store_bf16(grad_x + i, slope * load_bf16(x + width + i) * gelu_slope(v));
+        store_bf16(grad_x + width + i, slope * gelu_of(v));
+    }
+}
 #else
 bool gelu_lanes_usable(int) { return false; }
 void gelu_row_lanes(const bf16*, const bf16*, bf16*, int) {}
 void gelu_grad_row_lanes(const bf16*, const bf16*, const bf16*, bf16*, float*, int) {}
+void geglu_row_lanes(const bf16*, bf16*, int) {}
+void geglu_grad_row_lanes(const bf16*, const bf16*, bf16*, int) {}
 #endif

@@ -10,3 +10,9 @@ void gelu_row_lanes(const bf16* x, const bf16* bias, bf16* out, int width);
 
 // grad_x = grad times the slope at x + bias; `sum` adds it up.
 void gelu_grad_row_lanes(const bf16* grad, const bf16* x, const bf16* bias, bf16* grad_x, float* sum, int width);
+
+// out [width] = GELU of the first half of x [2 width] times the second half.
+void geglu_row_lanes(const bf16* x, bf16* out, int width);
+
+// grad_x [2 width].
+void geglu_grad_row_lanes(const bf16* grad, const bf16* x, bf16* grad_x, int width);
