@@ -74,26 +74,21 @@ def fused_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    starts: Tensor,
-    lengths: Tensor,
+    sequences: Sequences,
     heads: int,
     *,
     dropout: float = 0.0,
-    read: Tensor | None = None,
 ) -> Tensor:
     """Attention (Vaswani et al. 2017) of each packed sequence to itself, without a padded grid.
 
     Args:
         kernels: what `dispatch.attention` says.
-        query: [Q, H], heads side by side; key, value: [T, H].
-        starts, lengths: [B] int64, first token and number of tokens of each sequence.
+        query: [Q, H], heads side by side, of the tokens that ask; key, value: [T, H]. Each may have further rows.
         dropout: of the probabilities.
-        read: [R] int64, the tokens in ascending order whose queries `query` holds; it may have more rows. All without.
 
     Returns:
         [Q, H], zeros for rows that are no query of a sequence.
     """
-    sequences = Sequences.of(starts, lengths, read)
     context: Tensor = _Attention.apply(query, key, value, sequences, heads, _drawn(dropout), kernels)
     return context
 

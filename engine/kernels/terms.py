@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 
 @dataclass(frozen=True)
@@ -79,21 +81,57 @@ NO_DROPOUT = Dropout(0.0, 0)
 
 @dataclass(frozen=True)
 class Sequences:
-    """Which tokens attend to which."""
+    """Packed sequences: each token that asks, a query, attends to all tokens of its own sequence.
 
-    starts: Tensor
-    """[B] int64, first token of each sequence"""
-    lengths: Tensor
-    """[B] int64, its tokens"""
-    query_starts: Tensor
-    """[B] int64, first of its tokens that are queries, among all queries"""
-    query_lengths: Tensor
-    """[B] int64, how many of its tokens are queries"""
+    Made without a look at the device, where the sizes below are known beforehand.
+    """
+
+    bounds: Tensor
+    """[B + 1] int64, first token of each sequence, and the end of the last"""
+    query_bounds: Tensor
+    """[B + 1] int64, the same among the queries; `bounds` itself where every token asks"""
+    tokens: int
+    """in all sequences"""
+    queries: int
+    longest: int
+    """tokens of the longest sequence, or more"""
 
     @classmethod
-    def of(cls, starts: Tensor, lengths: Tensor, read: Tensor | None = None) -> Sequences:
-        """Each sequence to itself; only of the tokens `read` [R], in ascending order, where that is given."""
-        if read is None:
-            return cls(starts, lengths, starts, lengths)
-        bounds = torch.cat((torch.searchsorted(read, starts), torch.tensor([len(read)])))
-        return cls(starts, lengths, bounds[:-1], bounds.diff())
+    def of(cls, lengths: Tensor, tokens: int, longest: int) -> Sequences:
+        """Every token asks; `lengths` [B] int64 are the tokens of each sequence."""
+        bounds = F.pad(lengths.cumsum(0), (1, 0))
+        return cls(bounds, bounds, tokens, tokens, longest)
+
+    def asking(self, read: Tensor) -> Sequences:
+        """The same where only the tokens `read` [R] int64 ask, in ascending order."""
+        return replace(self, query_bounds=torch.searchsorted(read, self.bounds), queries=len(read))
+
+    @property
+    def starts(self) -> Tensor:
+        """[B] int64, first token of each sequence."""
+        return self.bounds[:-1]
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """[B] int64, its tokens."""
+        return self.bounds.diff()
+
+    @property
+    def query_starts(self) -> Tensor:
+        """[B] int64, first of its queries among all queries."""
+        return self.query_bounds[:-1]
+
+    @cached_property
+    def query_lengths(self) -> Tensor:
+        """[B] int64, its queries."""
+        return self.lengths if self.query_bounds is self.bounds else self.query_bounds.diff()
+
+    @cached_property
+    def bounds32(self) -> Tensor:
+        """`bounds` in int32."""
+        return self.bounds.int()
+
+    @cached_property
+    def query_bounds32(self) -> Tensor:
+        """`query_bounds` in int32."""
+        return self.bounds32 if self.query_bounds is self.bounds else self.query_bounds.int()

@@ -96,8 +96,7 @@ class BertSelfAttention(nn.Module):
         query = self.query(hidden if kernels is None else asking)
         key, value = self.key(hidden), self.value(hidden)
         if kernels is not None:
-            sequences = (packing.starts, packing.lengths, self.heads)
-            return fused_attention(kernels, query, key, value, *sequences, dropout=dropout, read=read)
+            return fused_attention(kernels, query, key, value, packing.asking(read), self.heads, dropout=dropout)
         context = nn.functional.scaled_dot_product_attention(
             self._split(query, packing),
             self._split(key, packing),

@@ -6,10 +6,13 @@ Shape legend: B sequences, T tokens in all of them, S tokens in the longest.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+
+from engine.kernels.terms import Sequences
 
 #: a number of rows is rounded up by at most a part in so many
 ROUNDING = 32
@@ -17,8 +20,9 @@ ROUNDING = 32
 
 @dataclass(frozen=True)
 class Packing:
-    """Where each packed token lies in the padded grid [B, S] that attention works on.
+    """The sequences of packed tokens, and where each token lies in the padded grid [B, S], if attention works on one.
 
+    What only the grid needs is made when it is first asked for, once a micro-batch.
     Neither a tensor nor a container of tensors on purpose: DeepSpeed's ZeRO-3 hooks look into tuples, lists and
     dicts that modules exchange, and leave other objects alone.
     """
@@ -27,14 +31,8 @@ class Packing:
     max_length: int
     tokens: int
     """T; what is packed may have further rows, which belong to no sequence"""
-    starts: Tensor
-    """[B] index of each sequence's first token among the packed tokens"""
-    lengths: Tensor
-    """[B] tokens of each sequence"""
-    cells: Tensor | None
-    """[T] index of each token in the flattened grid; None when the sequences fill the grid"""
-    key_mask: Tensor | None
-    """[B, 1, 1, S] true where the grid holds a token; None when the sequences fill the grid"""
+    sequences: Sequences
+    """where every token asks"""
 
     @classmethod
     def from_lengths(cls, lengths: Tensor, tokens: int, max_length: int | None = None) -> Packing:
@@ -42,17 +40,40 @@ class Packing:
 
         Without `max_length` it is read from `lengths`, which waits for the device when they lie on a GPU.
         """
-        batch = lengths.numel()
         width = int(lengths.max()) if max_length is None else max_length
-        starts = lengths.cumsum(0) - lengths
-        # The number of tokens is known on the host, so this needs no look at the lengths.
-        if tokens == batch * width:
-            return cls(batch, width, tokens, starts, lengths, None, None)
-        device = lengths.device
-        shift = torch.arange(batch, device=device) * width - starts
-        cells = torch.arange(tokens, device=device) + torch.repeat_interleave(shift, lengths, output_size=tokens)
-        key_mask = torch.arange(width, device=device) < lengths[:, None]
-        return cls(batch, width, tokens, starts, lengths, cells, key_mask[:, None, None, :])
+        return cls(lengths.numel(), width, tokens, Sequences.of(lengths, tokens, width))
+
+    def asking(self, read: Tensor | None) -> Sequences:
+        """The sequences where only the tokens `read` [R] ask, in ascending order; all without."""
+        return self.sequences if read is None else self.sequences.asking(read)
+
+    @property
+    def starts(self) -> Tensor:
+        """[B] index of each sequence's first token among the packed tokens."""
+        return self.sequences.starts
+
+    @property
+    def full(self) -> bool:
+        """Whether the sequences fill the grid; the sizes are known on the host, so this needs no look at the device."""
+        return self.tokens == self.batch * self.max_length
+
+    @cached_property
+    def cells(self) -> Tensor | None:
+        """[T] index of each token in the flattened grid; None when the sequences fill the grid."""
+        if self.full:
+            return None
+        device = self.starts.device
+        shift = torch.arange(self.batch, device=device) * self.max_length - self.starts
+        of_tokens = torch.repeat_interleave(shift, self.sequences.lengths, output_size=self.tokens)
+        return torch.arange(self.tokens, device=device) + of_tokens
+
+    @cached_property
+    def key_mask(self) -> Tensor | None:
+        """[B, 1, 1, S] true where the grid holds a token; None when the sequences fill the grid."""
+        if self.full:
+            return None
+        held = torch.arange(self.max_length, device=self.starts.device) < self.sequences.lengths[:, None]
+        return held[:, None, None, :]
 
     def to_grid(self, packed: Tensor) -> Tensor:
         """[T or more, ...] to [B, S, ...]; cells without a token hold zeros."""

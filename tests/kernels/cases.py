@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from engine.kernels.segments import Segments
-from engine.kernels.terms import Adam
+from engine.kernels.terms import Adam, Sequences
 
 #: bound of a kernel's error: that of plain torch in the same precision, times and plus these
 FACTOR = 2.0
@@ -92,3 +92,9 @@ def adam_truth(
         ratios.append(min(clamp, float(p[part].norm() / update.norm())) if scaled else 1.0)
         p[part] -= 1e-2 * ratios[-1] * update
     return {"param": p, "exp_avg": m, "exp_avg_sq": v, "ratio": torch.tensor(ratios, dtype=torch.float64)}
+
+
+def packed(lengths: list[int], read: Tensor | None = None) -> Sequences:
+    """Sequences of so many tokens, of which all ask, or those `read`."""
+    sequences = Sequences.of(torch.tensor(lengths), sum(lengths), max(lengths))
+    return sequences if read is None else sequences.asking(read)

@@ -9,7 +9,8 @@ from torch import Tensor
 from engine.kernels import cpu
 from engine.kernels.layers import _Attention, _NormalisedSum, added_norm, fused_attention, normalised_sum
 from engine.kernels.reference import dropout_factors, hash32
-from engine.kernels.terms import NO_DROPOUT, Dropout, Sequences
+from engine.kernels.terms import NO_DROPOUT, Dropout
+from tests.kernels.cases import packed
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="no C++ compiler for the CPU kernels")
 needs_attention = pytest.mark.skipif(
@@ -58,9 +59,8 @@ def test_attention_and_its_gradients(heads: int, width: int, lengths: list[int],
     ours, exact = [q, k, v], [t.double().requires_grad_() for t in (q, k, v)]
     for tensor in ours:
         tensor.requires_grad_()
-    count = torch.tensor(lengths)
     dropout = Dropout(probability, 1234)
-    context = _Attention.apply(*ours, Sequences.of(count.cumsum(0) - count, count), heads, dropout, cpu)
+    context = _Attention.apply(*ours, packed(lengths), heads, dropout, cpu)
     expected = exact_attention(*exact, lengths, heads, dropout)
     context.backward(grad)
     expected.backward(grad.double())
@@ -88,9 +88,9 @@ def test_some_tokens_ask_and_all_are_asked(lengths: list[int], read: list[int], 
     ours, exact = [q, k, v], [t.double().requires_grad_() for t in (q[: len(read)], k, v)]
     for tensor in ours:
         tensor.requires_grad_()
-    count, asking = torch.tensor(lengths), torch.tensor(read, dtype=torch.int64)
+    asking = torch.tensor(read, dtype=torch.int64)
     dropout = Dropout(probability, 1234)
-    context = _Attention.apply(*ours, Sequences.of(count.cumsum(0) - count, count, asking), 2, dropout, cpu)
+    context = _Attention.apply(*ours, packed(lengths, asking), 2, dropout, cpu)
     context.backward(grad)
     assert not context[len(read) :].any()
     assert not q.grad[len(read) :].any()
@@ -108,33 +108,28 @@ def test_some_tokens_ask_and_all_are_asked(lengths: list[int], read: list[int], 
 @needs_attention
 def test_attention_does_not_depend_on_threads_or_neighbours() -> None:
     generator = torch.Generator().manual_seed(3)
-    lengths = torch.tensor([40, 128, 9])
+    sequences = packed([40, 128, 9])
     q, k, v = (torch.randn(177, 64, generator=generator).bfloat16() for _ in range(3))
-    starts = lengths.cumsum(0) - lengths
-    together, _ = cpu.attention(q, k, v, Sequences.of(starts, lengths), 2, NO_DROPOUT)
+    together, _ = cpu.attention(q, k, v, sequences, 2, NO_DROPOUT)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        single, _ = cpu.attention(q, k, v, Sequences.of(starts, lengths), 2, NO_DROPOUT)
+        single, _ = cpu.attention(q, k, v, sequences, 2, NO_DROPOUT)
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(together, single)
-    alone, _ = cpu.attention(
-        q[40:168], k[40:168], v[40:168], Sequences.of(torch.tensor([0]), torch.tensor([128])), 2, NO_DROPOUT
-    )
+    alone, _ = cpu.attention(q[40:168], k[40:168], v[40:168], packed([128]), 2, NO_DROPOUT)
     assert torch.equal(together[40:168], alone)
 
 
 @needs_attention
 def test_tokens_behind_the_last_sequence_neither_give_nor_take() -> None:
     generator = torch.Generator().manual_seed(3)
-    lengths = torch.tensor([5, 30])
-    starts = lengths.cumsum(0) - lengths
     inputs = [torch.randn(40, 32, generator=generator).bfloat16() for _ in range(3)]
     results = []
     for rows in (35, 40):
         leaves = [tensor[:rows].clone().requires_grad_() for tensor in inputs]
-        context = _Attention.apply(*leaves, Sequences.of(starts, lengths), 2, NO_DROPOUT, cpu)
+        context = _Attention.apply(*leaves, packed([5, 30]), 2, NO_DROPOUT, cpu)
         context.backward(torch.ones_like(context))
         results.append([context, *(leaf.grad for leaf in leaves)])
     for exact, padded in zip(*results, strict=True):
@@ -149,7 +144,7 @@ def test_large_scores_stay_finite() -> None:
     k = torch.zeros(20, 16).bfloat16()
     k[3], k[5] = 60.0, -60.0
     v = torch.arange(20.0)[:, None].expand(20, 16).bfloat16().contiguous()
-    context = fused_attention(cpu, q, k, v, torch.tensor([0]), torch.tensor([20]), 1)
+    context = fused_attention(cpu, q, k, v, packed([20]), 1)
     context.sum().backward()
     assert torch.equal(context, torch.full_like(context, 3.0))
     assert bool(q.grad.isfinite().all())

@@ -158,7 +158,7 @@ def attention(
     log_sum = torch.empty(heads, query.shape[0])
     call = _attention_call(query, key, value, sequences, dropout, context, log_sum)
     loaded().attention_forward(ctypes.byref(call), torch.get_num_threads())
-    _clear_behind(sequences.query_lengths, context)
+    _clear_behind(sequences.queries, context)
     return context, log_sum
 
 
@@ -178,16 +178,15 @@ def attention_backward(
     call = _attention_call(query, key, value, sequences, dropout, context, log_sum)
     gradients = _AttentionGradients(grad.data_ptr(), *(tensor.data_ptr() for tensor in found))
     loaded().attention_backward(ctypes.byref(call), ctypes.byref(gradients), torch.get_num_threads())
-    _clear_behind(sequences.query_lengths, found[0])
-    _clear_behind(sequences.lengths, *found[1:])
+    _clear_behind(sequences.queries, found[0])
+    _clear_behind(sequences.tokens, *found[1:])
     return found
 
 
-def _clear_behind(lengths: Tensor, *tensors: Tensor) -> None:
+def _clear_behind(rows: int, *tensors: Tensor) -> None:
     """Zero the rows of tokens that belong to no sequence."""
-    tokens = int(lengths.sum())
     for tensor in tensors:
-        tensor[tokens:].zero_()
+        tensor[rows:].zero_()
 
 
 def _attention_call(
