@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from datetime import timedelta
+from functools import partial
 
 import torch
 
@@ -59,7 +60,10 @@ def start_ranks(
         meeting.hold(place, check_node)
     else:
         check_node()
-    deepspeed.init_distributed(verbose=False, timeout=timeout or collective_timeout(FaultConfig().hang_timeout))
+    timeout = timeout or collective_timeout(FaultConfig().hang_timeout)
+    deepspeed.init_distributed(verbose=False, timeout=timeout)
+    # DeepSpeed makes groups of its own, without a time-out: they would take the back end's, of NCCL 10 minutes
+    deepspeed.comm.comm.cdb.new_group = partial(torch.distributed.new_group, timeout=timeout)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     accelerator = get_accelerator()
     device = torch.device("cpu")
