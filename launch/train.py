@@ -176,7 +176,7 @@ def run(config: RunConfig, launcher: Launcher, session: Session, given: frozense
     from engine.train.curves.monitor import check_monitor
     from engine.train.start import find_start, is_over, recorded_facts, told_over, with_hub_model
     from engine.train.trainer import Trainer
-    from launch.forecast.fit import explained_memory
+    from launch.forecast.fit import default_layout, explained_memory
     from launch.zero.run import complete, record, resolved
 
     world = session.world
@@ -199,6 +199,8 @@ def run(config: RunConfig, launcher: Launcher, session: Session, given: frozense
     select(batch.kernels)
     if batch.micro_batch == "auto":
         config, layout = fitted(config, task, world)
+    elif batch.micro_batch is None:
+        layout = default_layout(config, task, start, world)
     deepspeed = agreed(lambda: resolved(config, layout, accelerator))
     agreed(lambda: session.count_start(config.resume, start))
     with session.reporting(), explained_memory(config, task, layout, world):
@@ -228,6 +230,7 @@ def fitted(config: RunConfig, task: Task, world: World) -> tuple[RunConfig, Batc
 
     size = fitting_micro_batch(config, task, world)
     layout = resolve_layout(config.train.global_batch, size, world.size, world.rank)
+    layout = replace(layout, reason="the largest that fits in memory")
     return replace(config, train=replace(config.train, micro_batch=size)), layout
 
 

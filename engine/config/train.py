@@ -17,8 +17,8 @@ class TrainConfig:
     global_batch: int = 64
     """sequences in an optimizer step, over all ranks; fixed, whatever the number of GPUs"""
     micro_batch: int | Literal["auto"] | None = None
-    """sequences in a forward pass of a rank; null takes the largest that divides, up to 32; auto the largest that fits
-    in memory, tried at the start"""
+    """sequences in a forward pass of a rank; null takes the largest that divides, on CPUs up to 32, on GPUs up to
+    16,384 tokens or what the forecast says that fits; auto the largest that fits in memory, tried at the start"""
     steps: int | None = None
     """optimizer steps; exclusive with epochs; 1000 when both are null"""
     epochs: float | None = None

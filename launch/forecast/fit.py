@@ -14,7 +14,9 @@ from launch.forecast.memory import Forecast, Workload, forecast, largest_micro_b
 from launch.forecast.workload import largest_divisor
 
 if TYPE_CHECKING:
-    from engine.data.loading.loader import BatchLayout
+    from pathlib import Path
+
+    from engine.data.loading.loader import BatchLayout, Default
     from engine.dist import World
     from engine.tasks.task import Task
 
@@ -84,6 +86,44 @@ def fitting_micro_batch(config: RunConfig, task: Task, world: World) -> int:
         f"train.micro_batch: auto found that not even 1 sequence fits into {readable(memory)} a rank "
         f"({breakdown(forecast(work))}); {remedies(config, 1)}"
     )
+
+
+def within_memory(default: Default, work: Workload, memory: int) -> Default:
+    """The default micro-batch, or the fewer sequences of it that fit by the forecast; 1 where not even that fits.
+
+    Args:
+        work: the run with any micro-batch.
+        memory: bytes of a rank.
+    """
+    limit = largest_micro_batch(work, memory, limit=default.limit) or 1
+    if limit == default.limit:
+        return default
+    room = f"up to the {limit} that the forecast fits into {readable(memory)}"
+    return replace(default, limit=limit, reason=f"the largest that divides a rank's share, {room}")
+
+
+def default_layout(config: RunConfig, task: Task, start: Path | None, world: World) -> BatchLayout:
+    """The layout of a run that leaves `train.micro_batch` open; collective.
+
+    It is that of the checkpoint which the run goes on from, where that had left it open too on as many ranks.
+    """
+    from engine import dist
+    from engine.data.loading.loader import Default, default_micro_batch, resolve_layout
+    from engine.train.checkpoint.folder import read_state
+    from engine.train.fit import available_memory
+
+    accelerator, train = world.device.type, config.train
+    default = default_micro_batch(accelerator, TASKS.get(config.task).sequence_length(config))
+    if accelerator != "cpu":
+        memory = min(dist.gather_objects(available_memory(world.device, world.local_size)))
+        default = within_memory(default, workload_of(config, task.model_config, 1, world), memory)
+    state = None if start is None else read_state(start)
+    if state is not None and state.micro_batch and state.world_size == world.size:
+        before = state.config.get("train", {})
+        same = ("micro_batch", None), ("global_batch", train.global_batch)
+        if all(before.get(name) == value for name, value in same):
+            default = Default(state.micro_batch, "as in the checkpoint that the run goes on from")
+    return resolve_layout(train.global_batch, None, world.size, world.rank, default)
 
 
 def breakdown(memory: Forecast) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.config import DEFAULT_ARCHITECTURE, TASKS, ModelConfig, RunConfig
 from engine.errors import UserError
+from launch.forecast.fit import within_memory
 from launch.forecast.hardware import Hardware, compared, readable
 from launch.forecast.memory import Forecast, Workload, forecast, largest_micro_batch, shape_of
 from launch.forecast.step_time import StepCost, step_cost
@@ -148,7 +149,7 @@ def recipe_candidate(request: Request, hardware: Hardware) -> Candidate | None:
     Raises:
         UserError: it can't be trained so on this hardware, or with the plan's options.
     """
-    from engine.data.loading.loader import resolve_layout
+    from engine.data.loading.loader import default_micro_batch, resolve_layout
 
     recipe = request.recipe
     if recipe is None:
@@ -159,8 +160,11 @@ def recipe_candidate(request: Request, hardware: Hardware) -> Candidate | None:
     checkpointing = {"on": True, "off": False}.get(request.checkpointing, recipe.model.activation_checkpointing)
     if recipe.train.micro_batch == "auto":
         return replace(candidate(request, hardware, choice, checkpointing), of_recipe=True)
-    layout = resolve_layout(request.global_batch, recipe.train.micro_batch, hardware.ranks)
     work = workload(request, hardware, choice, checkpointing)
+    default = default_micro_batch(hardware.accelerator, request.sequence_length)
+    if hardware.accelerator != "cpu":
+        default = within_memory(default, work, hardware.memory)
+    layout = resolve_layout(request.global_batch, recipe.train.micro_batch, hardware.ranks, default=default)
     work = replace(work, micro_batch=layout.micro_batch, accumulates=layout.accumulation > 1)
     return replace(measured(work, layout.accumulation, hardware), of_recipe=True)
 

@@ -88,7 +88,7 @@ def resolve(config: RunConfig, layout: BatchLayout, accelerator: str) -> Resolut
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
-    reasons = explain(values, config, accelerator)
+    reasons = explain(values, config, accelerator, layout)
     file = None if config.deepspeed_config is None else load(config.deepspeed_config)
     for key, value in (file.overrides(config) if file else {}).items():
         put(values, key, value)

@@ -57,9 +57,10 @@ PRESETS = {
 
 def layout(preset: Preset) -> BatchLayout:
     """How the preset's global batch is divided over its ranks."""
-    from engine.data.loading.loader import resolve_layout
+    from engine.data.loading.loader import default_micro_batch, resolve_layout
 
-    return resolve_layout(preset.batch, None, preset.ranks)
+    default = default_micro_batch(preset.accelerator, RunConfig().data.sequence_length)
+    return resolve_layout(preset.batch, None, preset.ranks, default=default)
 
 
 def preset(name: str) -> dict[str, object]:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.config import RunConfig
+
+if TYPE_CHECKING:
+    from engine.data.loading.loader import BatchLayout
+
+MICRO_BATCH = "train_micro_batch_size_per_gpu"
 
 #: ZeRO stage -> what it shards
 SHARDED = {
@@ -52,9 +57,9 @@ LEFT_OUT = {
 }
 
 
-def explain(values: dict[str, Any], config: RunConfig, accelerator: str) -> dict[str, str]:
+def explain(values: dict[str, Any], config: RunConfig, accelerator: str, layout: BatchLayout) -> dict[str, str]:
     """The reason of every value, and of sections that are left out, by dotted key."""
-    reasons = ALWAYS | _of_this_run(config, accelerator)
+    reasons = ALWAYS | _of_this_run(config, accelerator) | {MICRO_BATCH: layout.reason}
     known = {key: reasons[key] for key in leaves(values) if key in reasons}
     missing = [key for key in leaves(values) if key not in known]
     return known | dict.fromkeys(missing, "DeepSpeed's usual value") | LEFT_OUT
@@ -72,7 +77,6 @@ def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
 def _of_this_run(config: RunConfig, accelerator: str) -> dict[str, str]:
     train = config.train
     on_cpu = accelerator == "cpu"
-    micro = {"None": "the largest that divides a rank's share, up to 32", "auto": "the largest that fits in memory"}
     clipping = "optim.max_grad_norm" if config.optim.max_grad_norm else "optim.max_grad_norm 0 turns clipping off"
     overlap = "CPU ranks have nothing to overlap with" if on_cpu else "reduction runs beside the backward pass"
     bucket = "the model's parameters, up to 50 million elements: DeepSpeed allocates all of it"
@@ -81,7 +85,6 @@ def _of_this_run(config: RunConfig, accelerator: str) -> dict[str, str]:
     pinned = "nothing is copied to a device" if on_cpu else "page-locked memory copies to the GPU at full bandwidth"
     return {
         "train_batch_size": "train.global_batch",
-        "train_micro_batch_size_per_gpu": micro.get(str(train.micro_batch), "train.micro_batch"),
         "gradient_clipping": clipping,
         "zero_optimization.stage": f"train.zero_stage: {SHARDED[train.zero_stage]}",
         "zero_optimization.overlap_comm": overlap,
@@ -95,4 +98,4 @@ def _of_this_run(config: RunConfig, accelerator: str) -> dict[str, str]:
 
 _AIO = ("block_size", "queue_depth", "intra_op_parallelism", "single_submit", "overlap_events")
 #: keys of a DeepSpeed JSON for which "auto" always gets a value
-AUTOMATIC = frozenset([*ALWAYS, *_of_this_run(RunConfig(), "cpu")])
+AUTOMATIC = frozenset([MICRO_BATCH, *ALWAYS, *_of_this_run(RunConfig(), "cpu")])

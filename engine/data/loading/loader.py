@@ -11,7 +11,7 @@ from __future__ import annotations
 import atexit
 import weakref
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -32,10 +32,36 @@ from engine.data.loading.processes import (
 from engine.data.loading.source import Cursor, Indices, MicroBatch, SampleSource
 from engine.errors import RunError, UserError
 
-LARGEST_DEFAULT_MICRO_BATCH = 32
+#: sequences of a micro-batch, at most, where the user leaves its size open: on CPUs, and on GPUs by their tokens
+CPU_SEQUENCES, GPU_TOKENS = 32, 16_384
 #: seconds without a micro-batch after which the loader processes are started again; doubled at each restart in a row
 PATIENCE = 30.0
 ATTEMPTS = 4
+
+
+@dataclass(frozen=True)
+class Default:
+    """The micro-batch of a rank where the user leaves it open: the largest divisor of its share up to a limit."""
+
+    limit: int
+    """sequences"""
+    reason: str
+    """in a sentence"""
+
+
+CPU_DEFAULT = Default(CPU_SEQUENCES, f"the largest that divides a rank's share, up to {CPU_SEQUENCES}")
+
+
+def default_micro_batch(accelerator: str, sequence_length: int) -> Default:
+    """The default of an accelerator ("cuda", "cpu", ...) for sequences of so many tokens at most.
+
+    A GPU waits for its host's launches where a pass has few tokens.
+    """
+    if accelerator == "cpu":
+        return CPU_DEFAULT
+    limit = -(-GPU_TOKENS // sequence_length)
+    tokens = f"{limit} x {sequence_length} = {limit * sequence_length:,} tokens"
+    return Default(limit, f"the largest that divides a rank's share, up to {tokens}")
 
 
 @dataclass(frozen=True)
@@ -52,6 +78,8 @@ class BatchLayout:
     """samples of a rank in a forward pass"""
     rank: int = 0
     world_size: int = 1
+    reason: str = field(default="train.micro_batch", compare=False)
+    """why this micro-batch, in a sentence or as the option that says it"""
 
     def __post_init__(self) -> None:
         assert 0 <= self.rank < self.world_size
@@ -67,18 +95,20 @@ class BatchLayout:
         return self.global_batch // (self.micro_batch * self.world_size)
 
 
-def resolve_layout(global_batch: int, micro_batch: int | None, world_size: int, rank: int = 0) -> BatchLayout:
-    """The layout of a rank; no micro-batch means the largest up to 32 that divides the rank's share.
+def resolve_layout(
+    global_batch: int, micro_batch: int | None, world_size: int, rank: int = 0, default: Default = CPU_DEFAULT
+) -> BatchLayout:
+    """The layout of a rank; no micro-batch means the default's.
 
     Raises:
         UserError: the global batch doesn't divide.
     """
-    if micro_batch is None:
-        _require_multiple(global_batch, world_size, f"{world_size} rank(s)")
-        share = global_batch // world_size
-        limit = min(LARGEST_DEFAULT_MICRO_BATCH, share)
-        micro_batch = max(size for size in range(1, limit + 1) if share % size == 0)
-    return BatchLayout(global_batch, micro_batch, rank, world_size)
+    if micro_batch is not None:
+        return BatchLayout(global_batch, micro_batch, rank, world_size)
+    _require_multiple(global_batch, world_size, f"{world_size} rank(s)")
+    share = global_batch // world_size
+    micro_batch = max(size for size in range(1, min(default.limit, share) + 1) if share % size == 0)
+    return BatchLayout(global_batch, micro_batch, rank, world_size, default.reason)
 
 
 def _require_multiple(global_batch: int, unit: int, meaning: str) -> None:

@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.data.loading.loader import BatchLayout, evaluation_batches, resolve_layout, training_batches
+from engine.data.loading.loader import (
+    BatchLayout,
+    default_micro_batch,
+    evaluation_batches,
+    resolve_layout,
+    training_batches,
+)
 from engine.data.loading.source import Cursor, Indices, MicroBatch
 from engine.errors import UserError
 
@@ -191,6 +197,28 @@ def test_loading_leaves_the_global_random_state_alone(workers: int) -> None:
 def test_layouts(global_batch: int, micro_batch: int | None, world: int, expected: tuple[int, int]) -> None:
     layout = resolve_layout(global_batch, micro_batch, world)
     assert (layout.micro_batch, layout.accumulation) == expected
+
+
+@pytest.mark.parametrize(
+    ("global_batch", "world", "length", "expected"),
+    [
+        (1024, 8, 128, (128, 1)),
+        (8192, 8, 128, (128, 8)),
+        (8192, 8, 512, (32, 32)),
+        (4096, 1, 100, (128, 32)),  # the 164 that make 16,384 tokens don't divide
+        (256, 8, 128, (32, 1)),
+        (8, 1, 32768, (1, 8)),
+    ],
+)
+def test_a_gpus_layout_has_enough_tokens_where_the_batch_leaves_them(
+    global_batch: int, world: int, length: int, expected: tuple[int, int]
+) -> None:
+    layout = resolve_layout(global_batch, None, world, default=default_micro_batch("cuda", length))
+    assert (layout.micro_batch, layout.accumulation) == expected
+    own = resolve_layout(global_batch, 1, world, default=default_micro_batch("cuda", length))
+    assert (own.micro_batch, own.reason) == (1, "train.micro_batch")
+    on_cpu = resolve_layout(global_batch, None, world, default=default_micro_batch("cpu", length))
+    assert on_cpu == resolve_layout(global_batch, None, world)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +17,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config import RunConfig, TrainConfig
+from engine.config import ModelConfig, RunConfig, TrainConfig
+from engine.data.loading.loader import BatchLayout
+from engine.data.loading.source import Cursor
 from engine.dist import World
+from engine.train.checkpoint.folder import RunState
 from engine.train.fit import cgroup_available, is_out_of_memory, longest_batch
-from launch.forecast.fit import halvings, remedies
+from launch.forecast.fit import default_layout, halvings, remedies
+from launch.forecast.hardware import GIB
 from tests.conftest import ROOT
 from tests.train.runs import SMALL, environment, free_port
 
@@ -112,6 +118,46 @@ def test_remedies_are_those_that_are_left() -> None:
     assert remedies(config, 8) == "set train.micro_batch 4 or auto, zero.offload_optimizer cpu"
     config.zero.offload_optimizer = "cpu"
     assert remedies(config, 1) == "take ranks with more memory"
+
+
+@pytest.fixture
+def on_gpu(store: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., BatchLayout]:
+    """The layout that a run of BERT-large with 128 tokens gets on a GPU that is only said to be there."""
+    from launch.train import build_task
+
+    def layout(gib: int = 80, start: Path | None = None, **train: Any) -> BatchLayout:
+        config = RunConfig(model=ModelConfig(size="large"), train=TrainConfig(**{"global_batch": 512, **train}))
+        config.data.path = str(store)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (gib * GIB, gib * GIB))
+        return default_layout(config, build_task(config), start, World(device=torch.device("cuda:0")))
+
+    return layout
+
+
+def test_a_gpus_default_is_what_fits_of_so_many_tokens(on_gpu: Callable[..., BatchLayout]) -> None:
+    layout = on_gpu(80, precision="bf16")
+    assert (layout.micro_batch, layout.accumulation) == (128, 4)
+    assert layout.reason == "the largest that divides a rank's share, up to 128 x 128 = 16,384 tokens"
+    small = on_gpu(16, precision="bf16")
+    assert small.micro_batch < 128
+    assert re.search(r"up to the \d+ that the forecast fits into 16\.0 GiB$", small.reason)
+    assert on_gpu(1).micro_batch == 1
+    assert on_gpu(80, global_batch=24, precision="bf16").micro_batch == 24
+
+
+def test_a_resumed_run_keeps_its_micro_batch_on_a_gpu(on_gpu: Callable[..., BatchLayout], tmp_path: Path) -> None:
+    def begun(ranks: int = 1, **train: Any) -> Path:
+        config = RunConfig(train=TrainConfig(**{"global_batch": 512, **train})).to_dict()
+        state = RunState(step=7, cursor=Cursor(0, 7, 7), world_size=ranks, config=config, micro_batch=32)
+        (tmp_path / "state.json").write_text(state.text())
+        return tmp_path
+
+    kept = on_gpu(start=begun(), precision="bf16")
+    assert (kept.micro_batch, kept.accumulation) == (32, 16)
+    assert kept.reason == "as in the checkpoint that the run goes on from"
+    others: list[dict[str, Any]] = [{"ranks": 2}, {"micro_batch": 32}, {"global_batch": 1024}]
+    for other in others:
+        assert on_gpu(start=begun(**other), precision="bf16").micro_batch == 128
 
 
 def test_only_a_lack_of_memory_is_one() -> None:

@@ -192,6 +192,19 @@ def test_a_recipe_that_does_not_fit_or_cannot_be_trained_so_is_told(
     assert "note: the recipe can't be trained as it is: train.global_batch: 8 is not" in capsys.readouterr().out
 
 
+def test_a_recipe_that_leaves_its_micro_batch_open_gets_the_one_of_these_gpus(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = "model: {size: large}\ntrain: {zero_stage: 2, precision: bf16, global_batch: 4096}"
+    options = [recipe(tmp_path, text), "--gpus=8"]
+    assert plan(capsys, *options, "--gpu-memory=80")["recipe"]["micro_batch"] == 128
+    small = plan(capsys, *options, "--gpu-memory=12")["recipe"]
+    assert small["fits"]
+    assert small["micro_batch"] < 128
+    assert plan(capsys, *options, "--gpu-memory=80", "--sequence-length=512")["recipe"]["micro_batch"] == 32
+    assert plan(capsys, recipe(tmp_path, f"{text[:-1]}, micro_batch: 8}}"), "--gpus=8")["recipe"]["micro_batch"] == 8
+
+
 @pytest.mark.parametrize("gpu", ["v100", "t4", "V100-16GB"])
 def test_fp16_is_planned_where_the_gpu_lacks_bf16(capsys: pytest.CaptureFixture[str], gpu: str) -> None:
     found = plan(capsys, "--model=base", "--gpus=8", f"--gpu={gpu}")

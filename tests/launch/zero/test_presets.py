@@ -12,8 +12,10 @@ import pytest
 import yaml
 
 from benchmarks.presets import BATCH, main, rewritten
-from engine.config import RunConfig
+from engine.config import ModelConfig, RunConfig
 from launch.configure.options import parse
+from launch.forecast.hardware import GIB
+from launch.forecast.memory import Workload, forecast, shape_of
 from launch.zero.build import deepspeed_config
 from launch.zero.presets import FOLDER, PRESETS, layout, preset, render
 from tests.conftest import ROOT
@@ -43,6 +45,16 @@ def test_a_recipe_trains_as_the_preset_says(name: str) -> None:
     assert isinstance(built["zero_optimization"], dict)
     for key in ("zero_optimization", "bf16", "fp16", "data_types", "zero_force_ds_cpu_optimizer", "gradient_clipping"):
         assert built.get(key) == file.get(key), key
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if PRESETS[name].accelerator != "cpu"])
+def test_a_presets_micro_batch_fits_a_gpu_of_80_gib(name: str) -> None:
+    one = PRESETS[name]
+    work = Workload(
+        shape_of(ModelConfig(size=one.size), 30522), 128, layout(one).micro_batch, one.stage, one.ranks, one.ranks,
+        one.precision, offload_optimizer=one.zero.offload_optimizer, offload_parameters=one.zero.offload_parameters,
+    )  # fmt: skip
+    assert forecast(work).total <= 80 * GIB
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from engine.config import ModelConfig, RunConfig, TrainConfig, ZeroConfig
-from engine.data.loading.loader import resolve_layout
+from engine.data.loading.loader import default_micro_batch, resolve_layout
 from engine.errors import UserError
 from launch.zero.build import bucket_size, check_hardware, deepspeed_config, resolve
 from launch.zero.reasons import LEFT_OUT, leaves
@@ -50,6 +50,16 @@ def test_every_value_has_a_reason_and_passes_deepspeeds_own_models(zero: ZeroCon
     assert found.reasons.keys() == {*leaves(found.values), *LEFT_OUT}
     assert all(reason and "usual value" not in reason for reason in found.reasons.values())
     check_models("the run", found.values)
+
+
+def test_the_micro_batch_has_the_reason_of_the_layout() -> None:
+    key = "train_micro_batch_size_per_gpu"
+    own = resolve(RunConfig(train=TrainConfig(micro_batch=8)), resolve_layout(64, 8, 2), "cuda")
+    assert (own.values[key], own.reasons[key]) == (8, "train.micro_batch")
+    default = resolve_layout(4096, None, 2, default=default_micro_batch("cuda", 512))
+    found = resolve(RunConfig(train=TrainConfig(global_batch=4096)), default, "cuda")
+    assert found.values[key] == 32
+    assert found.reasons[key] == "the largest that divides a rank's share, up to 32 x 512 = 16,384 tokens"
 
 
 def test_offload_is_in_the_dict_of_its_stage() -> None:
