@@ -31,6 +31,8 @@ CUDA_LIBRARIES = 700 << 20
 #: share of activations and buffers that the caching allocator holds in blocks of the wrong size: torch's round-up is
 #: 2 MiB for large blocks; an assumption, since no GPU was measured
 FRAGMENTATION = 0.05
+#: `engine.train.certificate.exact.DEVICE_CHUNK` and the float64 temporaries of an element of it
+DEVICE_CHUNK, DEVICE_CHUNK_BYTES = 1 << 20, 160
 
 
 @dataclass(frozen=True)
@@ -126,15 +128,16 @@ def _certificate(workload: Workload, kept: States) -> int:
 
     Copies of the fp32 weights and gradients lie in host memory, which on CPUs is the same. The largest parameter is put
     together from fp32 tensors of its ranks' pieces (new weights and states, old weights, gradient): those sent, those
-    received, and the whole.
+    received, and the whole. On GPUs the comparison's own float64 temporaries count.
     """
     if workload.verify_update == 0:
         return 0
     copies = 2 * FP32 * workload.share if workload.accelerator == "cpu" else 0
     rows = 3 + len(OPTIMIZERS.get(workload.optimizer).states)
     blocks = (2 if workload.ranks == 1 else 3) * rows * FP32 * workload.shape.largest_parameter()
+    chunk = min(DEVICE_CHUNK, workload.shape.largest_parameter()) if workload.accelerator != "cpu" else 0
     freed = 0 if workload.stage == 3 else kept.gradients
-    return copies + max(blocks - freed, kept.step)
+    return copies + max(blocks + DEVICE_CHUNK_BYTES * chunk - freed, kept.step)
 
 
 def largest_micro_batch(workload: Workload, memory: int, *, limit: int) -> int | None:

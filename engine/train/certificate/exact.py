@@ -18,8 +18,11 @@ from torch import Tensor
 from engine.config import OPTIMIZERS, OptimConfig
 from engine.config.optimizer import ExactRule, ExactStep, Group
 
-#: elements of a chunk: its float64 temporaries stay in a core's second-level cache
+#: elements of a chunk on CPUs: its float64 temporaries stay in a core's second-level cache
 CHUNK = 16384
+#: on other devices: there are some 90 operators a chunk, and each is to last longer than its launch; the temporaries
+#: take 160 bytes an element
+DEVICE_CHUNK = 1 << 20
 #: distance of neighbouring fp32 numbers at 1
 EPSILON = 2.0**-23
 #: smallest fp32 number with all its digits
@@ -112,10 +115,15 @@ def compare(recorded: Tensor, rule: Rule) -> Comparison:
     )
 
 
+def chunk_on(device: torch.device) -> int:
+    """Elements of a chunk; only the last bits of a comparison depend on them."""
+    return CHUNK if device.type == "cpu" else DEVICE_CHUNK
+
+
 def _chunks(recorded: Tensor, rule: Rule) -> Iterator[dict[str, Tensor]]:
     """Rows of a recorded update by name, [c] fp64 each."""
     names = field_names(rule.states)
-    for part in recorded.split(CHUNK, dim=1):
+    for part in recorded.split(chunk_on(recorded.device), dim=1):
         rows = part.double()
         zero = torch.zeros_like(rows[0])
         yield dict(zip(names, [*rows, *[zero] * (len(names) - len(rows))], strict=True))

@@ -19,8 +19,9 @@ from engine.errors import UserError
 from engine.model.bert import BertForPreTraining
 from engine.model.build import build_config
 from engine.model.heads import BertForSequenceClassification
+from engine.train.certificate.exact import chunk_on
 from launch.forecast.activations import layer_bytes, passes
-from launch.forecast.memory import Workload, forecast, largest_micro_batch, shape_of
+from launch.forecast.memory import DEVICE_CHUNK, Workload, forecast, largest_micro_batch, shape_of
 
 BASE = Shape(768, 12, 12, 3072, 30522)
 WORK = Workload(BASE, 128, 8, 2, 8, 8, "bf16")
@@ -281,3 +282,7 @@ def test_real_ranks_allocate_what_was_forecast(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_case_of_the_benchmark_allocates_what_was_forecast(case: Case) -> None:
     check(case)
+
+
+def test_the_forecasts_chunk_is_the_certificates() -> None:
+    assert chunk_on(torch.device("cuda")) == DEVICE_CHUNK

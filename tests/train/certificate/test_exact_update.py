@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.config import OPTIMIZERS, OptimConfig
 from engine.optim.adamw import AdamRule
 from engine.optim.lamb import LambRule
-from engine.train.certificate.exact import CHUNK, Comparison, Rule, compare, field_names
+from engine.train.certificate import exact
+from engine.train.certificate.exact import CHUNK, Comparison, Rule, chunk_on, compare, field_names
 
 SHAPE = (5, CHUNK // 2 + 3)
 RATE = 1e-3
@@ -100,6 +103,36 @@ def test_a_parameter_of_zeros_has_no_ratio_and_no_error(zero: str) -> None:
         old["weight"] = torch.zeros_like(old["weight"])
     found = compared(old, stepped(old, untrusted(applied)), applied)
     assert (found.trust_ratio, found.error < 1e-7) == (1.0, True)
+
+
+class Operators(TorchDispatchMode):
+    """Counts operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_any_chunk_gives_the_same_comparison(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, applied = before(), rule(name=name)
+    new = stepped(old, rule(name=name, factor=0.2501))
+    expected, counts = asdict(compared(old, new, applied)), []
+    assert expected["weights"] > 1e-5
+    for chunk in (1000, CHUNK, chunk_on(torch.device("cuda"))):
+        monkeypatch.setattr(exact, "CHUNK", chunk)
+        with Operators() as operators:
+            found = asdict(compared(old, new, applied))
+        counts.append((-(-SHAPE[0] * SHAPE[1] // chunk), operators.count))
+        for field, value in expected.items():
+            assert found[field] == pytest.approx(value, rel=1e-9), field
+    (few, small), (many, large) = counts[-1], counts[0]
+    assert few == 1
+    assert 70 < (large - small) / (many - few) < 100, "operators a chunk"
 
 
 def test_what_is_wrong_is_told_apart() -> None:
