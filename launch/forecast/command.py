@@ -59,7 +59,8 @@ def build_parser() -> CommandParser:
     parser.add_argument("--peak-tflops", type=float, default=None, help="dense TFLOP/s of a GPU in the precision")
     parser.add_argument("--link-bandwidth", type=float, default=None, help="GB/s of a GPU to others of its node")
     parser.add_argument("--network-bandwidth", type=float, default=None, help="GB/s of a node to others; 25 by default")
-    parser.add_argument("--utilisation", type=float, default=None, help="share of the peak assumed; 0.45 by default")
+    parser.add_argument("--utilisation", type=float, default=None, help="share of the peak that passes reach, in place "
+                        "of what follows from the roofline; on a CPU 0.45 by default")  # fmt: skip
     parser.add_argument("--plot", type=str, default=None, help="write stacked bars of the memory to this picture")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON, the DeepSpeed dict in it")
     parser.add_argument("--output", type=str, default=None, help="write the chosen DeepSpeed JSON to this file")

@@ -1,7 +1,7 @@
 """The machines of a plan: what the user says about them, or what this machine shows.
 
-A card's rates are bounds (`launch.forecast.gpus`); what a step reaches of them is `Hardware.utilisation`, an assumption
-that every plan prints.
+A card's rates are bounds (`launch.forecast.gpus`); what a step reaches of them follows from its kernels
+(`launch.forecast.kernels`), or is `Hardware.utilisation`. Every plan prints it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "": GIB} |
 }
 #: bytes of memory below and above which an amount is a slip
 LEAST, MOST = 1 << 26, 1 << 50
+#: share of a CPU's measured matrix product that forward and backward reach: an assumption
+CPU_UTILISATION = 0.45
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,8 @@ class Hardware:
     """whether it computes in bf16"""
     host_bandwidth: float = 25e9
     """of a rank between device and host memory (PCIe 4.0 x16 moves about this)"""
-    utilisation: float = 0.45
-    """assumed share of the peak that forward and backward reach; what 580 sequences/s of BERT-large with 128 tokens on
-    an A100 come to (NVIDIA DeepLearningExamples, published)"""
+    utilisation: float | None = None
+    """share of the peak that forward and backward reach; None: as the roofline of the kernels says"""
 
     @property
     def nodes(self) -> int:
@@ -153,6 +154,7 @@ def this_machine(precision: str) -> Hardware:
         peak_flops=flops,
         memory_bandwidth=bandwidth,
         link_bandwidth=bandwidth / 2,
+        utilisation=CPU_UTILISATION,
     )
 
 

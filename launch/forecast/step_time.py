@@ -2,6 +2,8 @@
 
 Predicted, never measured here. Matrix products alone count as FLOPs (a multiplication and an addition are two); the
 backward pass costs two forward passes, and activation checkpointing adds a third (Korthikanti et al. 2022, section 5).
+How long they take follows from the kernels of the passes (launch/forecast/kernels) at the rates that are attainable, or
+from a share of the peak that somebody gave.
 Communication follows Rajbhandari et al. 2020 (ZeRO), section 7, for Ψ parameters in the training precision, by a ring.
 """
 
@@ -12,6 +14,9 @@ from dataclasses import dataclass
 from engine.config import OPTIMIZERS
 from engine.model.flops import TRAINING_PASSES, forward_flops
 from launch.forecast.hardware import Hardware
+from launch.forecast.kernels.bound import attainable, bound
+from launch.forecast.kernels.counting import Step
+from launch.forecast.kernels.step import passes
 from launch.forecast.memory import Workload
 
 
@@ -23,6 +28,11 @@ class StepCost:
     communication: float
     """bytes that this rank sends, gradients and parameters together"""
     compute_seconds: float
+    """of forward and backward passes, with the copies of their gradients"""
+    utilisation: float
+    """share of the peak that these are"""
+    limit: str
+    """what bounds them: compute, memory or launches; empty where the utilisation was given"""
     exposed_seconds: float
     """communication that no computation hides"""
     optimizer_seconds: float
@@ -80,14 +90,24 @@ def exposed(work: Workload, accumulation: int, compute: float, hardware: Hardwar
     return max(0.0, gradients - (backward if work.stage == 2 else backward / accumulation)) + parameters
 
 
+def pass_seconds(work: Workload, accumulation: int, hardware: Hardware) -> tuple[float, str]:
+    """Seconds of a step's forward and backward passes, and what bounds them where it isn't a given utilisation."""
+    if hardware.utilisation is not None:
+        return step_flops(work, accumulation) / (hardware.peak_flops * hardware.utilisation), ""
+    least = bound(passes(Step(work, accumulation)), attainable(hardware))
+    return least.seconds, least.limit
+
+
 def step_cost(work: Workload, accumulation: int, hardware: Hardware) -> StepCost:
     """The cost of a step of `accumulation` micro-batches."""
     flops = step_flops(work, accumulation)
-    compute = flops / (hardware.peak_flops * hardware.utilisation)
+    compute, limit = pass_seconds(work, accumulation, hardware)
+    measured = hardware.accelerator == "cpu"
+    bandwidth = hardware.memory_bandwidth if measured else attainable(hardware).memory_bandwidth
     shard = work.shape.parameters() / (work.ranks if work.stage > 0 else 1)
     offloaded = work.offload_optimizer != "none"
     stepped = shard * OPTIMIZERS.get(work.optimizer).step_bytes
-    update = stepped / hardware.memory_bandwidth
+    update = stepped / bandwidth
     host = 0.0
     if offloaded:
         update = stepped / hardware.host_bandwidth
@@ -99,6 +119,8 @@ def step_cost(work: Workload, accumulation: int, hardware: Hardware) -> StepCost
         flops=flops,
         communication=sum(communicated(work, accumulation)),
         compute_seconds=compute,
+        utilisation=flops / compute / hardware.peak_flops,
+        limit=limit,
         exposed_seconds=exposed(work, accumulation, compute, hardware),
         optimizer_seconds=update,
         host_seconds=host,

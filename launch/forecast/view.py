@@ -91,7 +91,7 @@ def render(
     if chosen is not None:
         recipe = "" if config is None else f"--config {config} "
         lines.append(f"launch/train.py {recipe}{options_for(request, chosen)}")
-    return "\n".join([*lines, "", assumptions(request, hardware)])
+    return "\n".join([*lines, "", assumptions(request, hardware, chosen or rows[0])])
 
 
 def length(request: Request) -> str:
@@ -99,12 +99,13 @@ def length(request: Request) -> str:
     return "" if request.steps is None else f", {request.steps:,.0f} steps"
 
 
-def assumptions(request: Request, hardware: Hardware) -> str:
-    """What the predicted times stand on."""
+def assumptions(request: Request, hardware: Hardware, row: Candidate) -> str:
+    """What the predicted times stand on, those of the passes for one candidate."""
     tokens = "" if request.tokens is None else f", {request.tokens:.3g} tokens in all"
+    derived = f" (derived from the roofline: limited by {row.cost.limit})" if row.cost.limit else ""
     return (
-        f"Predicted, not measured: {hardware.utilisation:.0%} of {hardware.peak_flops / 1e12:.3g} TFLOP/s, memory "
-        f"{hardware.memory_bandwidth / 1e9:,.0f} GB/s, links {hardware.link_bandwidth / 1e9:,.0f} GB/s, network "
+        f"Predicted, not measured: {row.cost.utilisation:.0%} of {hardware.peak_flops / 1e12:.3g} TFLOP/s{derived}, "
+        f"memory {hardware.memory_bandwidth / 1e9:,.0f} GB/s, links {hardware.link_bandwidth / 1e9:,.0f} GB/s, network "
         f"{hardware.network_bandwidth / 1e9:,.0f} GB/s a node{tokens}."
     )
 

@@ -253,10 +253,24 @@ def test_table_picture_and_deepspeed_file(capsys: pytest.CaptureFixture[str], tm
     assert json.loads(file.read_text()) == plan(capsys, *LARGE)["deepspeed"]
 
 
+def test_the_plan_says_what_its_utilisation_stands_on(capsys: pytest.CaptureFixture[str]) -> None:
+    cost = plan(capsys, *LARGE)["choice"]["cost"]
+    main(LARGE)
+    printed = capsys.readouterr().out.splitlines()[-1]
+    assert (
+        f"{cost['utilisation']:.0%} of 312 TFLOP/s (derived from the roofline: limited by {cost['limit']})" in printed
+    )
+    given = [*LARGE, "--utilisation=0.3"]
+    assert plan(capsys, *given)["choice"]["cost"]["utilisation"] == pytest.approx(0.3)
+    main(given)
+    assert "Predicted, not measured: 30% of 312 TFLOP/s, memory" in capsys.readouterr().out
+
+
 def test_this_machine_is_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
     found = plan(capsys, "--model=tiny", "--global-batch=64", "--precision=fp32")
     assert found["hardware"]["memory"] > 0
     assert found["choice"]["micro_batch"] >= 1
+    assert found["choice"]["cost"]["utilisation"] == pytest.approx(0.45)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from engine.model.flops import forward_flops
 from engine.model.heads import BertForSequenceClassification
 from engine.model.packing import pack
 from launch.forecast.hardware import described_hardware
+from launch.forecast.kernels.bound import ATTAINABLE_FLOPS
 from launch.forecast.memory import Workload, shape_of
 from launch.forecast.step_time import communicated, step_cost, step_flops
 
@@ -53,14 +54,23 @@ def test_flops_of_a_classifier_are_those_that_torch_counts() -> None:
     assert forward_flops(shape, [40, 40], 0) + asked == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 
-def test_the_assumed_utilisation_is_what_was_published() -> None:
-    """NVIDIA DeepLearningExamples: BERT-large, 128 tokens, one A100-80: 580 sequences/s; all last states computed."""
-    unread = 128 * 0.85 - 1
-    not_counted = 2 * unread * (2 * LARGE.hidden**2 + 2 * LARGE.hidden * LARGE.intermediate)
-    asked = 4 * 127 * 128 * LARGE.hidden
-    flops = 580 * 3 * (forward_flops(LARGE, [128], 0.15 * 128) + not_counted + asked)
-    hardware = described_hardware("a100", 1, 1, None)
-    assert flops / hardware.peak_flops == pytest.approx(hardware.utilisation, abs=0.01)
+@pytest.mark.parametrize("gpu", ["a100", "h100", "h200"])
+def test_utilisation_follows_from_the_roofline(gpu: str) -> None:
+    """A larger micro-batch loses less to weights and launches; a card with more FLOPs a byte waits more for memory."""
+    hardware = described_hardware(gpu, 8, 8, None)
+    small, usual, large = (step_cost(replace(WORK, micro_batch=size), 4, hardware) for size in (2, 32, 128))
+    assert small.utilisation < usual.utilisation < large.utilisation < ATTAINABLE_FLOPS
+    assert small.limit == "launches"
+    assert large.compute_seconds == pytest.approx(large.flops / hardware.peak_flops / large.utilisation)
+    slower = replace(hardware, memory_bandwidth=hardware.memory_bandwidth / 10)
+    assert step_cost(WORK, 4, slower).limit == "memory"
+    assert step_cost(WORK, 4, slower).utilisation < usual.utilisation
+
+
+def test_a_given_utilisation_wins() -> None:
+    given = step_cost(WORK, 4, replace(described_hardware("a100", 8, 8, None), utilisation=0.3))
+    assert (given.utilisation, given.limit) == (pytest.approx(0.3), "")
+    assert given.compute_seconds == pytest.approx(step_flops(WORK, 4) / (0.3 * 312e12))
 
 
 def test_recomputation_costs_a_forward_pass() -> None:
