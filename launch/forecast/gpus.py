@@ -3,7 +3,8 @@
 Memory is what the driver offers (the total that nvidia-smi prints, MiB), which with error correction is less than the
 name says. Rates are NVIDIA's own, dense, without sparsity, and they are bounds:
 
-- tensor: bf16 (V100, T4: fp16) matrix products with fp32 accumulation; fp32: without TF32, which torch leaves off.
+- tensor: bf16 (V100, T4: fp16) matrix products with fp32 accumulation. Those of fp32 follow from it: they take TF32, at
+  half of the rate, where there is bf16 (`engine.train.ranks.device.settle`), and no tensor cores on V100 and T4.
 - memory: GB/s; link: GB/s to another GPU of the node in one direction, by NVLink, or what PCIe 3.0, 4.0 and 5.0 x16
   really move, 12, 25 and 50.
 
@@ -27,37 +28,41 @@ class Gpu:
     memory: int
     peak_flops: float
     """tensor cores, bf16 or fp16"""
-    fp32_flops: float
     memory_bandwidth: float
     link_bandwidth: float
     bf16: bool = True
     """whether it computes in bf16, which needs compute capability 8.0"""
 
+    @property
+    def fp32_flops(self) -> float:
+        """Of fp32 matrix products."""
+        return self.peak_flops / (2 if self.bf16 else 8)
 
-def _gpu(mib: int, tensor: float, fp32: float, memory: float, link: float, *, bf16: bool = True) -> Gpu:
-    return Gpu(mib * MIB, tensor * 1e12, fp32 * 1e12, memory * 1e9, link * 1e9, bf16)
+
+def _gpu(mib: int, tensor: float, memory: float, link: float, *, bf16: bool = True) -> Gpu:
+    return Gpu(mib * MIB, tensor * 1e12, memory * 1e9, link * 1e9, bf16)
 
 
 GPUS: dict[str, Gpu] = {
-    "v100-16": _gpu(16384, 125, 15.7, 900, 150, bf16=False),
-    "v100": _gpu(32768, 125, 15.7, 900, 150, bf16=False),
-    "t4": _gpu(15360, 65, 8.1, 320, 12, bf16=False),
-    "a10": _gpu(23028, 125, 31.2, 600, 25),
-    "a10g": _gpu(23028, 70, 35, 600, 25),
-    "l4": _gpu(23034, 121, 30.3, 300, 25),
-    "l40": _gpu(46068, 181, 90.5, 864, 25),
-    "l40s": _gpu(46068, 362, 91.6, 864, 25),
-    "rtx3090": _gpu(24576, 71, 35.6, 936, 25),
-    "rtx4090": _gpu(24564, 165, 82.6, 1008, 25),
-    "rtx5090": _gpu(32607, 209.5, 104.8, 1792, 50),
-    "a6000": _gpu(49140, 154.8, 38.7, 768, 25),
-    "rtx6000ada": _gpu(49140, 364.2, 91.1, 960, 25),
-    "a100-40": _gpu(40960, 312, 19.5, 1555, 300),
-    "a100": _gpu(81920, 312, 19.5, 2039, 300),
-    "h100-pcie": _gpu(81559, 756, 51, 2000, 50),
-    "h100": _gpu(81559, 989, 67, 3350, 450),
-    "h200": _gpu(143771, 989, 67, 4800, 450),
-    "b200": _gpu(183359, 2250, 75, 7700, 900),
+    "v100-16": _gpu(16384, 125, 900, 150, bf16=False),
+    "v100": _gpu(32768, 125, 900, 150, bf16=False),
+    "t4": _gpu(15360, 65, 320, 12, bf16=False),
+    "a10": _gpu(23028, 125, 600, 25),
+    "a10g": _gpu(23028, 70, 600, 25),
+    "l4": _gpu(23034, 121, 300, 25),
+    "l40": _gpu(46068, 181, 864, 25),
+    "l40s": _gpu(46068, 362, 864, 25),
+    "rtx3090": _gpu(24576, 71, 936, 25),
+    "rtx4090": _gpu(24564, 165, 1008, 25),
+    "rtx5090": _gpu(32607, 209.5, 1792, 50),
+    "a6000": _gpu(49140, 154.8, 768, 25),
+    "rtx6000ada": _gpu(49140, 364.2, 960, 25),
+    "a100-40": _gpu(40960, 312, 1555, 300),
+    "a100": _gpu(81920, 312, 2039, 300),
+    "h100-pcie": _gpu(81559, 756, 2000, 50),
+    "h100": _gpu(81559, 989, 3350, 450),
+    "h200": _gpu(143771, 989, 4800, 450),
+    "b200": _gpu(183359, 2250, 7700, 900),
 }
 #: the card assumed for a memory size when none is named: of those that compute in bf16
 ASSUMED = ("a10", "rtx5090", "a100-40", "a6000", "a100", "h200", "b200")

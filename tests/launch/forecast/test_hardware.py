@@ -103,12 +103,18 @@ def test_a_card_is_plausible_and_known_by_its_own_name(name: str) -> None:
     card = GPUS[name]
     assert named_gpu(name) == named_gpu(f"NVIDIA {name.upper()}") == name
     assert 14 * GIB < card.memory < 192 * GIB
-    assert 1.9 < card.peak_flops / card.fp32_flops < 31
+    assert card.peak_flops / card.fp32_flops == (2 if card.bf16 else 8)
     assert 0.25e12 < card.memory_bandwidth < 9e12
     assert 10e9 < card.link_bandwidth < 1e12
     assert card.bf16 == (name not in ("v100", "v100-16", "t4"))
     half, full = (described_hardware(name, 1, 1, None, precision) for precision in ("bf16", "fp32"))
     assert (half.peak_flops, full.peak_flops, half.bf16) == (card.peak_flops, card.fp32_flops, card.bf16)
+
+
+def test_fp32_products_take_tf32_where_there_is_any() -> None:
+    """NVIDIA's data sheets: 156 TFLOP/s of TF32 on an A100; 15.7 without tensor cores on a V100."""
+    assert GPUS["a100"].fp32_flops == 156e12
+    assert GPUS["v100"].fp32_flops == pytest.approx(15.7e12, rel=0.01)
 
 
 def test_an_assumed_card_computes_in_bf16() -> None:
