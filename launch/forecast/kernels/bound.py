@@ -14,7 +14,8 @@ LAUNCH_SECONDS = 5e-6
 #: what others measured of BERT-large on A100 and V100 is met within 5 % (benchmarks.roofline prints each error).
 #: The best of products alone reach 87 % on A100 and 80 % on H100 and H200 (Bekman, "Machine Learning Engineering",
 #: table of maximum achievable matmul FLOPS), copies 87 % on H100 (Voltage Park and AI at Georgia Tech, vpbenchmarking)
-#: and 90 % on A100 (calculon, systems/a100_80g.json), so a step is taken to lose a fifth and a twentieth of that.
+#: and 90 % on A100 (calculon, systems/a100_80g.json), so a step is taken to lose a fifth and a twentieth of that. No
+#: figure of Hopper is among them, and flash attention reaches the share on longer sequences alone (Dao 2023, figure 4).
 ATTAINABLE_FLOPS, ATTAINABLE_BANDWIDTH = 0.70, 0.85
 
 
