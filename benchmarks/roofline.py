@@ -142,13 +142,17 @@ def layer_table(step: Step) -> dict[str, dict[str, float | str]]:
         ahead, back = (found(step, step.tokens(variant), variant) for found in (layer_forward, layer_backward))
         moved = [sum(kernel.bytes for kernel in found) / tokens for found in (ahead, back)]
         table[variant.name] = {
-            "launches forward": sum(kernel.launches for kernel in ahead),
-            "backward": sum(kernel.launches for kernel in back),
-            "kB a token forward": moved[0] / 1e3,
-            "kB backward": moved[1] / 1e3,
             "x the least": sum(moved) / least,
+            "kB a token forward": moved[0] / 1e3,
+            "kB a token backward": moved[1] / 1e3,
+            "launches forward": sum(kernel.launches for kernel in ahead),
+            "launches backward": sum(kernel.launches for kernel in back),
         }
-    table["the least"] = {"kB a token forward": 2 * kept / 1e3, "kB backward": 3 * kept / 1e3, "x the least": 1.0}
+    table["the least"] = {
+        "x the least": 1.0,
+        "kB a token forward": 2 * kept / 1e3,
+        "kB a token backward": 3 * kept / 1e3,
+    }
     return table
 
 
