@@ -152,6 +152,6 @@ def norm_backward(step: Step, variant: Variant, part: str, elements: float, resi
     """
     dropped = step.work.dropout > 0
     if variant.fused:
-        return [sweep(step, part, elements, 4 if residual and dropped else 3, launches=4)]
+        return [sweep(step, part, elements, 4 if residual and dropped else 3, launches=2)]
     dropout = [sweep(step, part, elements, 2, masks=1)] if dropped else []
     return [sweep(step, part, elements, 3), sweep(step, part, elements, 2), *dropout]
