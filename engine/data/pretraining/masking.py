@@ -16,7 +16,7 @@ Ids = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 #: first words of keys after the seed: uses of the same seed differ in it, so their random numbers are independent
-PAIRS_DOMAIN, MASKING_DOMAIN = 1, 2
+PAIRS_DOMAIN, MASKING_DOMAIN, SEQUENCES_DOMAIN = 1, 2, 3
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _CHOOSE, _REPLACE, _SUBSTITUTE = range(3)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
-from threading import Thread
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,6 +13,7 @@ from torch import Tensor
 from engine.data.loading.source import Indices
 from engine.data.pretraining.masking import MaskingRules, mask_tokens, masked_count, sample_keys
 from engine.data.pretraining.pairs import PairPlan, plan_epoch, plan_version, shown_share
+from engine.data.pretraining.plans import EpochPlans
 
 Int64s = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -74,6 +71,12 @@ class PretrainingOptions:
     """seed of pairs and masking"""
 
 
+def masking_rules(facts: TokenFacts, options: PretrainingOptions) -> MaskingRules:
+    """What the options mean for this vocabulary."""
+    continues_word = facts.continues_word if options.whole_word else None
+    return MaskingRules(options.mask_probability, facts.mask_id, facts.regular_ids, continues_word)
+
+
 class PairRows(NamedTuple):
     """Descriptions of B samples: rows of the pair plans and where they come from; each field is [B]."""
 
@@ -98,13 +101,8 @@ class PretrainingSource:
         self, split: TokenisedText, facts: TokenFacts, options: PretrainingOptions, fixed: bool = False
     ) -> None:
         self._split, self._facts, self._options, self._fixed = split, facts, options, fixed
-        self._plans: dict[int, Future[PairPlan]] = {}
-        self._rules = MaskingRules(
-            options.mask_probability,
-            facts.mask_id,
-            facts.regular_ids,
-            facts.continues_word if options.whole_word else None,
-        )
+        self._plans = EpochPlans(self._make_plan)
+        self._rules = masking_rules(facts, options)
 
     @property
     def plan_version(self) -> int:
@@ -113,7 +111,7 @@ class PretrainingSource:
 
     def summary(self) -> str:
         """A line that tells how much of the text an epoch covers: one whose plan exists already, else the first."""
-        plan = self._plan(min(self._plans, default=0))
+        plan = self._plans.plan(min(self._plans, default=0))
         shown = shown_share(plan, int(self._split.sentence_lengths.sum(dtype=np.int64)))
         return (
             f"an epoch shows {100 * shown:.1f} % of the text's tokens, in {len(plan):,} sequences of up to "
@@ -122,7 +120,7 @@ class PretrainingSource:
 
     def epoch_size(self, epoch: int) -> int:
         """Number of pairs of an epoch; it varies a little from epoch to epoch."""
-        return len(self._plan(self._source_epoch(epoch)))
+        return len(self._plans.plan(self._source_epoch(epoch)))
 
     def describe(self, epoch: int, indices: Indices) -> PairRows:
         """The plan's rows of these samples.
@@ -130,9 +128,9 @@ class PretrainingSource:
         Halfway through an epoch the plan of the next one is begun, so that no step waits for it.
         """
         epoch = self._source_epoch(epoch)
-        plan = self._plan(epoch)
+        plan = self._plans.plan(epoch)
         if not self._fixed and indices[-1] >= len(plan) // 2:
-            self._begin_plan(epoch + 1)
+            self._plans.begin(epoch + 1)
         return PairRows(
             np.full(len(indices), epoch),
             indices,
@@ -149,12 +147,12 @@ class PretrainingSource:
 
     def lengths(self, epoch: int, indices: Indices) -> Indices:
         """Length in tokens of each of these samples, int64 [B]. No token is read."""
-        plan = self._plan(self._source_epoch(epoch))
+        plan = self._plans.plan(self._source_epoch(epoch))
         return plan.a_length[indices].astype(np.int64) + plan.b_length[indices] + _SPECIAL_TOKENS
 
     def totals(self, epoch: int, indices: Indices) -> dict[str, float]:
         """`mlm`: predicted tokens; `sequences`: samples. No token is read."""
-        plan = self._plan(self._source_epoch(epoch))
+        plan = self._plans.plan(self._source_epoch(epoch))
         predicted = masked_count(plan.a_length[indices] + plan.b_length[indices], self._options.mask_probability)
         return {"mlm": float(predicted.sum()), "sequences": float(len(indices))}
 
@@ -206,37 +204,12 @@ class PretrainingSource:
     def _source_epoch(self, epoch: int) -> int:
         return 0 if self._fixed else epoch
 
-    def _plan(self, epoch: int) -> PairPlan:
-        self._begin_plan(epoch)
-        return self._plans[epoch].result()
-
-    def _begin_plan(self, epoch: int) -> None:
-        """Begin to make the plan of an epoch, unless that was done; only the previous epoch's is kept beside it."""
-        if epoch in self._plans:
-            return
-        self._plans = {other: plan for other, plan in self._plans.items() if other == epoch - 1}
-        self._plans[epoch] = _in_thread(
-            partial(
-                plan_epoch,
-                self._split.sentence_lengths,
-                self._split.document_starts,
-                sequence_length=self._options.sequence_length,
-                short_sequence_probability=self._options.short_sequence_probability,
-                seed=self._options.seed,
-                epoch=epoch,
-            )
+    def _make_plan(self, epoch: int) -> PairPlan:
+        return plan_epoch(
+            self._split.sentence_lengths,
+            self._split.document_starts,
+            sequence_length=self._options.sequence_length,
+            short_sequence_probability=self._options.short_sequence_probability,
+            seed=self._options.seed,
+            epoch=epoch,
         )
-
-
-def _in_thread(work: Callable[[], PairPlan]) -> Future[PairPlan]:
-    """The result of `work` in a daemon thread: unlike those of a pool, it doesn't keep the process from ending."""
-    future: Future[PairPlan] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # whoever asks for the result gets it
-            future.set_exception(error)
-
-    Thread(target=run, daemon=True, name="pair plan").start()
-    return future

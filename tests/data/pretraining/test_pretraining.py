@@ -164,7 +164,7 @@ def test_the_next_plan_is_begun_halfway(text: Text, monkeypatch: pytest.MonkeyPa
     source.describe(0, np.arange(middle, middle + 4))
     fresh = PretrainingSource(text, FACTS, OPTIONS)
     assert np.array_equal(source.describe(1, np.arange(9)).a_start, fresh.describe(1, np.arange(9)).a_start)
-    assert begun[:2] == [(0, "pair plan"), (1, "pair plan")]
+    assert begun[:2] == [(0, "epoch plan"), (1, "epoch plan")]
     assert len(begun) == 3, "each source plans an epoch once"
 
 
