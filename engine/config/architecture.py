@@ -33,7 +33,8 @@ class Architecture(ABC):
         dimensions: the options `DIMENSIONS` of the section model, and what config.json calls each.
         inherited: names in config.json of all that a run takes from a folder that it starts from.
         sizes: those of them that are whole numbers above 0.
-        export_classes: by head ("pretraining", "sequence_classification") the transformers class that opens an export.
+        export_classes: by head ("pretraining": MLM and NSP, "masked_lm": MLM alone, "sequence_classification") the
+            transformers class that opens an export.
         tied: parameters that an export leaves out, and those that they share their tensor with.
         prefix: what the names of the encoder's parameters begin with in a model with a head.
         essential: beginnings of names behind the prefix: an encoder without these is useless.

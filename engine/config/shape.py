@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Shape:
-    """A Transformer encoder with a pooler, a classifier and perhaps MLM's head (Devlin et al. 2019)."""
+    """A Transformer encoder with a pooler and a classifier, or MLM's head, or all of them (Devlin et al. 2019)."""
 
     hidden: int
     layers: int
@@ -25,6 +25,8 @@ class Shape:
     """of the classifier: 2 for NSP"""
     decoder: bool = True
     """whether there is MLM's head, which maps states to the vocabulary by the tied word embeddings"""
+    pooler: bool = True
+    """whether there are pooler and classifier, which read first tokens"""
 
     def feed_forward_elements(self) -> int:
         """Elements of a layer's feed-forward matrices."""
@@ -43,8 +45,8 @@ class Shape:
         hidden = self.hidden
         tables = [self.vocabulary * hidden, self.positions * hidden, self.segments * hidden]
         head = [hidden * hidden, hidden, hidden, hidden, self.vocabulary] if self.decoder else []
-        heads = [hidden * hidden, hidden, *head, self.classes * hidden, self.classes]
-        return [*tables, hidden, hidden, *self.layer_tensors() * self.layers, *heads]
+        pooled = [hidden * hidden, hidden, self.classes * hidden, self.classes] if self.pooler else []
+        return [*tables, hidden, hidden, *self.layer_tensors() * self.layers, *pooled[:2], *head, *pooled[2:]]
 
     def layer_parameters(self) -> int:
         """Elements of a Transformer layer."""

@@ -1,8 +1,9 @@
 """BERT (Devlin et al. 2019) with its pre-training heads, on transformers' configuration and parameter names.
 
-A state dict is interchangeable with transformers' `BertForPreTraining`; the forward pass is our own. Batches are
-packed (see `engine.model.packing`), so padding never reaches a linear layer, and the MLM head sees masked rows only.
-So do the last layer's parts behind its attention, which see first tokens too: nobody reads the other states.
+A state dict is interchangeable with that of transformers' class of the same name; the forward pass is our own. Batches
+are packed (see `engine.model.packing`), so padding never reaches a linear layer, and the MLM head sees masked rows
+only. So do the last layer's parts behind its attention, which see first tokens too where there is a pooler: nobody
+reads the other states.
 
 Shape legend: B sequences, T tokens in all of them, M masked tokens, R tokens whose last states are read, H hidden size,
 V vocabulary size.
@@ -42,14 +43,14 @@ class BertEncoder(nn.Module):
 
 
 class BertModel(nn.Module):
-    """Embeddings, encoder and pooler."""
+    """Embeddings, encoder and, unless a head has no use for it, pooler."""
 
-    def __init__(self, config: BertConfig, activation_checkpointing: bool = False) -> None:
+    def __init__(self, config: BertConfig, activation_checkpointing: bool = False, pooler: bool = True) -> None:
         super().__init__()
         self.config = config
         self.embeddings = BertEmbeddings(config)
         self.encoder = BertEncoder(config, activation_checkpointing)
-        self.pooler = BertPooler(config)
+        self.pooler = BertPooler(config) if pooler else None
 
     def forward(
         self,
@@ -60,7 +61,7 @@ class BertModel(nn.Module):
         max_length: int | None = None,
         tied: TiedGradient | None = None,
         read: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Encode a packed batch.
 
         Args:
@@ -71,17 +72,21 @@ class BertModel(nn.Module):
             read: [R] int64, the tokens whose hidden states are wanted; all if absent.
 
         Returns:
-            Hidden states [T, H], or [R, H], and pooled vectors [B, H].
+            Hidden states [T, H], or [R, H], and pooled vectors [B, H]; None without a pooler.
         """
         packing = Packing.from_lengths(lengths, input_ids.numel(), max_length)
         hidden = self.embeddings(input_ids, token_type_ids, position_ids, tied)
         hidden = with_spare_rows(hidden)
+        first = packing.starts if self.pooler is not None else packing.starts[:0]
         if read is None:
             hidden = self.encoder(hidden, packing)[: packing.tokens]
-            return hidden, self.pooler(hidden.index_select(0, packing.starts))
-        rows, order = torch.cat((packing.starts, read)).sort()
+            return hidden, self._pooled(hidden.index_select(0, first))
+        rows, order = torch.cat((first, read)).sort()
         states = self.encoder(hidden, packing, rows).index_select(0, order.argsort())
-        return states[packing.batch :], self.pooler(states[: packing.batch])
+        return states[len(first) :], self._pooled(states[: len(first)])
+
+    def _pooled(self, first: Tensor) -> Tensor | None:
+        return None if self.pooler is None else self.pooler(first)
 
 
 class MlmDecoder(nn.Linear):
@@ -142,6 +147,20 @@ class BertLMPredictionHead(nn.Module):
         return output
 
 
+class BertOnlyMlmHead(nn.Module):
+    """The MLM head alone."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.predictions = BertLMPredictionHead(config)
+
+    def forward(self, rows: Tensor, mlm_labels: Tensor, tied: TiedGradient | None = None) -> dict[str, Tensor]:
+        """Masked rows [M, H] to the outputs of `BertForMaskedLM.forward`."""
+        mlm = self.predictions(rows, mlm_labels, tied)
+        output = {"mlm_loss_sum": mlm["loss_sum"], "mlm_correct": mlm["correct"]}
+        return output if self.training else {**output, "predictions": mlm["predictions"]}
+
+
 class BertPreTrainingHeads(nn.Module):
     """The MLM and NSP heads."""
 
@@ -200,7 +219,42 @@ class BertForPreTraining(nn.Module):
         """
         tied = TiedGradient()
         rows, pooled = self.bert(input_ids, token_type_ids, position_ids, lengths, max_length, tied, mlm_positions)
-        if self.training and (spare := spare_rows(len(mlm_labels), rows)):
-            rows, mlm_labels = F.pad(rows, (0, 0, 0, spare)), F.pad(mlm_labels, (0, spare), value=IGNORED)
+        if self.training:
+            rows, mlm_labels = _with_ignored_rows(rows, mlm_labels)
         output: dict[str, Tensor] = self.cls(rows, pooled, mlm_labels, nsp_labels, tied)
         return output
+
+
+class BertForMaskedLM(nn.Module):
+    """BERT with MLM alone, so without a pooler; the decoder's weight is the word embeddings'."""
+
+    def __init__(self, config: BertConfig, activation_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.bert = BertModel(config, activation_checkpointing, pooler=False)
+        self.cls = BertOnlyMlmHead(config)
+        self.cls.predictions.decoder.weight = self.bert.embeddings.word_embeddings.weight
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        position_ids: Tensor,
+        lengths: Tensor,
+        mlm_positions: Tensor,
+        mlm_labels: Tensor,
+        max_length: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Summed losses of a packed batch: arguments and outputs of `BertForPreTraining.forward` but those of NSP."""
+        tied = TiedGradient()
+        rows, _ = self.bert(input_ids, token_type_ids, position_ids, lengths, max_length, tied, mlm_positions)
+        if self.training:
+            rows, mlm_labels = _with_ignored_rows(rows, mlm_labels)
+        output: dict[str, Tensor] = self.cls(rows, mlm_labels, tied)
+        return output
+
+
+def _with_ignored_rows(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Masked rows [M, H] and labels [M] with `spare_rows` more, which the loss ignores."""
+    spare = spare_rows(len(labels), rows)
+    return (F.pad(rows, (0, 0, 0, spare)), F.pad(labels, (0, spare), value=IGNORED)) if spare else (rows, labels)

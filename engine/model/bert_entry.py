@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -37,6 +38,7 @@ class BertEntry(Architecture):
     inherited = (*sizes, "hidden_act", "initializer_range", "layer_norm_eps")
     export_classes: ClassVar = {
         "pretraining": "BertForPreTraining",
+        "masked_lm": "BertForMaskedLM",
         "sequence_classification": "BertForSequenceClassification",
     }
     tied: ClassVar = {
@@ -79,10 +81,14 @@ class BertEntry(Architecture):
                 raise UserError(f"{path}: {name} {value!r} is not supported; give a model where it is {wanted}")
 
     def build(self, head: str, config: BertConfig, activation_checkpointing: bool) -> nn.Module:
-        from engine.model.bert import BertForPreTraining
+        from engine.model.bert import BertForMaskedLM, BertForPreTraining
         from engine.model.heads import BertForSequenceClassification
 
-        heads = {"pretraining": BertForPreTraining, "sequence_classification": BertForSequenceClassification}
+        heads: dict[str, Callable[[BertConfig, bool], nn.Module]] = {
+            "pretraining": BertForPreTraining,
+            "masked_lm": BertForMaskedLM,
+            "sequence_classification": BertForSequenceClassification,
+        }
         return heads[head](config, activation_checkpointing)
 
     def layer_of(self, name: str) -> str:

@@ -17,9 +17,9 @@ TRAINING_PASSES = 3
 def forward_flops(shape: Shape, lengths: Sequence[int], rows: float) -> float:
     """FLOPs of the forward pass over packed sequences: linear layers, attention's two products, pooler, heads.
 
-    The last layer's states are needed of first tokens and of those that the head reads: only their queries, and its
-    products behind attention for them, count. What the latter ask there isn't: it depends on where they lie (0.1 % of
-    BERT-base's pre-training).
+    The last layer's states are needed of the tokens that the head reads and, for a pooler, of first tokens: only their
+    queries, and its products behind attention for them, count. What the former ask there isn't: it depends on where
+    they lie (0.1 % of BERT-base's pre-training).
 
     Args:
         lengths: tokens of each sequence; a token attends to those of its own sequence only.
@@ -27,13 +27,14 @@ def forward_flops(shape: Shape, lengths: Sequence[int], rows: float) -> float:
             classifier on the pooled vector none, a classifier of tokens all.
     """
     hidden, tokens, squares = shape.hidden, sum(lengths), sum(length * length for length in lengths)
-    read = min(tokens, len(lengths) + rows)
+    first = len(lengths) if shape.pooler else 0
+    read = min(tokens, first + rows)
     of_all, of_read = 2 * hidden * hidden, 2 * hidden * hidden + shape.feed_forward_elements()
     linear = 2 * tokens * shape.layers * of_all + 2 * (tokens * (shape.layers - 1) + read) * of_read
-    pairs = squares * (shape.layers - 1) + tokens
+    pairs = squares * (shape.layers - 1) + (tokens if shape.pooler else 0)
     attention = 4 * pairs * hidden
     head = 2 * rows * (hidden * hidden + hidden * shape.vocabulary if shape.decoder else hidden * shape.classes)
-    pooled = 2 * len(lengths) * (hidden * hidden + hidden * shape.classes)
+    pooled = 2 * first * (hidden * hidden + hidden * shape.classes)
     return linear + attention + head + pooled
 
 

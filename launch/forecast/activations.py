@@ -49,7 +49,7 @@ def passes(work: Workload) -> Pass:
 
 def _read(work: Workload) -> int:
     """R."""
-    return min(work.tokens, work.micro_batch + work.rows)
+    return min(work.tokens, (work.micro_batch if work.shape.pooler else 0) + work.rows)
 
 
 def _hidden(work: Workload, rows: int | None = None) -> int:

@@ -8,7 +8,7 @@ from transformers import BertConfig
 
 from engine.kernels import dispatch
 from engine.model import bert
-from engine.model.bert import BertForPreTraining, BertModel
+from engine.model.bert import BertForMaskedLM, BertForPreTraining, BertModel
 from engine.model.build import initialise
 from engine.model.packing import pack
 
@@ -254,3 +254,38 @@ def test_a_batch_without_masked_tokens_adds_nothing(model: BertForPreTraining, b
     assert float(output["mlm_loss_sum"]) == 0.0
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert not any(gradient.any() for gradient in gradients)
+
+
+def test_mlm_alone_equals_transformers_in_loss_gradients_and_names(
+    config: BertConfig, padded: dict[str, Tensor], batch: dict[str, Tensor]
+) -> None:
+    model = BertForMaskedLM(config).eval()
+    peer = transformers.BertForMaskedLM(config).eval()
+    model.load_state_dict(peer.state_dict())
+    asked = {name: tensor for name, tensor in batch.items() if name != "nsp_labels"}
+    output = model(**asked)
+    theirs = peer(
+        **{name: value for name, value in peer_inputs(padded, batch).items() if name != "next_sentence_label"}
+    )
+    torch.testing.assert_close(output["mlm_loss_sum"] / 6, theirs.loss, **TOLERANCE)
+    (output["mlm_loss_sum"] / 6).backward()
+    theirs.loss.backward()
+    gradients = {name: parameter.grad for name, parameter in peer.named_parameters()}
+    assert gradients.keys() == dict(model.named_parameters()).keys()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(
+            parameter.grad, gradients[name], **TOLERANCE, msg=lambda text, n=name: f"{n}: {text}"
+        )
+    logits = theirs.logits[padded["attention_mask"].bool()][batch["mlm_positions"]]
+    assert torch.equal(output["predictions"], logits.argmax(-1))
+    assert int(output["mlm_correct"]) == int((logits.argmax(-1) == batch["mlm_labels"]).sum())
+
+
+def test_mlm_alone_trains_with_the_loss_of_evaluation(config: BertConfig, batch: dict[str, Tensor]) -> None:
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+    model = BertForMaskedLM(config)
+    asked = {name: tensor for name, tensor in batch.items() if name != "nsp_labels"}
+    for half in (False, True):  # bf16 has spare rows
+        model = model.to(torch.bfloat16) if half else model
+        losses = [model.train(mode)(**asked)["mlm_loss_sum"] for mode in (False, True)]
+        torch.testing.assert_close(losses[0], losses[1], **({"rtol": 0.02, "atol": 0.02} if half else TOLERANCE))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from benchmarks.memory_forecast import CASES, Case, compare
 from engine.config import MODEL_SIZES, ModelConfig, Shape, architecture_of
 from engine.errors import UserError
-from engine.model.bert import BertForPreTraining
+from engine.model.bert import BertForMaskedLM, BertForPreTraining
 from engine.model.build import build_config
 from engine.model.heads import BertForSequenceClassification
 from engine.train.certificate.exact import chunk_on
@@ -81,6 +81,18 @@ def test_a_classifier_has_no_decoder() -> None:
     assert forecast(tuned).head < forecast(trained).head / 1000
     assert passes(trained).end - passes(tuned).end == 2 * 30522 * shape.hidden
     assert forecast(trained).startup - forecast(tuned).startup > 4 * 30522 * shape.hidden
+
+
+def test_mlm_alone_has_neither_pooler_nor_classifier() -> None:
+    config = ModelConfig("mini")
+    with torch.device("meta"):
+        model = BertForMaskedLM(build_config(config, 30522))
+    both = shape_of(config, 30522)
+    shape = replace(both, pooler=False)
+    assert sorted(shape.tensors()) == sorted(p.numel() for p in model.parameters())
+    alone, paired = (forecast(replace(WORK, shape=s)) for s in (shape, both))
+    assert alone.parameters < paired.parameters
+    assert alone.activations < paired.activations
 
 
 def test_the_forecast_needs_no_torch() -> None:

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig
 
 from engine.config import ModelConfig, Shape
-from engine.model.bert import BertForPreTraining
+from engine.model.bert import BertForMaskedLM, BertForPreTraining
 from engine.model.flops import forward_flops
 from engine.model.heads import BertForSequenceClassification
 from engine.model.packing import pack
@@ -40,6 +40,20 @@ def test_flops_are_those_that_torch_counts() -> None:
     # torch's attention takes all queries of the last layer; of masked tokens only the projection is counted
     asked = 2 * (80 - 2 - 6) * 64 * 64 + 4 * (80 - 2) * 40 * 64
     assert 2 * forward_flops(shape, [40], 3) + asked == pytest.approx(counter.get_total_flops(), rel=1e-3)
+
+
+def test_flops_of_mlm_alone_are_those_that_torch_counts() -> None:
+    config = BertConfig(
+        vocab_size=1000, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=256
+    )
+    model = BertForMaskedLM(config).eval()
+    masked = torch.tensor([1, 2, 3, 50, 51, 52])
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        packed = pack(torch.randint(5, 1000, (2, 40)), torch.ones(2, 40))
+        model(**packed, mlm_positions=masked, mlm_labels=masked, max_length=40)
+    shape = Shape(64, 3, 4, 256, 1000, pooler=False)
+    asked = 2 * (80 - 6) * 64 * 64 + 4 * 80 * 40 * 64
+    assert forward_flops(shape, [40, 40], 6) + asked == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 
 def test_flops_of_a_classifier_are_those_that_torch_counts() -> None:
