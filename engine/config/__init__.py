@@ -6,7 +6,7 @@ of one field live in the part that owns it; checks across parts live in `RunConf
 
 from engine.config.architecture import ARCHITECTURES, DEFAULT_ARCHITECTURE, Architecture, architecture_of
 from engine.config.check import require
-from engine.config.data import DataConfig, LabelledConfig
+from engine.config.data import DataConfig, LabelledConfig, Objective
 from engine.config.fault import FaultConfig, NonFinitePolicy, SpikePolicy
 from engine.config.model import MODEL_SIZES, ModelConfig
 from engine.config.optim import OptimConfig, ScheduleName
@@ -30,6 +30,7 @@ __all__ = [
     "ModelConfig",
     "MonitorConfig",
     "NonFinitePolicy",
+    "Objective",
     "OptimConfig",
     "Precision",
     "RunConfig",

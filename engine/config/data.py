@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from engine.config.check import require
+
+Objective = Literal["mlm_nsp", "mlm"]
 
 
 @dataclass
@@ -13,10 +16,13 @@ class DataConfig:
 
     path: str | None = None
     """prepared store; null prepares the embedded text of the Python installation under the run's folder"""
+    objective: Objective = "mlm_nsp"
+    """mlm_nsp: masked tokens and next-sentence prediction, on pairs of segments of two documents or of one; mlm: masked
+    tokens alone, documents end to end in sequences of exactly sequence_length tokens, one document suffices"""
     sequence_length: int = 128
     """tokens in a sequence, [CLS] and [SEP] included"""
     short_sequence_probability: float = 0.1
-    """share of pairs with a random shorter target length (Devlin et al. 2019)"""
+    """share of pairs with a random shorter target length (Devlin et al. 2019); of mlm_nsp"""
     mask_probability: float = 0.15
     """share of tokens that the MLM predicts"""
     whole_word_masking: bool = False
@@ -25,6 +31,8 @@ class DataConfig:
     """loader processes a rank; 0 loads in the training process"""
 
     def validate(self) -> None:
+        choices = get_args(Objective)
+        require(self.objective in choices, "data.objective", self.objective, f"choose {' or '.join(choices)}")
         require(self.sequence_length >= 8, "data.sequence_length", self.sequence_length, "give at least 8")
         require(
             0.0 <= self.short_sequence_probability <= 1.0,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from engine.config.check import require
 from engine.config.data import DataConfig, LabelledConfig
+from engine.config.shape import Shape
 from engine.registry import Registry
 
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ class Title:
 
 def _nothing_more(config: RunConfig, complete: bool) -> None:
     """The checks of a task that has none beside those of its section."""
+
+
+def _always(config: RunConfig) -> bool:
+    return True
 
 
 def _first_alone(config: RunConfig) -> float:
@@ -71,6 +76,8 @@ class TaskEntry:
     """share of a sequence's tokens, beside the first, whose states the head reads: for FLOPs and memory"""
     decodes: bool = False
     """whether the head maps those states to the vocabulary, by the tied word embeddings"""
+    pools: Callable[[RunConfig], bool] = _always
+    """whether there is a head on the pooled vector"""
     fixed: tuple[str, ...] = ()
     """fields that a resume must not change, because weights, data order or the best score depend on them"""
     grouping: str | None = None
@@ -96,6 +103,10 @@ class TaskEntry:
             return replace(config, extra={**config.extra, self.section: part})
         return replace(config, **{self.section: part})
 
+    def with_heads(self, shape: Shape, config: RunConfig) -> Shape:
+        """The shape of an encoder, with the heads that a run of this task trains."""
+        return replace(shape, decoder=self.decodes, pooler=self.pools(config))
+
     def load(self) -> Any:
         """The class that does the work; imports torch."""
         implementation = self.implementation
@@ -114,14 +125,14 @@ def _validate_classification(config: RunConfig, complete: bool) -> None:
     require(bool(start) or not complete, "model.init_from", start, "give the folder of a model")
 
 
-_MASKING = ("sequence_length", "short_sequence_probability", "mask_probability", "whole_word_masking")
+_MASKING = ("objective", "sequence_length", "short_sequence_probability", "mask_probability", "whole_word_masking")
 _SCORES = ("accuracy", "macro_f1", "matthews", "loss")
 
 TASKS: Registry[TaskEntry] = Registry(
     "task",
     {
         "pretrain": TaskEntry(
-            about="MLM + NSP",
+            about="MLM + NSP, or MLM alone",
             section="data",
             options=DataConfig,
             implementation="engine.tasks.pretrain:Pretraining",
@@ -129,6 +140,7 @@ TASKS: Registry[TaskEntry] = Registry(
             inputs=("path",),
             read_share=lambda config: config.data.mask_probability,
             decodes=True,
+            pools=lambda config: config.data.objective == "mlm_nsp",
             fixed=_MASKING,
             compared=_MASKING,
             results=tuple(f"eval/{name}" for name in ("mlm_loss", "perplexity", "mlm_accuracy", "nsp_accuracy")),

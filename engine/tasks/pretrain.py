@@ -1,4 +1,4 @@
-"""Pre-training: masked language model and next-sentence prediction (Devlin et al. 2019)."""
+"""Pre-training: masked language model, alone or with next-sentence prediction (Devlin et al. 2019)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from engine import dist
-from engine.config import RunConfig, architecture_of
+from engine.config import Objective, RunConfig, architecture_of
 from engine.data.loading.source import MicroBatch
+from engine.data.pretraining.full import FullSequenceSource
 from engine.data.pretraining.source import PretrainingOptions, PretrainingSource, TokenFacts
 from engine.data.store.prepare import PrepareConfig, prepare
 from engine.data.store.store import open_store
@@ -37,13 +38,22 @@ NOTATION = (
     "Held-out sentences, some of whose words were masked. **word**: masked, and the model guessed it. "
     "*guess → word*: masked, and the model guessed otherwise. \\#\\# begins a piece that continues a word."
 )
-LOSSES = ("mlm_loss", "nsp_loss", "mlm_accuracy", "nsp_accuracy")
+#: share of the global batch -> the model's output that it is of, and the total that divides it
+SHARES = {
+    "mlm_loss": ("mlm_loss_sum", "mlm"),
+    "nsp_loss": ("nsp_loss_sum", "sequences"),
+    "mlm_accuracy": ("mlm_correct", "mlm"),
+    "nsp_accuracy": ("nsp_correct", "sequences"),
+}
+#: the architecture's head for each objective
+HEADS: dict[Objective, str] = {"mlm_nsp": "pretraining", "mlm": "masked_lm"}
+
+Source = PretrainingSource | FullSequenceSource
 
 
 class Pretraining(Task):
-    """MLM + NSP on a prepared store."""
+    """MLM + NSP, or MLM alone, on a prepared store."""
 
-    head = "pretraining"
     best_metric: str | None = None
     higher_is_better = False
 
@@ -51,27 +61,34 @@ class Pretraining(Task):
         """Open the store and check that it fits the model.
 
         Raises:
-            UserError: no store, or a sequence length or vocabulary that the model can't take.
+            UserError: no store, one with too few documents for pairs, or a sequence length or vocabulary that the
+                model can't take.
         """
         assert config.data.path is not None
         self.config = config
         self.store = open_store(config.data.path)
         self.vocabulary = self.store.tokenizer
         self.tokenizer = self.store.tokenizer_path
-        self._sources: dict[str, PretrainingSource] = {}
+        self._sources: dict[str, Source] = {}
+        self.pairs = config.data.objective == "mlm_nsp"
         self.evaluation_samples = config.train.eval_samples
         self.loaded: LoadReport | None = None
         words = self.vocabulary
         listed = self._check_tokenizer()
         self.model_config = build_config(config.model, words.vocab_size, words.pad_id, listed=listed)
         self.architecture = architecture_of(self.model_config)
+        self.head = HEADS[config.data.objective]
+        self.model_config.architectures = [self.architecture.class_for(self.head)]
         self._check_positions()
-        check_segments(self.model_config, config.model.init_from, "pre-training on pairs of segments")
+        if self.pairs:
+            self._check_documents()
+            check_segments(self.model_config, config.model.init_from, "pre-training on pairs of segments")
 
     @classmethod
     def export_class(cls, config: Any) -> str:
-        """That of the architecture for both heads."""
-        return architecture_of(config).class_for(cls.head)
+        """That of the architecture for the objective's heads; for both where the configuration doesn't tell."""
+        named: str = (config.architectures or [architecture_of(config).class_for(HEADS["mlm_nsp"])])[0]
+        return named
 
     @classmethod
     def with_own_data(cls, config: RunConfig, is_main: bool) -> RunConfig:
@@ -93,6 +110,16 @@ class Pretraining(Task):
                 f"data.sequence_length: {length} exceeds model_max_length {longest} of {self.tokenizer}/"
                 "tokenizer_config.json; lower it, or raise that"
             )
+
+    def _check_documents(self) -> None:
+        """Pairs need two documents, in the held-out split too, which would be missed at the first evaluation only."""
+        for split, shards in self.store.manifest.splits.items():
+            documents = self.store.manifest.counts(split).documents
+            if shards and documents < 2:
+                raise UserError(
+                    f"data.objective: 'mlm_nsp' draws pairs from 2 documents and split {split!r} of {self.store.path} "
+                    f"has {documents}; give --data.objective mlm, or prepare more documents"
+                )
 
     def _check_tokenizer(self) -> int | None:
         """Weights know token ids, not tokens: another vocabulary of the same size would train on noise.
@@ -123,7 +150,7 @@ class Pretraining(Task):
         return [*growth_lines(self.config.model.init_from, self.vocabulary), self.train_source().summary()]
 
     def build_model(self) -> nn.Module:
-        """The encoder with both heads: seeded weights, or those of model.init_from."""
+        """The encoder with the objective's heads: seeded weights, or those of model.init_from."""
         model = self._new_model()
         initialise(model, self.config.seed)
         if self.config.model.init_from:
@@ -131,7 +158,7 @@ class Pretraining(Task):
         return model
 
     def load_export(self, folder: Path) -> nn.Module:
-        """The encoder with both heads, and the weights of an exported folder."""
+        """The encoder with the objective's heads, and the weights of an exported folder."""
         model = self._new_model()
         load_pretrained(model, folder)
         return model
@@ -148,21 +175,21 @@ class Pretraining(Task):
             Fact("base weights", "model.init_from", base_weights(self.config.model.init_from)),
         ]
 
-    def train_source(self) -> PretrainingSource:
+    def train_source(self) -> Source:
         return self._source("train")
 
-    def evaluation_source(self, split: str) -> PretrainingSource | None:
-        """The held-out split with fixed pairs and masks, so that evaluations compare; None where none was held out."""
+    def evaluation_source(self, split: str) -> Source | None:
+        """The held-out split with fixed samples and masks, so that evaluations compare; None where there is none."""
         held_out = split == "validation" and bool(self.store.manifest.splits["validation"])
         return self._source("validation") if held_out else None
 
-    def _source(self, split: str) -> PretrainingSource:
+    def _source(self, split: str) -> Source:
         """The one source of a split: it keeps the epoch's plan, which start and every evaluation would make again."""
         if split not in self._sources:
             self._sources[split] = self._make_source(split, fixed=split != "train")
         return self._sources[split]
 
-    def _make_source(self, split: str, *, fixed: bool) -> PretrainingSource:
+    def _make_source(self, split: str, *, fixed: bool) -> Source:
         data, words = self.config.data, self.vocabulary
         facts = TokenFacts(words.cls_id, words.sep_id, words.mask_id, words.regular_ids, words.continues_word)
         options = PretrainingOptions(
@@ -172,34 +199,38 @@ class Pretraining(Task):
             whole_word=data.whole_word_masking,
             seed=self.config.seed,
         )
-        return PretrainingSource(self.store.split(split), facts, options, fixed)
+        kind = PretrainingSource if self.pairs else FullSequenceSource
+        return kind(self.store.split(split), facts, options, fixed)
 
     def step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:
-        """Shares of the global batch's mean MLM loss (over masked tokens) and mean NSP loss (over sequences)."""
+        """Shares of the global batch's mean MLM loss (over masked tokens) and, of pairs, NSP loss (over sequences)."""
         shares = loss_shares(model(**batch.inputs, max_length=batch.max_length), batch.totals)
         metrics = {name: share.detach() for name, share in shares.items()}
-        return StepOutput(shares["mlm_loss"] + shares["nsp_loss"], metrics)
+        loss = shares["mlm_loss"] + shares["nsp_loss"] if self.pairs else shares["mlm_loss"]
+        return StepOutput(loss, metrics)
 
     def flops(self, batch: MicroBatch) -> float:
-        """Those of both heads too: MLM's reads the masked tokens."""
-        shape, lengths = self.architecture.shape_of(self.model_config), batch.inputs["lengths"].tolist()
-        return training_flops(shape, lengths, batch.inputs["mlm_positions"].numel())
+        """Those of the objective's heads too: MLM's reads the masked tokens."""
+        shape = replace(self.architecture.shape_of(self.model_config), pooler=self.pairs)
+        return training_flops(shape, batch.inputs["lengths"].tolist(), batch.inputs["mlm_positions"].numel())
 
     def evaluate(self, model: nn.Module, batches: Iterable[MicroBatch]) -> Evaluation:
-        """MLM loss, perplexity, MLM and NSP accuracy on held-out text, and a few masked sentences with guesses."""
+        """The losses and accuracies on held-out text, MLM's perplexity, and a few masked sentences with guesses."""
         sums: Tensor | None = None
+        names: list[str] = []
         texts: dict[str, str] = {}
         for batch in batches:
             outputs = model(**batch.inputs, max_length=batch.max_length)
             shares = loss_shares(outputs, batch.totals)
-            row = torch.stack([shares[name].double() for name in LOSSES])
+            names = list(shares)
+            row = torch.stack([share.double() for share in shares.values()])
             row = torch.zeros_like(row) if batch.dummy else row
             sums = row if sums is None else sums + row
             if not texts:
                 texts["masked_sentences"] = self.show_guesses(batch.inputs, outputs["predictions"])
         assert sums is not None
-        scalars = dict(zip(LOSSES, dist.sum_over_ranks(sums).tolist(), strict=True))
-        scalars["loss"] = scalars["mlm_loss"] + scalars["nsp_loss"]
+        scalars = dict(zip(names, dist.sum_over_ranks(sums).tolist(), strict=True))
+        scalars["loss"] = scalars["mlm_loss"] + scalars.get("nsp_loss", 0.0)
         scalars["perplexity"] = math.exp(min(scalars["mlm_loss"], 700.0))
         return Evaluation(scalars, texts)
 
@@ -226,9 +257,10 @@ class Pretraining(Task):
     def report(self, evaluation: Evaluation, folder: Path) -> str:
         """The held-out losses as a line; the curves hold the rest."""
         values = evaluation.scalars
+        pairs = f", NSP accuracy {values['nsp_accuracy']:.4f}" if self.pairs else ""
         return (
             f"held-out MLM loss {values['mlm_loss']:.4f} (perplexity {values['perplexity']:.1f}), MLM accuracy "
-            f"{values['mlm_accuracy']:.4f}, NSP accuracy {values['nsp_accuracy']:.4f}"
+            f"{values['mlm_accuracy']:.4f}{pairs}"
         )
 
 
@@ -238,11 +270,5 @@ def escape(text: str) -> str:
 
 
 def loss_shares(outputs: dict[str, Any], totals: dict[str, float]) -> dict[str, Tensor]:
-    """Sums over a micro-batch divided by the totals of the global batch."""
-    masked, sequences = totals["mlm"], totals["sequences"]
-    return {
-        "mlm_loss": outputs["mlm_loss_sum"] / masked,
-        "nsp_loss": outputs["nsp_loss_sum"] / sequences,
-        "mlm_accuracy": outputs["mlm_correct"] / masked,
-        "nsp_accuracy": outputs["nsp_correct"] / sequences,
-    }
+    """Sums over a micro-batch divided by the totals of the global batch; of NSP too where the model has it."""
+    return {name: outputs[key] / totals[total] for name, (key, total) in SHARES.items() if key in outputs}

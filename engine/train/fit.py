@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from engine.config import Precision
+from engine.data.loading.lengths import KnowsLengths
 from engine.data.loading.source import Cursor, MicroBatch, SampleSource
 from engine.precision import DTYPES
 from engine.tasks.task import Task
@@ -61,8 +62,11 @@ def cgroup_available(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
 def longest_batch(source: SampleSource, micro_batch: int) -> MicroBatch:
     """A micro-batch of the longest of the source's first samples, repeated: no other takes more memory."""
     searched = np.arange(min(SEARCHED, source.epoch_size(0)))
-    lengths = source.collate(source.describe(0, searched))["lengths"]
-    indices = np.full(micro_batch, int(lengths.argmax()))
+    if isinstance(source, KnowsLengths):
+        longest = int(source.lengths(0, searched).argmax())
+    else:
+        longest = int(source.collate(source.describe(0, searched))["lengths"].argmax())
+    indices = np.full(micro_batch, longest)
     return MicroBatch(source.collate(source.describe(0, indices)), source.totals(0, indices), Cursor())
 
 

@@ -26,7 +26,7 @@ from launch.configure.recipe import read_recipe
 from launch.configure.start_model import check_dimensions
 from launch.zero.user_json import adopt
 
-DESCRIPTION = """Pre-train BERT (MLM + NSP) or fine-tune it, sharded by DeepSpeed ZeRO.
+DESCRIPTION = """Pre-train BERT (MLM + NSP, or MLM alone) or fine-tune it, sharded by DeepSpeed ZeRO.
 
   python launch/train.py --debug                                     one process, tiny model, few steps
   deepspeed launch/train.py --config launch/recipes/pretrain_base_phase1.yaml --data.path data/wiki
@@ -44,6 +44,7 @@ REPLACED = {
 #: field -> another field and its values with which the first has an effect; tasks and optimizers add their own
 NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "zero.nvme_path": ("zero.offload_optimizer", ("nvme",)),
+    "data.short_sequence_probability": ("data.objective", ("mlm_nsp",)),
     "optim.power": ("optim.schedule", ("polynomial",)),
     "optim.decay": ("optim.schedule", ("wsd",)),
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from engine.config import TASKS, RunConfig, architecture_of
@@ -28,7 +27,7 @@ def workload_of(config: RunConfig, model: Any, micro_batch: int, world: World) -
     """The run on these ranks as the forecast sees it."""
     task = TASKS.get(config.task)
     return Workload(
-        shape=replace(architecture_of(model).shape_of(model), decoder=task.decodes),
+        shape=task.with_heads(architecture_of(model).shape_of(model), config),
         sequence_length=task.sequence_length(config),
         micro_batch=micro_batch,
         stage=config.train.zero_stage,

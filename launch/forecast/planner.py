@@ -105,7 +105,7 @@ def workload(request: Request, hardware: Hardware, choice: tuple[int, str, str],
     stage, optimizer_place, parameter_place = choice
     task = TASKS.get(request.run.task)
     return Workload(
-        shape=shape_of(request.model, request.vocabulary, request.architecture, decoder=task.decodes),
+        shape=task.with_heads(shape_of(request.model, request.vocabulary, request.architecture), request.run),
         sequence_length=request.sequence_length,
         micro_batch=1,
         stage=stage,

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import BertForMaskedLM
 
-from engine.config import RunConfig
+from engine.config import RunConfig, Shape
 from engine.data.loading.loader import evaluation_batches, resolve_layout, training_batches
 from engine.data.loading.source import Cursor
 from engine.data.store.prepare import PrepareConfig, prepare
 from engine.data.tokenizer.wordpiece import load_tokenizer
 from engine.errors import UserError
+from engine.model.flops import training_flops
 from engine.model.folder import described, export_huggingface, tokenizer_files
 from engine.tasks.pretrain import NOTATION, Pretraining, escape, loss_shares
 
@@ -103,6 +105,103 @@ def test_losses_divide_by_the_totals_of_the_global_batch() -> None:
     outputs = {"mlm_loss_sum": 6.0, "nsp_loss_sum": 4.0, "mlm_correct": 3, "nsp_correct": 2}
     shares = loss_shares(outputs, {"mlm": 12.0, "sequences": 8.0})
     assert shares == {"mlm_loss": 0.5, "nsp_loss": 0.5, "mlm_accuracy": 0.25, "nsp_accuracy": 0.25}
+
+
+@pytest.fixture(scope="module")
+def alone(store: Path) -> Pretraining:
+    """The task with MLM alone."""
+    return Pretraining(mlm(store))
+
+
+def mlm(store: Path, **model: object) -> RunConfig:
+    run = config(store, **model)
+    run.data = replace(run.data, objective="mlm")
+    return run
+
+
+def test_mlm_alone_has_no_number_of_nsp(alone: Pretraining) -> None:
+    model = alone.build_model().eval()
+    batch = next(training_batches(alone.train_source(), resolve_layout(8, 8, 1), Cursor(), 0))
+    assert len(batch.inputs["input_ids"]) == 8 * 64
+    output = alone.step(model, batch)
+    assert set(output.metrics) == {"mlm_loss", "mlm_accuracy"}
+    assert float(output.loss) == float(output.metrics["mlm_loss"])
+    batches = evaluation_batches(alone.evaluation_source("validation"), 0, 1, 8, 32)  # type: ignore[arg-type]
+    with torch.no_grad():
+        result = alone.evaluate(model, batches)
+    assert list(result.scalars) == ["mlm_loss", "mlm_accuracy", "loss", "perplexity"]
+    assert result.scalars["loss"] == result.scalars["mlm_loss"]
+    assert result.scalars["mlm_loss"] == pytest.approx(math.log(alone.vocabulary.vocab_size), rel=0.02)
+    assert "NSP" not in alone.report(result, Path())
+    assert "NSP" not in result.texts["masked_sentences"]
+
+
+def test_pieces_of_a_sequence_attend_to_themselves_alone(alone: Pretraining) -> None:
+    """The loss of a batch is the sum of its pieces' own losses."""
+    model = alone.build_model().eval()
+    batch = next(training_batches(alone.train_source(), resolve_layout(32, 32, 1), Cursor(), 0)).inputs
+    whole = float(model(**batch)["mlm_loss_sum"])
+    ends = batch["lengths"].cumsum(0).tolist()
+    assert len(ends) > 32
+    parts = 0.0
+    for start, end in zip([0, *ends], ends, strict=False):
+        own = (batch["mlm_positions"] >= start) & (batch["mlm_positions"] < end)
+        piece = {name: batch[name][start:end] for name in ("input_ids", "token_type_ids", "position_ids")}
+        labels = {"mlm_positions": batch["mlm_positions"][own] - start, "mlm_labels": batch["mlm_labels"][own]}
+        if own.any():
+            parts += float(model(**piece, **labels, lengths=torch.tensor([end - start]))["mlm_loss_sum"])
+    assert parts == pytest.approx(whole, rel=1e-5)
+
+
+def test_its_shares_add_up_and_its_flops_have_no_pooler(alone: Pretraining) -> None:
+    model = alone.build_model().eval()
+    sums = []
+    for micro_batch in (8, 2):
+        layout = resolve_layout(8, micro_batch, 1)
+        batches = training_batches(alone.train_source(), layout, Cursor(), 0)
+        sums.append(sum(float(alone.step(model, next(batches)).loss) for _ in range(layout.accumulation)))
+    assert sums[0] == pytest.approx(sums[1], rel=1e-5)
+    batch = next(training_batches(alone.train_source(), resolve_layout(8, 8, 1), Cursor(), 0))
+    shape = Shape(32, 1, 2, 128, alone.model_config.vocab_size, 64, pooler=False)
+    masked = batch.inputs["mlm_positions"].numel()
+    assert alone.flops(batch) == training_flops(shape, batch.inputs["lengths"].tolist(), masked)
+
+
+def test_its_export_is_transformers_class_for_mlm_and_either_objective_goes_on_from_the_other(
+    task: Pretraining, alone: Pretraining, store: Path, tmp_path: Path
+) -> None:
+    folder = exported(alone, store / "tokenizer", tmp_path / "alone")
+    theirs, report = BertForMaskedLM.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    ours = alone.load_export(folder).state_dict()
+    assert all(torch.equal(ours[name], value) for name, value in theirs.state_dict().items() if name in ours)
+    pairs = Pretraining(config(store, init_from=str(folder)))
+    pairs.build_model()
+    assert pairs.loaded is not None
+    assert sorted(pairs.loaded.initialised) == sorted(
+        f"{name}.{kind}" for name in ("bert.pooler.dense", "cls.seq_relationship") for kind in ("weight", "bias")
+    )
+    back = Pretraining(mlm(store, init_from=str(exported(task, store / "tokenizer", tmp_path / "pairs"))))
+    back.build_model()
+    assert back.loaded is not None
+    assert not back.loaded.initialised
+    assert len(back.loaded.unused) == 4
+
+
+def test_pairs_of_a_single_document_are_refused_with_the_other_objective(store: Path, tmp_path: Path) -> None:
+    text = tmp_path / "book.txt"
+    text.write_text("It was a dark night. The rain fell on the roofs of the town and nobody was out. " * 40)
+    options = {"tokenizer": str(store / "tokenizer"), "validation_fraction": 0.0, "objective": "mlm", "workers": 0}
+    prepare(PrepareConfig(source=[str(text)], output=str(tmp_path / "one"), documents="file", **options))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^data\.objective: 'mlm_nsp' .* has 1; give --data\.objective mlm"):
+        Pretraining(config(tmp_path / "one"))
+    task = Pretraining(mlm(tmp_path / "one"))
+    assert task.evaluation_source("validation") is None
+    assert "shows each of the text's" in task.describe_data()[-1]
+    model = task.build_model()
+    batch = next(training_batches(task.train_source(), resolve_layout(4, 4, 1), Cursor(), 0))
+    assert math.isfinite(float(task.step(model, batch).loss))
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt"])

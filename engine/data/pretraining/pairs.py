@@ -93,7 +93,7 @@ def plan_epoch(
     if len(starts) - 1 < 2:
         raise UserError(
             f"data.path: {len(starts) - 1} document(s) with text; next-sentence prediction draws from another "
-            "document, so give at least 2 (plain text can be split at blank lines)"
+            "document, so give at least 2 (plain text can be split at blank lines), or --data.objective mlm"
         )
     corpus = _Corpus(lengths, starts)
     rules = _Rules(sequence_length - _SPECIAL_TOKENS, short_sequence_probability, derive_key(seed, PAIRS_DOMAIN, epoch))

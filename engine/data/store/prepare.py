@@ -17,7 +17,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from engine.data.store.blocks import Document, Tokenization, read_blocks, run_blocks
+from engine.config import Objective
+from engine.data.store.blocks import FIRST_DOCUMENTS, HELD_OUT_OF_FIRST, Document, Tokenization, read_blocks, run_blocks
 from engine.data.store.executor import InlineExecutor
 from engine.data.store.manifest import FORMAT_VERSION, Counts, Manifest, StoreShard, count, numbered
 from engine.data.store.workspace import Workspace, find_complete, identity, remove
@@ -72,6 +73,9 @@ class PrepareConfig(CorpusConfig):
     """share of documents held out for evaluation, at least two; 0 holds out none"""
     seed: int = 1
     """seed of the choice of held-out documents"""
+    objective: Objective = "mlm_nsp"
+    """data.objective of the runs that the store is for: mlm_nsp needs two documents a split, mlm one; the store is the
+    same"""
     shard_mb: int = 8
     """megabytes of text per shard; a worker needs 200 MB of memory and some three times a shard's text"""
     source_names: bool = True
@@ -91,6 +95,9 @@ class PrepareConfig(CorpusConfig):
         _require(bool(self.output), "output", self.output, "give a folder")
         _require_choice("documents", self.documents, get_args(Documents))
         _require_choice("lines", self.lines, get_args(Lines))
+        objectives = get_args(Objective)
+        remedy = f"choose {' or '.join(objectives)}"
+        _require(self.objective in objectives, "objective", self.objective, remedy)
         _require(0.0 <= fraction < 1.0, "validation_fraction", fraction, "give a share in [0, 1)")
         size, megabytes, bound = self.vocab_size, self.sample_mb, self.max_unknown_share
         _require(size is None or size >= MIN_VOCAB_SIZE, "vocab_size", size, f"give at least {MIN_VOCAB_SIZE}")
@@ -267,13 +274,20 @@ def _check_enough(splits: dict[str, list[StoreShard]], config: PrepareConfig) ->
     train, validation = count(splits["train"]), count(splits["validation"])
     documents = train.documents + validation.documents
     remedy = "give more text or check where documents end (documents, text_field)"
-    if documents < 2:
-        raise UserError(f"source: {names} has {documents} documents, next-sentence pairs need at least 2; {remedy}")
-    if train.sentences + validation.sentences == documents:
-        raise UserError(f"source: no document of {names} has two sentences, next-sentence pairs need them; {remedy}")
-    if config.validation_fraction and min(train.documents, validation.documents) < 2:
+    least, held_out = (2, 4) if config.objective == "mlm_nsp" else (1, FIRST_DOCUMENTS - HELD_OUT_OF_FIRST + 1)
+    if least == 2:
+        remedy += "; or pass --objective mlm, which needs no pairs"
+        if documents < 2:
+            raise UserError(f"source: {names} has {documents} documents, next-sentence pairs need at least 2; {remedy}")
+        if train.sentences + validation.sentences == documents:
+            raise UserError(
+                f"source: no document of {names} has two sentences, next-sentence pairs need them; {remedy}"
+            )
+    elif documents == 0:
+        raise UserError(f"source: {names} holds no text; {remedy}")
+    if config.validation_fraction and min(train.documents, validation.documents) < least:
         raise UserError(
-            f"source: {names} has {documents} documents, a training and a held-out split need at least 4; "
+            f"source: {names} has {documents} documents, a training and a held-out split need at least {held_out}; "
             "give more text or pass --validation_fraction 0"
         )
 

@@ -33,7 +33,7 @@ import torch
 
 import engine
 from engine import dist
-from engine.config import ModelConfig, task_entries
+from engine.config import ModelConfig, RunConfig, task_entries
 from engine.data.loading.source import Cursor
 from engine.durable import SEAL, FileFacts, is_sealed, seal, sha256_of
 from engine.errors import UserError, first_line
@@ -263,9 +263,10 @@ def _fixed_by_tasks(state: RunState) -> Iterator[str]:
 def differences(saved: dict[str, Any], given: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """(dotted field, saved value, given value) of every field that differs, in the order of the given ones.
 
-    A checkpoint that is older than an option has None for it, which counts as equal to a default that is off.
+    A checkpoint that is older than an option counts as having its default.
     """
-    left, right = flat(json.loads(json.dumps(saved))), flat(json.loads(json.dumps(given)))
+    before = {**flat(RunConfig().to_dict()), **flat(saved)}
+    left, right = json.loads(json.dumps(before)), json.loads(json.dumps(flat(given)))
     pairs = [(name, left.get(name), value) for name, value in right.items()]
     return [(name, old, new) for name, old, new in pairs if old != new and (old or new)]
 

@@ -75,8 +75,11 @@ ONE = "This is the first sentence of the text. This is the second one of it."
 TOO_LITTLE: dict[str, tuple[list[str], dict[str, Any], str]] = {
     "empty corpus": ([], {}, "holds no text"),
     "one sentence": (["Only one sentence is here."], {}, "has 1 documents, next-sentence pairs need at least 2"),
-    "one document": ([ONE], {}, "has 1 documents, next-sentence pairs need at least 2"),
+    "one document": ([ONE], {}, "has 1 documents, next-sentence pairs need at least 2; .* --objective mlm"),
     "one-sentence documents": (["One here."] * 9, {}, "no document of .* has two sentences"),
+    "neither text nor pairs": ([""], {"objective": "mlm"}, "holds no text"),
+    "one document of one split": ([ONE], {"objective": "mlm"}, "need at least 3; .* or pass --validation_fraction 0"),
+    "another objective": ([ONE] * 9, {"objective": "nsp"}, "objective: 'nsp' is not allowed; choose mlm_nsp or mlm"),
     "three documents": ([ONE] * 3, {}, "need at least 4; give more text or pass --validation_fraction 0"),
     "negative fraction": ([ONE] * 9, {"validation_fraction": -0.5}, r"validation_fraction: -0\.5 is not allowed"),
     "no cores": ([ONE] * 9, {"workers": -1}, "workers: -1 is not allowed"),
@@ -99,6 +102,16 @@ def test_few_documents_suffice_without_a_held_out_split(tmp_path: Path) -> None:
     manifest = prepare(config(corpus, tmp_path / "store", validation_fraction=0.0))
     assert manifest.counts("train").documents == 2
     assert manifest.splits["validation"] == []
+
+
+def test_a_single_document_suffices_for_mlm_alone_and_the_objective_is_not_part_of_the_store(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "one.jsonl", [ONE])
+    manifest = prepare(config(corpus, tmp_path / "one", validation_fraction=0.0, objective="mlm"))
+    assert manifest.counts("train").documents == 1
+    several = write_corpus(tmp_path / "several.jsonl", [ONE] * 9)
+    stores = [prepare(config(several, tmp_path / name, objective=name)) for name in ("mlm_nsp", "mlm")]
+    assert stores[0] == stores[1]
+    assert content(tmp_path / "mlm") == content(tmp_path / "mlm_nsp")
 
 
 def test_half_a_surrogate_pair_is_left_out(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def test_the_defaults_are_valid_and_what_a_run_without_options_means() -> None:
         ("model", "heads", 3),
         ("model", "hidden_dropout", 1.0),
         ("model", "max_positions", 4),
+        ("data", "objective", "nsp"),
         ("data", "sequence_length", 4),
         ("data", "mask_probability", 0.0),
         ("data", "short_sequence_probability", 1.5),

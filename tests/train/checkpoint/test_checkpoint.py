@@ -124,6 +124,7 @@ def test_a_checkpoint_that_does_not_know_its_data_says_so() -> None:
         ("optim", "name", "lamb"),
         ("train", "precision", "bf16"),
         ("data", "sequence_length", 256),
+        ("data", "objective", "mlm"),
         ("model", "layers", 9),
         ("model", "hidden_dropout", 0.2),
         ("labelled", "text", "review"),
@@ -139,6 +140,15 @@ def test_a_configuration_that_contradicts_the_checkpoint_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=f"^{part}.{field}: .* differs from .* may change"):
         check_resumable(STATE, tmp_path, changed(part, **{field: value}))
+
+
+def test_a_checkpoint_that_is_older_than_an_option_counts_as_having_its_default(tmp_path: Path) -> None:
+    before = RunConfig().to_dict()
+    del before["data"]["objective"]
+    older = replace(STATE, config=before)
+    check_resumable(older, tmp_path, RunConfig().to_dict())
+    with pytest.raises(UserError, match=r"^data\.objective: 'mlm' differs from 'mlm_nsp'"):
+        check_resumable(older, tmp_path, changed("data", objective="mlm"))
 
 
 def test_a_longer_run_in_another_layout_is_no_contradiction(tmp_path: Path) -> None:
