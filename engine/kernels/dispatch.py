@@ -10,7 +10,7 @@ An answer is a back end, or plain torch: where a run asks for it (`select`), whe
     linear with a bias, linear_gelu            CPUs that multiply bf16, in bf16; GPUs, in bf16 and fp16
     geglu                                      CPUs, in bf16; GPUs, in bf16 and fp16
     sums of a bias's gradient over loss rows   GPUs (on CPUs the loss rows make them)
-    normalised_sum                             CPUs, in fp32 and bf16
+    normalised_sum                             CPUs, in fp32 and bf16; GPUs, whole rows that fit into registers
     attention                                  CPUs with AVX512-BF16, in bf16
     the tied embedding                         CPUs, in bf16, in training, where ZeRO-3 doesn't partition it
 
@@ -38,7 +38,7 @@ from engine.kernels.cuda.selfcheck import FAMILIES, disagreement
 Kernels = Literal["auto", "fused", "reference"]
 
 #: kernels that a back end has, and a run uses, all or none of
-Family = Literal["loss", "norm", "adamw", "lamb", "gelu", "layers"]
+Family = Literal["loss", "norm", "adamw", "lamb", "gelu", "layer_norm", "layers"]
 
 _selected: Kernels = "auto"
 #: types of devices and families that another rank lacks
@@ -182,8 +182,14 @@ def normalised_sum(
 ) -> ModuleType | None:
     """The back end of dropout, residual sum and layer normalisation; None for plain torch."""
     alike = all(other is None or other.dtype == states.dtype for other in (residual, weight, bias))
-    takes = alike and states.dtype in (torch.float32, torch.bfloat16) and states.numel() > 0
-    return cpu if takes and ours(states.device) is cpu else None
+    kernels = ours(states.device, "layer_norm") if alike and states.numel() > 0 else None
+    if kernels is cpu:
+        takes = states.dtype in (torch.float32, torch.bfloat16)
+    elif kernels is cuda:
+        takes = all(rows is None or cuda.normalises(rows) for rows in (states, residual))
+    else:
+        takes = False
+    return kernels if takes else None
 
 
 def attention(states: Tensor, heads: int) -> ModuleType | None:

@@ -5,6 +5,8 @@
 #include <tuple>
 
 #include "activation.cuh"
+#include "column_sum.cuh"
+#include "layer_norm.cuh"
 #include "norm.cuh"
 #include "optimizer.cuh"
 #include "xent.cuh"
@@ -29,6 +31,11 @@ Kernel kernel(void (*function)(P...)) {
 #define GRADIENT(G) ENTRY(squared_norms<G, 256>), ENTRY(lamb_moments<G, 256>)
 #define GATED(T) ENTRY(geglu<T, 256>), ENTRY(geglu_backward<T, 256>)
 #define ACTIVATION(T) ENTRY(bias_gelu<T, 256>), ENTRY(bias_gelu_backward<T, 256>), ENTRY(column_sum<T, 256>)
+#define LAYER_NORM(T, TEAM, PACKS) \
+    ENTRY(layer_norm<T, 128, TEAM, PACKS>), ENTRY(layer_norm_backward<T, 128, TEAM, PACKS>)
+#define LAYER_NORMS(T)                                                                       \
+    LAYER_NORM(T, 32, 2), LAYER_NORM(T, 32, 3), LAYER_NORM(T, 32, 4), LAYER_NORM(T, 128, 2), \
+        ENTRY(sum_partials<T, 1024>)
 #define UPDATE(G, C) ENTRY(adamw<G, C, 256>), ENTRY(lamb_update<G, C, 256>)
 
 // FEW_KERNELS keeps the builds short that only look for races and stray accesses.
@@ -37,7 +44,13 @@ const std::map<std::string, Kernel>& kernels() {
 #ifdef FEW_KERNELS
         ENTRY(xent_streaming<bf16, 256>),
         ENTRY(xent_registers<float, 1024, 4>),
+        LAYER_NORM(bf16, 32, 2),
+        LAYER_NORM(float, 128, 2),
+        ENTRY(sum_partials<float, 1024>),
 #else
+        LAYER_NORMS(float),
+        LAYER_NORMS(bf16),
+        LAYER_NORMS(fp16),
         ENTRY(xent_registers<float, 1024, 8>),
         XENT(float),
         XENT(bf16),

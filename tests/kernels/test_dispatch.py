@@ -41,9 +41,9 @@ ON_CPU: dict[torch.dtype, list[Any]] = {
 #: the same where oneDNN multiplies bf16 and the CPU has AVX512-BF16
 ON_NEW_CPU = {**ON_CPU, BF16: [cpu, cpu, True, True, True, cpu, cpu, cpu, cpu, cpu]}
 ON_GPU: dict[torch.dtype, list[Any]] = {
-    FP32: [cuda, None, False, True, False, None, None, None, None, None],
-    BF16: [cuda, None, False, True, False, cuda, cuda, None, None, None],
-    FP16: [cuda, None, False, True, False, cuda, cuda, None, None, None],
+    FP32: [cuda, None, False, True, False, None, None, cuda, None, None],
+    BF16: [cuda, None, False, True, False, cuda, cuda, cuda, None, None],
+    FP16: [cuda, None, False, True, False, cuda, cuda, cuda, None, None],
 }
 PLAIN_CPU = [reference, None, False, False, True, None, None, None, None, None]
 PLAIN_GPU = [reference, None, False, False, False, None, None, None, None, None]
@@ -104,6 +104,34 @@ def test_kernels_that_are_wrong_run_where_they_are_insisted_on(machine: Callable
     machine(agrees=False)
     select("fused")
     assert answers(GPU, BF16) == ON_GPU[BF16]
+
+
+@pytest.mark.parametrize(("dtype", "widest"), [(FP32, 1024), (BF16, 2048), (FP16, 2048)])
+def test_rows_that_the_gpu_kernels_of_layer_normalisation_take(
+    dtype: torch.dtype, widest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked with tensors on a CPU, as those of a GPU have no views here."""
+    monkeypatch.setitem(dispatch.BACK_ENDS, "cpu", lambda *_: cuda)
+    pack = 16 // dtype.itemsize
+    x, weight = ones(4, widest, CPU, dtype), ones(widest, CPU, dtype)
+    assert dispatch.normalised_sum(x, None, weight) is cuda
+    assert dispatch.normalised_sum(x[1:], x[:3], weight, weight) is cuda
+    assert dispatch.normalised_sum(x[:, :pack].contiguous(), None, weight[:pack]) is cuda
+    unaligned = ones(4 * widest + 1, CPU, dtype)[1:].view(4, widest)
+    refused = {
+        "too wide": ones(4, widest + pack, CPU, dtype),
+        "half a pack": ones(4, pack // 2, CPU, dtype),
+        "empty": x[:0],
+        "strided": x[:, :pack],
+        "transposed": ones(widest, 4, CPU, dtype).T,
+        "unaligned": unaligned,
+        "three dimensions": x[None],
+    }
+    for why, rows in refused.items():
+        assert dispatch.normalised_sum(rows, None, weight) is None, why
+    assert dispatch.normalised_sum(x, unaligned, weight) is None
+    for mixed in ((x, x.double(), weight), (x, x, weight.double()), (x, None, weight, weight.double())):
+        assert dispatch.normalised_sum(*mixed) is None
 
 
 @pytest.mark.parametrize("deterministic", [False, True])

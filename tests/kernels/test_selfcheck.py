@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engine.kernels import cpu, cuda, dispatch, reference
 from engine.kernels.cuda.selfcheck import FAMILIES, disagreement
+from engine.kernels.terms import Dropout
 from tests.cuda_emulator.emulated import emulated_kernels
 
 CPU = torch.device("cpu")
@@ -27,7 +28,7 @@ def changed(**functions: Any) -> SimpleNamespace:
 def test_right_kernels_pass() -> None:
     for family in FAMILIES:
         assert disagreement(emulated_kernels(), CPU, family) is None
-        if cpu.available() and family != "gelu":  # the CPU's take no fp16
+        if cpu.available() and family not in ("gelu", "layer_norm"):  # the CPU's take no fp16
             assert disagreement(cpu, CPU, family) is None
 
 
@@ -62,6 +63,40 @@ def test_a_wrong_activation_is_named(name: str, said: str) -> None:
     names = ("gelu", "gelu_backward", "geglu", "geglu_backward", "column_sum")
     functions = {each: getattr(kernels, each) for each in names} | {name: lambda *tensors: right(*tensors) * 1.02}
     assert said in str(disagreement(SimpleNamespace(**functions), CPU, "gelu"))
+
+
+@pytest.mark.parametrize(
+    ("place", "what"),
+    [(0, "its gradient of x"), (1, "of the residual"), (2, "of the weight"), (3, "of the bias")],
+)
+def test_a_wrong_gradient_of_layer_normalisation_is_named(place: int, what: str) -> None:
+    kernels = emulated_kernels()
+
+    def wrong(*arguments: Any) -> tuple[Tensor, ...]:
+        gradients = list(kernels.layer_norm_backward(*arguments))
+        gradients[place] = gradients[place] * 1.001
+        return tuple(gradients)
+
+    found = str(
+        disagreement(SimpleNamespace(layer_norm=kernels.layer_norm, layer_norm_backward=wrong), CPU, "layer_norm")
+    )
+    assert found.startswith(f"{what} in torch.float32 differs")
+
+
+def test_other_masks_are_no_agreement() -> None:
+    kernels = emulated_kernels()
+
+    def reseeded(*arguments: Any) -> tuple[Tensor, ...]:
+        *others, inner, outer = arguments
+        return kernels.layer_norm(*others, Dropout(inner.probability, inner.seed + 1), outer)
+
+    other = SimpleNamespace(layer_norm=reseeded, layer_norm_backward=kernels.layer_norm_backward)
+    assert str(disagreement(other, CPU, "layer_norm")).startswith("the sum in torch.float32 differs")
+
+
+def test_a_run_may_start_in_inference_mode() -> None:
+    with torch.inference_mode():
+        assert disagreement(emulated_kernels(), CPU, "layer_norm") is None
 
 
 def test_nan_is_no_agreement() -> None:

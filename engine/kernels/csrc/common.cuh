@@ -19,6 +19,16 @@ __device__ __forceinline__ const Pack<T, N>& pack_at(const T* elements) {
     return *reinterpret_cast<const Pack<T, N>*>(elements);
 }
 
+// `N` neighbouring elements in one load where they start at 16 bytes, which `whole` says.
+template <class T, int N>
+__device__ __forceinline__ Pack<T, N> load_pack(const T* elements, bool whole) {
+    if (whole) return pack_at<T, N>(elements);
+    Pack<T, N> pack;
+#pragma unroll
+    for (int k = 0; k < N; k++) pack.v[k] = elements[k];
+    return pack;
+}
+
 // Whether `pointer + head` starts a 16-byte unit; a null pointer stands for no array.
 template <class T>
 __device__ __forceinline__ bool aligned(const T* pointer, int head) {

@@ -35,6 +35,7 @@ template <int N>
 HD uint32_t kept_bits(uint32_t key, uint32_t first, const Dropout& d) {
     if (!d.threshold) return ~0u;
     uint32_t bits = 0;
+#pragma unroll
     for (int k = 0; k < N; k++) bits |= uint32_t(keeps(key, first + k, d.threshold)) << k;
     return bits;
 }

@@ -15,9 +15,12 @@ from engine.kernels.cuda.kernels import (
     lamb_apply_,
     lamb_moments_,
     lamb_step_,
+    layer_norm,
+    layer_norm_backward,
     linear,
     softmax_cross_entropy_,
 )
+from engine.kernels.cuda.normalisation import normalises
 
 __all__ = [
     "ALIGNED",
@@ -32,6 +35,9 @@ __all__ = [
     "lamb_apply_",
     "lamb_moments_",
     "lamb_step_",
+    "layer_norm",
+    "layer_norm_backward",
     "linear",
+    "normalises",
     "softmax_cross_entropy_",
 ]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from engine.kernels.cuda import nvrtc
+from engine.kernels.cuda import normalisation, nvrtc
 from engine.kernels.cuda.activations import ActivationKernels, activation_kernels
 from engine.kernels.cuda.arguments import TYPES, flat, pointer
 from engine.kernels.segments import Segments
@@ -69,11 +69,11 @@ def all_kernels() -> list[str]:
         names += [f"squared_norms<{grad}, {CHUNK_THREADS}>", f"lamb_moments<{grad}, {CHUNK_THREADS}>"]
     for grad, copy in itertools.product(TYPES.values(), COPY_TYPES.values()):
         names += [f"adamw<{grad}, {copy}, {CHUNK_THREADS}>", f"lamb_update<{grad}, {copy}, {CHUNK_THREADS}>"]
-    return names + activation_kernels()
+    return names + activation_kernels() + normalisation.all_kernels()
 
 
 @dataclass(frozen=True)
-class CudaKernels(ActivationKernels):
+class CudaKernels(ActivationKernels, normalisation.LayerNormKernels):
     """The kernels' host side."""
 
     def softmax_cross_entropy_(
@@ -279,3 +279,5 @@ geglu_backward = _kernels.geglu_backward
 gelu = _kernels.gelu
 gelu_backward = _kernels.gelu_backward
 linear = _kernels.linear
+layer_norm = _kernels.layer_norm
+layer_norm_backward = _kernels.layer_norm_backward

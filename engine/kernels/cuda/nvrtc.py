@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from engine.kernels.cuda.arguments import Argument
 
 SOURCES = Path(__file__).parent.parent / "csrc"
-PROGRAM = '#include "activation.cuh"\n#include "norm.cuh"\n#include "optimizer.cuh"\n#include "xent.cuh"\n'
+INCLUDED = ("activation", "column_sum", "layer_norm", "norm", "optimizer", "xent")
+PROGRAM = "".join(f'#include "{name}.cuh"\n' for name in INCLUDED)
 #: fp32 stays strict: no flushing of denormals, IEEE division and square root
 STANDARD = "c++17"
 #: environment variable that names a folder filled by `zerobert build-kernels`

@@ -6,6 +6,7 @@ is checked here in a fraction of a second, on small inputs of every kind that tr
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,13 +15,16 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from engine.kernels import reference
+from engine.kernels.reference import dropout_factors
 from engine.kernels.segments import Segments
-from engine.kernels.terms import Adam, Trust
+from engine.kernels.terms import Adam, Dropout, Trust
 
 ROWS, CLASSES = 3, 30522
 TOKENS, WIDTH = 333, 776
 LENGTHS = (1, 1003, 40_000)
 GAP = 3
+#: of layer normalisation; the packs of a row are those of a warp's row (BERT-base's in 16 bits, less one) and a block's
+NORM_ROWS, NORM_PACKS, NORM_EPS = 9, (95, 255), 1e-12
 #: largest difference that is allowed, relative to the largest value of the result: fp32 sums in another order
 TOLERANCE = 2e-5
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -143,6 +147,37 @@ def _gelu(kernels: Any, device: torch.device) -> Found:
         yield f"the sum over rows in {dtype}", kernels.column_sum(grad), grad.float().sum(0), summed
 
 
+def _layer_norm(kernels: Any, device: torch.device) -> Found:
+    """Results and gradients with dropout before and after, in rows that a warp takes and in rows that a block takes."""
+    generator = torch.Generator().manual_seed(0)
+    dropouts = (Dropout(0.1, 5), Dropout(0.2, 6))
+    for dtype, packs in itertools.product(DTYPES, NORM_PACKS):
+        shape, low = (NORM_ROWS, packs * 16 // dtype.itemsize), 2 * torch.finfo(dtype).eps
+        x, residual, grad = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(3))
+        weight, bias = (torch.randn(shape[1], generator=generator).to(device, dtype) for _ in range(2))
+        out, z, statistics = kernels.layer_norm(x, residual, weight, bias, NORM_EPS, *dropouts)
+        gradients = kernels.layer_norm_backward(grad, z, weight, statistics, *dropouts)
+        before, after = (
+            dropout_factors(dropout, torch.arange(NORM_ROWS, device=device), shape[1]) for dropout in dropouts
+        )
+        yield f"the sum in {dtype}", z, x.float() * before + residual.float(), TOLERANCE + low
+        true_out, true_sum, *true_parameters = _norm_of_sum(z, weight, bias, grad, after)
+        expected = (true_out, true_sum * before, true_sum, *true_parameters)
+        names = ("layer normalisation", "its gradient of x", "of the residual", "of the weight", "of the bias")
+        for what, own, true in zip(names, (out, *gradients), expected, strict=True):
+            yield f"{what} in {dtype}", own, true, TOLERANCE + low
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _norm_of_sum(z: Tensor, weight: Tensor, bias: Tensor, grad: Tensor, factors: Tensor) -> tuple[Tensor, ...]:
+    """Layer normalisation times factors, and its gradients of z, weight and bias, by torch in fp32."""
+    leaves = [tensor.float().clone().requires_grad_() for tensor in (z, weight, bias)]
+    normalised = F.layer_norm(leaves[0], weight.shape, leaves[1], leaves[2], NORM_EPS)
+    out = normalised * factors.clone()
+    return out.detach(), *torch.autograd.grad(out, leaves, grad.float().clone())
+
+
 #: what is judged, and used or not, as a whole
 FAMILIES: dict[str, Callable[[Any, torch.device], Found]] = {
     "loss": _cross_entropy,
@@ -150,4 +185,5 @@ FAMILIES: dict[str, Callable[[Any, torch.device], Found]] = {
     "adamw": _adamw,
     "lamb": _lamb,
     "gelu": _gelu,
+    "layer_norm": _layer_norm,
 }
