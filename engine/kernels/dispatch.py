@@ -6,7 +6,6 @@ An answer is a back end, or plain torch: where a run asks for it (`select`), whe
     operator                                   on
     loss rows, gradient norm, optimizer steps  CPUs and GPUs
     the last two on lists of tensors           CPUs
-    AdamW's step, not torch's own              CPUs; GPUs under ZeRO
     linear with a bias, linear_gelu            CPUs that multiply bf16, in bf16; GPUs, in bf16 and fp16
     geglu                                      CPUs, in bf16; GPUs, in bf16 and fp16
     sums of a bias's gradient over loss rows   GPUs (on CPUs the loss rows make them)
@@ -121,17 +120,18 @@ def backend(device: torch.device, family: Family) -> ModuleType:
 
 
 def tensor_lists(device: torch.device) -> ModuleType | None:
-    """The back end whose gradient norm and steps take lists of tensors as well as flat ones; None: gather them."""
+    """The back end whose gradient norm and steps take lists of tensors as well as flat ones; None: adjoin them."""
     return cpu if ours(device) is cpu else None
 
 
-def adamw(device: torch.device, flat: bool) -> bool:
-    """Whether AdamW's step is ours, not that of `torch.optim.AdamW`.
+def adamw(device: torch.device) -> bool:
+    """Whether AdamW's step is ours, not that of `torch.optim.AdamW`."""
+    return ours(device, "adamw") is not None
 
-    Without lists, ours would gather a model's some 200 parameters into flat tensors at each step, unless they are
-    `flat` already, as ZeRO's partitions are.
-    """
-    return ours(device, "adamw") is not None and (flat or tensor_lists(device) is not None)
+
+def reads_half(device: torch.device) -> bool:
+    """Whether a gradient norm of ours reads bf16 gradients, so that a step needs no fp32 ones."""
+    return ours(device, "norm") is not None
 
 
 def adds_bias(device: torch.device) -> bool:

@@ -50,6 +50,7 @@ class AdamWEntry(OptimizerEntry):
     step_bytes = 34  # fp32: weight, gradient and two moments read, all but the gradient written; a 16-bit copy written
     options = frozenset({"betas", "eps", "weight_decay"})
     deepspeed_types = ("AdamW", "Adam", "FusedAdam")
+    flat_copies = 1  # of one list of tensors at a time, as the first step adjoins them
 
     def build(
         self, groups: list[dict[str, Any]], config: OptimConfig, device: torch.device, zero_stage: int
@@ -60,7 +61,7 @@ class AdamWEntry(OptimizerEntry):
         from engine.kernels import dispatch
         from engine.optim.fused import FusedAdamW
 
-        if dispatch.adamw(device, flat=zero_stage > 0):
+        if dispatch.adamw(device):
             return FusedAdamW(groups, lr=0.0, betas=config.betas, eps=config.eps)
         return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
 

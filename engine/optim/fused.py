@@ -1,8 +1,9 @@
 """AdamW and LAMB whose step is one pass over memory: unscale, clip, moments, decay, update, low-precision copy.
 
-Whole parameters of a group are updated in one call, in place: on CPUs through a table of addresses, elsewhere through
-flat buffers. ZeRO's flat tensors, once `engine.zero.engine` has told which fragments of which parameters they consist
-of, are updated fragment by fragment, each with the trust ratio of the whole parameter that it belongs to.
+Whole parameters of a group are updated in one call, in place: on CPUs through a table of addresses, elsewhere as one
+flat tensor, for which the first step moves them next to each other in memory. ZeRO's flat tensors, once
+`engine.zero.engine` has told which fragments of which parameters they consist of, are updated fragment by fragment,
+each with the trust ratio of the whole parameter that it belongs to.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         if not limit:
             return scale
         assert not self._layouts, "the norm of a rank's pieces is not that of the parameters"
-        norms = [self._norm(bucket).to(scale.device) for bucket in buckets]
+        norms = [self._norm_of(bucket.grads, self._table(bucket)).to(scale.device) for bucket in buckets]
         self.grad_norm = torch.stack(norms).norm() * scale
         factor = (limit / (self.grad_norm + 1e-6)).clamp(max=1.0)
         return torch.where(self.grad_norm.isfinite(), scale * factor, math.nan)
@@ -165,11 +166,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         assert not self._layouts, "the norm of a rank's pieces is not that of the parameters"
         grads = [self.gradient_of(p) for group in self.param_groups for p in group["params"]]
         given = [grad.contiguous() for grad in grads if grad is not None]
-        kernels = tensor_lists(given[0].device)
-        assert kernels is not None
-        sizes = tuple(grad.numel() for grad in given)
-        norm: Tensor = kernels.global_norm(given, self._whole(sizes, 0.0, given[0].device))
-        return norm
+        return self._norm_of(given, self._whole(tuple(grad.numel() for grad in given), 0.0, given[0].device))
 
     def _state_of(self, p: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[p]
@@ -193,12 +190,10 @@ class FusedOptimizer(torch.optim.Optimizer):
             self._segments[key] = Segments.build(offsets, sizes, [decay] * len(sizes), device=device)
         return self._segments[key]
 
-    def _norm(self, bucket: _Bucket) -> Tensor:
-        kernels, table = tensor_lists(bucket.params[0].device), self._table(bucket)
-        if kernels is not None:
-            norm: Tensor = kernels.global_norm(bucket.grads, table)
-            return norm
-        return ops.global_norm(_flat(bucket.grads), table)
+    def _norm_of(self, grads: list[Tensor], table: Segments) -> Tensor:
+        kernels = tensor_lists(grads[0].device)
+        norm: Tensor = kernels.global_norm(grads, table) if kernels else ops.global_norm(adjoined(grads), table)
+        return norm
 
     def _update(self, bucket: _Bucket, scale: Tensor) -> Tensor:
         """Update a bucket's tensors; returns the flag of non-finite gradients, [] int32."""
@@ -215,19 +210,13 @@ class FusedOptimizer(torch.optim.Optimizer):
         own = bucket.params[0].dtype == torch.float32
         weights = bucket.params if own else [state["master"] for state in states]
         lists = [weights, bucket.grads, [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]]
-        copies = bucket.copies or None
-        table = self._table(bucket)
+        buffers: list[Buffer | None] = [*lists, bucket.copies or None]
         kernels = tensor_lists(scale.device)
-        if kernels is not None:
-            flag = self._step_pieces(kernels, [*lists, copies], table, None, bucket, scale)
-            torch.autograd.graph.increment_version([*bucket.params, *bucket.copies])
-            return flag
-        flats = [_flat(members) for members in lists]
-        flat_copy = None if copies is None else _flat(copies)
-        flag = self._step_pieces(ops, [*flats, flat_copy], table, None, bucket, scale)
-        written = [(flats[0], weights), (flats[2], lists[2]), (flats[3], lists[3])]
-        for flat, originals in written if flat_copy is None else [*written, (flat_copy, bucket.copies)]:
-            _unflatten(flat, originals)
+        if kernels is None:
+            kernels = ops
+            buffers = [None if members is None else adjoined(list(members)) for members in buffers]
+        flag = self._step_pieces(kernels, buffers, self._table(bucket), None, bucket, scale)
+        torch.autograd.graph.increment_version([*bucket.params, *bucket.copies])
         return flag
 
     def _step_pieces(
@@ -280,16 +269,26 @@ class FusedOptimizer(torch.optim.Optimizer):
                 group.setdefault(name, value)
 
 
-def _flat(tensors: list[Tensor]) -> Tensor:
-    """The tensors concatenated and flat; of a single one a view."""
-    return tensors[0].view(-1) if len(tensors) == 1 else torch.cat([tensor.view(-1) for tensor in tensors])
+def adjoined(tensors: list[Tensor]) -> Tensor:
+    """The memory of contiguous tensors of one type as one flat tensor.
 
-
-def _unflatten(flat: Tensor, tensors: list[Tensor]) -> None:
-    """Copy what `_flat` concatenated back into the tensors."""
-    if len(tensors) > 1:
-        parts = flat.split([tensor.numel() for tensor in tensors])
-        torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
+    Those that don't follow each other in memory are moved there, as by `tensor.data = ...`; the next call with them
+    then copies nothing.
+    """
+    filled = [tensor.detach() for tensor in tensors if tensor.numel() > 0] or [tensors[0].detach()]
+    first, elements = filled[0], sum(tensor.numel() for tensor in filled)
+    address, follow = first.data_ptr(), True
+    for tensor in filled:
+        follow = follow and tensor.data_ptr() == address
+        address += tensor.numel() * tensor.element_size()
+    memory = first.untyped_storage()
+    if follow and address <= memory.data_ptr() + memory.nbytes():
+        return first.as_strided((elements,), (1,))
+    flat = torch.cat([tensor.reshape(-1) for tensor in filled])
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.data = part.view_as(tensor)
+    return flat
 
 
 def _rows(squares: Tensor, ratio: Tensor, multiplier: float) -> list[tuple[Tensor, Tensor, Tensor]]:

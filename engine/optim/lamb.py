@@ -38,7 +38,7 @@ class LambEntry(OptimizerEntry):
     step_bytes = 46  # AdamW's, and weights and moments read once more in the second pass
     options = frozenset({"betas", "eps", "weight_decay", "max_trust_ratio", "nvlamb"})
     deepspeed_types = ("Lamb", "FusedLamb")
-    flat_copies = 4  # weights, gradients and both moments
+    flat_copies = 1  # of one list of tensors at a time, as the first step adjoins them
 
     def build(
         self, groups: list[dict[str, Any]], config: OptimConfig, device: torch.device, zero_stage: int

@@ -74,14 +74,13 @@ def _flattened(work: Workload, limit: int, *, even_alone: bool = False) -> int:
 def _stage_0(work: Workload) -> States:
     """fp32: the client optimizer itself. bf16 and fp16: FP16_UnfusedOptimizer, whose fp32 gradients live in the step.
 
-    On a GPU some optimizers gather all parameters' tensors into flat ones for their step.
+    On a GPU our optimizers need none, but their first step moves each list of fp32 tensors into a flat one.
     """
     count = work.shape.parameters()
     master, kept = _optimizer(work, count)
     half = work.width < FP32
-    step = FP32 * count if half else 0
-    if work.accelerator != "cpu":
-        step += OPTIMIZERS.get(work.optimizer).flat_copies * FP32 * count
+    moved = OPTIMIZERS.get(work.optimizer).flat_copies if work.accelerator != "cpu" else 0
+    step = FP32 * count * max(int(half), moved)
     return States(
         parameters=work.width * count,
         master=master if half else 0,

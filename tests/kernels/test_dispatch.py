@@ -23,8 +23,8 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 QUESTIONS: dict[str, Callable[[torch.device, torch.dtype], ModuleType | bool | None]] = {
     "rows, norm, steps": lambda device, _: dispatch.backend(device, "loss"),
     "tensor lists": lambda device, _: dispatch.tensor_lists(device),
-    "adamw": lambda device, _: dispatch.adamw(device, flat=False),
-    "adamw, flat": lambda device, _: dispatch.adamw(device, flat=True),
+    "adamw": lambda device, _: dispatch.adamw(device),
+    "reads half": lambda device, _: dispatch.reads_half(device),
     "bias in rows": lambda device, _: dispatch.adds_bias(device),
     "linear": lambda *kind: dispatch.linear(ones(4, 8, *kind), ones(16, 8, *kind), ones(16, *kind)),
     "geglu": lambda *kind: dispatch.geglu(ones(4, 16, *kind)),
@@ -41,9 +41,9 @@ ON_CPU: dict[torch.dtype, list[Any]] = {
 #: the same where oneDNN multiplies bf16 and the CPU has AVX512-BF16
 ON_NEW_CPU = {**ON_CPU, BF16: [cpu, cpu, True, True, True, cpu, cpu, cpu, cpu, cpu]}
 ON_GPU: dict[torch.dtype, list[Any]] = {
-    FP32: [cuda, None, False, True, False, None, None, cuda, None, None],
-    BF16: [cuda, None, False, True, False, cuda, cuda, cuda, None, None],
-    FP16: [cuda, None, False, True, False, cuda, cuda, cuda, None, None],
+    FP32: [cuda, None, True, True, False, None, None, cuda, None, None],
+    BF16: [cuda, None, True, True, False, cuda, cuda, cuda, None, None],
+    FP16: [cuda, None, True, True, False, cuda, cuda, cuda, None, None],
 }
 PLAIN_CPU = [reference, None, False, False, True, None, None, None, None, None]
 PLAIN_GPU = [reference, None, False, False, False, None, None, None, None, None]
@@ -148,7 +148,7 @@ def test_the_deterministic_mode_changes_nothing(deterministic: bool, machine: Ca
 def test_other_devices_have_plain_torch() -> None:
     meta = torch.device("meta")
     assert (dispatch.ours(meta), dispatch.backend(meta, "loss")) == (None, reference)
-    assert not dispatch.adamw(meta, flat=True)
+    assert not dispatch.adamw(meta)
 
 
 def test_inputs_that_no_kernel_takes(machine: Callable[..., None]) -> None:

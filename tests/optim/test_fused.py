@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from engine.kernels import select
 from engine.optim import FusedAdamW, FusedLamb
+from engine.optim.fused import adjoined
 
 SHAPES = [(70, 50), (3,), (1,), (40_000,), (0,)]
 Optimizer = type[FusedAdamW] | type[FusedLamb]
@@ -49,6 +50,31 @@ def train(optimizer: torch.optim.Optimizer, params: list[nn.Parameter], steps: r
 def assert_equal(ours: list[nn.Parameter], theirs: list[nn.Parameter], tolerance: float = 2e-6) -> None:
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a.detach().float(), b.detach().float(), rtol=tolerance, atol=tolerance)
+
+
+def test_tensors_are_moved_next_to_each_other_once() -> None:
+    tensors = [torch.randn(shape) for shape in SHAPES]
+    before = [tensor.clone() for tensor in tensors]
+    flat = adjoined(tensors)
+    assert torch.equal(flat, torch.cat([tensor.view(-1) for tensor in before]))
+    for tensor, old in zip(tensors, before, strict=True):
+        assert torch.equal(tensor, old)
+    flat.mul_(2.0)
+    assert all(torch.equal(tensor, 2.0 * old) for tensor, old in zip(tensors, before, strict=True))
+    assert adjoined(tensors).data_ptr() == flat.data_ptr()
+    assert adjoined(tensors[1:3]).data_ptr() == tensors[1].data_ptr()
+    assert adjoined([*tensors[:2], tensors[3]]).data_ptr() != flat.data_ptr()
+    assert torch.equal(flat, 2.0 * torch.cat([tensor.view(-1) for tensor in before]))
+    assert adjoined([torch.empty(0), torch.empty(0, 3)]).numel() == 0
+
+
+def test_tensors_of_two_allocations_are_not_one() -> None:
+    """Even where the second begins at the end of the first."""
+    memory = bytearray(32)
+    halves = [torch.frombuffer(memory, dtype=torch.float32, count=4, offset=offset) for offset in (0, 16)]
+    first = halves[0].data_ptr()
+    assert halves[1].data_ptr() == first + 16
+    assert adjoined(halves).data_ptr() != first
 
 
 def test_adamw_equals_torch_with_clipping_and_unscaling() -> None:

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from multiprocessing.pool import Pool
+from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import zero_exactness
 from benchmarks.zero_exactness import Case, apart, train
-from engine.kernels import cpu
+from engine.config import OptimConfig, RunConfig, TrainConfig
+from engine.data.loading.loader import BatchLayout
+from engine.kernels import cpu, dispatch
+from engine.optim.build import build_optimizer
 from engine.optim.fused import FusedOptimizer
 from engine.zero import engine as zero
+from engine.zero import states
 from engine.zero.wrappers.base import Wrapper
 from launch.zero import build as zero_config
+from launch.zero.build import deepspeed_config
+from tests.cuda_emulator.emulated import emulated_kernels
 from tests.single_rank import single_rank
 from tests.train.runs import free_port
 
@@ -87,6 +97,86 @@ def test_stage_0_in_bf16_steps_from_the_models_gradients(optimizer: str, rank: P
     assert direct
     deepspeeds = {name: weight.double() for name, weight in rank.apply(unattached, (case,)).items()}
     assert apart(folded, deepspeeds) < 1e-5
+
+
+class Operators(TorchDispatchMode):
+    """Counts operators, but for views and allocations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not function.is_view and "empty" not in str(function):
+            self.counts[str(function)] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def on_gpu(case: Case, step_apart: bool = False) -> tuple[dict[str, Tensor], Counter[str]]:
+    """The weights with a GPU's kernels, emulated, which take flat tensors alone; the last update's operators.
+
+    Args:
+        step_apart: torch's AdamW in DeepSpeed's wrapper, as where the kernels can't be used.
+    """
+    counts: list[Counter[str]] = []
+    step = zero.ZeroEngine.step
+
+    def counted(self: zero.ZeroEngine, rate: float, *, last_micro_batch: bool) -> None:
+        with Operators() as operators:
+            step(self, rate, last_micro_batch=last_micro_batch)
+        counts.append(operators.counts)
+
+    kernels = None if step_apart else emulated_kernels()
+    with (
+        mock.patch.dict(dispatch.BACK_ENDS, cpu=lambda *_: kernels),
+        mock.patch.object(zero.ZeroEngine, "step", counted),
+    ):
+        return attached(case), counts[-1]
+
+
+@pytest.mark.parametrize(("precision", "optimizer"), [("fp32", "adamw"), ("bf16", "adamw"), ("bf16", "lamb")])
+def test_stage_0_on_a_gpu_steps_flat_tensors_in_a_few_launches(precision: str, optimizer: str, rank: Pool) -> None:
+    case = Case(0, precision, optimizer, 2)
+    folded, operators = rank.apply(on_gpu, (case,))
+    plain, many = rank.apply(on_gpu, (case, True))
+    assert operators.total() < 30 < many.total()
+    assert apart(folded, {name: weight.double() for name, weight in plain.items()}) < 1e-5
+    groups = 2  # with weight decay and without
+    steps = {name: count for name, count in operators.items() if name.startswith("zerobert.") and "step" in name}
+    assert steps == {"zerobert.adamw_step_.default": groups} if optimizer == "adamw" else sum(steps.values()) == groups
+    norms = 1 if precision == "bf16" else groups
+    gathered = operators["zerobert.global_norm.default"], operators["aten.cat.default"]
+    assert gathered == (norms, norms), "the gradients are gathered once, and nothing else"
+    assert not any("copy_." in name for name in operators), "no weight or moment is moved again"
+
+
+def resumed(folder: Path, optimizer: str) -> list[dict[str, Tensor]]:
+    """The weights of an engine and of one that goes on from its snapshot, after two more updates of each."""
+    config = RunConfig(
+        optim=OptimConfig(name=optimizer, max_grad_norm=1.0), train=TrainConfig(zero_stage=0, precision="bf16")
+    )
+    values = deepspeed_config(config, BatchLayout(1, 1), "cpu")
+    kernels, results = emulated_kernels(), []
+    with mock.patch.dict(dispatch.BACK_ENDS, cpu=lambda *_: kernels):
+        for begin in (0, 2):
+            model = zero_exactness.Model()
+            engine = zero.ZeroEngine(model, build_optimizer(model, config.optim, torch.device("cpu")), values)
+            if begin:
+                engine.load_states(folder)
+            for step in range(begin, 4):
+                engine.backward(engine.model(step, 0, 0))
+                engine.step(1e-2, last_micro_batch=True)
+                if step == 1:
+                    states.snapshot(engine.wrapper, copy=True).write(folder)
+            results.append({name: weight.clone() for name, weight in engine.full_state_dict().items()})
+            engine.model.destroy()
+    return results
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+def test_a_resume_at_stage_0_on_a_gpu_is_exact(optimizer: str, rank: Pool, tmp_path: Path) -> None:
+    whole, again = rank.apply(resumed, (tmp_path, optimizer))
+    assert all(torch.equal(again[name], weight) for name, weight in whole.items())
 
 
 def test_stage_0_in_fp32_clips_as_torch_does(rank: Pool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.kernels.dispatch import tensor_lists
+from engine.kernels.dispatch import reads_half
 from engine.optim.fused import FusedOptimizer
 from engine.optim.shard import Fragment, Shard
 from engine.zero.wrappers.base import Wrapper
@@ -120,12 +121,12 @@ class HalfPrecisionWrapper(WholeWrapper):
             self._step_directly(client)
 
     def _steps_directly(self) -> bool:
-        """In bf16 on CPUs, with a release of DeepSpeed whose wrapper has what the step needs."""
+        """In bf16, with kernels for it and a release of DeepSpeed whose wrapper has what the step needs."""
         if not hasattr(self.optimizer, "_skip_invalid_grad_norm"):
             return False
         weights = [weight for _, weight in self._masters_and_weights()]
-        on_cpu = bool(weights) and tensor_lists(weights[0].device) is not None
-        return on_cpu and all(weight.dtype == torch.bfloat16 for weight in weights)
+        reads = bool(weights) and reads_half(weights[0].device)
+        return reads and all(weight.dtype == torch.bfloat16 for weight in weights)
 
     def _step_directly(self, client: FusedOptimizer) -> None:
         """The step reads bf16 gradients and writes bf16 weights, for which DeepSpeed makes five passes of its own.
@@ -138,11 +139,12 @@ class HalfPrecisionWrapper(WholeWrapper):
 
         def step(closure: None = None) -> bool:
             norm = client.gradient_norm()
-            optimizer.overflow = not bool(norm.isfinite())
+            value = float(norm)  # the step's one wait for the device
+            optimizer.overflow = not math.isfinite(value)
             if optimizer.overflow:
                 skipped: bool = optimizer._skip_invalid_grad_norm()
                 return skipped
-            optimizer._global_grad_norm = float(norm)
+            optimizer._global_grad_norm = value
             optimizer._update_scale(False)
             optimizer.unscale_and_clip_grads(norm.double())
             client.step()
