@@ -1,7 +1,8 @@
 """Pre-train with transformers' Trainer: the rival of `benchmarks.pretrain_step`, in a process of its own.
 
 Needs accelerate, which Trainer imports. Reads one argument, the JSON of a `Job`. Prints "step N" after every step,
-which the benchmark clocks from outside as it does zerobert's lines, and "held-out LOSS" where it evaluates.
+which the benchmark clocks from outside as it does zerobert's lines, "held-out LOSS" where it evaluates, and on a GPU
+"memory BYTES", the most that torch's allocator gave out.
 """
 
 from __future__ import annotations
@@ -36,13 +37,17 @@ class Job:
     workers: int = 1
     held_out: str | None = None
     """.npz of samples whose MLM loss is printed at the end"""
+    device: str = "cpu"
+    """or cuda"""
+    masked_head: bool = False
+    """let the MLM head see masked tokens only, which transformers leaves to its users"""
 
 
 def model(job: Job) -> Any:
     """BertForPreTraining with its default dropout."""
     from transformers import BertConfig, BertForPreTraining
 
-    return BertForPreTraining(
+    return (masked_rows() if job.masked_head else BertForPreTraining)(
         BertConfig(
             vocab_size=job.vocabulary,
             hidden_size=job.hidden,
@@ -51,6 +56,29 @@ def model(job: Job) -> Any:
             intermediate_size=job.intermediate,
         )
     )
+
+
+def masked_rows() -> Any:
+    """BertForPreTraining whose head is given the states of masked tokens; its loss is the same."""
+    from torch import Tensor
+    from torch.nn import functional as F  # noqa: N812
+    from transformers import BertForPreTraining
+
+    class MaskedRows(BertForPreTraining):
+        def forward(
+            self,
+            input_ids: Tensor,
+            attention_mask: Tensor,
+            token_type_ids: Tensor,
+            labels: Tensor,
+            next_sentence_label: Tensor,
+        ) -> dict[str, Tensor]:
+            states, pooled = self.bert(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)[:2]
+            masked = labels != -100
+            scores, follows = self.cls(states[masked], pooled)
+            return {"loss": F.cross_entropy(scores, labels[masked]) + F.cross_entropy(follows, next_sentence_label)}
+
+    return MaskedRows
 
 
 def samples(path: str) -> Any:
@@ -119,7 +147,7 @@ def run(job: Job) -> None:
             max_grad_norm=1.0,
             optim="adamw_torch_fused",
             bf16=True,
-            use_cpu=True,
+            use_cpu=job.device == "cpu",
             torch_compile=job.compiled,
             dataloader_num_workers=job.workers,
             logging_steps=50,
@@ -132,6 +160,8 @@ def run(job: Job) -> None:
         trainer.train()
         if job.held_out:
             print(f"held-out {held_out_loss(trainer.model, job.held_out)}", flush=True)
+        if job.device == "cuda":
+            print(f"memory {torch.cuda.max_memory_allocated()}", flush=True)
 
 
 def command(python: str, job: Job) -> list[str]:

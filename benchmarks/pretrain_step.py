@@ -131,27 +131,29 @@ def zerobert(size: str, job: Job, store: Path, output: Path, more: list[str]) ->
     ]  # fmt: skip
 
 
-def make_samples(store: Path, count: int, path: Path, split: str = "train", seed: int = 1) -> tuple[float, float]:
+def make_samples(
+    store: Path, count: int, path: Path, split: str = "train", seed: int = 1, length: int = LENGTH
+) -> tuple[float, float]:
     """Write padded samples of a split of a store for the rival, the first `count` at most; mean tokens and masked
     tokens of one."""
     from engine.config import DataConfig, RunConfig
     from engine.tasks.pretrain import Pretraining
 
-    data = DataConfig(path=str(store), sequence_length=LENGTH, short_sequence_probability=0.0)
+    data = DataConfig(path=str(store), sequence_length=length, short_sequence_probability=0.0)
     task = Pretraining(RunConfig(data=data, seed=seed))
     source = task.train_source() if split == "train" else task.evaluation_source(split)
     assert source is not None, "no text was held out"
     count = min(count, source.epoch_size(0))
     inputs = source.collate(source.describe(0, np.arange(count)))
     lengths, ids = inputs["lengths"].numpy(), inputs["input_ids"].numpy()
-    filled = np.arange(LENGTH) < lengths[:, None]
-    arrays = {name: np.zeros((count, LENGTH), np.int32) for name in ("input_ids", "token_type_ids", "attention_mask")}
+    filled = np.arange(length) < lengths[:, None]
+    arrays = {name: np.zeros((count, length), np.int32) for name in ("input_ids", "token_type_ids", "attention_mask")}
     arrays["input_ids"][filled] = ids
     arrays["token_type_ids"][filled] = inputs["token_type_ids"].numpy()
     arrays["attention_mask"][filled] = 1
     labels = np.full(len(ids), -100, np.int32)
     labels[inputs["mlm_positions"].numpy()] = inputs["mlm_labels"].numpy()
-    arrays["labels"] = np.full((count, LENGTH), -100, np.int32)
+    arrays["labels"] = np.full((count, length), -100, np.int32)
     arrays["labels"][filled] = labels
     arrays["next_sentence_label"] = inputs["nsp_labels"].numpy()
     np.savez(path, **arrays)
