@@ -9,7 +9,7 @@ TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-cluster test-all certify bench check docs format clean
+.PHONY: help install demo test test-cluster test-all certify bench gpu-kit check docs format clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ certify: install ## kill -9 runs at random moments, resume them in other layouts
 bench: install ## every benchmark against its peers, with pictures, under runs/bench: hours; BENCH="--quick" for minutes
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[bench]"
 	$(BIN)/python -m benchmarks.all $(BENCH)
+
+gpu-kit: install ## a folder that proves and measures this on a GPU machine without a network: build/gpu-kit/run.sh
+	$(BIN)/python -m benchmarks.proof.kit $(KIT)
 
 check: install docs ## ruff, mypy, clang-format and the documentation, changing nothing
 	$(BIN)/ruff check .

@@ -51,6 +51,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         )
     if args.device == "cuda" and not has_gpu():
         parser.error("--device: torch sees no GPU here; give --device cpu for toy sizes")
+    args.out = args.out.absolute()  # stages run in another folder
     args.only = [name for name in STAGES if args.only is None or name in args.only]
     return args
 
