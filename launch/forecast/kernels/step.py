@@ -42,8 +42,10 @@ def backward(step: Step, variant: Variant = OURS) -> list[Kernel]:
 
 
 def reduction(step: Step) -> Kernel:
-    """The copies of a step's gradients, two launches for each parameter: at stage 0 once, else after each pass."""
-    launches = 2.0 * len(step.work.shape.tensors()) * (step.accumulation if step.work.stage > 0 else 1)
+    """The copies of a step's gradients: two launches for each parameter and pass, at stage 0 one but for the first."""
+    launches = len(step.work.shape.tensors()) * (
+        2 * step.accumulation if step.work.stage > 0 else step.accumulation - 1
+    )
     return Kernel("gradient reduction", 0.0, gradient_copies(step), launches)
 
 
@@ -70,17 +72,17 @@ def kernels(step: Step, variant: Variant = OURS) -> list[Kernel]:
 
 
 def gradient_copies(step: Step) -> float:
-    """Bytes of memory that DeepSpeed moves to sum gradients up in fp32 and to reduce them.
+    """Bytes of memory that DeepSpeed and autograd move to sum gradients up and to reduce them.
 
-    Stage 0 widens in the step. Stage 1 adds to whole fp32 gradients, and flattens, rounds and widens those once a
-    step. Stages 2 and 3 copy each micro-batch into a bucket, and widen and add the rank's share.
+    Stage 0 sums in the weights' precision, and our step reads that. Stage 1 adds to whole fp32 gradients, and flattens,
+    rounds and widens those once a step. Stages 2 and 3 copy each micro-batch into a bucket, and widen and add the
+    rank's share.
     """
     work, times = step.work, step.accumulation
     count, low = work.shape.parameters(), work.width
     added = low + 2 * FULL
     if work.stage == 0:
-        widened = low + FULL if low < FULL else 0
-        return float(count * (widened + (4 * low if work.ranks > 1 else 0)))
+        return float(count * ((times - 1) * 3 * low + (4 * low if work.ranks > 1 else 0)))
     if work.stage == 1:
         flat = 2 * FULL + 2 * (FULL + low) if work.ranks > 1 else 0
         return float(count * (times * (added + low) + flat))
