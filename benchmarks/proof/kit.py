@@ -46,7 +46,8 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x8
 MIB = 1 << 20
 PROVENANCE = "kit.json"
 SCRIPT = """#!/bin/sh
-cd "$(dirname "$0")" && { [ -d site ] || python3 -m pip install -q --no-index --no-deps --target site wheels/*.whl; } || exit
+cd "$(dirname "$0")" || exit
+[ -d site ] || python3 -m pip install -q --no-index --no-deps --target site wheels/*.whl || exit
 PYTHONPATH="$PWD/site:$PWD/zerobert" exec python3 -m benchmarks.gpu_proof --materials materials --out results "$@"
 """
 
