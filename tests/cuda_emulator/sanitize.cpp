@@ -127,6 +127,36 @@ struct Optimizer {
     }
 };
 
+// Rows with dropout before and after, of a width that leaves threads without a pack; several rows a team in the
+// backward pass.
+template <class T>
+void normalise(const std::string& shape, int width, unsigned blocks) {
+    constexpr int rows = 5, backward_blocks = 2;
+    constexpr unsigned seed = 7, threshold = 1u << 29;
+    const size_t elements = size_t(rows) * width;
+    const std::vector<T> x = numbers<T>(elements), residual = numbers<T>(elements), grad = numbers<T>(elements);
+    const std::vector<T> weight = numbers<T>(width), bias = numbers<T>(width);
+    std::vector<T> z(elements), out(elements), grad_x(elements), grad_sum(elements);
+    std::vector<float> statistics(2 * rows, NAN), partial(backward_blocks * 2 * width, NAN);
+    run(("layer_norm" + shape).c_str(), blocks, 128, x.data(), residual.data(), weight.data(), bias.data(), z.data(),
+        out.data(), statistics.data(), (long long)rows, width, 1e-6f, seed, threshold, 1.1f, seed + 1, threshold, 1.1f);
+    run(("layer_norm_backward" + shape).c_str(), backward_blocks, 128, grad.data(), grad.data(), z.data(),
+        weight.data(), statistics.data(), grad_x.data(), grad_sum.data(), partial.data(), (long long)rows, width,
+        backward_blocks, seed, threshold, 1.1f, seed + 1, threshold, 1.1f);
+    for (const std::vector<T>* made : {&out, &grad_x, &grad_sum}) check_finite("layer_norm", *made);
+    check_finite("layer_norm", statistics);
+    check_finite("layer_norm", partial);
+}
+
+// Few blocks, as each of their threads is one of ThreadSanitizer's 8,128.
+void sum_partials_of_parts() {
+    constexpr int parts = 37, width = 70;
+    const std::vector<float> partial = numbers<float>(parts * width);
+    std::vector<float> sums(width, NAN);
+    run("sum_partials<float, 1024>", 3, 1024, partial.data(), parts, width, sums.data());
+    check_finite("sum_partials", sums);
+}
+
 }  // namespace
 
 int main(int, char** arguments) {
@@ -141,5 +171,8 @@ int main(int, char** arguments) {
     optimizer.adamw();
     optimizer.lamb();
     optimizer.global_norm();
+    sum_partials_of_parts();
+    normalise<bf16>("<bf16, 128, 32, 2>", 264, 2);
+    normalise<float>("<float, 128, 128, 2>", 516, 5);
     return failed;
 }

@@ -34,6 +34,7 @@ class Bug:
 
 BARRIER = "if (lane == 0) partial[warp] = part;\n    __syncthreads();"
 SUMS_BARRIER = "if (lane == 0) partial[warp] = x;\n    __syncthreads();"
+TEAM_BARRIER = "partial[slot * WARPS + warp] = x;\n    __syncthreads();"
 SCORES = "store_scores(part, target_logit, args);"
 LATE = "store_scores(part, to_f(x[target]), args);"
 TILE = "    __syncthreads();\n    const int lane = threadIdx.x % WARP, tid = threadIdx.x;"
@@ -82,6 +83,23 @@ BUGS = {
     ),
     "sums that share a place": Bug(
         "activation.cuh", "(long long)at.group * width + column", "column", "a result isn't finite"
+    ),
+    "missing barrier of a row's sums": Bug(
+        "layer_norm.cuh", TEAM_BARRIER, TEAM_BARRIER.split("\n")[0], "a result isn't finite"
+    ),
+    "one place for the sums of two rows, race": Bug("layer_norm.cuh", "slot ^= 1;", "", "data race", THREAD),
+    "missing barrier between teams": Bug(
+        # by number, each team happens to come after the one whose sums it reads
+        "layer_norm.cuh",
+        "        __syncthreads();\n    }\n}",
+        "    }\n}",
+        "a result isn't finite",
+        unnoticed=("forward",),
+    ),
+    "off by a row": Bug("layer_norm.cuh", "if (row >= rows)", "if (row > rows)", "heap-buffer-overflow", ADDRESS),
+    "off by a pack": Bug("layer_norm.cuh", "column < width", "column <= width", "heap-buffer-overflow", ADDRESS),
+    "missing barrier before partial sums are read": Bug(
+        "column_sum.cuh", "total;\n    __syncthreads();", "total;", "a result isn't finite"
     ),
     "undefined shift": Bug("common.cuh", "lanes = WARP / 2;", "lanes = WARP / 2 << WARP;", "shift exponent", ADDRESS),
 }
@@ -135,6 +153,10 @@ SLOW = {
     "sums that share a place",
     "divergent barriers at two lines",
     "off by one in shared memory",
+    "one place for the sums of two rows, race",
+    "missing barrier between teams",
+    "missing barrier before partial sums are read",
+    "off by a pack",
     "undefined shift",
 }
 
