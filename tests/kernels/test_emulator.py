@@ -123,6 +123,13 @@ def test_the_first_of_equal_maxima_is_the_prediction(classes: int) -> None:
     assert score("random", logits, torch.tensor([40, 70]))[1].tolist() == [True, False]
 
 
+@pytest.mark.parametrize("classes", [1000, 12000])
+def test_a_prediction_is_one_with_an_infinite_logit_but_not_beside_nan(classes: int) -> None:
+    logits, target = rows(3, classes, torch.float32), torch.tensor([950, 950, 950])
+    logits[:2, 950], logits[1, 3], logits[2, 949:951] = math.inf, math.nan, 50.0
+    assert score("random", logits, target)[1].tolist() == [True, False, False]
+
+
 @schedules
 @pytest.mark.parametrize("wild", [-1, 1000, 2**40, -(2**62)])
 @pytest.mark.parametrize("gradient", [True, False])

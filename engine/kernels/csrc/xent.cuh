@@ -1,7 +1,7 @@
 // Softmax cross-entropy: loss, hit and, in place of the logits, the gradient. One block a row, one barrier a row.
 //
 // xent_streaming reads the row twice and writes it once (online softmax: Milakov & Gimelshein 2018).
-// xent_registers keeps the row in registers: one read, one write.
+// xent_registers keeps the row in registers: one read, one exponential, one write.
 // Rows may start at any element. A target outside [0, V) that isn't ignore_index is never used as an address: the row's
 // loss and gradient become NaN, which the caller's check for overflow sees without a host synchronisation.
 #pragma once
@@ -138,7 +138,39 @@ __device__ __forceinline__ void xent_streaming_row(T* x, const XentArgs& args) {
     }
 }
 
-// For rows of at most THREADS * PACKS packs: a thread keeps PACKS of them and at most one of the single elements.
+// A row in registers: a thread has PACKS of its packs and at most one of its single elements.
+template <class T, int THREADS, int PACKS>
+struct Kept {
+    static constexpr int N = 16 / sizeof(T);
+    Split cut;
+    int single;  // the place of the single element; `classes` or more without one
+
+    // Calls body(j, class) for each pack j < PACKS of the thread, `class` being that of its first logit.
+    template <class Body>
+    __device__ __forceinline__ void for_packs(Body body) const {
+#pragma unroll
+        for (int j = 0; j < PACKS; j++) {
+            const int p = threadIdx.x + j * THREADS;
+            if (p < cut.packs) body(j, cut.head + p * N);
+        }
+    }
+};
+
+// Whether one of a thread's logits comes before the target's or is NaN, read again.
+template <class T, int THREADS, int PACKS>
+__device__ __forceinline__ bool beaten(const Kept<T, THREADS, PACKS>& kept, const T* x, int classes, float target_logit,
+                                       int target) {
+    constexpr int N = 16 / sizeof(T);
+    bool ahead = kept.single < classes && beats_target(to_f(x[kept.single]), kept.single, target_logit, target);
+    for (int p = threadIdx.x; p < kept.cut.packs; p += THREADS) {
+        const int first = kept.cut.head + p * N;
+        for (int k = 0; k < N; k++) ahead |= beats_target(to_f(x[first + k]), first + k, target_logit, target);
+    }
+    return ahead;
+}
+
+// For rows of at most THREADS * PACKS packs. What is kept are exponentials relative to the thread's own maximum: each
+// logit is read, raised and written once.
 template <class T, int THREADS, int PACKS>
 __device__ __forceinline__ void xent_registers_row(T* x, const XentArgs& args) {
     constexpr int N = 16 / sizeof(T);
@@ -146,38 +178,52 @@ __device__ __forceinline__ void xent_registers_row(T* x, const XentArgs& args) {
     const int target = int(args.target[blockIdx.x]), tid = threadIdx.x;
     const float target_logit = to_f(x[target]);
     const Split cut = split<N>(args.classes, x);
-    const int single = tid < cut.head ? tid : cut.tail + tid - cut.head;
-    const bool has_single = single < args.classes;
+    const Kept<T, THREADS, PACKS> kept{cut, tid < cut.head ? tid : cut.tail + tid - cut.head};
+    const bool has_single = kept.single < args.classes;
 
-    Pack<T, N> kept[PACKS];
+    Pack<T, N> logits[PACKS];
+    kept.for_packs([&](int j, int first) { logits[j] = pack_at<T, N>(x + first); });
+    float e_single = has_single ? to_f(x[kept.single]) : NEG_INF;
+    float max = NEG_INF, rest = has_single ? e_single - target_logit : 0.f;
+    kept.for_packs([&](int j, int) {
 #pragma unroll
-    for (int j = 0; j < PACKS; j++) {
-        const int p = tid + j * THREADS;
-        if (p < cut.packs) kept[j] = pack_at<T, N>(x + cut.head + p * N);
-    }
-    Pack<T, 1> kept_single = {{has_single ? x[single] : from_f<T>(0.f)}};
-
-    RowPart part = empty_part();
+        for (int k = 0; k < N; k++) max = fmaxf(max, to_f(logits[j].v[k]));
+    });
+    max = fmaxf(max, e_single);
+    if (args.label_smoothing > 0.f) {
+        kept.for_packs([&](int j, int) {
 #pragma unroll
-    for (int j = 0; j < PACKS; j++) {
-        const int p = tid + j * THREADS;
-        if (p < cut.packs) accumulate(part, kept[j], cut.head + p * N, target_logit, target);
+            for (int k = 0; k < N; k++) rest += to_f(logits[j].v[k]) - target_logit;
+        });
     }
-    if (has_single) accumulate(part, kept_single, single, target_logit, target);
-    part = block_merge<THREADS>(part);
+    const float shift = softmax_shift(max);
+    Pack<float, N> e[PACKS];
+    e_single = fexp(e_single - shift);
+    float sum = e_single;
+    kept.for_packs([&](int j, int) {
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            e[j].v[k] = fexp(to_f(logits[j].v[k]) - shift);
+            sum += e[j].v[k];
+        }
+    });
+    // A thread's own equal maximum is rare, and so is NaN.
+    const bool unclear = max == target_logit || sum != sum;
+    const bool ahead = unclear ? beaten(kept, x, args.classes, target_logit, target) : max > target_logit;
+    const RowPart part = block_merge<THREADS>(RowPart{{max, sum}, rest, ahead});
     store_scores(part, target_logit, args);
     if (!args.gradient) return;
 
     const XentRow row = xent_row(part.softmax, args.label_smoothing, args.classes, *args.scale);
+    XentRow own = row;
+    own.inv_sum *= fexp(max - softmax_shift(row.max));
+    kept.for_packs([&](int j, int first) {
 #pragma unroll
-    for (int j = 0; j < PACKS; j++) {
-        const int first = cut.head + (tid + j * THREADS) * N;
-        if (tid + j * THREADS < cut.packs) {
-            to_gradient(kept[j], first, target, row);
-            pack_at<T, N>(x + first) = kept[j];
-        }
-    }
-    if (has_single) x[single] = from_f<T>(xent_grad(to_f(kept_single.v[0]), single == target, row));
+        for (int k = 0; k < N; k++) logits[j].v[k] = from_f<T>(xent_grad_of_exp(e[j].v[k], false, own));
+        pack_at<T, N>(x + first) = logits[j];
+        if (first <= target && target < first + N) x[target] = from_f<T>(xent_grad(target_logit, true, row));
+    });
+    if (has_single) x[kept.single] = from_f<T>(xent_grad_of_exp(e_single, kept.single == target, own));
 }
 
 #define XENT_PARAMETERS                                                                                            \
