@@ -10,7 +10,8 @@ An answer is a back end, or plain torch: where a run asks for it (`select`), whe
     geglu                                      CPUs, in bf16; GPUs, in bf16 and fp16
     sums of a bias's gradient over loss rows   GPUs (on CPUs the loss rows make them)
     normalised_sum                             CPUs, in fp32 and bf16; GPUs, whole rows that fit into registers
-    attention                                  CPUs with AVX512-BF16, in bf16
+    attention                                  CPUs with AVX512-BF16, in bf16; torch's flash attention of packed tokens
+                                               on GPUs from compute capability 8.0, in fp16 and bf16
     the tied embedding                         CPUs, in bf16, in training, where ZeRO-3 doesn't partition it
 
 Torch's deterministic mode changes nothing here: no result of our kernels depends on the order of threads.
@@ -33,11 +34,12 @@ from torch import Tensor, nn
 from engine import dist
 from engine.kernels import cpu, cuda, reference
 from engine.kernels.cuda.selfcheck import FAMILIES, disagreement
+from engine.kernels.terms import EVERYWHERE, Window
 
 Kernels = Literal["auto", "fused", "reference"]
 
 #: kernels that a back end has, and a run uses, all or none of
-Family = Literal["loss", "norm", "adamw", "lamb", "gelu", "layer_norm", "layers"]
+Family = Literal["loss", "norm", "adamw", "lamb", "gelu", "layer_norm", "attention", "layers"]
 
 _selected: Kernels = "auto"
 #: types of devices and families that another rank lacks
@@ -94,10 +96,12 @@ def _agrees(index: int | None, family: Family, compare: bool) -> bool:
 
     Running out of memory is raised and not kept as an answer.
     """
-    if not torch.cuda.is_available() or not cuda.available():
+    compiled = family != "attention"
+    if not torch.cuda.is_available() or (compiled and not cuda.available()):
         return False
     device = torch.device("cuda", torch.cuda.current_device() if index is None else index)
-    wrong = disagreement(cuda, device, family, compare)
+    wrong = None if compiled else cuda.lacks_flash(device)
+    wrong = wrong or disagreement(cuda, device, family, compare)
     if wrong is not None:
         logger.warning("CUDA kernels: %s: %s; plain torch runs instead", family, wrong)
     return wrong is None
@@ -192,10 +196,13 @@ def normalised_sum(
     return kernels if takes else None
 
 
-def attention(states: Tensor, heads: int) -> ModuleType | None:
+def attention(states: Tensor, heads: int, window: Window = EVERYWHERE) -> ModuleType | None:
     """The back end of attention on packed tokens [T, H]; None for torch's, on the padded grid."""
-    takes = states.dtype == torch.bfloat16 and states.shape[1] % (heads * cpu.LANES) == 0 and states.numel() > 0
-    return cpu if takes and ours(states.device) is cpu and cpu.attends_bf16() else None
+    kernels = ours(states.device, "attention") if states.numel() else None
+    if kernels is cpu:
+        takes = states.dtype == torch.bfloat16 and states.shape[1] % (heads * cpu.LANES) == 0 and window == EVERYWHERE
+        return cpu if takes and cpu.attends_bf16() else None
+    return cuda if kernels is cuda and cuda.attends(states.dtype, states.shape[1], heads) else None
 
 
 def tied_embedding(weight: Tensor) -> ModuleType | None:

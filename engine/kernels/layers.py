@@ -1,7 +1,7 @@
 """What surrounds the matrix products of a Transformer layer: normalised residual sums and packed attention.
 
-Dropout of our kernels is a hash of a seed that is drawn from torch's
-global generator, so masks are neither stored nor read, and a resumed run drops the same.
+Dropout of our kernels is a hash of a seed that is drawn from torch's global generator, so masks are neither stored nor
+read, and a resumed run drops the same; flash attention draws from the GPU's generator.
 
 Shape legend: T tokens, Q queries, H width, B sequences, A heads.
 """
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from engine.kernels import dispatch
-from engine.kernels.terms import NO_DROPOUT, Dropout, Sequences
+from engine.kernels import cpu, dispatch
+from engine.kernels.terms import EVERYWHERE, NO_DROPOUT, Dropout, Sequences, Window
+from engine.kernels.varlen import varlen_attention
 
 
 def normalised_sum(
@@ -78,6 +79,7 @@ def fused_attention(
     heads: int,
     *,
     dropout: float = 0.0,
+    window: Window = EVERYWHERE,
 ) -> Tensor:
     """Attention (Vaswani et al. 2017) of each packed sequence to itself, without a padded grid.
 
@@ -85,12 +87,26 @@ def fused_attention(
         kernels: what `dispatch.attention` says.
         query: [Q, H], heads side by side, of the tokens that ask; key, value: [T, H]. Each may have further rows.
         dropout: of the probabilities.
+        window: tokens before and behind its own that a query sees. Every token must ask then, as flash attention
+            takes the last query for the last token's.
 
     Returns:
         [Q, H], zeros for rows that are no query of a sequence.
     """
-    context: Tensor = _Attention.apply(query, key, value, sequences, heads, _drawn(dropout), kernels)
-    return context
+    if kernels is cpu:
+        assert window == EVERYWHERE, "the CPU kernel knows no window"
+        context: Tensor = _Attention.apply(query, key, value, sequences, heads, _drawn(dropout), kernels)
+        return context
+    states = (_first(query, sequences.queries), _first(key, sequences.tokens), _first(value, sequences.tokens))
+    bounds = (sequences.query_bounds32, sequences.bounds32, sequences.longest, sequences.longest)
+    attended: Tensor = varlen_attention(*states, *bounds, heads, dropout, *window)[0]
+    behind = len(query) - sequences.queries
+    return F.pad(attended, (0, 0, 0, behind)) if behind else attended
+
+
+def _first(states: Tensor, rows: int) -> Tensor:
+    """The first rows; the tensor itself where it has no others, which saves a copy in the backward pass."""
+    return states[:rows] if len(states) > rows else states
 
 
 def _drawn(probability: float) -> Dropout:

@@ -1,17 +1,20 @@
 """Plain-torch versions of the kernels: the oracle of their tests, and what runs where no kernel can.
 
 Formulas: softmax cross-entropy with label smoothing (Szegedy et al. 2016, section 7); AdamW (Loshchilov & Hutter 2019,
-algorithm 2); LAMB (You et al. 2020, algorithm 2, with L2 norms).
-Shape legend: R rows, V classes, N elements, S segments.
+algorithm 2); LAMB (You et al. 2020, algorithm 2, with L2 norms); attention (Vaswani et al. 2017, section 3.2).
+Shape legend: R rows, V classes, N elements, S segments, Q queries, T tokens, H width, A heads, B sequences.
 """
 
 from __future__ import annotations
+
+import itertools
+import math
 
 import torch
 from torch import Tensor
 
 from engine.kernels.segments import Segments
-from engine.kernels.terms import Adam, Dropout, Trust
+from engine.kernels.terms import EVERYWHERE, Adam, Dropout, Trust
 
 #: the hash of dropout works modulo this, and spreads row and column numbers by the other
 WORD = 2**32
@@ -240,3 +243,111 @@ def hash32(x: Tensor) -> Tensor:
     x = x ^ (x >> 15)
     x = (x * 0x846CA68B) % WORD
     return x ^ (x >> 16)
+
+
+def varlen_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_bounds: Tensor,
+    key_bounds: Tensor,
+    longest_query: int,
+    longest_key: int,
+    heads: int,
+    dropout: float,
+    left: int,
+    right: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Scaled dot-product attention of each packed sequence's queries to its tokens.
+
+    Args:
+        query: [Q, H], heads side by side; key, value: [T, H].
+        query_bounds, key_bounds: [B + 1] int32, first row of each sequence, and Q or T behind them.
+        longest_query, longest_key: the largest number of rows of a sequence, or more.
+        dropout: of the probabilities; its masks are drawn from torch's global generator of the device.
+        left, right: how many tokens before and behind its own a query sees (a window of 128 has 64 and 64); -1 for all.
+            With a window every token asks: a query's own token is known by its row alone.
+
+    Returns:
+        context [Q, H]; log-sum-exp of the scores, fp32 (on CPUs [A, Q]); two tensors that the backward pass draws the
+        same masks from.
+    """
+    assert (left, right) == EVERYWHERE or query.shape[0] == key.shape[0], "with a window every token asks"
+    seed = int(torch.randint(2**62, ())) if dropout else 0
+    generator = torch.Generator().manual_seed(seed)
+    context, log_sum = torch.zeros_like(query), query.new_zeros((heads, len(query)), dtype=torch.float32)
+    for asking, asked in zip(_ranges(query_bounds), _ranges(key_bounds), strict=True):
+        scores = _scores(query[asking], key[asked], heads, left, right)
+        kept = scores.softmax(-1) * _kept(scores, dropout, generator)
+        log_sum[:, asking] = scores.logsumexp(-1).float()
+        context[asking] = _merged(kept @ _split(value[asked], heads)).to(context.dtype)
+    state = torch.tensor([seed, 0], dtype=torch.uint64)
+    return context, log_sum, state, torch.zeros((), dtype=torch.uint64)
+
+
+def varlen_attention_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    context: Tensor,
+    log_sum: Tensor,
+    random: Tensor,
+    unused: Tensor,
+    query_bounds: Tensor,
+    key_bounds: Tensor,
+    longest_query: int,
+    longest_key: int,
+    heads: int,
+    dropout: float,
+    left: int,
+    right: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query [Q, H], key and value [T, H], from the context's and what the forward pass returned."""
+    generator = torch.Generator().manual_seed(random.tolist()[0])
+    gradients = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    for asking, asked in zip(_ranges(query_bounds), _ranges(key_bounds), strict=True):
+        scores = _scores(query[asking], key[asked], heads, left, right)
+        probability, kept = scores.softmax(-1), _kept(scores, dropout, generator)
+        of_context, true_context = _split(grad[asking], heads), _split(context[asking], heads)
+        of_kept = of_context @ _split(value[asked], heads).mT
+        mean = (of_context * true_context).sum(-1, keepdim=True)
+        of_scores = probability * (of_kept * kept - mean) / math.sqrt(query.shape[1] // heads)
+        found = (
+            of_scores @ _split(key[asked], heads),
+            of_scores.mT @ _split(query[asking], heads),
+            (probability * kept).mT @ of_context,
+        )
+        for gradient, rows, part in zip(gradients, (asking, asked, asked), found, strict=True):
+            gradient[rows] = _merged(part).to(gradient.dtype)
+    return gradients
+
+
+def _ranges(bounds: Tensor) -> list[slice]:
+    return [slice(start, end) for start, end in itertools.pairwise(bounds.tolist())]
+
+
+def _split(states: Tensor, heads: int) -> Tensor:
+    """[T, H] to [A, T, H / A], in fp32 at least."""
+    wide = states if states.dtype == torch.float64 else states.float()
+    heads_apart: Tensor = wide.unflatten(1, (heads, states.shape[1] // heads))
+    return heads_apart.transpose(0, 1)
+
+
+def _merged(split: Tensor) -> Tensor:
+    """The inverse of `_split`, but for the type."""
+    return split.transpose(0, 1).flatten(1)
+
+
+def _scores(query: Tensor, key: Tensor, heads: int, left: int, right: int) -> Tensor:
+    """Scores [A, queries, tokens] of one sequence, -inf outside the window."""
+    scores = _split(query, heads) @ _split(key, heads).mT / math.sqrt(query.shape[1] // heads)
+    before = torch.arange(len(query))[:, None] - torch.arange(len(key))
+    outside = ((before > left) & (left >= 0)) | ((-before > right) & (right >= 0))
+    return scores.masked_fill(outside, -torch.inf)
+
+
+def _kept(scores: Tensor, dropout: float, generator: torch.Generator) -> Tensor:
+    """What dropout multiplies each probability by."""
+    kept = torch.rand(scores.shape, generator=generator) >= dropout
+    return kept.to(scores.dtype) / (1.0 - dropout)

@@ -79,6 +79,11 @@ class Dropout:
 NO_DROPOUT = Dropout(0.0, 0)
 
 
+#: how many tokens before and behind its own a query sees; -1 for all
+Window = tuple[int, int]
+EVERYWHERE: Window = (-1, -1)
+
+
 @dataclass(frozen=True)
 class Sequences:
     """Packed sequences: each token that asks, a query, attends to all tokens of its own sequence.

@@ -77,7 +77,7 @@ class Packing:
 
     def to_grid(self, packed: Tensor) -> Tensor:
         """[T or more, ...] to [B, S, ...]; cells without a token hold zeros."""
-        packed = grid = packed[: self.tokens]
+        packed = grid = packed[: self.tokens] if len(packed) > self.tokens else packed
         if self.cells is not None:
             grid = packed.new_zeros(self.batch * self.max_length, *packed.shape[1:]).index_copy_(0, self.cells, packed)
         return grid.view(self.batch, self.max_length, *packed.shape[1:])

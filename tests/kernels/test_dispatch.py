@@ -40,10 +40,11 @@ ON_CPU: dict[torch.dtype, list[Any]] = {
 }
 #: the same where oneDNN multiplies bf16 and the CPU has AVX512-BF16
 ON_NEW_CPU = {**ON_CPU, BF16: [cpu, cpu, True, True, True, cpu, cpu, cpu, cpu, cpu]}
+#: the answers on a GPU with the kernels and flash attention
 ON_GPU: dict[torch.dtype, list[Any]] = {
     FP32: [cuda, None, True, True, False, None, None, cuda, None, None],
-    BF16: [cuda, None, True, True, False, cuda, cuda, cuda, None, None],
-    FP16: [cuda, None, True, True, False, cuda, cuda, cuda, None, None],
+    BF16: [cuda, None, True, True, False, cuda, cuda, cuda, cuda, None],
+    FP16: [cuda, None, True, True, False, cuda, cuda, cuda, cuda, None],
 }
 PLAIN_CPU = [reference, None, False, False, True, None, None, None, None, None]
 PLAIN_GPU = [reference, None, False, False, False, None, None, None, None, None]
@@ -64,11 +65,17 @@ def answers(device: torch.device, dtype: torch.dtype) -> list[Any]:
 def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Says what this machine has."""
 
-    def has(library: bool = True, bf16: bool = False, cuda_core: bool = True, agrees: bool = True) -> None:
+    def has(
+        library: bool = True, bf16: bool = False, cuda_core: bool = True, flash: bool = True, agrees: bool = True
+    ) -> None:
         for name, value in {"available": library, "multiplies_bf16": bf16, "attends_bf16": bf16}.items():
             monkeypatch.setattr(cpu, name, lambda value=value: value)
         monkeypatch.setattr(cuda, "available", lambda: cuda_core)
-        monkeypatch.setattr(dispatch, "_agrees", lambda *asked: cuda_core and (agrees or not asked[2]))
+
+        def answer(_: int | None, family: str, compare: bool) -> bool:
+            return (flash if family == "attention" else cuda_core) and (agrees or not compare)
+
+        monkeypatch.setattr(dispatch, "_agrees", answer)
 
     yield has
     select("auto")
@@ -87,13 +94,34 @@ def test_on_a_gpu(dtype: torch.dtype, machine: Callable[..., None]) -> None:
     assert answers(GPU, dtype) == ON_GPU[dtype]
 
 
+@pytest.mark.parametrize("dtype", [BF16, FP16])
+def test_flash_attention_and_compiled_kernels_do_without_each_other(
+    dtype: torch.dtype, machine: Callable[..., None]
+) -> None:
+    place = list(QUESTIONS).index("attention")
+    machine(flash=False)
+    assert answers(GPU, dtype) == [*ON_GPU[dtype][:place], None, *ON_GPU[dtype][place + 1 :]]
+    machine(cuda_core=False)
+    assert answers(GPU, dtype) == [*PLAIN_GPU[:place], cuda, *PLAIN_GPU[place + 1 :]]
+
+
+def test_states_that_flash_attention_does_not_take(machine: Callable[..., None]) -> None:
+    """A head's width is a multiple of 8, and 256 at most."""
+    machine()
+    with FakeTensorMode():
+        for hidden, heads, takes in ((768, 12, True), (256, 1, True), (264, 1, False), (36, 3, False), (40, 10, False)):
+            assert (dispatch.attention(ones(4, hidden, GPU, BF16), heads) is cuda) is takes
+        assert dispatch.attention(ones(0, 64, GPU, BF16), 1) is None
+
+
 @pytest.mark.parametrize("dtype", [FP32, BF16])
 @pytest.mark.parametrize(("device", "expected"), [(CPU, PLAIN_CPU), (GPU, PLAIN_GPU)], ids=str)
 @pytest.mark.parametrize("reason", ["chosen", "not built", "wrong"])
 def test_plain_torch_runs(
     reason: str, device: torch.device, expected: list[Any], dtype: torch.dtype, machine: Callable[..., None]
 ) -> None:
-    machine(library=reason != "not built", bf16=True, cuda_core=reason != "not built", agrees=reason != "wrong")
+    built = reason != "not built"
+    machine(library=built, bf16=True, cuda_core=built, flash=built, agrees=reason != "wrong")
     select("reference" if reason == "chosen" else "auto")
     if (reason, device) == ("wrong", CPU):
         expected = ON_NEW_CPU[dtype]  # a GPU's kernels are what can be wrong
@@ -103,6 +131,7 @@ def test_plain_torch_runs(
 def test_kernels_that_are_wrong_run_where_they_are_insisted_on(machine: Callable[..., None]) -> None:
     machine(agrees=False)
     select("fused")
+    assert answers(GPU, FP32) == ON_GPU[FP32]
     assert answers(GPU, BF16) == ON_GPU[BF16]
 
 
@@ -172,6 +201,7 @@ def test_inputs_that_no_kernel_takes(machine: Callable[..., None]) -> None:
     assert dispatch.attention(wide, 4) is cpu
     for states, heads in ((wide, 8), (wide[:, :24], 1), (wide[:0], 4)):
         assert dispatch.attention(states, heads) is None
+    assert dispatch.attention(wide, 4, window=(64, 64)) is None
 
 
 def test_rows_of_no_whole_16_bytes_are_plain_torch_s_on_a_gpu(machine: Callable[..., None]) -> None:

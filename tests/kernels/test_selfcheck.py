@@ -18,6 +18,7 @@ from tests.cuda_emulator.emulated import emulated_kernels
 
 CPU = torch.device("cpu")
 NAMES = ("softmax_cross_entropy_", "global_norm", "adamw_step_", "lamb_step_", "lamb_moments_", "lamb_apply_")
+NAMES += ("varlen_attention", "varlen_attention_backward")
 
 
 def changed(**functions: Any) -> SimpleNamespace:
@@ -26,10 +27,11 @@ def changed(**functions: Any) -> SimpleNamespace:
 
 
 def test_right_kernels_pass() -> None:
-    for family in FAMILIES:
+    for family in FAMILIES.keys() - {"attention"}:
         assert disagreement(emulated_kernels(), CPU, family) is None
         if cpu.available() and family not in ("gelu", "layer_norm"):  # the CPU's take no fp16
             assert disagreement(cpu, CPU, family) is None
+    assert disagreement(reference, CPU, "attention") is None
 
 
 def test_a_wrong_loss_is_named() -> None:
@@ -99,6 +101,58 @@ def test_a_run_may_start_in_inference_mode() -> None:
         assert disagreement(emulated_kernels(), CPU, "layer_norm") is None
 
 
+def neighbouring(*arguments: Any) -> tuple[Tensor, ...]:
+    """Attention of all tokens to all, whatever sequence they are of."""
+    query, key, value, asking, asked, *rest = arguments
+    return reference.varlen_attention(query, key, value, asking[[0, -1]], asked[[0, -1]], *rest)
+
+
+def forgetful(*arguments: Any) -> tuple[Tensor, ...]:
+    """A backward pass that drops with other random numbers than the forward pass."""
+    *before, random, unused = arguments[:8]
+    return reference.varlen_attention_backward(*before, random.clone().fill_(7), unused, *arguments[8:])
+
+
+def undropping(*arguments: Any) -> tuple[Tensor, ...]:
+    """Attention that drops nothing."""
+    return reference.varlen_attention(*arguments[:8], 0.0, *arguments[9:])
+
+
+def careless(*arguments: Any) -> tuple[Tensor, ...]:
+    """A backward pass that leaves one row of the keys' gradient unwritten."""
+    of_query, of_key, of_value = reference.varlen_attention_backward(*arguments)
+    of_key[5] = 0.0
+    return of_query, of_key, of_value
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        ({"varlen_attention": neighbouring}, "the context of attention where all ask in torch.float16 differs"),
+        ({"varlen_attention_backward": careless}, "the gradient of the key of attention where all ask"),
+        ({"varlen_attention_backward": forgetful}, "dropout of attention backward in torch.float16 differs"),
+        ({"varlen_attention": undropping}, "dropout of attention backward in torch.float16 differs"),
+        (
+            {"varlen_attention": undropping, "varlen_attention_backward": lambda *a: undropped(*a)},
+            "the share that attention drops in torch.float16 differs",
+        ),
+    ],
+)
+def test_wrong_attention_is_named(wrong: dict[str, Any], what: str) -> None:
+    assert what in str(disagreement(changed(**wrong), CPU, "attention"))
+
+
+def undropped(*arguments: Any) -> tuple[Tensor, ...]:
+    """The gradients of `undropping`."""
+    return reference.varlen_attention_backward(*arguments[:13], 0.0, *arguments[14:])
+
+
+def test_the_check_of_attention_leaves_the_random_numbers_alone() -> None:
+    state = torch.get_rng_state()
+    disagreement(reference, CPU, "attention")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_nan_is_no_agreement() -> None:
     broken = changed(global_norm=lambda grad, _: torch.tensor(float("nan")))
     assert "the gradient norm differs from plain torch by nan" in str(disagreement(broken, CPU, "norm"))
@@ -150,6 +204,25 @@ def test_a_family_that_fails_does_not_drop_the_others(
             assert used == [cuda, cuda, cuda, reference]
     assert [record.getMessage() for record in caplog.records] == [
         "CUDA kernels: lamb: not built; plain torch runs instead"
+    ]
+
+
+def test_flash_attention_is_judged_without_our_kernels(
+    gpu: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is torch's own: cuda-core need not be there. What it lacks is said in a line."""
+    gpu.setattr(cuda, "available", lambda: False)
+    gpu.setattr(dispatch, "disagreement", lambda *_: None)
+    gpu.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    gpu.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0) if device.index == 0 else (7, 5))
+    with caplog.at_level(logging.WARNING):
+        used = [dispatch.ours(torch.device("cuda", index), "attention") for index in (0, 1)]
+        gpu.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: False)
+        used.append(dispatch.ours(torch.device("cuda", 2), "attention"))
+    assert used == [cuda, None, None]
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
+        "attention: flash attention needs compute capability 8.0, and this GPU has 7.5; plain torch runs instead",
+        "attention: this build of torch has no flash attention; plain torch runs instead",
     ]
 
 

@@ -1,8 +1,9 @@
-"""The back end of GPUs: CUDA C++ through NVRTC."""
+"""The back end of GPUs: CUDA C++ through NVRTC, and torch's flash attention."""
 
 from __future__ import annotations
 
 from engine.kernels.cuda.activations import ALIGNED
+from engine.kernels.cuda.attention import attends, lacks_flash, varlen_attention, varlen_attention_backward
 from engine.kernels.cuda.kernels import (
     adamw_step_,
     available,
@@ -25,6 +26,7 @@ from engine.kernels.cuda.normalisation import normalises
 __all__ = [
     "ALIGNED",
     "adamw_step_",
+    "attends",
     "available",
     "column_sum",
     "geglu",
@@ -32,6 +34,7 @@ __all__ = [
     "gelu",
     "gelu_backward",
     "global_norm",
+    "lacks_flash",
     "lamb_apply_",
     "lamb_moments_",
     "lamb_step_",
@@ -40,4 +43,6 @@ __all__ = [
     "linear",
     "normalises",
     "softmax_cross_entropy_",
+    "varlen_attention",
+    "varlen_attention_backward",
 ]

@@ -7,17 +7,18 @@ is checked here in a fraction of a second, on small inputs of every kind that tr
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from engine.kernels import reference
 from engine.kernels.reference import dropout_factors
 from engine.kernels.segments import Segments
-from engine.kernels.terms import Adam, Dropout, Trust
+from engine.kernels.terms import Adam, Dropout, Sequences, Trust
 
 ROWS, CLASSES = 3, 30522
 TOKENS, WIDTH = 333, 776
@@ -28,6 +29,13 @@ NORM_ROWS, NORM_PACKS, NORM_EPS = 9, (95, 255), 1e-12
 #: largest difference that is allowed, relative to the largest value of the result: fp32 sums in another order
 TOLERANCE = 2e-5
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+#: tokens of the sequences that attend, of which some ask
+ATTENDED, ASKING = (5, 130, 1, 64), (0, 4, 5, 40, 134, 136)
+HEADS, HEAD_WIDTH = 2, 64
+#: largest difference of attention in roundings of its type: probabilities, what they sum and the result are rounded
+ATTENTION_ROUNDINGS = 4
+DROPPED = 0.25
 
 Found = Iterator[tuple[str, Tensor, Tensor, float]]
 
@@ -178,6 +186,67 @@ def _norm_of_sum(z: Tensor, weight: Tensor, bias: Tensor, grad: Tensor, factors:
     return out.detach(), *torch.autograd.grad(out, leaves, grad.float().clone())
 
 
+def _attention(kernels: Any, device: torch.device) -> Found:
+    """Context and gradients of packed sequences against the padded grid in fp64, where all and where some tokens ask.
+
+    With dropout, values and gradients of the context that are unit vectors show the probabilities that forward and
+    backward pass kept, which must be the same, and of these the share. The run's random numbers stay where they are.
+    """
+    sequences = Sequences.of(torch.tensor(ATTENDED, device=device), sum(ATTENDED), max(ATTENDED))
+    read = torch.tensor(ASKING, device=device)
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(gpus):
+        for dtype in (torch.float16, torch.bfloat16):
+            bound = ATTENTION_ROUNDINGS * torch.finfo(dtype).eps
+            for who, asking in (("all", None), ("some", read)):
+                for what, result, expected in _attended(kernels, device, dtype, sequences, asking):
+                    yield f"{what} of attention where {who} ask in {dtype}", result, expected, bound
+            forward, backward = _dropped(kernels, device, dtype)
+            yield f"dropout of attention backward in {dtype}", backward, forward, bound
+            share = (forward == 0).double().mean()
+            yield f"the share that attention drops in {dtype}", share, torch.full_like(share, DROPPED), 0.1
+
+
+def _attended(
+    kernels: Any, device: torch.device, dtype: torch.dtype, sequences: Sequences, read: Tensor | None
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    asked = sequences if read is None else sequences.asking(read)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(4, sequences.tokens, HEADS * HEAD_WIDTH, generator=generator).to(device, dtype)
+    query, grad = (drawn[:2] if read is None else drawn[:2, read]).unbind()
+    arguments = (asked.query_bounds32, asked.bounds32, asked.longest, asked.longest, HEADS, 0.0, -1, -1)
+    kept = kernels.varlen_attention(query, drawn[2], drawn[3], *arguments)
+    gradients = kernels.varlen_attention_backward(grad, query, drawn[2], drawn[3], *kept, *arguments)
+    exact = [tensor.double().requires_grad_() for tensor in (query, drawn[2], drawn[3])]
+    context = _on_grid(exact, sequences, read)
+    true = (context.detach(), *torch.autograd.grad(context, exact, grad.double()))
+    whats = ("the context", *(f"the gradient of the {name}" for name in ("query", "key", "value")))
+    yield from zip(whats, (kept[0], *gradients), true, strict=True)
+
+
+def _on_grid(tensors: Sequence[Tensor], sequences: Sequences, read: Tensor | None) -> Tensor:
+    """[Q, H] attention of each query to its sequence, by torch on the grid of all queries and tokens with a mask."""
+    place = torch.arange(sequences.tokens, device=sequences.bounds.device)
+    owner = torch.searchsorted(sequences.bounds, place, right=True)
+    own = (owner if read is None else owner[read])[:, None] == owner
+    query, key, value = (tensor.unflatten(1, (HEADS, HEAD_WIDTH)).transpose(0, 1)[None] for tensor in tensors)
+    with sdpa_kernel(SDPBackend.MATH):
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=own)
+    return context[0].transpose(0, 1).flatten(1)
+
+
+def _dropped(kernels: Any, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The probabilities [A, W, W] of one sequence of W tokens as dropout left them, forward and backward."""
+    sequences = Sequences.of(torch.tensor([HEAD_WIDTH], device=device), HEAD_WIDTH, HEAD_WIDTH)
+    units = torch.eye(HEAD_WIDTH, device=device, dtype=dtype).repeat(1, HEADS)
+    zeros = torch.zeros_like(units)
+    arguments = (sequences.bounds32, sequences.bounds32, HEAD_WIDTH, HEAD_WIDTH, HEADS, DROPPED, -1, -1)
+    kept = kernels.varlen_attention(zeros, zeros, units, *arguments)
+    of_value = kernels.varlen_attention_backward(units, zeros, zeros, units, *kept, *arguments)[2]
+    forward, backward = (tensor.unflatten(1, (HEADS, HEAD_WIDTH)).transpose(0, 1) for tensor in (kept[0], of_value))
+    return forward, backward.mT
+
+
 #: what is judged, and used or not, as a whole
 FAMILIES: dict[str, Callable[[Any, torch.device], Found]] = {
     "loss": _cross_entropy,
@@ -186,4 +255,5 @@ FAMILIES: dict[str, Callable[[Any, torch.device], Found]] = {
     "lamb": _lamb,
     "gelu": _gelu,
     "layer_norm": _layer_norm,
+    "attention": _attention,
 }
