@@ -73,14 +73,17 @@ def train(config: RunConfig, launcher: Launcher, request: StopRequest, given: fr
     """
     from engine.train.output import OutputLock, lost_output
     from engine.train.ranks.join import collective_timeout, end_ranks, start_ranks
+    from engine.train.watch.peers import PeerWatch
     from engine.train.watch.session import Session
 
     output = Path(config.output)
     watchdog, lock = watch(config, launcher), OutputLock(output)
+    peers = PeerWatch(lambda: watchdog.on_hang())
     world = None
     try:
         meeting = meet(config, lock, request, watchdog)
         world = start_ranks(config.train.threads, collective_timeout(watchdog.timeout), meeting)
+        peers.start(world.rank)
         watchdog.open()
         run(config, launcher, Session(config, world, request, watchdog), given)
         code = 0
@@ -89,6 +92,7 @@ def train(config: RunConfig, launcher: Launcher, request: StopRequest, given: fr
             not_started(stopped, output)
         code = stopped.code
     except BaseException as error:
+        peers.end()
         lost = watchdog.lost_rank(error)
         last_word = str(error) or type(error).__name__ if lost is None else lost.LAST_WORD
         watchdog.end(None if isinstance(error, UserError) else last_word)  # all ranks know of a mistake
@@ -102,7 +106,7 @@ def train(config: RunConfig, launcher: Launcher, request: StopRequest, given: fr
         raise
     watchdog.end()
     if world is not None:
-        end_ranks(world)
+        end_ranks(world, met=peers.end)
     lock.release()
     return code
 

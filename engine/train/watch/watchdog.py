@@ -27,6 +27,7 @@ from pathlib import Path
 from engine.durable import write_atomically
 from engine.errors import HANG_EXIT_CODE, LostRankError
 from engine.train.output import is_used
+from engine.train.watch.peers import is_running
 
 #: largest number of seconds between beats; a short time-out needs more of them
 LONGEST_INTERVAL = 30.0
@@ -292,7 +293,7 @@ class Watchdog:
         return f"a rank at {match[1]}"
 
     def _is_gone(self, beat: Beat) -> bool:
-        return beat.ended is not None or (beat.host == self._host and not _is_running(beat.process))
+        return beat.ended is not None or (beat.host == self._host and not is_running(beat.process))
 
 
 def is_broken_collective(error: BaseException) -> bool:
@@ -308,14 +309,3 @@ def _last_words(beat: Beat) -> str:
 def _first_outside(ranks: Sequence[int], size: int) -> int:
     """The lowest rank that is not among `ranks`; 0 if all are."""
     return next((rank for rank in range(size) if rank not in ranks), 0)
-
-
-def _is_running(process: int) -> bool:
-    """Whether a process of this host runs, and is not a zombie that its parent hasn't waited for yet."""
-    try:
-        os.kill(process, 0)
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except ProcessLookupError:
-        return False
-    except (OSError, IndexError):
-        return True
