@@ -20,7 +20,7 @@ from engine.config import TASKS, RunConfig
 from engine.errors import SharedError, UserError
 from engine.train.output import newest_step
 from engine.train.ranks.device import check as check_device
-from engine.train.ranks.device import prepare
+from engine.train.ranks.device import choose, prepare
 from engine.train.watch.preempt import Stopped, StopRequest, agreed_stop, is_scheduled, write_marker
 from engine.zero.quiet import silence_libraries
 from launch.cli import run_command, tell
@@ -176,7 +176,6 @@ def run(config: RunConfig, launcher: Launcher, session: Session, given: frozense
     from engine.data.loading.loader import resolve_layout
     from engine.dist import agreed, gather_objects
     from engine.evaluate import final_report
-    from engine.kernels import select
     from engine.train.curves.monitor import check_monitor
     from engine.train.start import find_start, is_over, recorded_facts, told_over, with_hub_model
     from engine.train.trainer import Trainer
@@ -200,7 +199,7 @@ def run(config: RunConfig, launcher: Launcher, session: Session, given: frozense
         if world.is_main and start is not None:
             print(told_over(config, start), flush=True)
         return
-    select(batch.kernels)
+    choose(batch, world.device)
     if batch.micro_batch == "auto":
         config, layout = fitted(config, task, world)
     elif batch.micro_batch is None:

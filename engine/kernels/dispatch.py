@@ -65,13 +65,13 @@ def agree(device: torch.device) -> None:
     Rank 0 warns in one line which these are and on whose host.
     """
     global _withheld
-    _withheld = frozenset()
+    _withheld = frozenset(pair for pair in _withheld if pair[0] != device.type)
     families: tuple[Family, ...] = get_args(Family)
     lacking = {family for family in families if ours(device, family) is None}
     ranks = dist.gather_objects((socket.gethostname(), device.type, lacking))
     anywhere: set[Family] = set().union(*(lost for *_, lost in ranks))
     everywhere = [family for family in anywhere if all(family in lost for *_, lost in ranks)]
-    _withheld = frozenset((device.type, family) for family in anywhere)
+    _withheld |= {(device.type, family) for family in anywhere}
     apart = sorted(anywhere.difference(everywhere))
     if apart and dist.place()[0] == 0:
         hosts = dict.fromkeys(host for host, _, lost in ranks if lost.intersection(apart))

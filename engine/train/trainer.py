@@ -106,9 +106,6 @@ class Trainer:
     def _build_engine(self, deepspeed: dict[str, Any]) -> None:
         """Fork the loader's processes, then build the model and engine, which they must not copy; collective."""
         config, train = self.config, self.config.train
-        if train.deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports Inductor, slowly
-            torch.use_deterministic_algorithms(train.deterministic)
-        torch.autograd.set_detect_anomaly(train.detect_anomaly)
         share_with_forks()
         self.batches: Generator[MicroBatch, None, None] | None = dist.agreed(self._load)
         model = dist.agreed(self.task.build_model)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from engine.train.ranks.gpus import SELECTOR, runs_on
 from launch.doctor.finding import Finding, find_tool, first_line, size
-
-SELECTOR = "https://pytorch.org/get-started/locally"
 
 
 @dataclass(frozen=True)
@@ -96,15 +94,6 @@ def judge_gpus(gpus: Sequence[VisibleGpu], architectures: Sequence[str]) -> Iter
             yield Finding("accelerators", "problem", found, remedy)
         else:
             yield Finding("accelerators", "ok", found)
-
-
-def runs_on(architecture: str, major: int, minor: int) -> bool:
-    """Whether code for sm_90, sm_90a or compute_90 (which the driver compiles) runs on a GPU of a capability."""
-    match = re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", architecture)
-    if match is None:
-        return False
-    compiled = (int(match[2]), int(match[3]))
-    return compiled <= (major, minor) and (match[1] == "compute" or compiled[0] == major)
 
 
 def check_backends() -> Iterator[Finding]:

@@ -49,10 +49,14 @@ def check_hardware(train: TrainConfig, accelerator: str) -> None:
     """Refuse a precision that the accelerator ("cuda", "cpu", ...) can't train in.
 
     Raises:
-        UserError: fp16 on a CPU.
+        UserError: fp16 on a CPU, or a GPU that is too old for the precision.
     """
     if train.precision == "fp16" and accelerator == "cpu":
         raise UserError("train.precision: 'fp16' needs a GPU, and this run is on CPUs; use bf16 or fp32")
+    if accelerator == "cuda":
+        from engine.train.ranks.gpus import check_precision
+
+        check_precision(train.precision)
 
 
 def deepspeed_config(config: RunConfig, layout: BatchLayout, accelerator: str) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from engine.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from engine.config import TrainConfig
+
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 #: the workspaces with which cuBLAS gives the same bits in every run (its manual, "Results reproducibility")
 REPEATABLE = (":4096:8", ":16:8")
@@ -42,6 +44,22 @@ def check(env: Mapping[str, str], deterministic: bool, accelerator: str) -> None
             f"{WORKSPACE}: {value!r} contradicts train.deterministic, with which it is {' or '.join(REPEATABLE)}; "
             "unset it, or set train.deterministic false"
         )
+
+
+def choose(train: TrainConfig, device: torch.device) -> None:
+    """Choose how the run computes, before it computes anything, since memory depends on it; collective.
+
+    The kernels' check of themselves takes memory too, which a trial of micro-batches must not have to share.
+    """
+    import torch
+
+    from engine.kernels import dispatch
+
+    dispatch.select(train.kernels)
+    if train.deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports Inductor, slowly
+        torch.use_deterministic_algorithms(train.deterministic)
+    torch.autograd.set_detect_anomaly(train.detect_anomaly)
+    dispatch.agree(device)
 
 
 def settle(device: torch.device) -> None:

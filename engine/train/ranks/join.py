@@ -13,7 +13,9 @@ import torch
 
 from engine import dist
 from engine.config import FaultConfig
+from engine.errors import UserError, first_line
 from engine.train.ranks.device import settle
+from engine.train.ranks.gpus import check_gpu, check_hidden
 from engine.train.ranks.interface import address_of, check_interface
 from engine.train.ranks.meeting import Meeting, place_of
 from engine.zero.quiet import import_deepspeed
@@ -43,12 +45,17 @@ def start_ranks(
         meeting: where the ranks report their mistakes before they join.
 
     Raises:
-        UserError: ranks of other hosts can't reach this one; with a meeting any rank's mistake, on all ranks.
+        UserError: this rank has no GPU that it can use, or ranks of other hosts can't reach it; with a meeting any
+            rank's mistake, on all ranks.
         Stopped: in the meeting, if a rank was asked to stop.
     """
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import_deepspeed()
+    chosen = bool(os.environ.get("DS_ACCELERATOR"))
+    if not chosen and not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    try:
+        import_deepspeed()
+    except ValueError as error:  # of the accelerator, which it looks for while it is imported
+        raise UserError(f"DS_ACCELERATOR: {os.environ.get('DS_ACCELERATOR')!r}: {first_line(error)}") from error
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
@@ -58,9 +65,9 @@ def start_ranks(
         deepspeed.comm.comm.mpi_discovery(verbose=False)
     place = place_of(os.environ)
     if meeting is not None and place is not None:
-        meeting.hold(place, check_node)
+        meeting.hold(place, lambda: check_node(chosen))
     else:
-        check_node()
+        check_node(chosen)
     timeout = timeout or collective_timeout(FaultConfig().hang_timeout)
     deepspeed.init_distributed(verbose=False, timeout=timeout)
     # DeepSpeed makes groups of its own, without a time-out: they would take the back end's, of NCCL 10 minutes
@@ -83,16 +90,24 @@ def start_ranks(
     return world
 
 
-def check_node() -> None:
-    """Check whether ranks of other hosts can reach those of this one, where the environment tells of other hosts.
+def check_node(chosen: bool) -> None:
+    """Check what this rank needs of its host: a GPU of its own, or to be reached by the ranks of other hosts.
+
+    Args:
+        chosen: whether the user set DS_ACCELERATOR, and so may want CPUs where there are GPUs.
 
     Raises:
-        UserError: they can't.
+        UserError: it hasn't got it.
     """
     from deepspeed.accelerator import get_accelerator
 
-    if get_accelerator().device_name() == "cpu":
-        check_interface(os.environ, dist.local_size(os.environ), socket.gethostname(), address_of)
+    accelerator, local_size = get_accelerator().device_name(), dist.local_size(os.environ)
+    if accelerator == "cuda":
+        check_gpu(int(os.environ.get("LOCAL_RANK", "0")), local_size)
+    if accelerator == "cpu" and not chosen:
+        check_hidden(os.environ)
+    if accelerator == "cpu":
+        check_interface(os.environ, local_size, socket.gethostname(), address_of)
 
 
 def end_ranks(world: dist.World, *, together: bool = True, met: Callable[[], None] = lambda: None) -> None:

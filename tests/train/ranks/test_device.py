@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
 
 from engine.errors import UserError
+from engine.kernels import dispatch
 from engine.train.fit import is_out_of_memory
 from engine.train.ranks.device import check, prepare, settle
 from engine.train.ranks.join import collective_timeout
+from tests.train.runs import SMALL, execute
 
 
 @pytest.fixture
@@ -60,3 +63,20 @@ def test_collectives_outlast_the_watchdog() -> None:
 
 def test_cublas_without_memory_is_out_of_memory() -> None:
     assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+
+
+def test_kernels_and_determinism_are_settled_before_a_micro_batch_is_tried(store: Path, tmp_path: Path) -> None:
+    options = ["--train.micro_batch=auto", "--train.deterministic=true", "--train.kernels=fused", "--train.steps=1"]
+    options += [f"--output={tmp_path / 'run'}", f"--data.path={store}", *SMALL]
+    done = execute("tests/train/ranks/order_worker.py", *options, ranks=1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = [line for line in done.stdout.splitlines() if line.startswith(("KERNELS", "TRIAL"))]
+    assert told == ["KERNELS True fused", "TRIAL True fused", "KERNELS True fused"]
+
+
+def test_an_agreement_on_one_device_keeps_that_on_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an offloaded optimizer the model is on a GPU and the step on the CPU."""
+    monkeypatch.setattr(dispatch, "_withheld", frozenset({("cuda", "loss"), ("cpu", "lamb")}))
+    monkeypatch.setitem(dispatch.BACK_ENDS, "cpu", lambda device, family: None if family == "norm" else dispatch.cpu)
+    dispatch.agree(torch.device("cpu"))
+    assert dispatch._withheld == {("cuda", "loss"), ("cpu", "norm")}
