@@ -7,7 +7,7 @@ Where a workload's attention is "plain", scores are written and read in each of 
 Copies of gradients are those of DeepSpeed 0.19, as launch/forecast/states.py describes its optimizers.
 
 Names: T tokens, H hidden size, I feed-forward size, B sequences, S their length, A heads, M rows that the head reads, R
-rows that the last layer computes behind its attention (those and first tokens), V vocabulary.
+rows that the last layer computes behind its attention (those and, for a pooler, first tokens), V vocabulary.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ class Step:
         return self.tokens(variant) * (self.work.read_share if variant.read_rows else 1.0)
 
     def behind_attention(self, variant: Variant) -> list[float]:
-        """Rows of a micro-batch that each layer's parts behind keys and values see."""
-        tokens = self.tokens(variant)
-        last = min(tokens, self.work.micro_batch + self.work.read_share * tokens) if variant.packed else tokens
+        """Rows of a micro-batch that each layer's parts behind keys and values see: in the last layer R."""
+        tokens, first = self.tokens(variant), self.work.micro_batch if self.work.shape.pooler else 0
+        last = min(tokens, first + self.work.read_share * tokens) if variant.packed else tokens
         return [tokens] * (self.work.shape.layers - 1) + [last]
 
 

@@ -143,6 +143,8 @@ def _head_backward(step: Step, variant: Variant) -> list[Kernel]:
 def _pooler(step: Step) -> list[Kernel]:
     """First tokens, dense, tanh, classifier, its loss."""
     part, rows, shape = "pooler and classifier", step.work.micro_batch, step.work.shape
+    if not shape.pooler:
+        return []
     return [
         sweep(step, part, rows * shape.hidden, 4, launches=9),
         product(step, part, rows, shape.hidden, shape.hidden),
@@ -152,6 +154,8 @@ def _pooler(step: Step) -> list[Kernel]:
 
 def _pooler_backward(step: Step, variant: Variant) -> list[Kernel]:
     part, rows, shape = "pooler and classifier", step.work.micro_batch, step.work.shape
+    if not shape.pooler:
+        return []
     return [
         sweep(step, part, rows * shape.hidden, 3, launches=8),
         *linear_backward(step, variant, part, rows, shape.hidden, shape.classes),

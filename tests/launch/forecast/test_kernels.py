@@ -31,7 +31,9 @@ def total(found: list[Kernel], what: str, part: str | None = None) -> float:
     return sum(getattr(kernel, what) for kernel in found if part in (None, kernel.part))
 
 
-@pytest.mark.parametrize("shape", [BASE, LARGE, replace(BASE, feed_forward_matrices=3, biases=False)])
+@pytest.mark.parametrize(
+    "shape", [BASE, LARGE, replace(BASE, feed_forward_matrices=3, biases=False), replace(BASE, pooler=False)]
+)
 @pytest.mark.parametrize("length", [128, 512])
 def test_flops_of_the_kernels_are_those_of_the_plan(shape: Shape, length: int) -> None:
     """`engine.model.flops.forward_flops` counts them another way; torch's own counter agrees with that one."""
@@ -40,7 +42,7 @@ def test_flops_of_the_kernels_are_those_of_the_plan(shape: Shape, length: int) -
     asked = 4 * 8 * 0.15 * length * length * shape.hidden  # by masked tokens in the last layer, which isn't needed
     assert total(forward(step), "flops") == pytest.approx(once + asked)
     assert step.needed_flops() == pytest.approx(3 * once)
-    queries = 8 * length * (shape.layers - 1) + 8 + 0.15 * 8 * length
+    queries = 8 * length * (shape.layers - 1) + 8 * shape.pooler + 0.15 * 8 * length
     scores_again = 2 * queries * length * shape.hidden
     assert total(kernels(step), "flops") == pytest.approx(3 * (once + asked) + scores_again)
 
