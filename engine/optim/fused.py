@@ -108,7 +108,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         if buckets:
             device = buckets[0].params[0].device
             factor = self.scale() if grad_scale is None else grad_scale
-            scale = self._clip(buckets, torch.as_tensor(factor, dtype=torch.float32, device=device))
+            scale = self._clip(buckets, _scalar(factor, device))
             flags = [self._update(bucket, scale.to(bucket.params[0].device)) for bucket in buckets]
             self.nonfinite = torch.stack([flag.to(device) for flag in flags]).amax()
         return loss
@@ -267,6 +267,13 @@ class FusedOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
+
+
+def _scalar(value: Tensor | float, device: torch.device) -> Tensor:
+    """[] fp32 on a device; a number of the host is filled in there, since a copy would make the host wait."""
+    if isinstance(value, Tensor) and value.device == device:
+        return value.to(torch.float32)
+    return torch.full((), float(value), dtype=torch.float32, device=device)
 
 
 def adjoined(tensors: list[Tensor]) -> Tensor:
