@@ -4,8 +4,10 @@ The matrix products are torch's. The logits are written once: the row kernel tur
 into their gradient, from which the backward pass makes its two products. Neither fp32 logits nor probabilities of
 their own exist, and the gradient that arrives at the loss is applied to the hidden states, the smallest factor.
 On CPUs the row kernel also adds the bias and sums its gradient; on GPUs the matrix product's epilogue adds it for less.
+There the products have zeros for classes beyond the last, up to sizes at which they are fast: weight and bias are
+copied with them, some 1 % of what the products take. No kernel and no caller sees the logits of these classes.
 
-Shape legend: N rows, H hidden size, V vocabulary size.
+Shape legend: N rows, H hidden size, V vocabulary size, P padded vocabulary size.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.nn import functional as F  # noqa: N812
 
-from engine.kernels.dispatch import adds_bias
+from engine.kernels import dispatch
 from engine.kernels.ops import softmax_cross_entropy_
 
 #: bytes of logits above which rows are worked off in chunks
@@ -72,27 +74,48 @@ def slope_scale(hidden: Tensor) -> float:
     return FP16_SCALE if hidden.dtype == torch.float16 else 1.0
 
 
+def padded_classes(weight: Tensor) -> int:
+    """The classes of the products with a decoder's weight [V, H]."""
+    unit = dispatch.class_unit(weight.device)
+    return -(-weight.shape[0] // unit) * unit
+
+
+def padded(tensor: Tensor, classes: int) -> Tensor:
+    """A weight [V, H] or bias [V] with zeros up to [P, ...]; itself where there is nothing to pad."""
+    missing = classes - tensor.shape[0]
+    return torch.cat((tensor, tensor.new_zeros(missing, *tensor.shape[1:]))) if missing else tensor
+
+
 def _loss_and_slope(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
+    classes: int,
     ignore_index: int,
     label_smoothing: float,
     gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Summed loss and hits of some rows; with `gradient`, what their logits turned into and the bias's gradient.
 
-    Both gradients are scaled; that of the bias is [V] fp32, or empty.
+    Weight [P, H] and bias are padded, and so are the logits, [N, P], 0 behind the `classes` that there are. Both
+    gradients are scaled; that of the bias is [V] fp32, or empty.
     """
-    late = bias if adds_bias(hidden.device) else None
+    late = bias[:classes] if bias is not None and dispatch.adds_bias(hidden.device) else None
     logits = F.linear(hidden, weight, bias if late is None else None)
     scale = torch.full((), slope_scale(hidden), device=hidden.device)
     options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "gradient": gradient}
-    loss, hit, grad_bias = softmax_cross_entropy_(logits, late, target, scale, **options)  # type: ignore[arg-type]
+    rows = logits[:, :classes]
+    loss, hit, grad_bias = softmax_cross_entropy_(rows, late, target, scale, **options)  # type: ignore[arg-type]
     if gradient and bias is not None and late is None:
-        grad_bias = logits.sum(0, dtype=torch.float32)
+        grad_bias = _sum_over_rows(logits)[:classes]
     return loss.sum(), hit.sum(), logits, grad_bias
+
+
+def _sum_over_rows(x: Tensor) -> Tensor:
+    kernels = dispatch.column_sum(x)
+    total: Tensor = x.sum(0, dtype=torch.float32) if kernels is None else kernels.column_sum(x)
+    return total
 
 
 @custom_op("zerobert::linear_cross_entropy", mutates_args=())
@@ -105,9 +128,11 @@ def _whole(
     label_smoothing: float,
     gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss, hits, and scaled gradients of the logits [N, V] and of the bias [V] fp32 (empty without `gradient`)."""
-    arguments = (hidden, weight, bias, target, ignore_index, label_smoothing, gradient)
-    loss, hits, slope, grad_bias = _loss_and_slope(*arguments)
+    """Loss, hits, and scaled gradients of the logits [N, P] and of the bias [V] fp32 (empty without `gradient`)."""
+    classes = padded_classes(weight)
+    wide, wide_bias = padded(weight, classes), None if bias is None else padded(bias, classes)
+    options = (weight.shape[0], ignore_index, label_smoothing, gradient)
+    loss, hits, slope, grad_bias = _loss_and_slope(hidden, wide, wide_bias, target, *options)
     return loss, hits, slope if gradient else slope.new_empty(0, slope.shape[1]), grad_bias
 
 
@@ -124,7 +149,8 @@ def _(
     loss = hidden.new_empty((), dtype=torch.float32)
     classes, rows = weight.shape[0], hidden.shape[0] if gradient else 0
     grad_bias = hidden.new_empty(classes if gradient and bias is not None else 0, dtype=torch.float32)
-    return loss, hidden.new_empty((), dtype=torch.int64), hidden.new_empty(rows, classes), grad_bias
+    slope = hidden.new_empty(rows, padded_classes(weight))
+    return loss, hidden.new_empty((), dtype=torch.int64), slope, grad_bias
 
 
 def _save_whole(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -140,8 +166,8 @@ def _backward_whole(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tu
     hidden, weight, slope, grad_bias = ctx.saved_tensors
     factor = grad_loss / slope_scale(hidden)
     need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-    grad_hidden = (slope @ weight) * factor if need_hidden else None
-    grad_weight = slope.t() @ (hidden * factor) if need_weight else None
+    grad_hidden = (slope @ padded(weight, slope.shape[1])) * factor if need_hidden else None
+    grad_weight = (slope.t() @ (hidden * factor))[: len(weight)] if need_weight else None
     return (
         grad_hidden,
         grad_weight,
@@ -176,15 +202,17 @@ def _chunked(
     grad_hidden, grad_weight, grad_bias = grads[0], grads[1].zero_(), grads[2].zero_()
     loss = hidden.new_zeros((), dtype=torch.float32)
     hits = torch.zeros((), dtype=torch.int64, device=hidden.device)
+    classes, padding = weight.shape[0], padded_classes(weight)
+    weight, bias = padded(weight, padding), None if bias is None else padded(bias, padding)
+    options = (classes, ignore_index, label_smoothing, gradient)
     for start in range(0, hidden.shape[0], rows):
         part = slice(start, start + rows)
-        options = (ignore_index, label_smoothing, gradient)
         found = _loss_and_slope(hidden[part], weight, bias, target[part], *options)
         chunk_loss, chunk_hits, slope, slope_of_bias = found
         loss, hits = loss + chunk_loss, hits + chunk_hits
         if gradient:
             torch.mm(slope, weight, out=grad_hidden[part])
-            grad_weight += slope.t() @ hidden[part]
+            grad_weight += (slope.t() @ hidden[part])[:classes]
             grad_bias += slope_of_bias
     return loss, hits, grad_hidden, grad_weight, grad_bias
 

@@ -146,6 +146,22 @@ def adds_bias(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
+def class_unit(device: torch.device) -> int:
+    """What the classes of the decoder's products are padded to a multiple of.
+
+    Tensor cores run at full speed where every size is a multiple of 16 bytes, the logits' last one too (NVIDIA, cuBLAS
+    library, "Tensor Core Usage"), and 30,522 isn't. A padded stride alone leaves the sizes odd, and torch writes a
+    product with its bias in one pass to contiguous tensors only.
+    """
+    return 1 if device.type == "cpu" else 64
+
+
+def column_sum(x: Tensor) -> ModuleType | None:
+    """The back end of sums over loss rows, which are fp32 too; None for plain torch."""
+    kernels = ours(x.device, "gelu")
+    return cuda if kernels is cuda and x.shape[1] % cuda.ALIGNED == 0 else None
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> ModuleType | None:
     """The back end of a linear layer, with GELU or without; None for plain torch."""
     kernels = _activation(x, weight.shape[0])

@@ -12,21 +12,20 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from engine.kernels import reference
 from engine.kernels.dispatch import backend
 from engine.kernels.segments import Segments
 from engine.kernels.terms import Adam, Trust
 
 
 def check_targets(target: Tensor, classes: int, ignore_index: int) -> None:
-    """Refuse targets that are neither classes nor `ignore_index`.
+    """Refuse targets on a CPU that are neither classes nor `ignore_index`.
 
     Raises:
-        IndexError: at once on a CPU; on a GPU an assertion fails there, without a wait here.
+        IndexError: there is one.
     """
     wrong = ((target < 0) | (target >= classes)) & (target != ignore_index)
-    if target.device.type != "cpu":
-        torch._assert_async(~wrong.any(), f"a target is out of range for {classes} classes")
-    elif wrong.any():
+    if wrong.any():
         raise IndexError(f"target {int(target[wrong][0])} is out of range for {classes} classes")
 
 
@@ -40,9 +39,19 @@ def _softmax_cross_entropy_(
     label_smoothing: float,
     gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check_targets(target, logits.shape[1], ignore_index)
-    options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "gradient": gradient}
-    loss, hit, grad_bias = backend(logits.device, "loss").softmax_cross_entropy_(logits, bias, target, scale, **options)
+    kernels = backend(logits.device, "loss")
+    options: dict[str, Any] = {
+        "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing,
+        "gradient": gradient,
+    }
+    if logits.device.type == "cpu":
+        check_targets(target, logits.shape[1], ignore_index)
+    elif kernels is not reference:  # which looks targets up in an operator of torch that asserts the same
+        options["in_range"] = torch.ones((), dtype=torch.int32, device=logits.device)
+    loss, hit, grad_bias = kernels.softmax_cross_entropy_(logits, bias, target, scale, **options)
+    if "in_range" in options:
+        torch._assert_async(options["in_range"], f"a target is out of range for {logits.shape[1]} classes")
     return loss, hit, grad_bias
 
 
@@ -187,7 +196,8 @@ def softmax_cross_entropy_(
     """See `reference.softmax_cross_entropy_`; on GPUs without a bias.
 
     Raises:
-        IndexError: a target is neither a class nor `ignore_index`.
+        IndexError: a target is neither a class nor `ignore_index`; on a GPU an assertion fails there, without a wait
+            here.
     """
     options = (ignore_index, label_smoothing, gradient)
     loss, hit, grad_bias = _softmax_cross_entropy_(logits, bias, target, scale, *options)

@@ -328,3 +328,4 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes, int line = __builtin_LINE()
 }
 
 inline int atomicOr(int* address, int value) { return __atomic_fetch_or(address, value, __ATOMIC_RELAXED); }
+inline int atomicAnd(int* address, int value) { return __atomic_fetch_and(address, value, __ATOMIC_RELAXED); }

@@ -44,8 +44,9 @@ void cross_entropy(const char* kernel, int classes, unsigned threads) {
     std::vector<float> loss(rows, NAN);
     const std::vector<float> scale{0.5f};
     const std::unique_ptr<bool[]> hit(new bool[rows]);
+    std::vector<int> in_range{1};
     run(kernel, rows, threads, logits.data(), (long long)classes, classes, target.data(), scale.data(), loss.data(),
-        hit.get(), -100ll, 0.1f, true);
+        hit.get(), in_range.data(), -100ll, 0.1f, true);
     check_finite(kernel, logits);
     check_finite(kernel, loss);
 }

@@ -26,6 +26,8 @@ QUESTIONS: dict[str, Callable[[torch.device, torch.dtype], ModuleType | bool | N
     "adamw": lambda device, _: dispatch.adamw(device),
     "reads half": lambda device, _: dispatch.reads_half(device),
     "bias in rows": lambda device, _: dispatch.adds_bias(device),
+    "padded classes": lambda device, _: dispatch.class_unit(device) > 1,
+    "sums of loss rows": lambda *kind: dispatch.column_sum(ones(4, 16, *kind)),
     "linear": lambda *kind: dispatch.linear(ones(4, 8, *kind), ones(16, 8, *kind), ones(16, *kind)),
     "geglu": lambda *kind: dispatch.geglu(ones(4, 16, *kind)),
     "normalised sum": lambda *kind: dispatch.normalised_sum(ones(4, 8, *kind), ones(4, 8, *kind), ones(8, *kind)),
@@ -34,20 +36,20 @@ QUESTIONS: dict[str, Callable[[torch.device, torch.dtype], ModuleType | bool | N
 }
 #: the answers on a CPU with the kernels but without bf16 instructions, by type; in the order of the questions
 ON_CPU: dict[torch.dtype, list[Any]] = {
-    FP32: [cpu, cpu, True, True, True, None, None, cpu, None, None],
-    BF16: [cpu, cpu, True, True, True, None, cpu, cpu, None, cpu],
-    FP16: [cpu, cpu, True, True, True, None, None, None, None, None],
+    FP32: [cpu, cpu, True, True, True, False, None, None, None, cpu, None, None],
+    BF16: [cpu, cpu, True, True, True, False, None, None, cpu, cpu, None, cpu],
+    FP16: [cpu, cpu, True, True, True, False, None, None, None, None, None, None],
 }
 #: the same where oneDNN multiplies bf16 and the CPU has AVX512-BF16
-ON_NEW_CPU = {**ON_CPU, BF16: [cpu, cpu, True, True, True, cpu, cpu, cpu, cpu, cpu]}
+ON_NEW_CPU = {**ON_CPU, BF16: [cpu, cpu, True, True, True, False, None, cpu, cpu, cpu, cpu, cpu]}
 #: the answers on a GPU with the kernels and flash attention
 ON_GPU: dict[torch.dtype, list[Any]] = {
-    FP32: [cuda, None, True, True, False, None, None, cuda, None, None],
-    BF16: [cuda, None, True, True, False, cuda, cuda, cuda, cuda, None],
-    FP16: [cuda, None, True, True, False, cuda, cuda, cuda, cuda, None],
+    FP32: [cuda, None, True, True, False, True, cuda, None, None, cuda, None, None],
+    BF16: [cuda, None, True, True, False, True, cuda, cuda, cuda, cuda, cuda, None],
+    FP16: [cuda, None, True, True, False, True, cuda, cuda, cuda, cuda, cuda, None],
 }
-PLAIN_CPU = [reference, None, False, False, True, None, None, None, None, None]
-PLAIN_GPU = [reference, None, False, False, False, None, None, None, None, None]
+PLAIN_CPU = [reference, None, False, False, True, False, None, None, None, None, None, None]
+PLAIN_GPU = [reference, None, False, False, False, True, None, None, None, None, None, None]
 
 
 def ones(*shape_and_kind: Any) -> Tensor:

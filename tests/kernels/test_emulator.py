@@ -146,6 +146,15 @@ def test_a_target_out_of_range_makes_its_row_nan_and_touches_no_other(schedule: 
     assert outside(logits).isnan().all()
 
 
+@pytest.mark.parametrize(("target", "flag"), [([1, -100, 0], 1), ([1, 1000, -1], 0), ([-100, 2**40, 0], 0)])
+def test_a_flag_tells_of_a_target_out_of_range(target: list[int], flag: int) -> None:
+    in_range = torch.ones((), dtype=torch.int32)
+    options: dict[str, Any] = {"ignore_index": -100, "label_smoothing": 0.0, "gradient": True, "in_range": in_range}
+    logits, scale = rows(3, 1000, torch.bfloat16), torch.tensor(1.0)
+    emulated_kernels().softmax_cross_entropy_(logits, None, torch.tensor(target), scale, **options)
+    assert int(in_range) == flag
+
+
 def test_no_rows_are_no_launch() -> None:
     loss, hit = score("forward", torch.empty(0, 30522), torch.empty(0, dtype=torch.int64))
     assert loss.shape == hit.shape == (0,)

@@ -3,7 +3,7 @@
 // xent_streaming reads the row twice and writes it once (online softmax: Milakov & Gimelshein 2018).
 // xent_registers keeps the row in registers: one read, one exponential, one write.
 // Rows may start at any element. A target outside [0, V) that isn't ignore_index is never used as an address: the row's
-// loss and gradient become NaN, which the caller's check for overflow sees without a host synchronisation.
+// loss and gradient become NaN, and a flag tells it without a host synchronisation.
 #pragma once
 #include "common.cuh"
 
@@ -12,6 +12,7 @@ struct XentArgs {
     const float* scale;       // []
     float* loss;              // [R]
     bool* hit;                // [R]
+    int* in_range;            // [] or null, for all rows
     long long ignore_index;
     float label_smoothing;
     bool gradient;
@@ -94,6 +95,7 @@ __device__ __forceinline__ bool without_target(T* row, long long target, const X
     if (threadIdx.x == 0) {
         args.loss[blockIdx.x] = value;
         args.hit[blockIdx.x] = false;
+        if (!ignored && args.in_range) atomicAnd(args.in_range, 0);
     }
     return true;
 }
@@ -228,16 +230,16 @@ __device__ __forceinline__ void xent_registers_row(T* x, const XentArgs& args) {
 
 #define XENT_PARAMETERS                                                                                            \
     T *logits, long long stride, int classes, const long long *target, const float *scale, float *loss, bool *hit, \
-        long long ignore_index, float label_smoothing, bool gradient
+        int *in_range, long long ignore_index, float label_smoothing, bool gradient
 
 template <class T, int THREADS>
 __global__ void __launch_bounds__(THREADS) xent_streaming(XENT_PARAMETERS) {
-    const XentArgs args{target, scale, loss, hit, ignore_index, label_smoothing, gradient, classes};
+    const XentArgs args{target, scale, loss, hit, in_range, ignore_index, label_smoothing, gradient, classes};
     xent_streaming_row<T, THREADS>(logits + blockIdx.x * stride, args);
 }
 
 template <class T, int THREADS, int PACKS>
 __global__ void __launch_bounds__(THREADS) xent_registers(XENT_PARAMETERS) {
-    const XentArgs args{target, scale, loss, hit, ignore_index, label_smoothing, gradient, classes};
+    const XentArgs args{target, scale, loss, hit, in_range, ignore_index, label_smoothing, gradient, classes};
     xent_registers_row<T, THREADS, PACKS>(logits + blockIdx.x * stride, args);
 }

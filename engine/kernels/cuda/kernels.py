@@ -86,8 +86,12 @@ class CudaKernels(ActivationKernels, normalisation.LayerNormKernels):
         ignore_index: int,
         label_smoothing: float,
         gradient: bool,
+        in_range: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See `reference.softmax_cross_entropy_`; without a bias. Rows may be strided, not their elements."""
+        """See `reference.softmax_cross_entropy_`; without a bias. Rows may be strided, not their elements.
+
+        `in_range`, [] int32, becomes 0 where a target is neither a class nor `ignore_index`.
+        """
         assert bias is None
         rows, classes = logits.shape
         assert logits.stride(1) == 1 or classes == 1
@@ -103,6 +107,7 @@ class CudaKernels(ActivationKernels, normalisation.LayerNormKernels):
             pointer(scale, torch.float32),
             pointer(loss),
             pointer(hit),
+            pointer(in_range, torch.int32),
             ctypes.c_longlong(ignore_index),
             ctypes.c_float(label_smoothing),
             ctypes.c_bool(gradient),
