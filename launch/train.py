@@ -58,10 +58,9 @@ def checked_task(config: RunConfig) -> Task:
         UserError: data or model that don't fit, or too little text for pairs.
     """
     from engine.optim.schedule import check_phases
-    from engine.train.start import total_steps
 
     task = build_task(config)
-    check_phases(config.optim, total_steps(config.train, task.train_source().epoch_size(0)))
+    check_phases(config.optim, config.train.total_steps(task.train_source().epoch_size(0)))
     return task
 
 

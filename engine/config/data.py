@@ -25,6 +25,17 @@ class DataConfig:
     """share of pairs with a random shorter target length (Devlin et al. 2019); of mlm_nsp"""
     mask_probability: float = 0.15
     """share of tokens that the MLM predicts"""
+    mask_probability_end: float | None = None
+    """that share at the end of the run, to which it changes linearly from mask_probability; null: it doesn't change"""
+    eval_mask_probability: float | None = None
+    """that share in evaluations, at every step; null: mask_probability. Give the same to all runs that you compare"""
+    mask_replace_probability: float = 0.8
+    """share of the predicted tokens that become [MASK]"""
+    random_replace_probability: float = 0.1
+    """share of them that become a random token; the others stay as they are"""
+    mean_span_length: float = 1.0
+    """mean length of masked spans, 1 to 10, in tokens or, with whole_word_masking, in words (SpanBERT: 5); lengths are
+    geometric, at most 10, and the tokens of a span become [MASK], random or stay together; 1 masks each for itself"""
     whole_word_masking: bool = False
     """mask all pieces of a word together"""
     workers: int = 2
@@ -40,12 +51,21 @@ class DataConfig:
             self.short_sequence_probability,
             "give a probability in [0, 1]",
         )
+        for name in ("mask_probability", "mask_probability_end", "eval_mask_probability"):
+            value = getattr(self, name)
+            given = value is not None
+            require(not given or 0.0 < value <= 0.5, f"data.{name}", value, "give a probability in (0, 0.5]")
+        for name in ("mask_replace_probability", "random_replace_probability"):
+            value = getattr(self, name)
+            require(0.0 <= value <= 1.0, f"data.{name}", value, "give a probability in [0, 1]")
         require(
-            0.0 < self.mask_probability <= 0.5,
-            "data.mask_probability",
-            self.mask_probability,
-            "give a probability in (0, 0.5]",
+            self.mask_replace_probability + self.random_replace_probability <= 1.0,
+            "data.random_replace_probability",
+            self.random_replace_probability,
+            f"with data.mask_replace_probability {self.mask_replace_probability} it exceeds 1; lower one of the two",
         )
+        length = self.mean_span_length
+        require(1.0 <= length <= 10.0, "data.mean_span_length", length, "give a mean length in [1, 10]")
         require(self.workers >= 0, "data.workers", self.workers, "give 0 or more")
 
 

@@ -125,7 +125,18 @@ def _validate_classification(config: RunConfig, complete: bool) -> None:
     require(bool(start) or not complete, "model.init_from", start, "give the folder of a model")
 
 
-_MASKING = ("objective", "sequence_length", "short_sequence_probability", "mask_probability", "whole_word_masking")
+_MASKING = (
+    "objective", "sequence_length", "short_sequence_probability", "mask_probability", "mask_probability_end",
+    "eval_mask_probability", "mask_replace_probability", "random_replace_probability", "mean_span_length",
+    "whole_word_masking",
+)  # fmt: skip
+
+
+def _largest_masked_share(config: RunConfig) -> float:
+    """That at the beginning or at the end of the run."""
+    return max(config.data.mask_probability, config.data.mask_probability_end or 0.0)
+
+
 _SCORES = ("accuracy", "macro_f1", "matthews", "loss")
 
 TASKS: Registry[TaskEntry] = Registry(
@@ -138,7 +149,7 @@ TASKS: Registry[TaskEntry] = Registry(
             implementation="engine.tasks.pretrain:Pretraining",
             length="sequence_length",
             inputs=("path",),
-            read_share=lambda config: config.data.mask_probability,
+            read_share=_largest_masked_share,
             decodes=True,
             pools=lambda config: config.data.objective == "mlm_nsp",
             fixed=_MASKING,

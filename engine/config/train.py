@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from engine.config.check import require
 
 Precision = Literal["fp32", "bf16", "fp16"]
+
+#: steps of a run that says neither steps nor epochs
+DEFAULT_STEPS = 1000
 
 
 @dataclass
@@ -55,6 +59,14 @@ class TrainConfig:
     """optimizer steps to record, after a warm-up, under <output>/profile: a trace, where their time went, and MFU"""
     threads: int | None = None
     """CPU threads of a rank; null divides the machine's cores among its ranks"""
+
+    def total_steps(self, epoch_size: int) -> int:
+        """Optimizer steps of the run, of which an epoch has `epoch_size` samples."""
+        if self.steps is not None:
+            return self.steps
+        if self.epochs is not None:
+            return max(1, math.ceil(self.epochs * epoch_size / self.global_batch))
+        return DEFAULT_STEPS
 
     def validate(self) -> None:
         choices = ("auto", "fused", "reference")

@@ -147,7 +147,13 @@ class Pretraining(Task):
 
     def describe_data(self) -> list[str]:
         """New rows of the word embeddings, and what an epoch shows of the text."""
-        return [*growth_lines(self.config.model.init_from, self.vocabulary), self.train_source().summary()]
+        lines = [*growth_lines(self.config.model.init_from, self.vocabulary), self.train_source().summary()]
+        data = self.config.data
+        if data.mask_probability_end is not None or data.eval_mask_probability is not None:
+            begin, evaluated = data.mask_probability, data.eval_mask_probability or data.mask_probability
+            end = data.mask_probability_end or begin
+            lines.append(f"masked tokens: {begin:.1%} at the start, {end:.1%} at the end, {evaluated:.1%} held out")
+        return lines
 
     def build_model(self) -> nn.Module:
         """The encoder with the objective's heads: seeded weights, or those of model.init_from."""
@@ -198,9 +204,21 @@ class Pretraining(Task):
             mask_probability=data.mask_probability,
             whole_word=data.whole_word_masking,
             seed=self.config.seed,
+            mask_share=data.mask_replace_probability,
+            random_share=data.random_replace_probability,
+            mean_span=data.mean_span_length,
         )
+        if fixed:
+            options = replace(options, mask_probability=data.eval_mask_probability or data.mask_probability)
+        else:
+            options = replace(options, mask_probability_end=data.mask_probability_end, run_epochs=self._run_epochs)
         kind = PretrainingSource if self.pairs else FullSequenceSource
         return kind(self.store.split(split), facts, options, fixed)
+
+    def _run_epochs(self, first_size: int) -> float:
+        """Epochs of the run, of which the first has so many samples."""
+        train = self.config.train
+        return train.total_steps(first_size) * train.global_batch / first_size
 
     def step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:
         """Shares of the global batch's mean MLM loss (over masked tokens) and, of pairs, NSP loss (over sequences)."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from engine import dist
-from engine.config import RunConfig, TrainConfig
+from engine.config import RunConfig
 from engine.errors import UserError
 from engine.hub import HubModel, fetch, hub_model
 from engine.tasks import identity
@@ -17,18 +16,8 @@ from engine.tasks.task import Task
 from engine.train import best
 from engine.train.checkpoint import folder as checkpoint
 
-DEFAULT_STEPS = 1000
 #: the file that is written last in a report's folder
 LAST_OF_REPORT = "report.txt"
-
-
-def total_steps(train: TrainConfig, epoch_size: int) -> int:
-    """Optimizer steps of the run, from train.steps or train.epochs."""
-    if train.steps is not None:
-        return train.steps
-    if train.epochs is not None:
-        return max(1, math.ceil(train.epochs * epoch_size / train.global_batch))
-    return DEFAULT_STEPS
 
 
 def find_start(config: RunConfig) -> Path | None:
@@ -89,7 +78,7 @@ def recorded_facts(task: Task, config: RunConfig, start: Path | None) -> dict[st
         state = checkpoint.read_state(start)
         if state.facts is not None:
             identity.check_same(facts, state.facts, start)
-        total = total_steps(config.train, task.train_source().epoch_size(0))
+        total = config.train.total_steps(task.train_source().epoch_size(0))
         if total < state.step:
             field = "train.steps" if config.train.epochs is None else "train.epochs"
             raise UserError(
@@ -121,7 +110,7 @@ def is_over(task: Task, config: RunConfig, start: Path | None, facts: dict[str, 
     if start is None or start.parent.resolve() != (output / "checkpoints").resolve():
         return False
     state = checkpoint.read_state(start)
-    total = total_steps(config.train, task.train_source().epoch_size(0))
+    total = config.train.total_steps(task.train_source().epoch_size(0))
     if state.step != total or state.facts != facts:
         return False
     if not best.holds(output / "export", best.of_state(state), step=total):

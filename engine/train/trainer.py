@@ -35,7 +35,7 @@ from engine.train.log import say
 from engine.train.observer import StepObserver
 from engine.train.profile.profile import Profile, check_profile
 from engine.train.ranks.neighbours import give_way
-from engine.train.start import tell_loaded, total_steps
+from engine.train.start import tell_loaded
 from engine.train.watch.faults import RollBack, found_late
 from engine.train.watch.guard import Guard, pending_evaluation, unsaved
 from engine.train.watch.preempt import Stop, Stopped
@@ -83,7 +83,7 @@ class Trainer:
         self.session, self.world = session, session.world
         self.output = Path(config.output)
         self.source = task.train_source()
-        self.total = total_steps(config.train, self.source.epoch_size(0))
+        self.total = config.train.total_steps(self.source.epoch_size(0))
         check_profile(config.train, self.total)
         self.step, self.loss = 0, math.nan
         self.best: Best | None = None

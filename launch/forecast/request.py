@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import DEFAULT_ARCHITECTURE, MODEL_SIZES, TASKS, ModelConfig, RunConfig, TrainConfig
+from engine.config.train import DEFAULT_STEPS
 from engine.errors import UserError
 from launch.configure.start_model import folder_config, with_folder
 from launch.forecast.hardware import Hardware
@@ -17,8 +18,6 @@ from launch.forecast.planner import Request
 BERT_TOKENS = 256 * (900_000 * 128 + 100_000 * 512)
 #: of BERT's own vocabulary
 BERT_VOCABULARY = 30522
-#: steps of a run that says neither steps nor epochs
-DEFAULT_STEPS = 1000
 SIZES = ("model.size", "model.hidden_size", "model.layers", "model.heads", "model.intermediate_size")
 
 

@@ -14,7 +14,7 @@ from transformers import BertForMaskedLM
 
 from engine.config import RunConfig, Shape
 from engine.data.loading.loader import evaluation_batches, resolve_layout, training_batches
-from engine.data.loading.source import Cursor
+from engine.data.loading.source import Cursor, MicroBatch
 from engine.data.store.prepare import PrepareConfig, prepare
 from engine.data.tokenizer.wordpiece import load_tokenizer
 from engine.errors import UserError
@@ -187,6 +187,35 @@ def test_its_export_is_transformers_class_for_mlm_and_either_objective_goes_on_f
     assert back.loaded is not None
     assert not back.loaded.initialised
     assert len(back.loaded.unused) == 4
+
+
+@pytest.mark.parametrize("objective", ["mlm", "mlm_nsp"])
+def test_evaluations_mask_at_a_fixed_rate_whatever_the_run_does(store: Path, objective: str) -> None:
+    run = config(store)
+    rates = {"mask_probability": 0.3, "mask_probability_end": 0.1, "eval_mask_probability": 0.2}
+    run.data = replace(run.data, objective=objective, **rates)  # type: ignore[arg-type]
+    run.train = replace(run.train, steps=3)
+    task = Pretraining(run)
+    assert task.describe_data()[-1] == "masked tokens: 30.0% at the start, 10.0% at the end, 20.0% held out"
+    assert held_out_share(task) == pytest.approx(0.2, abs=0.01)
+    batches = training_batches(task.train_source(), resolve_layout(64, 64, 1), Cursor(), 0)
+    shares = [share_masked(next(batches)) for _ in range(5)]
+    # the middle of each of three steps, then the end
+    assert shares == pytest.approx([0.3 - 0.2 / 6, 0.2, 0.1 + 0.2 / 6, 0.1, 0.1], abs=0.01)
+    unset = replace(run, data=replace(run.data, eval_mask_probability=None))
+    assert held_out_share(Pretraining(unset)) == pytest.approx(0.3, abs=0.01)
+
+
+def held_out_share(task: Pretraining) -> float:
+    source = task.evaluation_source("validation")
+    assert source is not None
+    return share_masked(next(evaluation_batches(source, 0, 1, 32, 32)))
+
+
+def share_masked(batch: MicroBatch) -> float:
+    """Of a batch's tokens without [CLS] and [SEP]."""
+    special = sum(int((batch.inputs["input_ids"] == token).sum()) for token in (2, 3))
+    return len(batch.inputs["mlm_positions"]) / (len(batch.inputs["input_ids"]) - special)
 
 
 def test_pairs_of_a_single_document_are_refused_with_the_other_objective(store: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from engine.data.pretraining import sequences
 from engine.data.pretraining.masking import mask_tokens, masked_count, sample_keys
 from engine.data.pretraining.plans import EpochPlans
 from engine.data.pretraining.sequences import SPECIAL_TOKENS, Documents, Pieces, SequencePlan
-from engine.data.pretraining.source import PretrainingOptions, TokenFacts, TokenisedText, masking_rules
+from engine.data.pretraining.source import PretrainingOptions, TokenFacts, TokenisedText
 
 Int64s = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -30,6 +31,8 @@ class SequenceRows(NamedTuple):
     """[B]"""
     sample: Int64s
     """[B] index within the epoch"""
+    probability: NDArray[np.float64]
+    """[B] share of tokens that is predicted"""
     pieces: Pieces
 
 
@@ -48,7 +51,8 @@ class FullSequenceSource:
         if not fixed:
             sequences.check_fills(self._documents, options.sequence_length)
         self._plans = EpochPlans(self._make_plan)
-        self._rules = masking_rules(facts, options)
+        self._rules = options.rules(facts)
+        self._rate = options.rate(lambda: self.epoch_size(0))
 
     @property
     def plan_version(self) -> int:
@@ -75,12 +79,13 @@ class FullSequenceSource:
         if not self._fixed and indices[-1] >= self.epoch_size(epoch) // 2:
             self._plans.begin(epoch + 1)
         epochs = np.full(len(indices), 0 if self._fixed else epoch)
-        return SequenceRows(epochs, indices, self._pieces(epoch, indices))
+        return SequenceRows(epochs, indices, self._probability(epoch, indices), self._pieces(epoch, indices))
 
     def join(self, descriptions: list[SequenceRows]) -> SequenceRows:
         """Rows of several epochs one after the other."""
-        epochs, samples, parts = zip(*descriptions, strict=True)
-        return SequenceRows(np.concatenate(epochs), np.concatenate(samples), sequences.joined(list(parts)))
+        epochs, samples, probabilities, parts = zip(*descriptions, strict=True)
+        epoch, sample, probability = map(np.concatenate, (epochs, samples, probabilities))
+        return SequenceRows(epoch, sample, probability, sequences.joined(list(parts)))
 
     def lengths(self, epoch: int, indices: Indices) -> Indices:
         """Length in tokens of each of these samples, int64 [B]: the same but for the last of one pass."""
@@ -89,7 +94,8 @@ class FullSequenceSource:
 
     def totals(self, epoch: int, indices: Indices) -> dict[str, float]:
         """`mlm`: predicted tokens; `sequences`: samples. No token is read."""
-        predicted = masked_count(_texts(self._pieces(epoch, indices)), self._options.mask_probability)
+        parts = self._pieces(epoch, indices)
+        predicted = masked_count(_sums(parts.length, parts.number), self._probability(epoch, indices))
         return {"mlm": float(predicted.sum()), "sequences": float(len(indices))}
 
     def collate(self, description: SequenceRows) -> dict[str, Tensor]:
@@ -104,7 +110,8 @@ class FullSequenceSource:
         lengths = parts.opening + parts.length + parts.closing
         ids, is_text, positions = self._pack(parts, lengths)
         keys = sample_keys(self._options.seed, description.epoch, description.sample)
-        masked = mask_tokens(ids, is_text, _sums(lengths, parts.number), keys, self._rules)
+        rules = replace(self._rules, probability=description.probability)
+        masked = mask_tokens(ids, is_text, _sums(lengths, parts.number), keys, rules)
         arrays = {
             "input_ids": masked.ids,
             "token_type_ids": np.zeros_like(positions),
@@ -124,6 +131,9 @@ class FullSequenceSource:
         told = parts.length > 0
         ids[is_text] = self._split.gather(parts.start[told], parts.length[told])
         return ids, is_text, place
+
+    def _probability(self, epoch: int, indices: Indices) -> NDArray[np.float64]:
+        return self._rate.of_samples(epoch, indices, self.epoch_size(epoch))
 
     def _pieces(self, epoch: int, indices: Indices) -> Pieces:
         """The pieces of these samples; the last of an epoch goes on in the next one."""
@@ -150,11 +160,6 @@ class FullSequenceSource:
         if self._fixed:
             return sequences.plan_once(self._documents, **common)
         return sequences.plan_epoch(self._documents, **common, epoch=epoch)
-
-
-def _texts(parts: Pieces) -> Int64s:
-    """[B] tokens of the text in each sequence."""
-    return _sums(parts.length, parts.number)
 
 
 def _sums(values: Int64s, count: Int64s) -> Int64s:

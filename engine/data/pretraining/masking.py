@@ -7,6 +7,7 @@ in every loader process and by every version of NumPy.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,7 +20,9 @@ Flags = NDArray[np.bool_]
 PAIRS_DOMAIN, MASKING_DOMAIN, SEQUENCES_DOMAIN = 1, 2, 3
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_CHOOSE, _REPLACE, _SUBSTITUTE = range(3)
+_CHOOSE, _REPLACE, _SUBSTITUTE, _SPAN = range(4)
+#: tokens, or words, of a span at most (Joshi et al. 2020)
+LONGEST_SPAN = 10
 _POSITION_BITS, _RANDOM_BITS = np.uint64(16), np.uint64(32)
 
 
@@ -53,14 +56,20 @@ def uniform(bits: Bits) -> NDArray[np.float64]:
 class MaskingRules:
     """What the MLM predicts and what stands in its place."""
 
-    probability: float
-    """share of eligible tokens that is predicted"""
+    probability: float | NDArray[np.float64]
+    """share of eligible tokens that is predicted, in all sequences or [B] in each"""
     mask_id: int
     """id of [MASK]"""
     regular_ids: Ids
     """[R] ids that a random replacement is drawn from: no special token"""
     continues_word: Flags | None = None
     """[vocabulary] true for word pieces that continue a word (##...); given for whole-word masking only"""
+    mask_share: float = 0.8
+    """share of predicted tokens that become [MASK]"""
+    random_share: float = 0.1
+    """share of them that become a random regular token; the others stay"""
+    mean_span: float = 1.0
+    """mean length of spans, in tokens, or words with `continues_word`, before they are cut at `LONGEST_SPAN`"""
 
 
 @dataclass(frozen=True)
@@ -75,12 +84,28 @@ class Masked:
     """[M] original ids there"""
 
 
-def masked_count(lengths: ArrayLike, probability: float) -> Ids:
-    """Number of predicted tokens of sequences with `lengths` eligible tokens (at least 1) each, same shape.
+def masked_count(lengths: ArrayLike, probability: ArrayLike) -> Ids:
+    """Number of predicted tokens of sequences with `lengths` eligible tokens (at least 1) each; arguments broadcast.
 
     It needs no token, so every rank knows the loss's denominator of the global batch without communication.
     """
-    return np.maximum(1, np.floor(probability * np.asarray(lengths) + 0.5)).astype(np.int64)
+    share = np.asarray(probability, np.float64) * np.asarray(lengths)
+    return np.asarray(np.maximum(1, np.floor(share + 0.5)).astype(np.int64))
+
+
+@dataclass(frozen=True)
+class MaskingRate:
+    """A share of predicted tokens that changes linearly over a run: a pure function of a sample's place in it."""
+
+    begin: float
+    end: float
+    epochs: float
+    """of the run; the share stays at `end` behind it"""
+
+    def of_samples(self, epoch: int, indices: Ids, size: int) -> NDArray[np.float64]:
+        """[B] shares of the samples `indices` of an epoch that has `size` of them."""
+        done = np.minimum((epoch + indices / size) / self.epochs, 1.0)
+        return np.asarray(self.begin + (self.end - self.begin) * done)
 
 
 def sample_keys(seed: int, epochs: ArrayLike, indices: ArrayLike) -> Bits:
@@ -91,8 +116,8 @@ def sample_keys(seed: int, epochs: ArrayLike, indices: ArrayLike) -> Bits:
 def mask_tokens(ids: Ids, eligible: Flags, lengths: Ids, keys: Bits, rules: MaskingRules) -> Masked:
     """Choose exactly `masked_count` eligible tokens of each sequence at random and replace them.
 
-    A chosen token becomes [MASK] with probability 0.8, a random regular token with 0.1, and stays with 0.1
-    (Devlin et al. 2019).
+    A chosen token becomes [MASK], a random regular token or stays, with the probabilities of the rules (0.8, 0.1 and
+    0.1 in Devlin et al. 2019). The tokens of a span share that fate (Joshi et al. 2020, "SpanBERT").
 
     Args:
         ids: [T] sequences one after the other, packed or flattened from a padded [B, L].
@@ -106,29 +131,91 @@ def mask_tokens(ids: Ids, eligible: Flags, lengths: Ids, keys: Bits, rules: Mask
     candidates = np.flatnonzero(eligible)
     owner = np.repeat(np.arange(len(lengths)), lengths)[candidates]
     counts = masked_count(np.bincount(owner, minlength=len(lengths)), rules.probability)
-    if rules.continues_word is None:
-        shuffled = _shuffled(candidates, owner, starts, keys)
-        positions = shuffled[_rank_in_group(owner) < counts[owner]]
-    else:
-        positions = _choose_words(ids, candidates, owner, starts, keys, counts, rules.continues_word)
-    positions = np.sort(positions)
+    positions, heads = _chosen(_units(ids, candidates, owner, rules), starts, keys, counts, rules)
     row = np.searchsorted(starts, positions, side="right") - 1
     replaced = ids.copy()
-    replaced[positions] = _replacements(ids[positions], keys[row], positions - starts[row], rules)
+    places = (positions - starts[row], heads - starts[row])
+    replaced[positions] = _replacements(ids[positions], keys[row], *places, rules)
     return Masked(replaced, positions, ids[positions])
 
 
-def _shuffled(heads: Ids, owner: Ids, starts: Ids, keys: Bits) -> Ids:
-    """Flat positions `heads` in a random order within each sequence, sequences in order.
+class _Units(NamedTuple):
+    """U tokens or words that are chosen as a whole, ascending; each field is [U]."""
 
-    One sort of (sequence, random bits, position) packed into 64 bits; the position breaks ties, so the order
-    doesn't depend on the sorting algorithm.
+    head: Ids
+    """index of the first token"""
+    size: Ids
+    """tokens"""
+    owner: Ids
+    """sequence"""
+
+
+def _units(ids: Ids, candidates: Ids, owner: Ids, rules: MaskingRules) -> _Units:
+    """The eligible tokens, of the sequences `owner`, or the words that they make."""
+    if rules.continues_word is None:
+        return _Units(candidates, np.ones_like(candidates), owner)
+    follows = np.concatenate(([False], (np.diff(candidates) == 1) & (np.diff(owner) == 0)))
+    is_head = ~(rules.continues_word[ids[candidates]] & follows)
+    size = np.diff(np.flatnonzero(np.concatenate((is_head, [True]))))
+    return _Units(candidates[is_head], size, owner[is_head])
+
+
+def _chosen(units: _Units, starts: Ids, keys: Bits, counts: Ids, rules: MaskingRules) -> tuple[Ids, Ids]:
+    """Ascending indices of `counts[s]` tokens of each sequence s, and of the first token of each one's span."""
+    order, first = _shuffled(units, starts, keys), None
+    if rules.mean_span > 1:
+        first, order = _by_span(units, order, _span_lengths(units, starts, keys, rules.mean_span))
+    if rules.continues_word is None:
+        taken = order[_rank_in_group(units.owner) < counts[units.owner]]
+        positions = units.head[taken]
+    else:
+        sizes = _fill(units.size[order], np.bincount(units.owner, minlength=len(starts)), counts)
+        taken = np.repeat(order, sizes)
+        positions = units.head[taken] + _rank_in_group(np.repeat(np.arange(len(order)), sizes))
+    if first is None:
+        positions.sort()
+        return positions, positions
+    ascending = np.argsort(positions)
+    return positions[ascending], units.head[first[taken]][ascending]
+
+
+def _span_lengths(units: _Units, starts: Ids, keys: Bits, mean: float) -> Ids:
+    """Units of the span that would begin at each one: geometric with this mean, cut at `LONGEST_SPAN`."""
+    draw = uniform(random_bits(random_bits(keys, _SPAN)[units.owner], units.head - starts[units.owner]))
+    beyond = np.cumprod(np.full(LONGEST_SPAN - 1, 1.0 - 1.0 / mean))  # of a length above 1, 2, ...
+    return 1 + np.searchsorted(-beyond, -draw, side="left")
+
+
+def _by_span(units: _Units, order: Ids, lengths: Ids) -> tuple[Ids, Ids]:
+    """The unit that each one's span begins with, and an order in which the units of a span follow one another.
+
+    Spans begin at the units in the given order, and a unit belongs to the first span that covers it. A span ends with
+    its document and at special tokens.
     """
-    position = (heads - starts[owner]).astype(np.uint64)
-    random = random_bits(random_bits(keys, _CHOOSE)[owner], position) >> _RANDOM_BITS
-    packed = (owner.astype(np.uint64) << (_POSITION_BITS + _RANDOM_BITS)) | (random << _POSITION_BITS) | position
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    apart = (np.diff(units.head) != units.size[:-1]) | (np.diff(units.owner) != 0)
+    run = np.concatenate(([0], np.cumsum(apart)))
+    earliest, first = place.copy(), np.arange(len(order))
+    for shift in range(1, min(LONGEST_SPAN, len(order))):
+        covers = (lengths[:-shift] > shift) & (run[:-shift] == run[shift:]) & (place[:-shift] < earliest[shift:])
+        covered = np.flatnonzero(covers) + shift
+        earliest[covered], first[covered] = place[covered - shift], covered - shift
+    return first, np.argsort(earliest, kind="stable")
+
+
+def _shuffled(units: _Units, starts: Ids, keys: Bits) -> Ids:
+    """The units' numbers in a random order within each sequence, sequences in order.
+
+    One sort of (sequence, random bits, number in it) packed into 64 bits; the number breaks ties, so the order doesn't
+    depend on the sorting algorithm.
+    """
+    random = random_bits(random_bits(keys, _CHOOSE)[units.owner], units.head - starts[units.owner]) >> _RANDOM_BITS
+    rank = _rank_in_group(units.owner)
+    owner, number = units.owner.astype(np.uint64), rank.astype(np.uint64)
+    packed = (owner << (_POSITION_BITS + _RANDOM_BITS)) | (random << _POSITION_BITS) | number
     packed.sort()
-    return starts[owner] + (packed & np.uint64(2**16 - 1)).astype(np.int64)
+    return np.arange(len(rank)) - rank + (packed & np.uint64(2**16 - 1)).astype(np.int64)
 
 
 def _rank_in_group(sorted_group: Ids) -> Ids:
@@ -137,25 +224,10 @@ def _rank_in_group(sorted_group: Ids) -> Ids:
     return np.arange(len(sorted_group)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
-def _choose_words(
-    ids: Ids, candidates: Ids, owner: Ids, starts: Ids, keys: Bits, counts: Ids, continues_word: Flags
-) -> Ids:
-    """Choose whole words in random order, skipping those longer than what is left to choose, then fill up the count.
-
-    What is missing at the end is taken from the first word that was skipped.
-    """
-    follows = np.concatenate(([False], (np.diff(candidates) == 1) & (np.diff(owner) == 0)))
-    is_head = ~(continues_word[ids[candidates]] & follows)
-    size_at = np.zeros(len(ids), np.int64)
-    size_at[candidates[is_head]] = np.diff(np.flatnonzero(np.concatenate((is_head, [True]))))
-    words = _shuffled(candidates[is_head], owner[is_head], starts, keys)
-    taken = _fill(size_at[words], np.bincount(owner[is_head], minlength=len(starts)), counts)
-    return np.repeat(words, taken) + _rank_in_group(np.repeat(np.arange(len(words)), taken))
-
-
 def _fill(sizes: Ids, words: Ids, counts: Ids) -> Ids:
     """Word pieces to take of each word: `counts[s]` in sequence s, whose words are `words[s]` entries of `sizes`.
 
+    Words longer than what is left to take are skipped; what is missing at the end is taken from the first of these.
     Goes through the words of all sequences at once, in their order. A skipped word is longer than what is left, so the
     first skipped one always has enough pieces.
     """
@@ -173,9 +245,10 @@ def _fill(sizes: Ids, words: Ids, counts: Ids) -> Ids:
     return taken
 
 
-def _replacements(originals: Ids, keys: Bits, positions: Ids, rules: MaskingRules) -> Ids:
-    """80 % [MASK], 10 % random regular ids, 10 % the originals."""
-    choice = uniform(random_bits(random_bits(keys, _REPLACE), positions))
+def _replacements(originals: Ids, keys: Bits, positions: Ids, heads: Ids, rules: MaskingRules) -> Ids:
+    """[MASK], random regular ids, or the originals; the first token of a span decides which."""
+    choice = uniform(random_bits(random_bits(keys, _REPLACE), heads))
     draw = uniform(random_bits(random_bits(keys, _SUBSTITUTE), positions))
     substitutes = rules.regular_ids[(draw * len(rules.regular_ids)).astype(np.int64)]
-    return np.where(choice < 0.8, rules.mask_id, np.where(choice < 0.9, substitutes, originals))
+    replaced = rules.mask_share + rules.random_share
+    return np.where(choice < rules.mask_share, rules.mask_id, np.where(choice < replaced, substitutes, originals))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.data.loading.source import Indices
-from engine.data.pretraining.masking import MaskingRules, mask_tokens, masked_count, sample_keys
+from engine.data.pretraining.masking import MaskingRate, MaskingRules, mask_tokens, masked_count, sample_keys
 from engine.data.pretraining.pairs import PairPlan, plan_epoch, plan_version, shown_share
 from engine.data.pretraining.plans import EpochPlans
 
@@ -69,12 +71,31 @@ class PretrainingOptions:
     """mask all pieces of a word together"""
     seed: int
     """seed of pairs and masking"""
+    mask_probability_end: float | None = None
+    """that share at the end of the run, to which it changes linearly; None: it doesn't change"""
+    run_epochs: Callable[[int], float] = lambda first_size: 1.0
+    """epochs of the run, from the samples of the first one"""
+    mask_share: float = 0.8
+    """share of predicted tokens that become [MASK]"""
+    random_share: float = 0.1
+    """share of them that become random tokens"""
+    mean_span: float = 1.0
+    """mean length of masked spans; see `MaskingRules`"""
 
+    def rules(self, facts: TokenFacts) -> MaskingRules:
+        """What they mean for this vocabulary."""
+        continues_word = facts.continues_word if self.whole_word else None
+        shares = (self.mask_share, self.random_share, self.mean_span)
+        return MaskingRules(self.mask_probability, facts.mask_id, facts.regular_ids, continues_word, *shares)
 
-def masking_rules(facts: TokenFacts, options: PretrainingOptions) -> MaskingRules:
-    """What the options mean for this vocabulary."""
-    continues_word = facts.continues_word if options.whole_word else None
-    return MaskingRules(options.mask_probability, facts.mask_id, facts.regular_ids, continues_word)
+    def rate(self, first_size: Callable[[], int]) -> MaskingRate:
+        """The share of predicted tokens over the run.
+
+        Args:
+            first_size: the samples of the first epoch, asked for only where the share changes.
+        """
+        begin, end = self.mask_probability, self.mask_probability_end
+        return MaskingRate(begin, begin, 1.0) if end is None else MaskingRate(begin, end, self.run_epochs(first_size()))
 
 
 class PairRows(NamedTuple):
@@ -88,6 +109,8 @@ class PairRows(NamedTuple):
     b_start: Int64s
     b_length: NDArray[np.int32]
     is_random: Flags
+    probability: NDArray[np.float64]
+    """share of tokens that is predicted"""
 
 
 class PretrainingSource:
@@ -102,7 +125,11 @@ class PretrainingSource:
     ) -> None:
         self._split, self._facts, self._options, self._fixed = split, facts, options, fixed
         self._plans = EpochPlans(self._make_plan)
-        self._rules = masking_rules(facts, options)
+        self._rules = options.rules(facts)
+
+    @cached_property
+    def _rate(self) -> MaskingRate:
+        return self._options.rate(lambda: self.epoch_size(0))
 
     @property
     def plan_version(self) -> int:
@@ -127,7 +154,7 @@ class PretrainingSource:
 
         Halfway through an epoch the plan of the next one is begun, so that no step waits for it.
         """
-        epoch = self._source_epoch(epoch)
+        epoch, rate = self._source_epoch(epoch), self._rate
         plan = self._plans.plan(epoch)
         if not self._fixed and indices[-1] >= len(plan) // 2:
             self._plans.begin(epoch + 1)
@@ -139,6 +166,7 @@ class PretrainingSource:
             plan.b_start[indices],
             plan.b_length[indices],
             plan.is_random[indices],
+            rate.of_samples(epoch, indices, len(plan)),
         )
 
     def join(self, descriptions: list[PairRows]) -> PairRows:
@@ -152,8 +180,10 @@ class PretrainingSource:
 
     def totals(self, epoch: int, indices: Indices) -> dict[str, float]:
         """`mlm`: predicted tokens; `sequences`: samples. No token is read."""
-        plan = self._plans.plan(self._source_epoch(epoch))
-        predicted = masked_count(plan.a_length[indices] + plan.b_length[indices], self._options.mask_probability)
+        epoch, rate = self._source_epoch(epoch), self._rate
+        plan = self._plans.plan(epoch)
+        probability = rate.of_samples(epoch, indices, len(plan))
+        predicted = masked_count(plan.a_length[indices] + plan.b_length[indices], probability)
         return {"mlm": float(predicted.sum()), "sequences": float(len(indices))}
 
     def collate(self, description: PairRows) -> dict[str, Tensor]:
@@ -169,7 +199,7 @@ class PretrainingSource:
         lengths = rows.a_length.astype(np.int64) + rows.b_length + _SPECIAL_TOKENS
         ids, is_text, positions, second = self._pack(rows, lengths)
         keys = sample_keys(self._options.seed, rows.epoch, rows.sample)
-        masked = mask_tokens(ids, is_text, lengths, keys, self._rules)
+        masked = mask_tokens(ids, is_text, lengths, keys, replace(self._rules, probability=rows.probability))
         arrays = {
             "input_ids": masked.ids,
             "token_type_ids": second.astype(np.int64),

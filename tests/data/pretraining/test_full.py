@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.data.loading.loader import BatchLayout, evaluation_batches, training_batches
-from engine.data.loading.source import Cursor
+from engine.data.loading.source import Cursor, MicroBatch
 from engine.data.pretraining.full import FullSequenceSource
 from engine.data.pretraining.sequences import Documents
+from engine.data.pretraining.source import PretrainingSource
 from engine.errors import UserError
 from tests.data.pretraining.test_pretraining import CLS, FACTS, FIRST_REGULAR, MASK, OPTIONS, SEP, Text, unmasked
 
@@ -177,14 +178,29 @@ def test_batches_that_cross_epochs_are_the_same_at_every_layout(text: Text) -> N
     assert whole.cursor.epoch == 1
 
 
-def test_a_resume_goes_on_with_the_same_batches(text: Text) -> None:
-    layout = BatchLayout(256, 64)
-    run = list(islice(training_batches(source_of(text), layout, Cursor(), 0), 40))
-    assert run[-1].cursor.epoch >= 1
-    resumed = islice(training_batches(source_of(text), layout, run[19].cursor, 0), 20)
-    for before, after in zip(run[20:], resumed, strict=True):
+@pytest.mark.parametrize("kind", [FullSequenceSource, PretrainingSource])
+def test_a_resume_goes_on_with_the_same_batches_and_the_masking_rate(
+    text: Text, kind: type[FullSequenceSource | PretrainingSource]
+) -> None:
+    changing = {"mask_probability": 0.4, "mask_probability_end": 0.1, "run_epochs": lambda size: 40 * 64 / size}
+    options = replace(OPTIONS, sequence_length=48, mean_span=3.0, **changing)
+
+    def batches(start: Cursor, micro_batch: int = 64) -> list[MicroBatch]:
+        layout = BatchLayout(64, micro_batch)
+        return list(islice(training_batches(kind(text, FACTS, options), layout, start, 0), 40 * layout.accumulation))
+
+    run = batches(Cursor())
+    assert run[-1].cursor.epoch >= 2
+    for before, after in zip(run[20:], batches(run[19].cursor), strict=False):
         assert before.cursor == after.cursor
-        assert all(torch.equal(before.inputs[name], after.inputs[name]) for name in KEYS)
+        assert before.totals == after.totals
+        assert all(torch.equal(before.inputs[name], after.inputs[name]) for name in before.inputs)
+    assert [b.totals["mlm"] for b in batches(Cursor(), 8)[::8]] == [b.totals["mlm"] for b in run]
+    assert all(len(batch.inputs["mlm_positions"]) == batch.totals["mlm"] for batch in run)
+    special = [sum(int((batch.inputs["input_ids"] == token).sum()) for token in (CLS, SEP)) for batch in run]
+    texts = [len(batch.inputs["input_ids"]) - count for batch, count in zip(run, special, strict=True)]
+    shares = np.array([batch.totals["mlm"] / count for batch, count in zip(run, texts, strict=True)])
+    assert np.abs(shares - np.linspace(0.4, 0.1, 41)[:40]).max() < 0.015
 
 
 def test_an_evaluation_counts_every_token_of_the_split_over_any_number_of_ranks(text: Text) -> None:

@@ -5,10 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.data.pretraining import masking
 from engine.data.pretraining.masking import (
     Bits,
     Ids,
     Masked,
+    MaskingRate,
     MaskingRules,
     derive_key,
     mask_tokens,
@@ -183,6 +185,111 @@ def test_one_long_word_gives_its_first_pieces() -> None:
     every_piece_continues = np.ones(VOCABULARY, np.bool_)
     whole = rules(0.15, every_piece_continues)
     assert mask_tokens(ids, eligible, np.array([22]), sample_keys(1, 0, [0]), whole).positions.tolist() == [1, 2, 3]
+
+
+def span_rules(probability: float, mean: float, continues: np.ndarray | None = None) -> MaskingRules:
+    return MaskingRules(probability, MASK, REGULAR, continues, mean_span=mean)
+
+
+@given(st.lists(st.integers(3, 60), min_size=1, max_size=8), st.floats(0.01, 0.5), st.booleans(), st.integers(0, 99))
+@settings(max_examples=60)
+def test_spans_have_exactly_the_count_and_never_cross_a_special_token(
+    lengths: list[int], probability: float, whole_word: bool, seed: int
+) -> None:
+    ids, eligible, total = sequences(lengths, seed)
+    eligible[np.random.default_rng(seed).random(len(ids)) < 0.05] = False
+    eligible[np.cumsum(total) - 2] = True
+    continues = np.random.default_rng(seed).random(VOCABULARY) < 0.4 if whole_word else None
+    keys = sample_keys(seed, 0, np.arange(len(total)))
+    result = mask_tokens(ids, eligible, total, keys, span_rules(probability, 4.0, continues))
+    owner = np.repeat(np.arange(len(total)), total)
+    counts = masked_count(np.bincount(owner[eligible], minlength=len(total)), probability)
+    assert np.bincount(owner[result.positions], minlength=len(total)).tolist() == counts.tolist()
+    assert (np.diff(result.positions) > 0).all()
+    assert eligible[result.positions].all()
+    assert (result.labels == ids[result.positions]).all()
+    own, chosen = slice(total[0]), span_rules(probability, 4.0, continues)
+    alone = mask_tokens(ids[own], eligible[own], total[:1], keys[:1], chosen)
+    assert (alone.positions == result.positions[: len(alone.positions)]).all(), "the same in every batch"
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_spans_are_those_of_a_plain_loop(whole_word: bool) -> None:
+    """SpanBERT's: begin at units in random order, take a geometric number of them, until the count is reached."""
+    ids, eligible, _ = sequences([60])
+    eligible[[20, 21, 41]] = False
+    continues = np.arange(VOCABULARY) % 3 == 0 if whole_word else None
+    for sample in range(30):
+        key = sample_keys(3, 0, [sample])
+        owner = np.zeros(eligible.sum(), np.int64)
+        units = masking._units(ids, np.flatnonzero(eligible), owner, rules(0.3, continues))
+        order = masking._shuffled(units, np.zeros(1, np.int64), key)
+        lengths = masking._span_lengths(units, np.zeros(1, np.int64), key, 3.0)
+        first = np.full(len(order), -1)
+        sequence = []
+        for start in order.tolist():
+            unit = start
+            while unit < start + lengths[start] and unit < len(order):
+                if unit > start and units.head[unit] != units.head[unit - 1] + units.size[unit - 1]:
+                    break
+                if first[unit] < 0:
+                    first[unit] = start
+                    sequence.append(unit)
+                unit += 1
+        heads, ordered = masking._by_span(units, order, lengths)
+        assert heads.tolist() == first.tolist()
+        assert ordered.tolist() == sequence
+
+
+def test_span_lengths_are_geometric_and_cut_at_ten() -> None:
+    ids, eligible, total = sequences([128] * 2000)
+    units = masking._units(ids, np.flatnonzero(eligible), np.repeat(np.arange(2000), 126), rules())
+    lengths = masking._span_lengths(units, np.cumsum(total) - total, sample_keys(1, 0, np.arange(2000)), 5.0)
+    shares = np.bincount(lengths, minlength=11)[1:] / len(lengths)
+    expected = [0.2 * 0.8**k for k in range(9)] + [0.8**9]
+    assert np.abs(shares - expected).max() < 0.004
+    assert lengths.mean() == pytest.approx(4.46, abs=0.02)
+
+
+def test_a_span_becomes_mask_random_or_stays_as_a_whole() -> None:
+    """Neighbours share their fate far more often than tokens that are masked alone."""
+    ids, eligible, total = sequences([128] * 500)
+    keys = sample_keys(1, 0, np.arange(500))
+    agreeing = []
+    for chosen in (span_rules(0.15, 5.0), rules(0.15)):
+        result = mask_tokens(ids, eligible, total, keys, chosen)
+        new = result.ids[result.positions]
+        fate = np.where(new == MASK, 0, np.where(new == result.labels, 1, 2))
+        beside = np.diff(result.positions) == 1
+        agreeing.append(float((np.diff(fate)[beside] == 0).mean()))
+        assert abs((fate == 0).mean() - 0.8) < 0.02
+    assert agreeing[0] > 0.9
+    assert agreeing[1] < 0.7  # 0.8^2 + 2 * 0.1^2
+
+
+def test_other_shares_of_mask_and_random_tokens() -> None:
+    ids, eligible, total = sequences([128] * 500)
+    keys = sample_keys(1, 0, np.arange(500))
+    all_masked = mask_tokens(ids, eligible, total, keys, MaskingRules(0.3, MASK, REGULAR, None, 1.0, 0.0))
+    assert (all_masked.ids[all_masked.positions] == MASK).all()
+    halves = mask_tokens(ids, eligible, total, keys, MaskingRules(0.3, MASK, REGULAR, None, 0.0, 0.5))
+    assert abs((halves.ids[halves.positions] == halves.labels).mean() - 0.5) < 0.02
+
+
+def test_each_sequence_may_have_its_own_share() -> None:
+    ids, eligible, total = sequences([102] * 3)
+    shares = np.array([0.1, 0.3, 0.15])
+    result = mask_tokens(ids, eligible, total, sample_keys(1, 0, np.arange(3)), MaskingRules(shares, MASK, REGULAR))
+    assert np.bincount(result.positions // 102).tolist() == [10, 30, 15]
+
+
+def test_a_rate_falls_linearly_over_the_run_and_stays() -> None:
+    rate = MaskingRate(0.3, 0.15, 2.0)
+    places = ((0, 0), (0, 5), (1, 0), (2, 0), (3, 9))
+    shares = [float(rate.of_samples(epoch, np.array([i]), 10)[0]) for epoch, i in places]
+    assert shares == pytest.approx([0.3, 0.2625, 0.225, 0.15, 0.15])
+    constant = MaskingRate(0.15, 0.15, 1.0).of_samples(5, np.arange(3), 7)
+    assert constant.tolist() == [0.15] * 3
 
 
 # Computed once with plain integers: the five lowest of the 20 hashes, then each one's 80/10/10 draw.

@@ -93,6 +93,10 @@ def start_model(folder: Path) -> Path:
     [
         (["--labelled.train=a.csv"], "labelled.train: 'a.csv' has no effect while task is pretrain; give --task seq"),
         (["--labelled.test=a.csv"], "labelled.test: 'a.csv' has no effect"),
+        (
+            ["--data.objective=mlm", "--data.short_sequence_probability=0.2"],
+            "data.short_sequence_probability: 0.2 has no effect while data.objective is mlm; give --data.objective",
+        ),
         (["--zero.nvme_path=/x"], "zero.nvme_path: '/x' has no effect while zero.offload_optimizer is none"),
         (
             ["--optim.power=3"],

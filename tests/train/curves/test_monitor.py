@@ -21,7 +21,6 @@ from engine.config import RunConfig, TrainConfig
 from engine.data.store.store import open_store
 from engine.train.curves import monitor
 from engine.train.curves.monitor import Monitor, Progress, duration, memory_bytes, monitor_section
-from engine.train.start import total_steps
 from tests.conftest import ROOT
 from tests.single_rank import single_rank
 from tests.train.runs import free_port, losses, run
@@ -256,4 +255,4 @@ def test_memory_is_the_peak_of_this_process_in_bytes() -> None:
 )
 def test_the_steps_of_a_run_see_all_samples_of_its_epochs(train: TrainConfig, steps: int) -> None:
     """Of epochs with 40 samples; the last global batch reaches into the next epoch."""
-    assert total_steps(train, 40) == steps
+    assert train.total_steps(40) == steps
