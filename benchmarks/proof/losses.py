@@ -13,10 +13,11 @@ from benchmarks.proof import materials
 from benchmarks.proof.runs import Run, run_all, tail
 from benchmarks.proof.stage import Report, Setting
 
-#: largest relative difference from the CPU's fp32 losses at any step; bf16 runs of a CPU keep within a third of theirs
-BOUNDS = {"fp32": 1e-3, "bf16": 1e-2, "fp16": 3e-3}
+#: largest relative difference from the CPU's fp32 losses at any step; bf16 runs of 20 steps on a CPU, of a smaller
+#: vocabulary, differed by at most 5e-4; TF32 and fp16 have eight times finer steps than bf16
+BOUNDS = {"fp32": 1e-3, "bf16": 5e-3, "fp16": 2e-3}
 #: a loss scale that overflows in no step, so that no step is left out and all see the same data
-SCALE_POWER = 8
+SCALE_POWER = 10
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Case:
 def cases(toy: bool) -> Sequence[Case]:
     """In the order of their worth; a CPU has no fp16, and stage 0 scales no loss."""
     if toy:
-        return [Case(2, "bf16", "adamw"), Case(1, "fp32", "lamb")]
+        fine_tuning = Case(2, "fp32", "adamw", task="fine-tuning")
+        return [Case(2, "bf16", "adamw"), Case(1, "fp32", "lamb"), Case(3, "fp32", "adamw", "deepspeed"), fine_tuning]
     bf16 = [Case(stage, "bf16", "adamw") for stage in (2, 0, 1, 3)]
     fp16 = [Case(stage, "fp16", "adamw") for stage in (2, 1, 3)]
     lamb = [Case(stage, precision, "lamb") for precision in ("bf16", "fp16") for stage in (2, 0, 1, 3)]
