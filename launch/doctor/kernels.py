@@ -13,9 +13,8 @@ from pathlib import Path
 from launch.doctor.accelerators import gpu_count, visible_gpus
 from launch.doctor.finding import Finding, find_tool, first_line
 
-#: of the CPU's kernels, whose dropout has a generator of its own, and of the GPU's, which have no dropout
+#: of kernels whose dropout has masks of its own, the CPU's and the GPU's
 SLOWER = "plain torch runs instead: the same up to rounding, but with dropout, whose masks are then drawn differently"
-SLOWER_GPU = "plain torch runs instead: the same up to rounding"
 
 
 def check_cpu_kernels() -> Iterator[Finding]:
@@ -108,7 +107,7 @@ def judge_cuda(capabilities: Sequence[tuple[int, int]], compiler: str | None, fo
     lacking = [f"{major}.{minor}" for major, minor in capabilities if not serves(cached, major, minor)]
     if compiler is None and lacking:
         return Finding(
-            "CUDA kernels", "note", f"{found}; GPUs of {', '.join(lacking)} have none", f"{MISSING}; {SLOWER_GPU}"
+            "CUDA kernels", "note", f"{found}; GPUs of {', '.join(lacking)} have none", f"{MISSING}; {SLOWER}"
         )
     return Finding("CUDA kernels", "ok", found + ("" if capabilities else "; no GPU here"))
 
