@@ -4,8 +4,8 @@ The matrix products are torch's. The logits are written once: the row kernel tur
 into their gradient, from which the backward pass makes its two products. Neither fp32 logits nor probabilities of
 their own exist, and the gradient that arrives at the loss is applied to the hidden states, the smallest factor.
 On CPUs the row kernel also adds the bias and sums its gradient; on GPUs the matrix product's epilogue adds it for less.
-There the products have zeros for classes beyond the last, up to sizes at which they are fast: weight and bias are
-copied with them, some 1 % of what the products take. No kernel and no caller sees the logits of these classes.
+There the products have zeros for classes beyond the last, up to sizes at which they are fast; weight and bias are
+copied with them. No kernel and no caller sees the logits of these classes.
 
 Shape legend: N rows, H hidden size, V vocabulary size, P padded vocabulary size.
 """

@@ -68,7 +68,6 @@ const std::map<std::string, Kernel>& kernels() {
 #endif
         ACTIVATION(bf16),
         GATED(bf16),
-        ENTRY(sum_of_groups<256>),
         GRADIENT(bf16),
         UPDATE(bf16, bf16),
         ENTRY(lamb_ratios<256>),

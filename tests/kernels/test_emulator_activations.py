@@ -180,10 +180,10 @@ def test_launches_are_few() -> None:
     kernels, x, bias = CudaKernels(counting), drawn(70, 16, torch.float16, 0), torch.zeros(16).half()
     for run, expected in (
         (lambda: kernels.gelu(x, bias), ["bias_gelu"]),
-        (lambda: kernels.gelu_backward(x, x, bias), ["bias_gelu_backward", "sum_of_groups"]),
+        (lambda: kernels.gelu_backward(x, x, bias), ["bias_gelu_backward", "sum_partials"]),
         (lambda: kernels.geglu(x), ["geglu"]),
         (lambda: kernels.geglu_backward(x[:, :8], x), ["geglu_backward"]),
-        (lambda: kernels.column_sum(x), ["column_sum", "sum_of_groups"]),
+        (lambda: kernels.column_sum(x), ["column_sum", "sum_partials"]),
     ):
         launched.clear()
         run()

@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from engine.kernels import cpu, cuda, dispatch
+from engine.kernels.cuda.arguments import WARP
+from engine.kernels.cuda.column_sum import sum_partials
 from engine.kernels.cuda.kernels import CudaKernels
-from engine.kernels.cuda.normalisation import BLOCKS, TEAMS, WARP, sum_partials
+from engine.kernels.cuda.normalisation import BLOCKS, TEAMS
 from engine.kernels.cuda.nvrtc import SOURCES
 from engine.kernels.layers import _NormalisedSum, added_norm
 from engine.kernels.reference import dropout_factors

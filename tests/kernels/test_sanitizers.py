@@ -38,7 +38,6 @@ TEAM_BARRIER = "partial[slot * WARPS + warp] = x;\n    __syncthreads();"
 SCORES = "store_scores(part, target_logit, args);"
 LATE = "store_scores(part, to_f(x[target]), args);"
 TILE = "    __syncthreads();\n    const int lane = threadIdx.x % WARP, tid = threadIdx.x;"
-GROUPS = "of_warps[threadIdx.x] = part;\n    __syncthreads();"
 ROWS_END = "first + group_rows < rows ? first + group_rows : rows"
 LAST_LOOP = "for (int i = cut.tail + tid; i < args.classes; i += THREADS) {\n        x[i]"
 BUGS = {
@@ -71,9 +70,6 @@ BUGS = {
         "activation.cuh", TILE, TILE.split("\n")[1], "a result isn't finite", unnoticed=("reverse",)
     ),
     "missing barrier in a tile, race": Bug("activation.cuh", TILE, TILE.split("\n")[1], "data race", THREAD),
-    "missing barrier over groups": Bug(
-        "activation.cuh", GROUPS, GROUPS.split("\n")[0], "a result isn't finite", unnoticed=("reverse",)
-    ),
     "barrier after an early end": Bug(
         "activation.cuh", TILE, "    if (at.column >= width) return;\n" + TILE, "divergent barrier"
     ),
@@ -148,7 +144,6 @@ SLOW = {
     "missing barrier in a sum",
     "missing barrier, race",
     "missing barrier in a tile, race",
-    "missing barrier over groups",
     "columns beyond the last",
     "sums that share a place",
     "divergent barriers at two lines",

@@ -3,7 +3,7 @@
 //
 // A block's lanes stand on WARP neighbouring packs of columns and its warps on its rows in turn, so a thread's columns
 // never change: it reads the bias once, and sums over rows need no other thread until the end. Such sums are made in
-// groups of rows whose number depends on the number of rows alone, then over the groups by a second launch, both in a
+// groups of rows whose number depends on the number of rows alone, then over the groups by `sum_partials`, both in a
 // fixed order: the same bits on every card. Matrices are contiguous, aligned to 16 bytes, of whole packs a row.
 #pragma once
 #include "common.cuh"
@@ -166,25 +166,4 @@ __global__ void __launch_bounds__(THREADS)
         }
     }
     store_sums<T, THREADS>(sum, at, width, partial);
-}
-
-// Second launch: sum [width] of partial [groups, width]; a block for WARP columns.
-template <int THREADS>
-__global__ void __launch_bounds__(THREADS)
-    sum_of_groups(const float* __restrict__ partial, int groups, int width, float* __restrict__ sum) {
-    SHARED(float, of_warps, THREADS);
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, column = blockIdx.x * WARP + lane;
-    float part = 0.f;
-    if (column < width) {
-#pragma unroll 4
-        for (int group = warp; group < groups; group += THREADS / WARP)
-            part += partial[(long long)group * width + column];
-    }
-    of_warps[threadIdx.x] = part;
-    __syncthreads();
-    if (warp > 0 || column >= width) return;
-    float total = 0.f;
-#pragma unroll
-    for (int w = 0; w < THREADS / WARP; w++) total += of_warps[w * WARP + lane];
-    sum[column] = total;
 }

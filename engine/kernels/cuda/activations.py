@@ -24,14 +24,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from engine.kernels.cuda.arguments import TYPES, Launcher, flat
+from engine.kernels.cuda.arguments import TYPES, WARP, Launcher, aligned, flat
+from engine.kernels.cuda.column_sum import sum_partials
 
 #: a row's elements must be a multiple of this
 ALIGNED = 8
 #: types of activations
 LOW = {dtype: name for dtype, name in TYPES.items() if dtype != torch.float32}
-#: threads a block, and of a warp
-THREADS, WARP = 256, 32
+#: threads a block
+THREADS = 256
 #: rows a block, where nothing is summed: four a thread, whose loads are under way together
 BLOCK_ROWS = 32
 #: fewest rows, and most groups of them, whose sums are made apart
@@ -55,7 +56,7 @@ def activation_kernels() -> list[str]:
     """Every kernel that `ActivationKernels` may launch."""
     names = [f"{name}<{low}, {THREADS}>" for low in LOW.values() for name in _ELEMENTWISE]
     names += [f"column_sum<{name}, {THREADS}>" for name in TYPES.values()]
-    return [*names, f"sum_of_groups<{THREADS}>"]
+    return names
 
 
 _ELEMENTWISE = ("bias_gelu", "bias_gelu_backward", "geglu", "geglu_backward")
@@ -79,31 +80,31 @@ class ActivationKernels:
 
     def gelu_backward(self, grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of x [T, O] and of bias [O] fp32 in `gelu(x, bias)`; two launches."""
-        grad, grad_x, partial = _aligned(grad), room(x, len(x), x.shape[1]), _partial(x)
+        grad, grad_x, partial = aligned(grad), room(x, len(x), x.shape[1]), _partial(x)
         pointers = [flat(grad), flat(x), flat(bias), flat(grad_x), flat(partial)]
         self._over_rows("bias_gelu_backward", x, pointers, x.shape[1], rows_of_group(len(x)))
-        return grad_x, self._total(partial)
+        return grad_x, sum_partials(self.launch, partial, torch.float32)
 
     def geglu(self, x: Tensor) -> Tensor:
         """GELU of the first half of each row times the second half, one launch; [T, 2 O] to [T, O]."""
-        x, width = _aligned(x), x.shape[1] // 2
+        x, width = aligned(x), x.shape[1] // 2
         out = room(x, len(x), width)
         self._over_rows("geglu", x, [flat(x), flat(out)], width, BLOCK_ROWS)
         return out
 
     def geglu_backward(self, grad: Tensor, x: Tensor) -> Tensor:
         """Gradient of x [T, 2 O] in `geglu(x)`, one launch; grad: [T, O]."""
-        grad, x = _aligned(grad), _aligned(x)
+        grad, x = aligned(grad), aligned(x)
         grad_x = room(x, len(x), x.shape[1])
         self._over_rows("geglu_backward", x, [flat(grad), flat(x), flat(grad_x)], grad.shape[1], BLOCK_ROWS)
         return grad_x
 
     def column_sum(self, x: Tensor) -> Tensor:
         """[T, O] to [O] fp32, the sum over rows; two launches."""
-        x = _aligned(x)
+        x = aligned(x)
         partial = _partial(x)
         self._over_rows("column_sum", x, [flat(x), flat(partial)], x.shape[1], rows_of_group(len(x)))
-        return self._total(partial)
+        return sum_partials(self.launch, partial, torch.float32)
 
     def _over_rows(self, kernel: str, x: Tensor, pointers: list[ctypes.c_size_t], width: int, group_rows: int) -> None:
         """Launch a kernel of csrc/activation.cuh over [T, width], `group_rows` rows a block."""
@@ -114,14 +115,6 @@ class ActivationKernels:
         if blocks:
             self.launch(f"{kernel}<{TYPES[x.dtype]}, {THREADS}>", blocks, THREADS, arguments, x.device)
 
-    def _total(self, partial: Tensor) -> Tensor:
-        """The sum over groups, [O]; of no groups, zeros."""
-        count, width = partial.shape
-        total = room(partial, width)
-        arguments: list[Argument] = [flat(partial), ctypes.c_int(count), ctypes.c_int(width), flat(total)]
-        self.launch(f"sum_of_groups<{THREADS}>", -(-width // WARP), THREADS, arguments, partial.device)
-        return total
-
 
 def room(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
     """A result to be written, on the device of a tensor and of its type unless another is named."""
@@ -131,9 +124,3 @@ def room(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
 def _partial(x: Tensor) -> Tensor:
     """Room for the sums of groups of rows of `x`, [groups, O] fp32."""
     return room(x, groups(len(x)), x.shape[1], dtype=torch.float32)
-
-
-def _aligned(x: Tensor) -> Tensor:
-    """The same rows, contiguous and from a 16-byte boundary on; a copy only where they aren't."""
-    x = x.contiguous()
-    return x if x.data_ptr() % 16 == 0 else x.clone()

@@ -12,6 +12,9 @@ from torch import Tensor
 #: the kernels' names for the types
 TYPES = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
+#: threads of a warp, and bytes that a thread moves at once
+WARP, PACK = 32, 16
+
 if TYPE_CHECKING:
     #: a kernel's argument with its C type; cuda-core takes addresses as integers
     Argument: TypeAlias = ctypes._SimpleCData[Any]
@@ -35,3 +38,9 @@ def flat(buffer: Tensor | None) -> ctypes.c_size_t:
     """The address of a contiguous tensor; null for None."""
     assert buffer is None or buffer.is_contiguous()
     return pointer(buffer)
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy of it, contiguous from 16 bytes on."""
+    tensor = tensor.contiguous()
+    return tensor if pointer(tensor).value % PACK == 0 else tensor.clone()

@@ -22,6 +22,7 @@ from torch import Tensor
 from engine.kernels.cuda import normalisation, nvrtc
 from engine.kernels.cuda.activations import ActivationKernels, activation_kernels
 from engine.kernels.cuda.arguments import TYPES, flat, pointer
+from engine.kernels.cuda.column_sum import sum_kernels
 from engine.kernels.segments import Segments
 from engine.kernels.terms import Adam, Trust
 
@@ -69,7 +70,7 @@ def all_kernels() -> list[str]:
         names += [f"squared_norms<{grad}, {CHUNK_THREADS}>", f"lamb_moments<{grad}, {CHUNK_THREADS}>"]
     for grad, copy in itertools.product(TYPES.values(), COPY_TYPES.values()):
         names += [f"adamw<{grad}, {copy}, {CHUNK_THREADS}>", f"lamb_update<{grad}, {copy}, {CHUNK_THREADS}>"]
-    return names + activation_kernels() + normalisation.all_kernels()
+    return names + activation_kernels() + normalisation.all_kernels() + sum_kernels()
 
 
 @dataclass(frozen=True)

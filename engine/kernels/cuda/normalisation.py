@@ -21,14 +21,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from engine.kernels.cuda.arguments import TYPES, Launcher, flat, pointer
+from engine.kernels.cuda.arguments import PACK, TYPES, WARP, Launcher, aligned, flat
+from engine.kernels.cuda.column_sum import sum_partials
 from engine.kernels.terms import Dropout
 
-#: threads a block of the kernels on rows, and of those that add up partial sums
-ROW_THREADS, SUM_THREADS = 128, 1024
-WARP = 32
-#: bytes of a pack
-PACK = 16
+#: threads a block
+ROW_THREADS = 128
 #: threads that share a row, and packs that each of them may hold, the narrowest first; more packs would spill
 TEAMS = ((WARP, 2), (WARP, 3), (WARP, 4), (ROW_THREADS, 2))
 #: blocks of the backward pass at most: all of them run at once on an A100 or H100; not the card's number of
@@ -59,7 +57,6 @@ def all_kernels() -> list[str]:
     for name in TYPES.values():
         shapes = [f"{name}, {ROW_THREADS}, {team}, {packs}" for team, packs in TEAMS]
         names += [f"{kernel}<{shape}>" for shape in shapes for kernel in ("layer_norm", "layer_norm_backward")]
-        names.append(f"sum_partials<{name}, {SUM_THREADS}>")
     return names
 
 
@@ -121,7 +118,7 @@ class LayerNormKernels:
 
         Two launches, and a copy of gradients that aren't contiguous from 16 bytes on.
         """
-        grad, grad_z = _aligned(grad), None if grad_z is None else _aligned(grad_z)
+        grad, grad_z = aligned(grad), None if grad_z is None else aligned(grad_z)
         assert all(tensor is None or tensor.dtype == z.dtype for tensor in (grad, grad_z, weight))
         (rows, width), (shape, a_block) = z.shape, _shape(z)
         blocks = min(BLOCKS, -(-rows // a_block))
@@ -141,15 +138,6 @@ class LayerNormKernels:
         self.launch(f"layer_norm_backward<{shape}>", blocks, ROW_THREADS, arguments, z.device)
         grad_weight, grad_bias = sum_partials(self.launch, partial.flatten(1), weight.dtype).view(2, width).unbind()
         return grad_sum if grad_x is None else grad_x, grad_sum, grad_weight, grad_bias
-
-
-def sum_partials(launch: Launcher, partial: Tensor, dtype: torch.dtype) -> Tensor:
-    """[P, W] fp32, sums of parts of the rows, to their sum [W] in `dtype`; one launch."""
-    parts, width = partial.shape
-    total = torch.empty(width, dtype=dtype, device=partial.device)
-    arguments: list[Argument] = [flat(partial), ctypes.c_int(parts), ctypes.c_int(width), flat(total)]
-    launch(f"sum_partials<{TYPES[dtype]}, {SUM_THREADS}>", -(-width // WARP), SUM_THREADS, arguments, partial.device)
-    return total
 
 
 def _shape(rows: Tensor) -> tuple[str, int]:
@@ -172,9 +160,3 @@ def _at_pack(tensor: Tensor | None) -> ctypes.c_size_t:
     address = flat(tensor)
     assert address.value % PACK == 0
     return address
-
-
-def _aligned(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy of it, contiguous from 16 bytes on."""
-    tensor = tensor.contiguous()
-    return tensor if pointer(tensor).value % PACK == 0 else tensor.clone()
