@@ -4,11 +4,11 @@ Values come from the defaults here, then a YAML recipe, then dotted overrides on
 of one field live in the part that owns it; checks across parts live in `RunConfig.validate`.
 """
 
-from engine.config.architecture import ARCHITECTURES, DEFAULT_ARCHITECTURE, Architecture, architecture_of
+from engine.config.architecture import ARCHITECTURES, Architecture, architecture_of
 from engine.config.check import require
 from engine.config.data import DataConfig, LabelledConfig, Objective
 from engine.config.fault import FaultConfig, NonFinitePolicy, SpikePolicy
-from engine.config.model import MODEL_SIZES, ModelConfig
+from engine.config.model import DEFAULT_ARCHITECTURE, MODEL_SIZES, ModelConfig, sizes_of
 from engine.config.optim import OptimConfig, ScheduleName
 from engine.config.optimizer import OPTIMIZERS, optimizers_with_option
 from engine.config.run import RunConfig, extra_sections, section_names
@@ -46,6 +46,7 @@ __all__ = [
     "optimizers_with_option",
     "require",
     "section_names",
+    "sizes_of",
     "task_choices",
     "task_entries",
     "tasks_with_input",

@@ -12,16 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from engine.config.model import ModelConfig
+from engine.config.model import DEFAULT_ARCHITECTURE, ModelConfig
 from engine.config.shape import Shape
 from engine.errors import UserError
 from engine.registry import Registry
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
+    from torch import Tensor, nn
 
-#: of a run that starts from fresh weights
-DEFAULT_ARCHITECTURE = "bert"
 #: the dimensions that a run's options give
 DIMENSIONS = ("hidden_size", "layers", "heads", "intermediate_size", "max_positions")
 
@@ -39,6 +38,7 @@ class Architecture(ABC):
         prefix: what the names of the encoder's parameters begin with in a model with a head.
         essential: beginnings of names behind the prefix: an encoder without these is useless.
         growing: ends of the names of parameters that have a row for each token of the vocabulary.
+        dropout: of a run that names none.
         feed_forward_matrices, biases: see `Shape`.
     """
 
@@ -50,6 +50,7 @@ class Architecture(ABC):
     prefix: str
     essential: tuple[str, ...]
     growing: tuple[str, ...]
+    dropout: float = 0.1
     feed_forward_matrices: int = 2
     biases: bool = True
 
@@ -109,6 +110,30 @@ class Architecture(ABC):
         named = {self.dimensions[option]: size for option, size in sizes.items()}
         return self.config_class()(**named, vocab_size=vocabulary, type_vocab_size=2, pad_token_id=pad_token_id)
 
+    def dropouts(self, model: ModelConfig) -> tuple[float, float, float | None]:
+        """Dropout of hidden states, of attention's probabilities, and before a task's head (None: as the first)."""
+        given = (model.hidden_dropout, model.attention_dropout)
+        hidden, attention = (self.dropout if value is None else value for value in given)
+        return hidden, attention, model.classifier_dropout
+
+    def set_dropout(self, config: Any, model: ModelConfig) -> None:
+        """Write a run's dropout into a configuration, under the names of BERT's."""
+        dropouts = self.dropouts(model)
+        config.hidden_dropout_prob, config.attention_probs_dropout_prob, config.classifier_dropout = dropouts
+
+    def draw(self, weight: Tensor, name: str, config: Any, generator: torch.Generator) -> None:
+        """Draw the initial values of a matrix or an embedding in place: here N(0, initializer_range).
+
+        Args:
+            name: of its module.
+        """
+        weight.normal_(0.0, config.initializer_range, generator=generator)
+
+    def segments(self, config: Any) -> int | None:
+        """How many kinds of segments the model tells apart; None where its kind of model never does."""
+        kinds: int = config.type_vocab_size
+        return kinds
+
     def inherited_config(self, config: Any, pad_token_id: int) -> Any:
         """The configuration of a run that starts from the weights of another."""
         values = {name: getattr(config, name) for name in self.inherited}
@@ -132,7 +157,10 @@ class Architecture(ABC):
 
 
 #: the architectures by `model_type`
-ARCHITECTURES: Registry[Architecture] = Registry("model_type", {"bert": "engine.model.bert_entry:BERT"})
+ARCHITECTURES: Registry[Architecture] = Registry(
+    "model.architecture",
+    {DEFAULT_ARCHITECTURE: "engine.model.bert_entry:BERT", "modernbert": "engine.model.modernbert.entry:MODERNBERT"},
+)
 
 
 def architecture_of(config: Any) -> Architecture:

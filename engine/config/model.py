@@ -6,25 +6,48 @@ from dataclasses import dataclass
 
 from engine.config.check import require
 
-#: hidden size, layers, heads, feed-forward size (Turc et al. 2019, "Well-Read Students Learn Better"; Devlin et al.
-#: 2019 for base and large; Shoeybi et al. 2019, "Megatron-LM", for 1.3b)
-MODEL_SIZES: dict[str, tuple[int, int, int, int]] = {
-    "tiny": (128, 2, 2, 512),
-    "mini": (256, 4, 4, 1024),
-    "small": (512, 4, 8, 2048),
-    "medium": (512, 8, 8, 2048),
-    "base": (768, 12, 12, 3072),
-    "large": (1024, 24, 16, 4096),
-    "1.3b": (2048, 24, 32, 8192),
+#: of fresh weights, where nothing names another
+DEFAULT_ARCHITECTURE = "bert"
+
+#: by architecture and name: hidden size, layers, heads, feed-forward size
+MODEL_SIZES: dict[str, dict[str, tuple[int, int, int, int]]] = {
+    # Turc et al. 2019, "Well-Read Students Learn Better"; Devlin et al. 2019 for base and large; Shoeybi et al. 2019,
+    # "Megatron-LM", for 1.3b
+    "bert": {
+        "tiny": (128, 2, 2, 512),
+        "mini": (256, 4, 4, 1024),
+        "small": (512, 4, 8, 2048),
+        "medium": (512, 8, 8, 2048),
+        "base": (768, 12, 12, 3072),
+        "large": (1024, 24, 16, 4096),
+        "1.3b": (2048, 24, 32, 8192),
+    },
+    # Warner et al. 2024 for base and large. The others have BERT's widths and heads, base's ratio of widths (1.5), and
+    # nearly twice BERT's layers, as base has: one more than a multiple of 3, so that the last sees the whole sequence
+    "modernbert": {
+        "tiny": (128, 4, 2, 192),
+        "mini": (256, 7, 4, 384),
+        "small": (512, 7, 8, 768),
+        "medium": (512, 13, 8, 768),
+        "base": (768, 22, 12, 1152),
+        "large": (1024, 28, 16, 2624),
+    },
 }
+
+
+def sizes_of(architecture: str) -> dict[str, tuple[int, int, int, int]]:
+    """The named sizes of an architecture; BERT's for one that has none of its own."""
+    return MODEL_SIZES.get(architecture, MODEL_SIZES[DEFAULT_ARCHITECTURE])
 
 
 @dataclass
 class ModelConfig:
     """The encoder: a named size, single dimensions, or weights to start from."""
 
+    architecture: str | None = None
+    """bert or modernbert; when null that of init_from, or bert"""
     size: str = "tiny"
-    """tiny, mini, small, medium, base, large or 1.3b"""
+    """tiny, mini, small, medium, base, large or, of bert, 1.3b"""
     hidden_size: int | None = None
     """width; overrides the size's"""
     layers: int | None = None
@@ -35,10 +58,11 @@ class ModelConfig:
     """width of the feed-forward layer; overrides the size's"""
     max_positions: int = 512
     """longest sequence that the position embeddings cover"""
-    hidden_dropout: float = 0.1
-    """dropout of embeddings and of each sub-layer's output"""
-    attention_dropout: float = 0.1
-    """dropout of attention probabilities"""
+    hidden_dropout: float | None = None
+    """dropout of embeddings and of each sub-layer's output, in modernbert inside the feed-forward network; when null as
+    the architecture was published: 0.1 of bert, 0 of modernbert"""
+    attention_dropout: float | None = None
+    """dropout of attention probabilities; when null as hidden_dropout when null"""
     classifier_dropout: float | None = None
     """dropout before a task head; hidden_dropout when null"""
     init_from: str | None = None
@@ -48,7 +72,8 @@ class ModelConfig:
     """recompute each layer in the backward pass instead of keeping its activations"""
 
     def validate(self) -> None:
-        require(self.size in MODEL_SIZES, "model.size", self.size, f"choose one of {', '.join(MODEL_SIZES)}")
+        sizes = sizes_of(self.fresh_architecture)
+        require(self.size in sizes, "model.size", self.size, f"choose one of {', '.join(sizes)}")
         for name in ("hidden_size", "layers", "heads", "intermediate_size"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"model.{name}", value, "give a whole number of at least 1")
@@ -59,8 +84,14 @@ class ModelConfig:
             value = getattr(self, name)
             require(value is None or 0.0 <= value < 1.0, f"model.{name}", value, "give a probability in [0, 1)")
 
+    @property
+    def fresh_architecture(self) -> str:
+        """The architecture of fresh weights."""
+        return self.architecture or DEFAULT_ARCHITECTURE
+
     def dimensions(self) -> tuple[int, int, int, int]:
         """Hidden size, layers, heads and feed-forward size after overrides."""
-        hidden, layers, heads, intermediate = MODEL_SIZES[self.size]
-        intermediate = self.intermediate_size or (4 * self.hidden_size if self.hidden_size else intermediate)
+        hidden, layers, heads, intermediate = sizes_of(self.fresh_architecture)[self.size]
+        if self.intermediate_size or self.hidden_size:
+            intermediate = self.intermediate_size or (self.hidden_size or hidden) * intermediate // hidden
         return self.hidden_size or hidden, self.layers or layers, self.heads or heads, intermediate

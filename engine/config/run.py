@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from engine.config.architecture import ARCHITECTURES
 from engine.config.check import require
 from engine.config.data import DataConfig, LabelledConfig
 from engine.config.fault import FaultConfig
@@ -72,6 +73,8 @@ class RunConfig:
         TASKS.check(self.task)
         require(bool(self.output), "output", self.output, "give a folder")
         require(0 <= self.seed < 2**32, "seed", self.seed, "give a whole number in [0, 2^32)")
+        if self.model.architecture is not None:
+            ARCHITECTURES.check(self.model.architecture)
         for name in section_names():
             _check_finite(name, self.part(name))
             self.part(name).validate()

@@ -90,9 +90,10 @@ def check_segments(config: Any, folder: str | None, what: str) -> None:
     Raises:
         UserError: names the folder and `what` needs two.
     """
-    if config.type_vocab_size < 2:
+    segments = architecture_of(config).segments(config)
+    if segments is not None and segments < 2:
         raise UserError(
-            f"model.init_from: {folder!r} has type_vocab_size {config.type_vocab_size} and {what} needs 2; "
+            f"model.init_from: {folder!r} has type_vocab_size {segments} and {what} needs 2; "
             "give a model with two segment types"
         )
 

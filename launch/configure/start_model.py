@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.config import ARCHITECTURES, DEFAULT_ARCHITECTURE, MODEL_SIZES, ModelConfig
+from engine.config import ARCHITECTURES, DEFAULT_ARCHITECTURE, ModelConfig, sizes_of
 from engine.errors import UserError
 from engine.hub import cached_folder, hub_model
 
@@ -44,8 +44,8 @@ def folder_config(folder: str) -> FolderShape | None:
 
 
 def with_folder(model: ModelConfig, shape: FolderShape) -> ModelConfig:
-    """The same model, with the dimensions of the folder in place of `init_from`."""
-    return replace(model, init_from=None, **shape.dimensions)
+    """The same model, with the architecture and dimensions of the folder in place of `init_from`."""
+    return replace(model, init_from=None, architecture=shape.architecture, **shape.dimensions)
 
 
 def check_dimensions(model: ModelConfig, command_line: frozenset[str]) -> None:
@@ -60,8 +60,9 @@ def check_dimensions(model: ModelConfig, command_line: frozenset[str]) -> None:
         return
     names = ARCHITECTURES.get(DEFAULT_ARCHITECTURE).dimensions if shape is None else shape.dimensions
     given = {name: getattr(model, name) for name in names if f"model.{name}" in command_line}
-    if "model.size" in command_line and model.size in MODEL_SIZES:
-        sizes = dict(zip(("hidden_size", "layers", "heads", "intermediate_size"), MODEL_SIZES[model.size], strict=True))
+    named = sizes_of(model.fresh_architecture if shape is None else shape.architecture)
+    if "model.size" in command_line and model.size in named:
+        sizes = dict(zip(("hidden_size", "layers", "heads", "intermediate_size"), named[model.size], strict=True))
         given = sizes | given
     for name, value in given.items():
         if shape is not None and value == shape.dimensions[name]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine.config import MODEL_SIZES, OPTIMIZERS, OptimConfig
+from engine.config import DEFAULT_ARCHITECTURE, MODEL_SIZES, OPTIMIZERS, OptimConfig
 from engine.errors import UserError
 from launch.cli import CommandParser
 from launch.forecast.hardware import GPUS, Hardware, described_hardware, parse_bytes, this_machine
@@ -35,7 +35,8 @@ choice may differ from the recipe's own stage, micro-batch and offload, whose fi
 def build_parser() -> CommandParser:
     """The parser of the command."""
     parser = CommandParser(prog="zerobert plan", description=DESCRIPTION)
-    parser.add_argument("--model", type=str, default=None, help=f"{', '.join(MODEL_SIZES)}; bert-large means large")
+    parser.add_argument("--model", type=str, default=None, help=f"{', '.join(MODEL_SIZES[DEFAULT_ARCHITECTURE])}; "
+                        "with an architecture before it, such as modernbert-base, of that one")  # fmt: skip
     parser.add_argument("--config", type=str, default=None, help="a recipe")
     parser.add_argument("--vocabulary", type=int, default=None, help="tokens of the vocabulary; that of the recipe's "
                         "store or folder if it is there, else 30522")  # fmt: skip

@@ -41,7 +41,7 @@ def workload_of(config: RunConfig, model: Any, micro_batch: int, world: World) -
         offload_optimizer=config.zero.offload_optimizer,
         offload_parameters=config.zero.offload_parameters,
         accelerator=world.device.type,
-        dropout=config.model.hidden_dropout,
+        dropout=architecture_of(model).dropouts(config.model)[0],
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from engine.config import DEFAULT_ARCHITECTURE, TASKS, ModelConfig, RunConfig
+from engine.config import ARCHITECTURES, TASKS, ModelConfig, RunConfig
 from engine.errors import UserError
 from launch.forecast.fit import within_memory
 from launch.forecast.hardware import Hardware, compared, readable
@@ -52,7 +52,6 @@ class Request:
     """the run as its recipe says, if there is one"""
     notes: tuple[str, ...] = ()
     """what a person should know of how the options were understood"""
-    architecture: str = DEFAULT_ARCHITECTURE
 
     @property
     def steps(self) -> float | None:
@@ -105,7 +104,7 @@ def workload(request: Request, hardware: Hardware, choice: tuple[int, str, str],
     stage, optimizer_place, parameter_place = choice
     task = TASKS.get(request.run.task)
     return Workload(
-        shape=task.with_heads(shape_of(request.model, request.vocabulary, request.architecture), request.run),
+        shape=task.with_heads(shape_of(request.model, request.vocabulary), request.run),
         sequence_length=request.sequence_length,
         micro_batch=1,
         stage=stage,
@@ -119,7 +118,7 @@ def workload(request: Request, hardware: Hardware, choice: tuple[int, str, str],
         offload_optimizer=optimizer_place,
         offload_parameters=parameter_place,
         accelerator=hardware.accelerator,
-        dropout=request.model.hidden_dropout,
+        dropout=ARCHITECTURES.get(request.model.fresh_architecture).dropouts(request.model)[0],
         verify_update=request.run.train.verify_update,
     )
 

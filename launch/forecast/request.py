@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.config import DEFAULT_ARCHITECTURE, MODEL_SIZES, TASKS, ModelConfig, RunConfig, TrainConfig
+from engine.config import MODEL_SIZES, TASKS, ModelConfig, RunConfig, TrainConfig, sizes_of
 from engine.config.train import DEFAULT_STEPS
 from engine.errors import UserError
 from launch.configure.start_model import folder_config, with_folder
@@ -102,7 +102,6 @@ def request_of(options: Any, wanted: Wanted, precision: str) -> Request:
         )
     return Request(
         model=model,
-        architecture=planned_architecture(options, wanted),
         vocabulary=vocabulary,
         sequence_length=length,
         global_batch=batch,
@@ -161,13 +160,6 @@ def planned_model(options: Any, wanted: Wanted) -> tuple[ModelConfig, int, tuple
     return replace(model, init_from=None, size="base"), vocabulary, (note,)
 
 
-def planned_architecture(options: Any, wanted: Wanted) -> str:
-    """That of the folder that the run starts from, or of fresh weights."""
-    folder = wanted.run.model.init_from
-    shape = None if options.model is not None or folder is None else folder_config(folder)
-    return DEFAULT_ARCHITECTURE if shape is None else shape.architecture
-
-
 def unnamed(model: ModelConfig, wanted: Wanted, vocabulary: int) -> tuple[ModelConfig, int, tuple[str, ...]]:
     """A model without a folder; the recipe of a task that needs one leaves it to the command line."""
     if TASKS.get(wanted.run.task).starts_fresh:
@@ -182,9 +174,11 @@ def sized(model: ModelConfig, name: str) -> ModelConfig:
     Raises:
         UserError: there is no such size.
     """
-    size = name.lower().removeprefix("bert-")
-    if size not in MODEL_SIZES:
-        raise UserError(f"model: {name!r} is unknown; choose one of {', '.join(MODEL_SIZES)}")
+    architecture, _, size = name.lower().rpartition("-")
+    sizes = sizes_of(architecture or model.fresh_architecture)
+    if size not in sizes or architecture not in ("", *MODEL_SIZES):
+        raise UserError(f"model: {name!r} is unknown; choose one of {', '.join(sizes)}")
+    model = replace(model, architecture=architecture or model.architecture)
     return replace(model, size=size, hidden_size=None, layers=None, heads=None, intermediate_size=None, init_from=None)
 
 

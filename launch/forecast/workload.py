@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from engine.config import (
     ARCHITECTURES,
-    DEFAULT_ARCHITECTURE,
     ModelConfig,
     OptimConfig,
     Precision,
@@ -25,14 +24,14 @@ def largest_divisor(number: int, limit: int) -> int:
     return max(size for size in range(1, limit + 1) if number % size == 0)
 
 
-def shape_of(model: ModelConfig, vocabulary: int, architecture: str = DEFAULT_ARCHITECTURE) -> Shape:
+def shape_of(model: ModelConfig, vocabulary: int) -> Shape:
     """The shape of a model that starts from fresh weights with all heads, over a vocabulary of so many token ids.
 
     Raises:
         UserError: the model's dimensions are those of a folder, which isn't read here.
     """
     require(model.init_from is None, "model.init_from", model.init_from, "a forecast needs model.size or dimensions")
-    return ARCHITECTURES.get(architecture).shape(model, vocabulary)
+    return ARCHITECTURES.get(model.fresh_architecture).shape(model, vocabulary)
 
 
 @dataclass(frozen=True)

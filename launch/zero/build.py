@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.config import ARCHITECTURES, DEFAULT_ARCHITECTURE, ModelConfig, RunConfig, Shape, TrainConfig, ZeroConfig
+from engine.config import ARCHITECTURES, ModelConfig, RunConfig, Shape, TrainConfig, ZeroConfig
 from engine.errors import UserError
 from launch.zero.reasons import explain
 from launch.zero.user_json import DeepSpeedFile, load
@@ -112,7 +112,7 @@ def bucket_size(model: ModelConfig) -> int:
     """Elements of a communication bucket: about the model's parameters at most, since DeepSpeed allocates all of it."""
     if model.init_from:
         return LARGEST_BUCKET
-    return shape_bucket(ARCHITECTURES.get(DEFAULT_ARCHITECTURE).shape(model, USUAL_VOCABULARY))
+    return shape_bucket(ARCHITECTURES.get(model.fresh_architecture).shape(model, USUAL_VOCABULARY))
 
 
 def shape_bucket(shape: Shape) -> int:

@@ -1,0 +1,172 @@
+"""ModernBERT's entry in the table of architectures (Warner et al. 2024). Loads torch when a model is built."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from engine.config.architecture import DIMENSIONS, Architecture
+from engine.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import ModernBertConfig
+
+    from engine.config.model import ModelConfig
+
+#: special tokens that transformers' class has in ModernBERT's own vocabulary
+NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"))
+
+
+class ModernBertEntry(Architecture):
+    """ModernBERT under transformers' names."""
+
+    dimensions: ClassVar = {
+        "hidden_size": "hidden_size",
+        "layers": "num_hidden_layers",
+        "heads": "num_attention_heads",
+        "intermediate_size": "intermediate_size",
+        "max_positions": "max_position_embeddings",
+    }
+    sizes = (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "max_position_embeddings",
+        "local_attention",
+    )
+    inherited = (
+        *sizes,
+        "hidden_activation",
+        "initializer_range",
+        "initializer_cutoff_factor",
+        "norm_eps",
+        "norm_bias",
+        "attention_bias",
+        "mlp_bias",
+        "decoder_bias",
+        "layer_types",
+        "rope_parameters",
+        "classifier_pooling",
+        "classifier_bias",
+        "classifier_activation",
+    )
+    export_classes: ClassVar = {
+        "masked_lm": "ModernBertForMaskedLM",
+        "sequence_classification": "ModernBertForSequenceClassification",
+    }
+    tied: ClassVar = {"decoder.weight": "model.embeddings.tok_embeddings.weight"}
+    prefix = "model."
+    essential = ("embeddings.", "layers.", "final_norm.")
+    growing = ("tok_embeddings.weight", "decoder.weight", "decoder.bias")
+    dropout = 0.0
+    feed_forward_matrices = 3
+    biases = False
+
+    def config_class(self) -> type[Any]:
+        from transformers import ModernBertConfig
+
+        kind: type[Any] = ModernBertConfig
+        return kind
+
+    def check(self, path: Path, config: ModernBertConfig) -> None:
+        from engine.model.activations import ACTIVATIONS
+
+        for name in self.sizes:
+            size = getattr(config, name)
+            if size < 1:
+                raise UserError(f"{path}: {name} {size!r} is not allowed; give a model where it is above 0")
+        heads, activations = config.num_attention_heads, f"one of {', '.join(ACTIVATIONS)}"
+        kinds = {*config.layer_types}
+        rotary = {kind: config.rope_parameters[kind].get("rope_type") for kind in kinds & config.rope_parameters.keys()}
+        checks = (
+            (config.hidden_activation in ACTIVATIONS, "hidden_activation", config.hidden_activation, activations),
+            (
+                config.classifier_activation in ACTIVATIONS,
+                "classifier_activation",
+                config.classifier_activation,
+                activations,
+            ),
+            (config.hidden_size % heads == 0, "num_attention_heads", heads, f"a divisor of {config.hidden_size}"),
+            (
+                (config.hidden_size // heads) % 2 == 0,
+                "num_attention_heads",
+                heads,
+                "one that gives heads of even width",
+            ),
+            (
+                kinds <= {"sliding_attention", "full_attention"},
+                "layer_types",
+                config.layer_types,
+                "sliding_attention and full_attention",
+            ),
+            (set(rotary.values()) <= {"default"}, "rope_parameters", config.rope_parameters, "of rope_type 'default'"),
+            (config.tie_word_embeddings, "tie_word_embeddings", config.tie_word_embeddings, "true"),
+            (
+                getattr(config, "quantization_config", None) is None,
+                "quantization_config",
+                getattr(config, "quantization_config", None),
+                "absent, with weights as plain numbers",
+            ),
+        )
+        for supported, name, value, wanted in checks:
+            if not supported:
+                raise UserError(f"{path}: {name} {value!r} is not supported; give a model where it is {wanted}")
+
+    def build(self, head: str, config: ModernBertConfig, activation_checkpointing: bool) -> nn.Module:
+        from engine.model.modernbert.models import ModernBertForMaskedLM, ModernBertForSequenceClassification
+
+        heads = {"masked_lm": ModernBertForMaskedLM, "sequence_classification": ModernBertForSequenceClassification}
+        return heads[head](config, activation_checkpointing)
+
+    def fresh_config(self, model: ModelConfig, vocabulary: int, pad_token_id: int) -> Any:
+        """Of the special tokens only the padding's is told: the vocabulary is the run's own."""
+        sizes = dict(zip(DIMENSIONS, (*model.dimensions(), model.max_positions), strict=True))
+        named = {self.dimensions[option]: size for option, size in sizes.items()}
+        return self.config_class()(**named, vocab_size=vocabulary, pad_token_id=pad_token_id, **NO_TOKENS)
+
+    def inherited_config(self, config: Any, pad_token_id: int) -> Any:
+        values = {name: getattr(config, name) for name in self.inherited}
+        return self.config_class()(**values, pad_token_id=pad_token_id, **NO_TOKENS)
+
+    def set_dropout(self, config: ModernBertConfig, model: ModelConfig) -> None:
+        hidden, attention, classifier = self.dropouts(model)
+        config.embedding_dropout = config.mlp_dropout = hidden
+        config.attention_dropout = attention
+        config.classifier_dropout = hidden if classifier is None else classifier
+
+    def draw(self, weight: Tensor, name: str, config: ModernBertConfig, generator: torch.Generator) -> None:
+        """A truncated normal distribution, narrower for what writes to the residual stream (Shoeybi et al. 2019).
+
+        As `ModernBertPreTrainedModel` of transformers draws them.
+        """
+        from torch import nn
+
+        deviation = config.initializer_range
+        if name.endswith(("Wo", "head.dense")):
+            deviation /= (2.0 * config.num_hidden_layers) ** 0.5
+        elif name.endswith("classifier"):
+            deviation = config.hidden_size**-0.5
+        cut = (3.0 if config.initializer_cutoff_factor is None else config.initializer_cutoff_factor) * deviation
+        nn.init.trunc_normal_(weight, 0.0, deviation, -cut, cut, generator=generator)
+
+    def segments(self, config: ModernBertConfig) -> None:
+        return None
+
+    def layer_of(self, name: str) -> str:
+        """Layers by number, all else by its module.
+
+        >>> MODERNBERT.layer_of("model.layers.3.attn.Wqkv.weight")
+        'layers.3'
+        >>> MODERNBERT.layer_of("model.embeddings.tok_embeddings.weight")
+        'embeddings'
+        """
+        numbered = re.search(r"\blayers\.\d+", name)
+        return numbered[0] if numbered else name.removeprefix(self.prefix).split(".")[0]
+
+
+MODERNBERT = ModernBertEntry()
