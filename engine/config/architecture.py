@@ -147,7 +147,7 @@ class Architecture(ABC):
         """The shape of a configuration."""
         sizes = [getattr(config, self.dimensions[name]) for name in DIMENSIONS]
         shape = self._shape(sizes, config.vocab_size)
-        return replace(shape, segments=config.type_vocab_size, classes=config.num_labels)
+        return replace(shape, segments=self.segments(config) or 0, classes=config.num_labels)
 
     def _shape(self, sizes: Sequence[int], vocabulary: int) -> Shape:
         """The shape whose `DIMENSIONS` have these sizes."""

@@ -44,10 +44,10 @@ def sizes_of(architecture: str) -> dict[str, tuple[int, int, int, int]]:
 class ModelConfig:
     """The encoder: a named size, single dimensions, or weights to start from."""
 
-    architecture: str | None = None
-    """bert or modernbert; when null that of init_from, or bert"""
     size: str = "tiny"
     """tiny, mini, small, medium, base, large or, of bert, 1.3b"""
+    architecture: str | None = None
+    """bert or modernbert; when null that of init_from, or bert"""
     hidden_size: int | None = None
     """width; overrides the size's"""
     layers: int | None = None

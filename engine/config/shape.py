@@ -20,7 +20,17 @@ class Shape:
     feed_forward_matrices: int = 2
     """of a layer: 2, or 3 where one gates another (Shazeer 2020, "GLU Variants Improve Transformer")"""
     biases: bool = True
-    """whether the layers' linear maps have them; LayerNorms, pooler and heads always do"""
+    """whether the layers' linear maps have them"""
+    norm_biases: bool = True
+    """whether LayerNorms, and the linear maps before them in the heads, have biases"""
+    head_norm: bool = False
+    """whether a classifier reads a normalised vector"""
+    learned_positions: bool = True
+    """whether positions have embeddings"""
+    reach: int = 0
+    """tokens to either side that the layers with a window see"""
+    windows: int = 0
+    """layers with a window, the last one aside"""
     classes: int = 2
     """of the classifier: 2 for NSP"""
     decoder: bool = True
@@ -38,15 +48,28 @@ class Shape:
         maps = [(hidden, hidden)] * 4 + [(hidden, intermediate)] * (self.feed_forward_matrices - 1)
         maps.append((intermediate, hidden))
         linear = [size for inputs, outputs in maps for size in (inputs * outputs, outputs)]
-        return [*(linear if self.biases else linear[::2]), *[hidden] * 4]
+        return [*(linear if self.biases else linear[::2]), *self._norm() * 2]
+
+    def _norm(self) -> list[int]:
+        """Elements of each parameter of a LayerNorm."""
+        return [self.hidden] * (2 if self.norm_biases else 1)
 
     def tensors(self) -> list[int]:
         """Elements of each parameter, a tied one once: embeddings, layers, pooler, MLM's head, classifier."""
         hidden = self.hidden
-        tables = [self.vocabulary * hidden, self.positions * hidden, self.segments * hidden]
-        head = [hidden * hidden, hidden, hidden, hidden, self.vocabulary] if self.decoder else []
-        pooled = [hidden * hidden, hidden, self.classes * hidden, self.classes] if self.pooler else []
-        return [*tables, hidden, hidden, *self.layer_tensors() * self.layers, *pooled[:2], *head, *pooled[2:]]
+        positions = self.positions if self.learned_positions else 0
+        tables = [rows * hidden for rows in (self.vocabulary, positions, self.segments) if rows]
+        dense, norm = [hidden * hidden, hidden], self._norm()
+        head = [*dense[: len(norm)], *norm, self.vocabulary] if self.decoder else []
+        vector = [*dense[: len(norm)], *norm] if self.head_norm else dense
+        pooled = [*vector, self.classes * hidden, self.classes] if self.pooler else []
+        return [*tables, *norm, *self.layer_tensors() * self.layers, *pooled[:-2], *head, *pooled[-2:]]
+
+    def attended_pairs(self, length: int) -> int:
+        """Pairs of a query and a key in a sequence, over all layers but the last."""
+        reach = min(self.reach, length - 1)
+        within = length * (2 * reach + 1) - reach * (reach + 1)
+        return length * length * (self.layers - 1 - self.windows) + within * self.windows
 
     def layer_parameters(self) -> int:
         """Elements of a Transformer layer."""

@@ -26,12 +26,12 @@ def forward_flops(shape: Shape, lengths: Sequence[int], rows: float) -> float:
         rows: states that the head reads over all sequences, beside those of first tokens: MLM's reads masked ones, a
             classifier on the pooled vector none, a classifier of tokens all.
     """
-    hidden, tokens, squares = shape.hidden, sum(lengths), sum(length * length for length in lengths)
+    hidden, tokens = shape.hidden, sum(lengths)
     first = len(lengths) if shape.pooler else 0
     read = min(tokens, first + rows)
     of_all, of_read = 2 * hidden * hidden, 2 * hidden * hidden + shape.feed_forward_elements()
     linear = 2 * tokens * shape.layers * of_all + 2 * (tokens * (shape.layers - 1) + read) * of_read
-    pairs = squares * (shape.layers - 1) + (tokens if shape.pooler else 0)
+    pairs = sum(map(shape.attended_pairs, lengths)) + (tokens if shape.pooler else 0)
     attention = 4 * pairs * hidden
     head = 2 * rows * (hidden * hidden + hidden * shape.vocabulary if shape.decoder else hidden * shape.classes)
     pooled = 2 * first * (hidden * hidden + hidden * shape.classes)

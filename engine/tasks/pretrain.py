@@ -78,6 +78,12 @@ class Pretraining(Task):
         self.model_config = build_config(config.model, words.vocab_size, words.pad_id, listed=listed)
         self.architecture = architecture_of(self.model_config)
         self.head = HEADS[config.data.objective]
+        if self.head not in self.architecture.export_classes:
+            usable = [name for name, head in HEADS.items() if head in self.architecture.export_classes]
+            raise UserError(
+                f"data.objective: {config.data.objective!r} needs a head that no {self.model_config.model_type} has; "
+                f"give --data.objective {' or '.join(usable)}"
+            )
         self.model_config.architectures = [self.architecture.class_for(self.head)]
         self._check_positions()
         if self.pairs:

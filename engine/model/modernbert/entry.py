@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +17,11 @@ if TYPE_CHECKING:
     from transformers import ModernBertConfig
 
     from engine.config.model import ModelConfig
+    from engine.config.shape import Shape
 
+SLIDING = "sliding_attention"
+#: in a fresh configuration, tokens of a window, and how often a layer has none
+WINDOW, FULL_EVERY = 128, 3
 #: special tokens that transformers' class has in ModernBERT's own vocabulary
 NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"))
 
@@ -156,6 +162,18 @@ class ModernBertEntry(Architecture):
 
     def segments(self, config: ModernBertConfig) -> None:
         return None
+
+    def shape_of(self, config: ModernBertConfig) -> Shape:
+        windows = config.layer_types[:-1].count(SLIDING)
+        shape = super().shape_of(config)
+        biases = {"biases": config.mlp_bias, "norm_biases": config.norm_bias}
+        return replace(shape, windows=windows, reach=config.local_attention // 2, **biases)
+
+    def _shape(self, sizes: Sequence[int], vocabulary: int) -> Shape:
+        shape = super()._shape(sizes, vocabulary)
+        windows = sum(1 for index in range(shape.layers - 1) if index % FULL_EVERY)
+        norms = {"norm_biases": False, "head_norm": True}
+        return replace(shape, learned_positions=False, segments=0, windows=windows, reach=WINDOW // 2, **norms)
 
     def layer_of(self, name: str) -> str:
         """Layers by number, all else by its module.

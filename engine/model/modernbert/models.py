@@ -21,6 +21,7 @@ from engine.kernels.decoder_loss import IGNORED
 from engine.kernels.embedding import TiedGradient
 from engine.model.activations import activation
 from engine.model.bert import MlmDecoder
+from engine.model.modernbert.entry import SLIDING
 from engine.model.modernbert.layers import (
     ModernBertEmbeddings,
     ModernBertLayer,
@@ -94,7 +95,7 @@ class ModernBertModel(nn.Module):
         shared = {}
         for kind in set(config.layer_types):
             rotation = Rotation.of(positions, width, config.rope_parameters[kind]["rope_theta"])
-            sliding = kind == "sliding_attention"
+            sliding = kind == SLIDING
             window = Window.of(packing, rows, config.local_attention // 2) if sliding else None
             shared[kind] = Surroundings(packing, rotation, window)
         return shared
