@@ -29,7 +29,8 @@ from tests.conftest import ROOT
 from tests.model.gated import GatedConfig, GatedEntry, GatedForPreTraining
 from tests.train.runs import NO_DROPOUT, losses, start_warm
 
-SMALL = ModelConfig(hidden_size=64, layers=3, heads=4, intermediate_size=96, max_positions=48)
+SMALL = ModelConfig(hidden_size=64, layers=3, heads=4, intermediate_size=96, max_positions=48, architecture="gated")
+AS_BERT = replace(SMALL, architecture=None)
 TOKENS = 1000
 
 
@@ -41,7 +42,7 @@ def registered() -> Iterator[None]:
 
 
 def built(seed: int = 0, tokens: int = TOKENS) -> nn.Module:
-    config = build_config(SMALL, tokens, architecture="gated")
+    config = build_config(SMALL, tokens)
     model = architecture_of(config).build("pretraining", config, False)
     initialise(model, seed)
     return model
@@ -54,12 +55,12 @@ def exported(model: nn.Module, folder: Path, tokenizer: dict[str, bytes] | None 
 
 
 def test_the_shape_has_the_parameters_of_the_module() -> None:
-    model, shape = built(), shape_of(SMALL, TOKENS, "gated")
+    model, shape = built(), shape_of(SMALL, TOKENS)
     assert shape == ARCHITECTURES.get("gated").shape_of(model.config)
     assert sorted(shape.tensors()) == sorted(p.numel() for p in model.parameters())
     layer = model.get_submodule("bert.encoder.layer.0")
     assert shape.layer_parameters() == sum(p.numel() for p in layer.parameters())
-    assert shape.parameters() != shape_of(SMALL, TOKENS).parameters()
+    assert shape.parameters() != shape_of(AS_BERT, TOKENS).parameters()
 
 
 def test_flops_are_those_that_torch_counts() -> None:
@@ -71,7 +72,7 @@ def test_flops_are_those_that_torch_counts() -> None:
         model(**batch, **labels, max_length=40)
     # torch's attention takes all queries of the last layer; of masked tokens only the projection is counted
     asked = 2 * (80 - 2 - 6) * 64 * 64 + 4 * (80 - 2) * 40 * 64
-    counted = forward_flops(shape_of(SMALL, TOKENS, "gated"), [40, 40], 6)
+    counted = forward_flops(shape_of(SMALL, TOKENS), [40, 40], 6)
     assert counted + asked == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 
@@ -79,9 +80,9 @@ def test_the_forecast_of_its_folder_is_of_its_shape(tmp_path: Path) -> None:
     found = folder_config(str(exported(built(), tmp_path / "gated")))
     assert found is not None
     model = with_folder(ModelConfig(init_from="gated"), found)
-    work = Workload(shape_of(model, found.vocabulary, found.architecture), 48, 8, 0, 1, 1, "fp32", accelerator="cpu")
-    assert work.shape == shape_of(SMALL, TOKENS, "gated")
-    as_bert = replace(work, shape=shape_of(SMALL, TOKENS))
+    work = Workload(shape_of(model, found.vocabulary), 48, 8, 0, 1, 1, "fp32", accelerator="cpu")
+    assert work.shape == shape_of(SMALL, TOKENS)
+    as_bert = replace(work, shape=shape_of(AS_BERT, TOKENS))
     more = work.shape.parameters() - as_bert.shape.parameters()
     assert forecast(work).parameters - forecast(as_bert).parameters == 4 * more
     assert forecast(work).activations > forecast(as_bert).activations
