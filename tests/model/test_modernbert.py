@@ -18,7 +18,7 @@ from transformers import ModernBertForSequenceClassification as TheirClassificat
 
 from engine.config import MODEL_SIZES, ModelConfig, architecture_of
 from engine.errors import UserError
-from engine.kernels import select
+from engine.kernels import cuda, dispatch, select
 from engine.model.build import build_config, initialise
 from engine.model.flops import forward_flops
 from engine.model.folder import described, export_huggingface
@@ -77,7 +77,13 @@ def kernels(request: pytest.FixtureRequest) -> Any:
     ],
     ids=str,
 )
-def test_masked_lm_has_their_loss_and_gradients(changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize("flash", [False, True])
+def test_masked_lm_has_their_loss_and_gradients(
+    changes: dict[str, Any], flash: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also through the operator that is flash attention on GPUs, whose reference runs here."""
+    if flash:
+        monkeypatch.setattr(dispatch, "attention", lambda *_: cuda)
     config = theirs(**changes)
     reference = TheirMaskedLM(config)
     model = ModernBertForMaskedLM(config)

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import ModernBertConfig
 
+from engine.kernels import dispatch
 from engine.kernels.embedding import TiedGradient
-from engine.kernels.layers import added_norm, normalised_sum
+from engine.kernels.layers import added_norm, fused_attention, normalised_sum
 from engine.kernels.linear import geglu, linear
+from engine.kernels.terms import EVERYWHERE
 from engine.model.activations import activation
 from engine.model.layers import BertWordEmbeddings
 from engine.model.modernbert.rotary import Rotation
@@ -78,8 +80,14 @@ class Surroundings:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
         """[T, A, D] thrice to [T, H]."""
-        rows = len(query)
+        rows, heads = query.shape[:2]
         query, key = self.rotation.turn(query), self.rotation.turn(key)
+        window = EVERYWHERE if self.window is None else (self.window.reach, self.window.reach)
+        kernels = dispatch.attention(query.flatten(1), heads, window)
+        if kernels is not None:
+            query, key, value = (states.flatten(1).contiguous() for states in (query, key, value))
+            sequences = self.packing.sequences
+            return fused_attention(kernels, query, key, value, sequences, heads, dropout=dropout, window=window)
         if self.window is not None:
             return self.window.attend(query, key, value, dropout).flatten(1)
         query, key, value = (self.packing.to_grid(states).transpose(1, 2) for states in (query, key, value))
