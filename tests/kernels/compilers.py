@@ -1,7 +1,7 @@
-"""The CUDA kernels under other versions of NVRTC: `python -m tests.kernels.compilers` prints a table.
+"""The CUDA kernels under several versions of NVRTC: `python -m tests.kernels.compilers` prints a table.
 
-The wheels are kept under the user's cache. A version is opened by its path, in a process of its own, before cuda-core
-looks for one; the headers stay the installed ones.
+The installed one comes last. The others' wheels are kept under the user's cache. A version is opened by its path, in a
+process of its own, before cuda-core looks for one; the headers stay the installed ones. Some ten minutes of a core.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from engine.kernels.cache import cache_folder
 ROOT = Path(__file__).resolve().parents[2]
 #: by version, the package that holds it; the oldest first
 WHEELS = {"12.6": "nvidia-cuda-nvrtc-cu12", "12.8": "nvidia-cuda-nvrtc-cu12", "13.0": "nvidia-cuda-nvrtc"}
+INSTALLED = "installed"
 
 
 @functools.cache
@@ -48,19 +49,24 @@ def compiler(version: str) -> Path:
 def spills(version: str, architectures: Sequence[int] = ()) -> dict[int, dict[str, int]]:
     """Spilled bytes of each kernel by architecture, those that the version knows (from 7.5 on) by default.
 
+    Args:
+        version: one of `WHEELS`, or `INSTALLED`.
+
     Raises:
         OSError: the version can't be had here.
         subprocess.CalledProcessError: a kernel doesn't compile; `stderr` says why.
     """
-    command = [sys.executable, "-m", "tests.kernels.compilers", str(compiler(version)), *map(str, architectures)]
+    library = INSTALLED if version == INSTALLED else str(compiler(version))
+    command = [sys.executable, "-m", "tests.kernels.compilers", library, *map(str, architectures)]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     return {int(arch): kernels for arch, kernels in json.loads(done.stdout).items()}
 
 
-def compile_here(library: Path, architectures: Sequence[int]) -> dict[int, dict[str, int]]:
-    """What `spills` returns, by the library at a path."""
-    for path in (*library.parent.glob("libnvrtc-builtins.so.*"), library):
-        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+def compile_here(library: str, architectures: Sequence[int]) -> dict[int, dict[str, int]]:
+    """What `spills` returns, by the library at a path or the installed one."""
+    if library != INSTALLED:
+        for path in (*Path(library).parent.glob("libnvrtc-builtins.so.*"), library):
+            ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     from cuda.bindings import nvrtc as bindings
 
     from engine.kernels.cuda.kernels import all_kernels
@@ -68,7 +74,8 @@ def compile_here(library: Path, architectures: Sequence[int]) -> dict[int, dict[
     from tests.kernels.resources import resources
 
     _, *version = bindings.nvrtcVersion()
-    assert library.parents[3].name == ".".join(map(str, version)), f"{version} was loaded, not {library}"
+    loaded = ".".join(map(str, version))
+    assert library == INSTALLED or Path(library).parents[3].name == loaded, f"{loaded} was loaded, not {library}"
     chosen = architectures or [arch for arch in supported_architectures() if arch >= 75]
     return {
         arch: {row.kernel: row.spills for row in resources(compile_kernels(all_kernels(), arch))} for arch in chosen
@@ -78,15 +85,28 @@ def compile_here(library: Path, architectures: Sequence[int]) -> dict[int, dict[
 def line(version: str, arch: int, kernels: dict[str, int]) -> str:
     """A line of the table."""
     spilled = ", ".join(f"{kernel}: {count} bytes" for kernel, count in kernels.items() if count)
-    return f"NVRTC {version:5} sm_{arch:<4} {len(kernels)} kernels compile; spills: {spilled or 'none'}"
+    return f"NVRTC {version:9} sm_{arch:<4} {len(kernels)} kernels compile; spills: {spilled or 'none'}"
+
+
+def table() -> int:
+    """Print a line a version and architecture and a last one of the whole; returns how many kernels spill."""
+    compiled = spilling = architectures = 0
+    for each in (*WHEELS, INSTALLED):
+        try:
+            found = spills(each)
+        except OSError as missing:
+            print(f"NVRTC {each:9} skipped: {missing}", flush=True)
+            continue
+        print("\n".join(line(each, arch, kernels) for arch, kernels in found.items()), flush=True)
+        architectures += len(found)
+        compiled += sum(len(kernels) for kernels in found.values())
+        spilling += sum(1 for kernels in found.values() for count in kernels.values() if count)
+    print(f"{compiled} compilations, {architectures} pairs of compiler and architecture; {spilling} have spills")
+    return spilling
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        print(json.dumps(compile_here(Path(sys.argv[1]), [int(arch) for arch in sys.argv[2:]])))
+        print(json.dumps(compile_here(sys.argv[1], [int(arch) for arch in sys.argv[2:]])))
     else:
-        for each in WHEELS:
-            try:
-                print("\n".join(line(each, arch, kernels) for arch, kernels in spills(each).items()), flush=True)
-            except OSError as missing:
-                print(f"NVRTC {each:5} skipped: {missing}", flush=True)
+        sys.exit(1 if table() else 0)

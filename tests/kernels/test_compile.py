@@ -54,20 +54,19 @@ def test_every_kernel_compiles_and_spills_no_register(arch: int) -> None:
 
 
 def check_another_compiler(version: str, architectures: list[int]) -> None:
-    """Every kernel compiles there; a few bytes of spills in LAMB's last launch are let pass."""
-    try:
-        compilers.compiler(version)
-    except OSError as error:
-        pytest.skip(f"NVRTC {version} isn't here: {error}")
+    """Every kernel compiles there; a few bytes of spills of an older compiler in two kernels are let pass."""
     try:
         found = compilers.spills(version, architectures)
+    except OSError as error:
+        pytest.skip(f"NVRTC {version} isn't here: {error}")
     except subprocess.CalledProcessError as error:
         pytest.fail(f"NVRTC {version}: {[row for row in error.stderr.splitlines() if 'error' in row][:3]}")
     assert found.keys() >= set(architectures) and found  # noqa: PT018
     for arch, kernels in found.items():
         assert list(kernels) == all_kernels()
         spilled = {name: count for name, count in kernels.items() if count}
-        assert all(name.startswith("lamb_update") and count <= 32 for name, count in spilled.items()), (arch, spilled)
+        tolerated = ("lamb_update", "xent_streaming") if version != compilers.INSTALLED else ()
+        assert all(name.startswith(tolerated) and count <= 32 for name, count in spilled.items()), (arch, spilled)
 
 
 @needs_nvrtc
@@ -77,7 +76,7 @@ def test_every_kernel_compiles_with_the_oldest_compiler() -> None:
 
 @needs_nvrtc
 @pytest.mark.slow
-@pytest.mark.parametrize("version", compilers.WHEELS)
+@pytest.mark.parametrize("version", [*compilers.WHEELS, compilers.INSTALLED])
 def test_every_kernel_compiles_with_every_compiler_for_each_gpu_it_knows(version: str) -> None:
     check_another_compiler(version, [])
 
