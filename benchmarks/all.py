@@ -34,6 +34,7 @@ from benchmarks.startup import end_session
 BENCHMARKS: dict[str, tuple[str, ...]] = {
     "pretrain_step": ("--sizes=mini", "--repeats=1", "--steps=20", "--unjudged"),
     "time_to_loss": ("--unjudged",),
+    "architectures": ("--minutes=0.2", "--seeds=1", "--rates=1e-3", "--held-out=64"),
     "finetune": ("--limit=1500", "--epochs=1", "--seeds=1", "--variant=plain", "--unjudged"),
     "prepare": (),
     "startup": ("--repeats=5", "--unjudged"),
