@@ -54,7 +54,7 @@ class Case:
         model = self.model()
         shape = ["--model.hidden_size=32", "--model.layers=2", "--model.heads=2"] if self.toy else []
         return [
-            *LEAN, *shape, f"--model.size={model.size}", f"--model.max_positions={model.max_positions}",
+            *LEAN, *shape, f"--model.size={model.size}", f"--model.max_positions={model.positions}",
             f"--data.path={store}", f"--data.sequence_length={self.length}", "--data.short_sequence_probability=0",
             f"--train.global_batch={self.batch}", f"--train.micro_batch={self.batch}", f"--train.steps={self.steps}",
             f"--train.zero_stage={self.stage}", f"--train.precision={self.precision}", "--train.verify_update=0",

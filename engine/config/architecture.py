@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from engine.config.model import DEFAULT_ARCHITECTURE, ModelConfig
+from engine.config.model import DEFAULT_ARCHITECTURE, MODEL_SIZES, ModelConfig
 from engine.config.shape import Shape
 from engine.errors import UserError
 from engine.registry import Registry
@@ -38,6 +38,9 @@ class Architecture(ABC):
         prefix: what the names of the encoder's parameters begin with in a model with a head.
         essential: beginnings of names behind the prefix: an encoder without these is useless.
         growing: ends of the names of parameters that have a row for each token of the vocabulary.
+        options: of the section model, beside the dimensions, that the architecture has; no weight depends on them, so
+            they also change the model of a folder.
+        extensible: dimensions that no weight depends on either.
         dropout: of a run that names none.
         feed_forward_matrices, biases: see `Shape`.
     """
@@ -50,6 +53,8 @@ class Architecture(ABC):
     prefix: str
     essential: tuple[str, ...]
     growing: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    extensible: tuple[str, ...] = ()
     dropout: float = 0.1
     feed_forward_matrices: int = 2
     biases: bool = True
@@ -106,7 +111,7 @@ class Architecture(ABC):
 
     def fresh_config(self, model: ModelConfig, vocabulary: int, pad_token_id: int) -> Any:
         """The configuration of a run's own dimensions, with two segments."""
-        sizes = dict(zip(DIMENSIONS, (*model.dimensions(), model.max_positions), strict=True))
+        sizes = dict(zip(DIMENSIONS, (*model.dimensions(), model.positions), strict=True))
         named = {self.dimensions[option]: size for option, size in sizes.items()}
         return self.config_class()(**named, vocab_size=vocabulary, type_vocab_size=2, pad_token_id=pad_token_id)
 
@@ -120,6 +125,14 @@ class Architecture(ABC):
         """Write a run's dropout into a configuration, under the names of BERT's."""
         dropouts = self.dropouts(model)
         config.hidden_dropout_prob, config.attention_probs_dropout_prob, config.classifier_dropout = dropouts
+
+    def set_options(self, config: Any, model: ModelConfig) -> None:
+        """Write those of `options` and `extensible` that a run gives into a configuration.
+
+        Raises:
+            UserError: the run gives an option that only another architecture has.
+        """
+        check_options(config.model_type, model)
 
     def draw(self, weight: Tensor, name: str, config: Any, generator: torch.Generator) -> None:
         """Draw the initial values of a matrix or an embedding in place: here N(0, initializer_range).
@@ -141,7 +154,7 @@ class Architecture(ABC):
 
     def shape(self, model: ModelConfig, vocabulary: int) -> Shape:
         """The shape of a run's own dimensions."""
-        return self._shape((*model.dimensions(), model.max_positions), vocabulary)
+        return self._shape((*model.dimensions(), model.positions), vocabulary)
 
     def shape_of(self, config: Any) -> Shape:
         """The shape of a configuration."""
@@ -161,6 +174,23 @@ ARCHITECTURES: Registry[Architecture] = Registry(
     "model.architecture",
     {DEFAULT_ARCHITECTURE: "engine.model.bert_entry:BERT", "modernbert": "engine.model.modernbert.entry:MODERNBERT"},
 )
+
+
+def check_options(architecture: str, model: ModelConfig) -> None:
+    """Refuse options that an architecture doesn't have.
+
+    Raises:
+        UserError: names the option, its value, and the architectures that have it.
+    """
+    having = {name: other for other in MODEL_SIZES for name in ARCHITECTURES.get(other).options}
+    known = ARCHITECTURES.get(architecture).options
+    for name, other in having.items():
+        value = getattr(model, name)
+        if value is not None and name not in known:
+            raise UserError(
+                f"model.{name}: {value!r} has no effect: a model of type {architecture!r} has no such thing; leave it "
+                f"out, or take one of type {other!r}"
+            )
 
 
 def architecture_of(config: Any) -> Architecture:

@@ -35,6 +35,10 @@ MODEL_SIZES: dict[str, dict[str, tuple[int, int, int, int]]] = {
 }
 
 
+#: by architecture, the positions of fresh weights that name none; rotary ones take no memory
+POSITIONS = {"bert": 512, "modernbert": 8192}
+
+
 def sizes_of(architecture: str) -> dict[str, tuple[int, int, int, int]]:
     """The named sizes of an architecture; BERT's for one that has none of its own."""
     return MODEL_SIZES.get(architecture, MODEL_SIZES[DEFAULT_ARCHITECTURE])
@@ -56,8 +60,19 @@ class ModelConfig:
     """number of attention heads; overrides the size's"""
     intermediate_size: int | None = None
     """width of the feed-forward layer; overrides the size's"""
-    max_positions: int = 512
-    """longest sequence that the position embeddings cover"""
+    max_positions: int | None = None
+    """longest sequence; when null that of init_from, 512 of bert, 8,192 of modernbert, whose positions may also be
+    extended beyond init_from's"""
+    window: int | None = None
+    """modernbert: tokens of a window, half of them on each side of a token; when null that of init_from, or 128"""
+    global_every: int | None = None
+    """modernbert: every so many layers, from the first on, one attends to the whole sequence, the others within
+    windows; when null as init_from, or 3"""
+    rope_theta: float | None = None
+    """modernbert: base of the rotary positions in layers that attend to the whole sequence, greater for longer ones;
+    when null that of init_from, or 160,000"""
+    local_rope_theta: float | None = None
+    """modernbert: the same in layers with windows; when null that of init_from, or 10,000"""
     hidden_dropout: float | None = None
     """dropout of embeddings and of each sub-layer's output, in modernbert inside the feed-forward network; when null as
     the architecture was published: 0.1 of bert, 0 of modernbert"""
@@ -79,7 +94,18 @@ class ModelConfig:
             require(value is None or value >= 1, f"model.{name}", value, "give a whole number of at least 1")
         hidden, _, heads, _ = self.dimensions()
         require(hidden % heads == 0, "model.heads", heads, f"model.hidden_size {hidden} must be a multiple of it")
-        require(self.max_positions >= 8, "model.max_positions", self.max_positions, "give at least 8")
+        require(self.positions >= 8, "model.max_positions", self.max_positions, "give at least 8")
+        even = self.window is None or (self.window >= 2 and self.window % 2 == 0)
+        require(even, "model.window", self.window, "give an even number of at least 2")
+        require(
+            self.global_every is None or self.global_every >= 1,
+            "model.global_every",
+            self.global_every,
+            "give 1 or more",
+        )
+        for name in ("rope_theta", "local_rope_theta"):
+            value = getattr(self, name)
+            require(value is None or 1.0 < value < float("inf"), f"model.{name}", value, "give a number above 1")
         for name in ("hidden_dropout", "attention_dropout", "classifier_dropout"):
             value = getattr(self, name)
             require(value is None or 0.0 <= value < 1.0, f"model.{name}", value, "give a probability in [0, 1)")
@@ -88,6 +114,12 @@ class ModelConfig:
     def fresh_architecture(self) -> str:
         """The architecture of fresh weights."""
         return self.architecture or DEFAULT_ARCHITECTURE
+
+    @property
+    def positions(self) -> int:
+        """Those of fresh weights."""
+        usual = POSITIONS.get(self.fresh_architecture, POSITIONS[DEFAULT_ARCHITECTURE])
+        return usual if self.max_positions is None else self.max_positions
 
     def dimensions(self) -> tuple[int, int, int, int]:
         """Hidden size, layers, heads and feed-forward size after overrides."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from engine.config.architecture import ARCHITECTURES
+from engine.config.architecture import ARCHITECTURES, check_options
 from engine.config.check import require
 from engine.config.data import DataConfig, LabelledConfig
 from engine.config.fault import FaultConfig
@@ -75,6 +75,8 @@ class RunConfig:
         require(0 <= self.seed < 2**32, "seed", self.seed, "give a whole number in [0, 2^32)")
         if self.model.architecture is not None:
             ARCHITECTURES.check(self.model.architecture)
+        if self.model.init_from is None:
+            check_options(self.model.fresh_architecture, self.model)
         for name in section_names():
             _check_finite(name, self.part(name))
             self.part(name).validate()

@@ -114,7 +114,7 @@ class TaskEntry:
 
 
 def _validate_pretraining(config: RunConfig, complete: bool) -> None:
-    length, limit = config.data.sequence_length, config.model.max_positions
+    length, limit = config.data.sequence_length, config.model.positions
     fits = bool(config.model.init_from) or length <= limit
     require(fits, "data.sequence_length", length, f"it exceeds model.max_positions ({limit}); lower it or raise that")
 

@@ -34,7 +34,8 @@ def build_config(
         listed: those of them that the weights of `init_from` must have; the model grows by the others. None: all.
 
     Raises:
-        UserError: `init_from` is of no architecture of ours, or has another vocabulary than the data.
+        UserError: `init_from` is of no architecture of ours, or has another vocabulary than the data; or an option that
+            its architecture lacks.
     """
     if model.init_from is None:
         config = ARCHITECTURES.get(model.fresh_architecture).fresh_config(model, vocab_size, pad_token_id)
@@ -44,6 +45,7 @@ def build_config(
         _check_vocabulary(found, vocab_size if listed is None else listed, model.init_from)
         config = architecture_of(found).inherited_config(found, pad_token_id)
         config.vocab_size = max(found.vocab_size, vocab_size)
+    architecture_of(config).set_options(config, model)
     architecture_of(config).set_dropout(config, model)
     if labels is not None:
         config.id2label = dict(enumerate(labels))

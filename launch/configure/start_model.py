@@ -45,7 +45,9 @@ def folder_config(folder: str) -> FolderShape | None:
 
 def with_folder(model: ModelConfig, shape: FolderShape) -> ModelConfig:
     """The same model, with the architecture and dimensions of the folder in place of `init_from`."""
-    return replace(model, init_from=None, architecture=shape.architecture, **shape.dimensions)
+    known = ARCHITECTURES.get(shape.architecture).extensible
+    extended = {name: getattr(model, name) for name in known if getattr(model, name) is not None}
+    return replace(model, init_from=None, architecture=shape.architecture, **(shape.dimensions | extended))
 
 
 def check_dimensions(model: ModelConfig, command_line: frozenset[str]) -> None:
@@ -59,7 +61,8 @@ def check_dimensions(model: ModelConfig, command_line: frozenset[str]) -> None:
     if shape is None and hub_model(model.init_from) is None:
         return
     names = ARCHITECTURES.get(DEFAULT_ARCHITECTURE).dimensions if shape is None else shape.dimensions
-    given = {name: getattr(model, name) for name in names if f"model.{name}" in command_line}
+    fixed = [name for name in names if shape is None or name not in ARCHITECTURES.get(shape.architecture).extensible]
+    given = {name: getattr(model, name) for name in fixed if f"model.{name}" in command_line}
     named = sizes_of(model.fresh_architecture if shape is None else shape.architecture)
     if "model.size" in command_line and model.size in named:
         sizes = dict(zip(("hidden_size", "layers", "heads", "intermediate_size"), named[model.size], strict=True))

@@ -86,8 +86,8 @@ def request_of(options: Any, wanted: Wanted, precision: str) -> Request:
     length = options.sequence_length or task.sequence_length(run)
     batch = options.global_batch or run.train.global_batch
     model, vocabulary, notes = planned_model(options, wanted)
-    if run.model.init_from is None or options.model is not None:
-        model = replace(model, max_positions=max(model.max_positions, length))
+    if (run.model.init_from is None or options.model is not None) and length > model.positions:
+        model = replace(model, max_positions=length)
     kept = model if options.model is not None or run.model.init_from is None else run.model
     run = replace(
         task.with_sequence_length(run, length),

@@ -107,8 +107,8 @@ def test_init_from_must_be_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_wrong_model_type_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta"}))
-    with pytest.raises(UserError, match=r"model_type is 'roberta'; give a model of type 'bert'$"):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    with pytest.raises(UserError, match=r"model_type is 't5'; give a model of type 'bert'"):
         build_config(ModelConfig(init_from=str(tmp_path)), 100)
 
 

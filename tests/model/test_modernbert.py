@@ -150,6 +150,23 @@ def test_the_shape_has_the_parameters_of_the_module(size: str) -> None:
     assert pooled.parameters() == sum(p.numel() for p in classifier.parameters())
 
 
+def test_options_change_windows_and_rotation_of_fresh_and_of_given_weights(tmp_path: Path) -> None:
+    given = {"window": 32, "global_every": 2, "rope_theta": 5e4, "local_rope_theta": 300.0, "max_positions": 2048}
+    theirs(num_hidden_layers=3, local_attention=16).save_pretrained(tmp_path)
+    fresh = ModelConfig("tiny", architecture="modernbert", layers=3, **given)  # type: ignore[arg-type]
+    for options in (fresh, ModelConfig(init_from=str(tmp_path), **given)):  # type: ignore[arg-type]
+        config = build_config(options, TOKENS)
+        assert config.local_attention == 32
+        assert config.layer_types == ["full_attention", "sliding_attention", "full_attention"]
+        thetas = {kind: values["rope_theta"] for kind, values in config.rope_parameters.items()}
+        assert thetas == {"full_attention": 5e4, "sliding_attention": 300.0}
+        assert config.max_position_embeddings == 2048
+    shape = architecture_of(config).shape(fresh, TOKENS)
+    assert (shape.windows, shape.reach) == (1, 16)
+    unchanged = build_config(ModelConfig(init_from=str(tmp_path)), TOKENS)
+    assert (unchanged.local_attention, unchanged.max_position_embeddings) == (16, theirs().max_position_embeddings)
+
+
 def test_published_sizes() -> None:
     """149M and 395M parameters (Warner et al. 2024, table 4), with their vocabulary of 50,368."""
     for size, millions in (("base", 149), ("large", 395)):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from engine.config.model import ModelConfig
     from engine.config.shape import Shape
 
-SLIDING = "sliding_attention"
+SLIDING, FULL = "sliding_attention", "full_attention"
 #: in a fresh configuration, tokens of a window, and how often a layer has none
 WINDOW, FULL_EVERY = 128, 3
 #: special tokens that transformers' class has in ModernBERT's own vocabulary
@@ -69,6 +69,8 @@ class ModernBertEntry(Architecture):
     prefix = "model."
     essential = ("embeddings.", "layers.", "final_norm.")
     growing = ("tok_embeddings.weight", "decoder.weight", "decoder.bias")
+    options = ("window", "global_every", "rope_theta", "local_rope_theta")
+    extensible = ("max_positions",)
     dropout = 0.0
     feed_forward_matrices = 3
     biases = False
@@ -105,7 +107,7 @@ class ModernBertEntry(Architecture):
                 "one that gives heads of even width",
             ),
             (
-                kinds <= {"sliding_attention", "full_attention"},
+                kinds <= {SLIDING, FULL},
                 "layer_types",
                 config.layer_types,
                 "sliding_attention and full_attention",
@@ -131,13 +133,25 @@ class ModernBertEntry(Architecture):
 
     def fresh_config(self, model: ModelConfig, vocabulary: int, pad_token_id: int) -> Any:
         """Of the special tokens only the padding's is told: the vocabulary is the run's own."""
-        sizes = dict(zip(DIMENSIONS, (*model.dimensions(), model.max_positions), strict=True))
+        sizes = dict(zip(DIMENSIONS, (*model.dimensions(), model.positions), strict=True))
         named = {self.dimensions[option]: size for option, size in sizes.items()}
         return self.config_class()(**named, vocab_size=vocabulary, pad_token_id=pad_token_id, **NO_TOKENS)
 
     def inherited_config(self, config: Any, pad_token_id: int) -> Any:
         values = {name: getattr(config, name) for name in self.inherited}
         return self.config_class()(**values, pad_token_id=pad_token_id, **NO_TOKENS)
+
+    def set_options(self, config: ModernBertConfig, model: ModelConfig) -> None:
+        super().set_options(config, model)
+        if model.max_positions is not None:
+            config.max_position_embeddings = model.max_positions
+        if model.window is not None:
+            config.local_attention = model.window
+        if model.global_every is not None:
+            config.layer_types = _layer_types(config.num_hidden_layers, model.global_every)
+        for kind, theta in ((FULL, model.rope_theta), (SLIDING, model.local_rope_theta)):
+            if theta is not None:
+                config.rope_parameters[kind] = {"rope_type": "default", "rope_theta": theta}
 
     def set_dropout(self, config: ModernBertConfig, model: ModelConfig) -> None:
         hidden, attention, classifier = self.dropouts(model)
@@ -169,11 +183,15 @@ class ModernBertEntry(Architecture):
         biases = {"biases": config.mlp_bias, "norm_biases": config.norm_bias}
         return replace(shape, windows=windows, reach=config.local_attention // 2, **biases)
 
+    def shape(self, model: ModelConfig, vocabulary: int) -> Shape:
+        shape = super().shape(model, vocabulary)
+        kinds = _layer_types(shape.layers, model.global_every or FULL_EVERY)
+        return replace(shape, windows=kinds[:-1].count(SLIDING), reach=(model.window or WINDOW) // 2)
+
     def _shape(self, sizes: Sequence[int], vocabulary: int) -> Shape:
         shape = super()._shape(sizes, vocabulary)
-        windows = sum(1 for index in range(shape.layers - 1) if index % FULL_EVERY)
         norms = {"norm_biases": False, "head_norm": True}
-        return replace(shape, learned_positions=False, segments=0, windows=windows, reach=WINDOW // 2, **norms)
+        return replace(shape, learned_positions=False, segments=0, **norms)
 
     def layer_of(self, name: str) -> str:
         """Layers by number, all else by its module.
@@ -185,6 +203,11 @@ class ModernBertEntry(Architecture):
         """
         numbered = re.search(r"\blayers\.\d+", name)
         return numbered[0] if numbered else name.removeprefix(self.prefix).split(".")[0]
+
+
+def _layer_types(layers: int, every: int) -> list[str]:
+    """By layer what it attends to."""
+    return [SLIDING if index % every else FULL for index in range(layers)]
 
 
 MODERNBERT = ModernBertEntry()

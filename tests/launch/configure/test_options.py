@@ -80,10 +80,26 @@ def test_dimensions_against_those_of_the_folder_are_refused(tmp_path: Path, opti
         parse([given, *options])
 
 
-def start_model(folder: Path) -> Path:
+def test_positions_of_a_folder_are_extended_where_no_weight_depends_on_them(tmp_path: Path) -> None:
+    folder = start_model(tmp_path / "model", "modernbert")
+    given = [f"--model.init_from={folder}", "--model.max_positions=4096", "--model.rope_theta=160000"]
+    assert parse(given).model.max_positions == 4096
+    with pytest.raises(UserError, match=r"model\.layers: 6 has no effect"):
+        parse([*given, "--model.layers=6"])
+
+
+@pytest.mark.parametrize("option", ["window=64", "global_every=2", "rope_theta=1e4", "local_rope_theta=1e4"])
+def test_options_of_another_architecture_are_refused(option: str) -> None:
+    name = option.split("=")[0]
+    with pytest.raises(UserError, match=rf"model\.{name}: .* has no effect: .*'bert' .*take one of type 'modernbert'"):
+        parse([f"--model.{option}"])
+    assert getattr(parse([f"--model.{option}", "--model.architecture=modernbert"]).model, name) is not None
+
+
+def start_model(folder: Path, kind: str = "bert") -> Path:
     folder.mkdir()
     numbers = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
-    config = {"model_type": "bert", "vocab_size": 999, "max_position_embeddings": 64, **numbers}
+    config = {"model_type": kind, "vocab_size": 999, "max_position_embeddings": 64, **numbers}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
