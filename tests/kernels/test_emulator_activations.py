@@ -32,7 +32,8 @@ def guards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     buffers: list[Tensor] = []
 
     def guarded(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        buffers.append(torch.full((math.prod(shape) + 2 * GUARD,), math.nan, dtype=dtype or like.dtype))
+        size = math.prod(shape) + 2 * GUARD
+        buffers.append(like.new_full((size,), math.nan, dtype=dtype or like.dtype))
         return buffers[-1][GUARD:-GUARD].view(shape)
 
     monkeypatch.setattr(activations, "room", guarded)
@@ -54,17 +55,13 @@ def within(measured: Tensor, exact: Tensor, absolute: Tensor | float) -> bool:
     return bool(((measured.double() - exact).abs() <= rounding * 1.01 + absolute).all())
 
 
-@schedules
-@low
-@shapes
-@pytest.mark.parametrize("start", [GUARD, 3], ids=["aligned", "unaligned"])
-def test_bias_and_gelu_agree_with_float64(schedule: str, dtype: torch.dtype, rows: int, width: int, start: int) -> None:
-    x, grad, bias = (drawn(count, width, dtype, seed) for seed, count in enumerate((rows, rows, 1)))
+def check_gelu(kernels: Any, rows: int, width: int, dtype: torch.dtype, start: int = GUARD) -> None:
+    """Bias and GELU of a bias that starts there, and their gradients, are as near to float64 as the type allows."""
+    x, grad = (drawn(rows, width, dtype, seed) for seed in range(2))
     bias = drawn(1, width, dtype, 2, start)[0]
     exact = (x.double() + bias.double()).requires_grad_()
     F.gelu(exact).backward(grad.double())
     assert exact.grad is not None
-    kernels = emulated_kernels(schedule)
     out, (grad_x, grad_bias) = kernels.gelu(x, bias), kernels.gelu_backward(grad, x, bias)
     assert within(out, F.gelu(exact.detach()), GELU_ERROR)
     assert within(grad_x, exact.grad, grad.double().abs() * SLOPE_ERROR)
@@ -73,10 +70,18 @@ def test_bias_and_gelu_agree_with_float64(schedule: str, dtype: torch.dtype, row
     assert bool(((grad_bias.double() - exact.grad.sum(0)).abs() <= size * (SLOPE_ERROR + 1e-6)).all())
 
 
+@schedules
 @low
-def test_gelu_and_its_slope_are_right_for_every_number(dtype: torch.dtype) -> None:
+@shapes
+@pytest.mark.parametrize("start", [GUARD, 3], ids=["aligned", "unaligned"])
+def test_bias_and_gelu_agree_with_float64(schedule: str, dtype: torch.dtype, rows: int, width: int, start: int) -> None:
+    check_gelu(emulated_kernels(schedule), rows, width, dtype, start)
+
+
+def check_every_number(kernels: Any, dtype: torch.dtype) -> None:
+    """GELU and its slope of each number that the type has."""
     x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype).view(-1, 32)
-    kernels, bias = emulated_kernels(), torch.zeros(32, dtype=dtype)
+    bias = torch.zeros(32, dtype=dtype)
     out, (slope, _) = kernels.gelu(x, bias), kernels.gelu_backward(torch.ones_like(x), x, bias)
     exact = x.double().requires_grad_()
     F.gelu(exact).sum().backward()
@@ -90,21 +95,23 @@ def test_gelu_and_its_slope_are_right_for_every_number(dtype: torch.dtype) -> No
     assert float(out[x == math.inf]) == math.inf
 
 
+@low
+def test_gelu_and_its_slope_are_right_for_every_number(dtype: torch.dtype) -> None:
+    check_every_number(emulated_kernels(), dtype)
+
+
 def gated(x: Tensor) -> Tensor:
     """transformers' ModernBertMLP between its products."""
     activated, gate = x.chunk(2, dim=-1)
     return F.gelu(activated) * gate
 
 
-@schedules
-@low
-@shapes
-def test_geglu_agrees_with_float64(schedule: str, dtype: torch.dtype, rows: int, width: int) -> None:
+def check_geglu(kernels: Any, rows: int, width: int, dtype: torch.dtype) -> None:
+    """GeGLU and its gradient are as near to float64 as the type allows."""
     x, grad = drawn(rows, 2 * width, dtype, 0), drawn(rows, width, dtype, 1)
     exact = x.double().requires_grad_()
     gated(exact).backward(grad.double())
     assert exact.grad is not None
-    kernels = emulated_kernels(schedule)
     out, grad_x = kernels.geglu(x), kernels.geglu_backward(grad, x)
     gate = x[:, width:].double().abs()
     assert within(out, gated(exact.detach()), gate * GELU_ERROR)
@@ -114,12 +121,24 @@ def test_geglu_agrees_with_float64(schedule: str, dtype: torch.dtype, rows: int,
 
 
 @schedules
+@low
+@shapes
+def test_geglu_agrees_with_float64(schedule: str, dtype: torch.dtype, rows: int, width: int) -> None:
+    check_geglu(emulated_kernels(schedule), rows, width, dtype)
+
+
+def check_column_sum(kernels: Any, rows: int, width: int, dtype: torch.dtype) -> None:
+    """Sums over rows agree with float64."""
+    x = drawn(rows, width, dtype, 0)
+    total = kernels.column_sum(x).double()
+    assert bool(((total - x.double().sum(0)).abs() <= x.double().abs().sum(0) * 1e-6).all())
+
+
+@schedules
 @dtypes
 @shapes
 def test_column_sums_agree_with_float64(schedule: str, dtype: torch.dtype, rows: int, width: int) -> None:
-    x = drawn(rows, width, dtype, 0)
-    total = emulated_kernels(schedule).column_sum(x).double()
-    assert bool(((total - x.double().sum(0)).abs() <= x.double().abs().sum(0) * 1e-6).all())
+    check_column_sum(emulated_kernels(schedule), rows, width, dtype)
 
 
 def test_sums_have_the_same_bits_in_every_schedule() -> None:
