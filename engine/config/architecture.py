@@ -147,6 +147,19 @@ class Architecture(ABC):
         kinds: int = config.type_vocab_size
         return kinds
 
+    def first_position(self, pad_token_id: int | None) -> int:
+        """The row of the position embeddings that a sequence's first token has.
+
+        Args:
+            pad_token_id: of the vocabulary; None where it isn't known.
+        """
+        return 0
+
+    def positions(self, config: Any) -> int:
+        """Tokens of the longest sequence."""
+        rows: int = config.max_position_embeddings
+        return rows - self.first_position(config.pad_token_id)
+
     def inherited_config(self, config: Any, pad_token_id: int) -> Any:
         """The configuration of a run that starts from the weights of another."""
         values = {name: getattr(config, name) for name in self.inherited}
@@ -172,7 +185,12 @@ class Architecture(ABC):
 #: the architectures by `model_type`
 ARCHITECTURES: Registry[Architecture] = Registry(
     "model.architecture",
-    {DEFAULT_ARCHITECTURE: "engine.model.bert_entry:BERT", "modernbert": "engine.model.modernbert.entry:MODERNBERT"},
+    {
+        DEFAULT_ARCHITECTURE: "engine.model.bert_entry:BERT",
+        "modernbert": "engine.model.modernbert.entry:MODERNBERT",
+        "roberta": "engine.model.roberta.entry:ROBERTA",
+        "xlm-roberta": "engine.model.roberta.entry:XLM_ROBERTA",
+    },
 )
 
 

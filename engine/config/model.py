@@ -51,7 +51,7 @@ class ModelConfig:
     size: str = "tiny"
     """tiny, mini, small, medium, base, large or, of bert, 1.3b"""
     architecture: str | None = None
-    """bert or modernbert; when null that of init_from, or bert"""
+    """bert, modernbert, roberta or xlm-roberta; when null that of init_from, or bert"""
     hidden_size: int | None = None
     """width; overrides the size's"""
     layers: int | None = None

@@ -45,10 +45,12 @@ class BertEncoder(nn.Module):
 class BertModel(nn.Module):
     """Embeddings, encoder and, unless a head has no use for it, pooler."""
 
+    embeddings_class: type[BertEmbeddings] = BertEmbeddings
+
     def __init__(self, config: BertConfig, activation_checkpointing: bool = False, pooler: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.embeddings = BertEmbeddings(config)
+        self.embeddings = self.embeddings_class(config)
         self.encoder = BertEncoder(config, activation_checkpointing)
         self.pooler = BertPooler(config) if pooler else None
 
@@ -220,7 +222,7 @@ class BertForPreTraining(nn.Module):
         tied = TiedGradient()
         rows, pooled = self.bert(input_ids, token_type_ids, position_ids, lengths, max_length, tied, mlm_positions)
         if self.training:
-            rows, mlm_labels = _with_ignored_rows(rows, mlm_labels)
+            rows, mlm_labels = with_ignored_rows(rows, mlm_labels)
         output: dict[str, Tensor] = self.cls(rows, pooled, mlm_labels, nsp_labels, tied)
         return output
 
@@ -249,12 +251,12 @@ class BertForMaskedLM(nn.Module):
         tied = TiedGradient()
         rows, _ = self.bert(input_ids, token_type_ids, position_ids, lengths, max_length, tied, mlm_positions)
         if self.training:
-            rows, mlm_labels = _with_ignored_rows(rows, mlm_labels)
+            rows, mlm_labels = with_ignored_rows(rows, mlm_labels)
         output: dict[str, Tensor] = self.cls(rows, mlm_labels, tied)
         return output
 
 
-def _with_ignored_rows(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def with_ignored_rows(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Masked rows [M, H] and labels [M] with `spare_rows` more, which the loss ignores."""
     spare = spare_rows(len(labels), rows)
     return (F.pad(rows, (0, 0, 0, spare)), F.pad(labels, (0, spare), value=IGNORED)) if spare else (rows, labels)

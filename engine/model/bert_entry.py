@@ -104,7 +104,7 @@ class BertEntry(Architecture):
         numbered = re.search(r"\blayer\.\d+", name)
         if numbered:
             return numbered[0]
-        parts = [part for part in name.split(".") if part not in ("bert", "cls", "encoder")]
+        parts = [part for part in name.split(".") if part not in (self.prefix.removesuffix("."), "cls", "encoder")]
         return parts[0]
 
 

@@ -68,7 +68,7 @@ def export_huggingface(
         named.to_json_file(partial / CONFIG_FILE)
         for name, content in tokenizer.items():
             (partial / name).write_bytes(content)
-        _limit_length(partial / "tokenizer_config.json", config.max_position_embeddings)
+        _limit_length(partial / "tokenizer_config.json", architecture_of(config).positions(config))
         told = {**(origin or {}), WEIGHTS_HASH: sha256_of(partial / WEIGHTS_FILE)}
         text = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
         (partial / ORIGIN_FILE).write_text(text, encoding="utf-8")

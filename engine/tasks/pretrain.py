@@ -107,7 +107,7 @@ class Pretraining(Task):
         return replace(config, data=replace(config.data, path=str(folder)))
 
     def _check_positions(self) -> None:
-        length, limit = self.config.data.sequence_length, self.model_config.max_position_embeddings
+        length, limit = self.config.data.sequence_length, self.architecture.positions(self.model_config)
         if length > limit:
             raise UserError(f"data.sequence_length: {length} exceeds the {limit} positions of the model; lower it")
         longest = self.vocabulary.max_length

@@ -78,7 +78,8 @@ class SequenceClassification(Task):
         return build_config(self.config.model, words.vocab_size, words.pad_id, names, words.listed)
 
     def _check_length(self) -> None:
-        limit = self._build_config().max_position_embeddings
+        config = self._build_config()
+        limit = architecture_of(config).positions(config)
         length = self.config.labelled.max_length
         remedy = f"{self.config.model.init_from} has {limit} positions: give at most {limit}"
         require(length <= limit, "labelled.max_length", length, remedy)

@@ -37,10 +37,14 @@ def folder_config(folder: str) -> FolderShape | None:
         return None
     kind = values.get("model_type")
     kind = kind if kind in ARCHITECTURES.names else DEFAULT_ARCHITECTURE
-    sizes = {name: values.get(theirs) for name, theirs in ARCHITECTURES.get(kind).dimensions.items()}
+    architecture = ARCHITECTURES.get(kind)
+    sizes: dict[str, Any] = {name: values.get(theirs) for name, theirs in architecture.dimensions.items()}
     vocabulary: Any = values.get("vocab_size")
-    whole = all(isinstance(value, int) and value > 0 for value in (*sizes.values(), vocabulary))
-    return FolderShape(kind, sizes, vocabulary) if whole else None
+    padding: Any = values.get("pad_token_id")
+    if not all(isinstance(value, int) for value in (*sizes.values(), vocabulary, padding or 0)):
+        return None
+    sizes["max_positions"] -= architecture.first_position(padding)
+    return FolderShape(kind, sizes, vocabulary) if min(*sizes.values(), vocabulary) > 0 else None
 
 
 def with_folder(model: ModelConfig, shape: FolderShape) -> ModelConfig:

@@ -114,7 +114,10 @@ def test_its_gradients_flow_and_its_export_loads_again(tmp_path: Path) -> None:
 
 def test_a_folder_of_no_architecture_is_refused_with_all_that_there_are(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
-    with pytest.raises(UserError, match=r"model_type is 't5'; give a model of type 'bert' or 'modernbert' or 'gated'"):
+    with pytest.raises(
+        UserError,
+        match=r"model_type is 't5'; give a model of type 'bert' or 'modernbert' or .* or 'gated'",
+    ):
         load_config(tmp_path)
 
 
