@@ -7,11 +7,12 @@ An answer is a back end, or plain torch: where a run asks for it (`select`), whe
     loss rows, gradient norm, optimizer steps  CPUs and GPUs
     the last two on lists of tensors           CPUs
     linear with a bias, linear_gelu            CPUs that multiply bf16, in bf16; GPUs, in bf16 and fp16
-    geglu                                      CPUs, in bf16; GPUs, in bf16 and fp16
+    geglu                                      CPUs, in fp32 and bf16; GPUs, in bf16 and fp16
     sums of a bias's gradient over loss rows   GPUs (on CPUs the loss rows make them)
     normalised_sum                             CPUs, in fp32 and bf16; GPUs, whole rows that fit into registers
     attention                                  CPUs with AVX512-BF16, in bf16; torch's flash attention of packed tokens
                                                on GPUs from compute capability 8.0, in fp16 and bf16
+    attention with rotary positions            CPUs, in fp32 and bf16, but for bf16 where the kernel above takes it
     the tied embedding                         CPUs, in bf16, in training, where ZeRO-3 doesn't partition it
 
 Torch's deterministic mode changes nothing here: no result of our kernels depends on the order of threads.
@@ -172,7 +173,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> ModuleType | None:
 
 def geglu(x: Tensor) -> ModuleType | None:
     """The back end of GeGLU on rows of an activated half and a gate; None for plain torch."""
-    return _activation(x, x.shape[-1] // 2) if x.ndim == 2 and x.shape[1] % 2 == 0 else None
+    if x.ndim != 2 or x.shape[1] % 2:
+        return None
+    on_cpu = x.dtype == torch.float32 and x.numel() > 0 and ours(x.device, "gelu") is cpu
+    return cpu if on_cpu else _activation(x, x.shape[1] // 2)
 
 
 def _activation(x: Tensor, outputs: int) -> ModuleType | None:
@@ -219,6 +223,15 @@ def attention(states: Tensor, heads: int, window: Window = EVERYWHERE) -> Module
         takes = states.dtype == torch.bfloat16 and states.shape[1] % (heads * cpu.LANES) == 0 and window == EVERYWHERE
         return cpu if takes and cpu.attends_bf16() else None
     return cuda if kernels is cuda and cuda.attends(states.dtype, states.shape[1], heads) else None
+
+
+def rotary_attention(projected: Tensor, heads: int, window: Window = EVERYWHERE) -> ModuleType | None:
+    """The back end of attention on packed tokens [T, 3 H] that turns queries and keys itself; None for `attention`."""
+    kernels = ours(projected.device, "attention") if projected.numel() else None
+    width = projected.shape[1] // 3
+    if kernels is not cpu or projected.dtype not in (torch.float32, torch.bfloat16) or width % (heads * cpu.LANES):
+        return None
+    return None if attention(projected[:, :width], heads, window) is cpu else cpu
 
 
 def tied_embedding(weight: Tensor) -> ModuleType | None:

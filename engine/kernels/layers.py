@@ -104,6 +104,32 @@ def fused_attention(
     return F.pad(attended, (0, 0, 0, behind)) if behind else attended
 
 
+def rotary_attention(
+    kernels: ModuleType,
+    projected: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    sequences: Sequences,
+    heads: int,
+    *,
+    dropout: float = 0.0,
+    window: Window = EVERYWHERE,
+) -> Tensor:
+    """`fused_attention` with rotary positions (Su et al. 2021), which cost no pass of their own.
+
+    Args:
+        kernels: what `dispatch.rotary_attention` says.
+        projected: [T, 3 H], query, key and value of each token, heads side by side; there may be further rows.
+        cos, sin: [T, H / A / 2] fp32; element i of a head turns with element i + H / A / 2.
+
+    Returns:
+        as many rows of H, zeros for those of no sequence.
+    """
+    places = (projected, cos, sin, sequences, heads)
+    context: Tensor = _RotaryAttention.apply(*places, _drawn(dropout), window, kernels)
+    return context
+
+
 def _first(states: Tensor, rows: int) -> Tensor:
     """The first rows; the tensor itself where it has no others, which saves a copy in the backward pass."""
     return states[:rows] if len(states) > rows else states
@@ -200,3 +226,30 @@ class _Attention(torch.autograd.Function):
         query, key, value, context, log_sum = ctx.saved_tensors
         arguments = (query, key, value, ctx.sequences, ctx.dropout, context, log_sum)
         return (*ctx.kernels.attention_backward(grad, *arguments), None, None, None, None)
+
+
+class _RotaryAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        projected: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        sequences: Sequences,
+        heads: int,
+        dropout: Dropout,
+        window: Window,
+        kernels: ModuleType,
+    ) -> Tensor:
+        projected = projected.contiguous()
+        context: Tensor
+        context, log_sum = kernels.rotary_attention(projected, cos, sin, sequences, heads, dropout, window)
+        ctx.save_for_backward(projected, cos, sin, context, log_sum)
+        ctx.terms, ctx.kernels = (sequences, dropout, window), kernels
+        return context
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        *turned, context, log_sum = ctx.saved_tensors
+        found: Tensor = ctx.kernels.rotary_attention_backward(grad, *turned, *ctx.terms, context, log_sum)
+        return (found, *(None,) * 7)

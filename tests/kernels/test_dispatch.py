@@ -32,24 +32,25 @@ QUESTIONS: dict[str, Callable[[torch.device, torch.dtype], ModuleType | bool | N
     "geglu": lambda *kind: dispatch.geglu(ones(4, 16, *kind)),
     "normalised sum": lambda *kind: dispatch.normalised_sum(ones(4, 8, *kind), ones(4, 8, *kind), ones(8, *kind)),
     "attention": lambda *kind: dispatch.attention(ones(4, 64, *kind), 2),
+    "rotary attention": lambda *kind: dispatch.rotary_attention(ones(4, 192, *kind), 2),
     "tied embedding": lambda *kind: dispatch.tied_embedding(ones(9, 8, *kind).requires_grad_()),
 }
 #: the answers on a CPU with the kernels but without bf16 instructions, by type; in the order of the questions
 ON_CPU: dict[torch.dtype, list[Any]] = {
-    FP32: [cpu, cpu, True, True, True, False, None, None, None, cpu, None, None],
-    BF16: [cpu, cpu, True, True, True, False, None, None, cpu, cpu, None, cpu],
-    FP16: [cpu, cpu, True, True, True, False, None, None, None, None, None, None],
+    FP32: [cpu, cpu, True, True, True, False, None, None, cpu, cpu, None, cpu, None],
+    BF16: [cpu, cpu, True, True, True, False, None, None, cpu, cpu, None, cpu, cpu],
+    FP16: [cpu, cpu, True, True, True, False, None, None, None, None, None, None, None],
 }
 #: the same where oneDNN multiplies bf16 and the CPU has AVX512-BF16
-ON_NEW_CPU = {**ON_CPU, BF16: [cpu, cpu, True, True, True, False, None, cpu, cpu, cpu, cpu, cpu]}
+ON_NEW_CPU = {**ON_CPU, BF16: [cpu, cpu, True, True, True, False, None, cpu, cpu, cpu, cpu, None, cpu]}
 #: the answers on a GPU with the kernels and flash attention
 ON_GPU: dict[torch.dtype, list[Any]] = {
-    FP32: [cuda, None, True, True, False, True, cuda, None, None, cuda, None, None],
-    BF16: [cuda, None, True, True, False, True, cuda, cuda, cuda, cuda, cuda, None],
-    FP16: [cuda, None, True, True, False, True, cuda, cuda, cuda, cuda, cuda, None],
+    FP32: [cuda, None, True, True, False, True, cuda, None, None, cuda, None, None, None],
+    BF16: [cuda, None, True, True, False, True, cuda, cuda, cuda, cuda, cuda, None, None],
+    FP16: [cuda, None, True, True, False, True, cuda, cuda, cuda, cuda, cuda, None, None],
 }
-PLAIN_CPU = [reference, None, False, False, True, False, None, None, None, None, None, None]
-PLAIN_GPU = [reference, None, False, False, False, True, None, None, None, None, None, None]
+PLAIN_CPU = [reference, None, False, False, True, False, None, None, None, None, None, None, None]
+PLAIN_GPU = [reference, None, False, False, False, True, None, None, None, None, None, None, None]
 
 
 def ones(*shape_and_kind: Any) -> Tensor:
@@ -195,7 +196,7 @@ def test_inputs_that_no_kernel_takes(machine: Callable[..., None]) -> None:
     ):
         assert dispatch.linear(*changed) is None
     assert dispatch.geglu(wide) is cpu
-    for halves in (wide.float(), wide[None], wide[:0], wide[:, :3]):
+    for halves in (wide.half(), wide[None], wide[:0], wide[:, :3]):
         assert dispatch.geglu(halves) is None
     assert dispatch.normalised_sum(x, None, bias) is cpu
     for other in ((x, x.float(), bias), (x, x, bias.float()), (x[:0], None, bias)):
@@ -204,6 +205,11 @@ def test_inputs_that_no_kernel_takes(machine: Callable[..., None]) -> None:
     for states, heads in ((wide, 8), (wide[:, :24], 1), (wide[:0], 4)):
         assert dispatch.attention(states, heads) is None
     assert dispatch.attention(wide, 4, window=(64, 64)) is None
+    projected = ones(4, 192, CPU, BF16)
+    assert dispatch.rotary_attention(projected, 4, window=(64, 64)) is cpu
+    assert dispatch.rotary_attention(projected.float(), 4) is cpu
+    for states, heads in ((projected, 4), (projected, 8), (projected[:0], 4), (projected.half(), 4)):
+        assert dispatch.rotary_attention(states, heads) is None
 
 
 def test_rows_of_no_whole_16_bytes_are_plain_torch_s_on_a_gpu(machine: Callable[..., None]) -> None:

@@ -109,7 +109,7 @@ def test_plain_torch_takes_what_the_kernels_do_not(dtype: torch.dtype) -> None:
     try:
         assert torch.equal(kernels.linear(x, weight, bias), F.linear(x, weight, bias))
         assert torch.equal(kernels.linear_gelu(x, weight, bias), F.gelu(F.linear(x, weight, bias)))
-        assert torch.equal(kernels.geglu(x), F.gelu(x[:, :4]) * x[:, 4:])
+        assert torch.equal(kernels.geglu(x.half()), F.gelu(x.half()[:, :4]) * x.half()[:, 4:])
     finally:
         select("auto")
 
@@ -140,6 +140,21 @@ def test_geglu_is_what_modernbert_does_between_its_products(back_end: Any, rows:
     assert type(result.grad_fn).__name__ == "_GeGluBackward"
     assert apart(result, expected) < ROUNDING
     assert apart(x.grad, exact.grad) < ROUNDING
+
+
+@needs_kernels
+def test_geglu_in_fp32_is_as_exact_as_fp32() -> None:
+    """Of arguments from far below GELU's foot to far above, and of infinities and NaN."""
+    x = torch.linspace(-12, 12, 4800).view(50, 96).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    result, expected = kernels.geglu(x), F.gelu(exact[:, :48]) * exact[:, 48:]
+    result.sum().backward()
+    expected.sum().backward()
+    assert type(result.grad_fn).__name__ == "_GeGluBackward"
+    assert apart(result, expected) < 2e-7
+    assert apart(x.grad, exact.grad) < 3e-7
+    odd = torch.tensor([[torch.inf, -100.0, torch.nan, 1.0, 1.0, 1.0]])
+    assert kernels.geglu(odd).nan_to_num(7.0, posinf=9.0).tolist() == [[9.0, 0.0, 7.0]]
 
 
 @pytest.mark.parametrize("name", ["linear", "linear_gelu"])

@@ -181,7 +181,8 @@ def test_published_sizes() -> None:
                 assert getattr(config, name) == getattr(default, name)
 
 
-def test_flops_are_those_that_torch_counts() -> None:
+@pytest.mark.parametrize("kernels", ["reference"], indirect=True)
+def test_flops_are_those_that_torch_counts(kernels: None) -> None:
     config = theirs(local_attention=16, num_hidden_layers=4)
     model = ModernBertForMaskedLM(config).eval()
     ids, mask = padded((40, 40))

@@ -27,6 +27,7 @@ from engine.kernels.cpu.layers import (
     multiplies_bf16,
 )
 from engine.kernels.cpu.library import available
+from engine.kernels.cpu.rotary import rotary_attention, rotary_attention_backward
 
 __all__ = [
     "LANES",
@@ -49,5 +50,7 @@ __all__ = [
     "layer_norm_backward",
     "linear",
     "multiplies_bf16",
+    "rotary_attention",
+    "rotary_attention_backward",
     "softmax_cross_entropy_",
 ]

@@ -20,7 +20,7 @@ from engine.precision import PRECISIONS
 LANES = 16
 
 
-class _Dropout(ctypes.Structure):
+class DropoutConstants(ctypes.Structure):
     """`Dropout` of csrc/dropout.cuh."""
 
     _fields_ = (("seed", ctypes.c_uint32), ("threshold", ctypes.c_uint32), ("scale", ctypes.c_float))
@@ -33,8 +33,8 @@ class _NormRows(ctypes.Structure):
         ("rows", ctypes.c_longlong),
         ("width", ctypes.c_int),
         ("eps", ctypes.c_float),
-        ("inner", _Dropout),
-        ("outer", _Dropout),
+        ("inner", DropoutConstants),
+        ("outer", DropoutConstants),
         *((name, ctypes.c_void_p) for name in ("x", "residual", "weight", "bias", "z", "out", "mean", "inv_std")),
     )
 
@@ -48,7 +48,7 @@ class _AttentionCall(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("start", "length", "query_start", "query_length")),
         *((name, ctypes.c_int) for name in ("sequences", "heads", "width")),
         ("scale", ctypes.c_float),
-        ("dropout", _Dropout),
+        ("dropout", DropoutConstants),
         ("context", ctypes.c_void_p),
         ("log_sum", ctypes.c_void_p),
         ("queries", ctypes.c_longlong),
@@ -140,7 +140,14 @@ def _norm_rows(
 ) -> _NormRows:
     buffers = (x, residual, weight, bias, z, out, *statistics.unbind())
     pointers = (None if tensor is None else tensor.data_ptr() for tensor in buffers)
-    return _NormRows(x.shape[0], x.shape[1], eps, _Dropout(*inner.constants()), _Dropout(*outer.constants()), *pointers)
+    return _NormRows(
+        x.shape[0],
+        x.shape[1],
+        eps,
+        DropoutConstants(*inner.constants()),
+        DropoutConstants(*outer.constants()),
+        *pointers,
+    )
 
 
 def attention(
@@ -211,7 +218,7 @@ def _attention_call(
         heads,
         width,
         width**-0.5,
-        _Dropout(*dropout.constants()),
+        DropoutConstants(*dropout.constants()),
         context.data_ptr(),
         log_sum.data_ptr(),
         queries,
@@ -240,16 +247,16 @@ def gelu_backward(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor
 
 
 def geglu(x: Tensor) -> Tensor:
-    """GELU of the first half of each row times the second half, bf16; [T, 2 O] to [T, O]."""
+    """GELU of the first half of each row times the second half, fp32 or bf16; [T, 2 O] to [T, O]."""
     out = x.new_empty(len(x), x.shape[1] // 2)
-    _call("geglu_bf16", (x, out), *out.shape)
+    _call(f"geglu_{PRECISIONS[x.dtype]}", (x, out), *out.shape)
     return out
 
 
 def geglu_backward(grad: Tensor, x: Tensor) -> Tensor:
     """Gradient of x [T, 2 O] in `geglu(x)`; grad: [T, O]."""
     grad_x = torch.empty_like(x)
-    _call("geglu_backward_bf16", (grad, x, grad_x), *grad.shape)
+    _call(f"geglu_backward_{PRECISIONS[x.dtype]}", (grad, x, grad_x), *grad.shape)
     return grad_x
 
 

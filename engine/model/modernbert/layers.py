@@ -16,7 +16,7 @@ from transformers import ModernBertConfig
 
 from engine.kernels import dispatch
 from engine.kernels.embedding import TiedGradient
-from engine.kernels.layers import added_norm, fused_attention, normalised_sum
+from engine.kernels.layers import added_norm, fused_attention, normalised_sum, rotary_attention
 from engine.kernels.linear import geglu, linear
 from engine.kernels.terms import EVERYWHERE
 from engine.model.activations import activation
@@ -78,11 +78,17 @@ class Surroundings:
     window: Window | None
     """None for attention to the whole sequence"""
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
-        """[T, A, D] thrice to [T, H]."""
-        rows, heads = query.shape[:2]
-        query, key = self.rotation.turn(query), self.rotation.turn(key)
+    def attend(self, projected: Tensor, heads: int, dropout: float) -> Tensor:
+        """[T, 3 H], a query, a key and a value each, to [T, H]."""
         window = EVERYWHERE if self.window is None else (self.window.reach, self.window.reach)
+        turning = dispatch.rotary_attention(projected, heads, window)
+        if turning is not None:
+            cos, sin, sequences = self.rotation.cos, self.rotation.sin, self.packing.sequences
+            terms = {"dropout": dropout, "window": window}
+            return rotary_attention(turning, projected, cos, sin, sequences, heads, **terms)
+        rows = len(projected)
+        query, key, value = projected.unflatten(-1, (3, heads, -1)).unbind(1)
+        query, key = self.rotation.turn(query), self.rotation.turn(key)
         kernels = dispatch.attention(query.flatten(1), heads, window)
         if kernels is not None:
             query, key, value = (states.flatten(1).contiguous() for states in (query, key, value))
@@ -110,8 +116,7 @@ class ModernBertAttention(nn.Module):
     def forward(self, hidden: Tensor, surroundings: Surroundings, read: Tensor | None = None) -> Tensor:
         """[T, H] to [T, H], or of the tokens `read` alone, with spare rows."""
         dropout = self.dropout_probability if self.training else 0.0
-        query, key, value = self.Wqkv(hidden).unflatten(-1, (3, self.heads, -1)).unbind(1)
-        context = surroundings.attend(query, key, value, dropout)
+        context = surroundings.attend(self.Wqkv(hidden), self.heads, dropout)
         states: Tensor = self.out_drop(self.Wo(context if read is None else pick(context, read)))
         return states
 

@@ -7,8 +7,8 @@
 // [inner / 2][columns] of 32 bits. Not every token of a sequence need be a query. Shapes: S tokens of a sequence, P = S
 // rounded up to a vector, D width of a head, T tokens and Q queries in all.
 #include <omp.h>
-#include <stdlib.h>
 
+#include "arena.h"
 #include "lanes.h"
 
 #ifdef HAS_LANES
@@ -140,23 +140,6 @@ struct Attention {
     bf16* context;   // [Q, heads * D]
     float* log_sum;  // [heads, Q]
     Index queries;
-};
-
-// Memory of one thread, cut in turn.
-class Arena {
-   public:
-    explicit Arena(size_t bytes) : base_((char*)aligned_alloc(64, (bytes + 63) / 64 * 64)), next_(base_) {}
-    ~Arena() { free(base_); }
-    template <class T>
-    T* take(size_t count) {
-        T* part = (T*)next_;
-        next_ += (count * sizeof(T) + 63) / 64 * 64;
-        return part;
-    }
-    void reset() { next_ = base_; }
-
-   private:
-    char *base_, *next_;
 };
 
 int padded(Index length) { return int((length + kLanes - 1) / kLanes * kLanes); }
