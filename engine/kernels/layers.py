@@ -112,6 +112,7 @@ def rotary_attention(
     sequences: Sequences,
     heads: int,
     *,
+    read: Tensor | None = None,
     dropout: float = 0.0,
     window: Window = EVERYWHERE,
 ) -> Tensor:
@@ -120,12 +121,15 @@ def rotary_attention(
     Args:
         kernels: what `dispatch.rotary_attention` says.
         projected: [T, 3 H], query, key and value of each token, heads side by side; there may be further rows.
+        sequences: where every token asks.
+        read: [Q] int64, the tokens that ask, in ascending order; all if absent.
         cos, sin: [T, H / A / 2] fp32; element i of a head turns with element i + H / A / 2.
 
     Returns:
-        as many rows of H, zeros for those of no sequence.
+        [Q, H], or as many rows as there are tokens, zeros for those of no sequence.
     """
-    places = (projected, cos, sin, sequences, heads)
+    asking = sequences if read is None else sequences.asking(read)
+    places = (projected, cos, sin, asking, None if read is None else read.contiguous(), heads)
     context: Tensor = _RotaryAttention.apply(*places, _drawn(dropout), window, kernels)
     return context
 
@@ -236,6 +240,7 @@ class _RotaryAttention(torch.autograd.Function):
         cos: Tensor,
         sin: Tensor,
         sequences: Sequences,
+        asking: Tensor | None,
         heads: int,
         dropout: Dropout,
         window: Window,
@@ -243,13 +248,13 @@ class _RotaryAttention(torch.autograd.Function):
     ) -> Tensor:
         projected = projected.contiguous()
         context: Tensor
-        context, log_sum = kernels.rotary_attention(projected, cos, sin, sequences, heads, dropout, window)
+        context, log_sum = kernels.rotary_attention(projected, cos, sin, sequences, asking, heads, dropout, window)
         ctx.save_for_backward(projected, cos, sin, context, log_sum)
-        ctx.terms, ctx.kernels = (sequences, dropout, window), kernels
+        ctx.terms, ctx.kernels = (sequences, asking, dropout, window), kernels
         return context
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         *turned, context, log_sum = ctx.saved_tensors
         found: Tensor = ctx.kernels.rotary_attention_backward(grad, *turned, *ctx.terms, context, log_sum)
-        return (found, *(None,) * 7)
+        return (found, *(None,) * 8)

@@ -109,6 +109,26 @@ def test_dropped_probabilities(built: None, window: str) -> None:
     check([1, 40, 150], 2, 32, WINDOWS[window], torch.float32, 1e-6, 0.25)
 
 
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_some_tokens_ask(share: float, window: str) -> None:
+    """They get what they would get if all asked; those that ask nothing give their queries no gradient."""
+    sequences, rotation = packed(LENGTHS, 32)
+    generator = torch.Generator().manual_seed(2)
+    values = torch.randn(sum(LENGTHS) + 3, 3 * 64, generator=generator)
+    read = (torch.rand(sum(LENGTHS), generator=generator) < share).nonzero().flatten()
+    grad = torch.randn(len(read), 64, generator=generator)
+    results = []
+    for asking in (read, None):
+        projected = values.clone().requires_grad_()
+        places = (rotation.cos, rotation.sin, sequences, 2)
+        context = rotary_attention(cpu, projected, *places, read=asking, window=WINDOWS[window])
+        context = context if asking is not None else context[read]
+        context.backward(grad)
+        results.append((context.detach(), projected.grad))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=2e-6)
+
+
 def test_long_sequences_keep_fp32_s_precision() -> None:
     check([2000], 1, 64, WINDOWS["all"], torch.float32, 1e-6, 0.0)
 

@@ -1,6 +1,6 @@
 """Attention with rotary positions, on CPUs: calls into the C++ library.
 
-Shape legend: T tokens, R rows (T or more), H width, B sequences, A heads, D = H / A.
+Shape legend: T tokens, R rows (T or more), Q queries, H width, B sequences, A heads, D = H / A.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ class _Call(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("projected", "cos", "sin", "start", "length")),
+        *((name, ctypes.c_void_p) for name in ("query_start", "query_length", "asking")),
         *((name, ctypes.c_int) for name in ("sequences", "heads", "width", "reach")),
         ("scale", ctypes.c_float),
         ("dropout", DropoutConstants),
         ("context", ctypes.c_void_p),
         ("log_sum", ctypes.c_void_p),
-        ("rows", ctypes.c_longlong),
+        ("queries", ctypes.c_longlong),
     )
 
 
@@ -35,6 +36,7 @@ def rotary_attention(
     cos: Tensor,
     sin: Tensor,
     sequences: Sequences,
+    asking: Tensor | None,
     heads: int,
     dropout: Dropout,
     window: Window,
@@ -44,17 +46,19 @@ def rotary_attention(
     Args:
         projected: [R, 3 H] fp32 or bf16: query, key and value of each token, heads side by side.
         cos, sin: [T, D / 2] fp32.
+        asking: [Q] int64, the token that each query is, as `sequences` has them; None where every token asks.
         window: as many tokens before as behind its own that a query sees.
 
     Returns:
-        context [R, H], zeros behind the last sequence; log-sum-exp of the scores [A, R] fp32.
+        context [Q, H], or [R, H] with zeros behind the last sequence; log-sum-exp of the scores [A, Q] fp32.
     """
     rows, width = projected.shape
+    rows = rows if asking is None else len(asking)
     context, log_sum = projected.new_empty(rows, width // 3), torch.empty(heads, rows)
-    call = _call(projected, cos, sin, sequences, dropout, window, context, log_sum)
+    call = _call(projected, cos, sin, sequences, asking, dropout, window, context, log_sum)
     forward = getattr(loaded(), f"rotary_attention_{PRECISIONS[projected.dtype]}")
     forward(ctypes.byref(call), torch.get_num_threads())
-    context[sequences.tokens :].zero_()
+    context[sequences.queries :].zero_()
     return context, log_sum
 
 
@@ -64,14 +68,15 @@ def rotary_attention_backward(
     cos: Tensor,
     sin: Tensor,
     sequences: Sequences,
+    asking: Tensor | None,
     dropout: Dropout,
     window: Window,
     context: Tensor,
     log_sum: Tensor,
 ) -> Tensor:
-    """Gradient of `projected` [R, 3 H], zeros behind the last sequence; grad: [R, H]."""
+    """Gradient of `projected` [R, 3 H], zeros behind the last sequence; grad: as the context."""
     grad, found = grad.contiguous(), torch.empty_like(projected)
-    call = _call(projected, cos, sin, sequences, dropout, window, context, log_sum)
+    call = _call(projected, cos, sin, sequences, asking, dropout, window, context, log_sum)
     backward = getattr(loaded(), f"rotary_attention_backward_{PRECISIONS[projected.dtype]}")
     backward(ctypes.byref(call), grad.data_ptr(), found.data_ptr(), torch.get_num_threads())
     found[sequences.tokens :].zero_()
@@ -83,6 +88,7 @@ def _call(
     cos: Tensor,
     sin: Tensor,
     sequences: Sequences,
+    asking: Tensor | None,
     dropout: Dropout,
     window: Window,
     context: Tensor,
@@ -90,13 +96,16 @@ def _call(
 ) -> _Call:
     before, behind = window
     assert before == behind, "the kernel knows windows with the query in their middle"
-    buffers = (projected, cos, sin, sequences.starts, sequences.lengths)
-    assert all(tensor.is_contiguous() for tensor in (*buffers, context, log_sum))
+    places = (sequences.starts, sequences.lengths, sequences.query_starts, sequences.query_lengths)
+    buffers = (projected, cos, sin, *places)
+    asked = () if asking is None else (asking,)
+    assert all(tensor.is_contiguous() for tensor in (*buffers, *asked, context, log_sum))
     assert cos.dtype == sin.dtype == torch.float32
-    heads, rows = log_sum.shape
+    heads, queries = log_sum.shape
     width = context.shape[1] // heads
     return _Call(
         *(tensor.data_ptr() for tensor in buffers),
+        None if asking is None else asking.data_ptr(),
         len(sequences.starts),
         heads,
         width,
@@ -105,5 +114,5 @@ def _call(
         DropoutConstants(*dropout.constants()),
         context.data_ptr(),
         log_sum.data_ptr(),
-        rows,
+        queries,
     )

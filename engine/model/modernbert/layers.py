@@ -19,11 +19,12 @@ from engine.kernels.embedding import TiedGradient
 from engine.kernels.layers import added_norm, fused_attention, normalised_sum, rotary_attention
 from engine.kernels.linear import geglu, linear
 from engine.kernels.terms import EVERYWHERE
+from engine.kernels.terms import Window as Reach
 from engine.model.activations import activation
 from engine.model.layers import BertWordEmbeddings
 from engine.model.modernbert.rotary import Rotation
 from engine.model.modernbert.window import Window
-from engine.model.packing import Packing, pick
+from engine.model.packing import Packing, pick, with_spare_rows
 
 
 class ModernBertLinear(nn.Linear):
@@ -78,14 +79,20 @@ class Surroundings:
     window: Window | None
     """None for attention to the whole sequence"""
 
-    def attend(self, projected: Tensor, heads: int, dropout: float) -> Tensor:
-        """[T, 3 H], a query, a key and a value each, to [T, H]."""
+    def attend(self, projected: Tensor, heads: int, dropout: float, read: Tensor | None) -> Tensor:
+        """[T, 3 H], a query, a key and a value each, to [T, H], or to the tokens `read` alone, with spare rows."""
         window = EVERYWHERE if self.window is None else (self.window.reach, self.window.reach)
         turning = dispatch.rotary_attention(projected, heads, window)
         if turning is not None:
             cos, sin, sequences = self.rotation.cos, self.rotation.sin, self.packing.sequences
-            terms = {"dropout": dropout, "window": window}
-            return rotary_attention(turning, projected, cos, sin, sequences, heads, **terms)
+            terms = {"read": read, "dropout": dropout, "window": window}
+            context = rotary_attention(turning, projected, cos, sin, sequences, heads, **terms)
+            return context if read is None else with_spare_rows(context)
+        context = self._attend_turned(projected, heads, dropout, window)
+        return context if read is None else pick(context, read)
+
+    def _attend_turned(self, projected: Tensor, heads: int, dropout: float, window: Reach) -> Tensor:
+        """The same of all tokens, in single steps."""
         rows = len(projected)
         query, key, value = projected.unflatten(-1, (3, heads, -1)).unbind(1)
         query, key = self.rotation.turn(query), self.rotation.turn(key)
@@ -116,8 +123,7 @@ class ModernBertAttention(nn.Module):
     def forward(self, hidden: Tensor, surroundings: Surroundings, read: Tensor | None = None) -> Tensor:
         """[T, H] to [T, H], or of the tokens `read` alone, with spare rows."""
         dropout = self.dropout_probability if self.training else 0.0
-        context = surroundings.attend(self.Wqkv(hidden), self.heads, dropout)
-        states: Tensor = self.out_drop(self.Wo(context if read is None else pick(context, read)))
+        states: Tensor = self.out_drop(self.Wo(surroundings.attend(self.Wqkv(hidden), self.heads, dropout, read)))
         return states
 
 

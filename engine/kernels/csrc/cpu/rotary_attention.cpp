@@ -5,7 +5,8 @@
 // turn back while they are written, so positions cost no pass of their own. As in FlashAttention (Dao et al. 2022;
 // backward: Dao 2023) probabilities are never stored: the forward pass keeps a row's log-sum-exp, the backward pass
 // makes them again. A head of a sequence is one thread's work; a block of queries meets only the keys that one of them
-// sees. Shapes: S tokens of a sequence, P = S rounded up to a panel, D width of a head, W keys of a block.
+// sees. Not every token need be a query. Shapes: S tokens of a sequence, P = S rounded up to a panel, D width of a
+// head, W keys of a block.
 #include <omp.h>
 
 #include <algorithm>
@@ -103,38 +104,47 @@ template <class T>
 struct Attention {
     const T* projected;               // [rows, 3, heads, D]: query, key and value of each token
     const float *cos, *sin;           // [tokens, D / 2]
-    const long long *start, *length;  // [sequences]
+    const long long *start, *length;  // [sequences], of keys and values
+    const long long *query_start, *query_length;
+    const long long* asking;  // [queries], the token that each query is, ascending; missing where every token asks
     int sequences, heads, width;
     int reach;  // tokens before and behind its own that a query sees; negative for all
     float scale;
     Dropout dropout;
-    T* context;      // [rows, heads, D]
-    float* log_sum;  // [heads, rows]
-    Index rows;
+    T* context;      // [queries, heads, D]
+    float* log_sum;  // [heads, queries]
+    Index queries;   // with rows behind the last one
 };
 
 // One head of one sequence.
 template <class T>
 struct Head {
     const Attention<T>& t;
-    int head, length, width;
-    Index start;
+    int head, length, queries, width;
+    Index start, query_start;
     uint32_t key;
 
     Head(const Attention<T>& all, int sequence, int which)
-        : t(all), head(which), length(int(all.length[sequence])), width(all.width), start(all.start[sequence]) {
-        key = hash32(t.dropout.seed + uint32_t(head));
-    }
+        : t(all),
+          head(which),
+          length(int(all.length[sequence])),
+          queries(int(all.query_length[sequence])),
+          width(all.width),
+          start(all.start[sequence]),
+          query_start(all.query_start[sequence]),
+          key(hash32(all.dropout.seed + uint32_t(which))) {}
     Index row() const { return Index(t.heads) * width; }
     // Of query (0), key (1) or value (2), in the projection's output or its gradient.
     Index projected(int part) const { return 3 * start * row() + part * row() + head * width; }
-    Index context() const { return start * row() + head * width; }
-    float* log_sum() const { return t.log_sum + head * t.rows + start; }
+    Index context() const { return query_start * row() + head * width; }
+    float* log_sum() const { return t.log_sum + head * t.queries + query_start; }
+    // The place of a query in its sequence.
+    int place(int query) const { return t.asking ? int(t.asking[query_start + query] - start) : query; }
     int padded() const { return (length + kPanel - 1) / kPanel * kPanel; }
     int block() const { return t.reach < 0 ? kBroad : kNarrow; }
     // The keys that a query sees: [first, end).
-    int first_key(int query) const { return t.reach < 0 ? 0 : std::max(0, query - t.reach); }
-    int end_key(int query) const { return t.reach < 0 ? length : std::min(length, query + t.reach + 1); }
+    int first_key(int query) const { return t.reach < 0 ? 0 : std::max(0, place(query) - t.reach); }
+    int end_key(int query) const { return t.reach < 0 ? length : std::min(length, place(query) + t.reach + 1); }
     float kept(uint32_t row_of, int column) const {
         return t.dropout.threshold ? dropout_factor(row_of, uint32_t(column), t.dropout) : 1.f;
     }
@@ -148,38 +158,48 @@ void copied(const T* x, Index ld, int n, int width, float* to) {
         for (int d = 0; d < width; d++) to[Index(i) * width + d] = to_f(x[i * ld + d]);
 }
 
-// The same turned by the angles of tokens from `token` on, and scaled.
+// Query (0) or key (1) of the token at a place of its sequence, turned by its angles, and scaled.
 template <class T>
-void turned(const Head<T>& h, int part, int first, int n, float scale, float* to) {
+void turned(const Head<T>& h, int part, int place, float scale, float* to) {
     const int half = h.width / 2;
-    for (int i = 0; i < n; i++) {
-        const T* x = h.t.projected + h.projected(part) + (first + i) * 3 * h.row();
-        const float *cos = h.t.cos + (h.start + first + i) * half, *sin = h.t.sin + (h.start + first + i) * half;
-        float* out = to + Index(i) * h.width;
+    const T* x = h.t.projected + h.projected(part) + place * 3 * h.row();
+    const float *cos = h.t.cos + (h.start + place) * half, *sin = h.t.sin + (h.start + place) * half;
 #pragma omp simd
-        for (int d = 0; d < half; d++) {
-            const float a = to_f(x[d]), b = to_f(x[half + d]);
-            out[d] = (a * cos[d] - b * sin[d]) * scale;
-            out[half + d] = (b * cos[d] + a * sin[d]) * scale;
-        }
+    for (int d = 0; d < half; d++) {
+        const float a = to_f(x[d]), b = to_f(x[half + d]);
+        to[d] = (a * cos[d] - b * sin[d]) * scale;
+        to[half + d] = (b * cos[d] + a * sin[d]) * scale;
     }
 }
 
-// Gradients of turned rows turn back into those of the rows.
 template <class T>
-void turned_back(const Head<T>& h, const float* grad, int part, int first, int n, float scale, T* projected) {
+void turned_keys(const Head<T>& h, float* to) {
+    for (int i = 0; i < h.length; i++) turned(h, 1, i, 1.f, to + Index(i) * h.width);
+}
+
+template <class T>
+void turned_queries(const Head<T>& h, int first, int n, float* to) {
+    for (int i = 0; i < n; i++) turned(h, 0, h.place(first + i), h.t.scale, to + Index(i) * h.width);
+}
+
+// The gradient of what `turned` made turns back into the projection's.
+template <class T>
+void turned_back(const Head<T>& h, const float* grad, int part, int place, float scale, T* projected) {
     const int half = h.width / 2;
-    for (int i = 0; i < n; i++) {
-        T* out = projected + h.projected(part) + (first + i) * 3 * h.row();
-        const float *cos = h.t.cos + (h.start + first + i) * half, *sin = h.t.sin + (h.start + first + i) * half;
-        const float* x = grad + Index(i) * h.width;
+    T* out = projected + h.projected(part) + place * 3 * h.row();
+    const float *cos = h.t.cos + (h.start + place) * half, *sin = h.t.sin + (h.start + place) * half;
 #pragma omp simd
-        for (int d = 0; d < half; d++) {
-            const float a = x[d], b = x[half + d];
-            out[d] = from_f<T>((a * cos[d] + b * sin[d]) * scale);
-            out[half + d] = from_f<T>((b * cos[d] - a * sin[d]) * scale);
-        }
+    for (int d = 0; d < half; d++) {
+        const float a = grad[d], b = grad[half + d];
+        out[d] = from_f<T>((a * cos[d] + b * sin[d]) * scale);
+        out[half + d] = from_f<T>((b * cos[d] - a * sin[d]) * scale);
     }
+}
+
+// Tokens that ask nothing have no gradient of a query.
+template <class T>
+void clear_queries(const Head<T>& h, T* projected) {
+    for (int i = 0; i < h.length; i++) std::fill_n(projected + h.projected(0) + i * 3 * h.row(), h.width, T{});
 }
 
 // [S, D] to panels [P / kPanel][D][kPanel], zeros from S to P.
@@ -209,7 +229,7 @@ float softmax_row(const Head<T>& h, int query, float* scores, int first, int end
     std::fill(scores, scores + first, 0.f);
     std::fill(scores + end, scores + wide, 0.f);
     if (h.t.dropout.threshold) {
-        const uint32_t row = row_key(h.key, uint32_t(h.start + query));
+        const uint32_t row = row_key(h.key, uint32_t(h.query_start + query));
         for (int j = first; j < end; j++) scores[j] *= h.kept(row, offset + j);
     }
     *factor = 1.f / sum;
@@ -230,16 +250,16 @@ void forward(const Head<T>& h, Arena& arena) {
     auto *rows = arena.take<float>(size_t(padded) * width), *keys = arena.take<float>(size_t(padded) * width);
     auto *query = arena.take<float>(size_t(block) * width), *out = arena.take<float>(size_t(block) * width);
     auto* scores = arena.take<float>(size_t(block) * (padded + kPanel));
-    turned(h, 1, 0, h.length, 1.f, rows);
+    turned_keys(h, rows);
     in_panels(rows, h.length, padded, width, keys);
     copied(h.t.projected + h.projected(2), 3 * h.row(), h.length, width, rows);
     std::fill(rows + Index(h.length) * width, rows + Index(padded) * width, 0.f);
-    for (int first = 0; first < h.length; first += block) {
-        const int n = std::min(block, h.length - first);
+    for (int first = 0; first < h.queries; first += block) {
+        const int n = std::min(block, h.queries - first);
         int offset, wide;
         keys_of(h, first, first + n, &offset, &wide);
         const Index ld = wide + kPanel;  // never a power of two, whose rows would share a set of the cache
-        turned(h, 0, first, n, h.t.scale, query);
+        turned_queries(h, first, n, query);
         multiply_panels(n, wide, width, {query, width, 1}, keys + Index(offset) * width, scores, ld);
         float factor[kBroad];
         for (int i = 0; i < n; i++) {
@@ -267,7 +287,7 @@ void grad_row(const Head<T>& h, int query, float delta, float* scores, float* gr
         std::fill(row + end, row + wide, 0.f);
     }
     if (h.t.dropout.threshold) {
-        const uint32_t row = row_key(h.key, uint32_t(h.start + query));
+        const uint32_t row = row_key(h.key, uint32_t(h.query_start + query));
         for (int j = first; j < end; j++) {
             const float p = fexp(scores[j] - log_sum), factor = h.kept(row, offset + j);
             scores[j] = p * factor;
@@ -295,17 +315,18 @@ void backward(const Head<T>& h, const T* grad, T* grad_projected, Arena& arena) 
     auto* slopes = arena.take<float>(size_t(block) * (padded + kPanel));
     copied(h.t.projected + h.projected(2), 3 * h.row(), h.length, width, rows);
     in_panels(rows, h.length, padded, width, values);
-    turned(h, 1, 0, h.length, 1.f, rows);
+    turned_keys(h, rows);
     std::fill(rows + Index(h.length) * width, rows + all, 0.f);
     in_panels(rows, h.length, padded, width, keys);
+    if (h.queries < h.length) clear_queries(h, grad_projected);
     std::fill(of_key, of_key + all, 0.f);
     std::fill(of_value, of_value + all, 0.f);
-    for (int first = 0; first < h.length; first += block) {
-        const int n = std::min(block, h.length - first);
+    for (int first = 0; first < h.queries; first += block) {
+        const int n = std::min(block, h.queries - first);
         int offset, wide;
         keys_of(h, first, first + n, &offset, &wide);
         const Index ld = wide + kPanel, base = Index(offset) * width;
-        turned(h, 0, first, n, h.t.scale, query);
+        turned_queries(h, first, n, query);
         copied(grad + h.context() + first * h.row(), h.row(), n, width, of_context);
         multiply_panels(n, wide, width, {query, width, 1}, keys + base, scores, ld);
         multiply_panels(n, wide, width, {of_context, width, 1}, values + base, slopes, ld);
@@ -321,10 +342,11 @@ void backward(const Head<T>& h, const T* grad, T* grad_projected, Arena& arena) 
         multiply(wide, width, n, {scores, 1, ld}, of_context, width, of_value + base, width, true);
         multiply(wide, width, n, {slopes, 1, ld}, query, width, of_key + base, width, true);
         multiply(n, width, wide, {slopes, ld, 1}, rows + base, width, of_query, width, false);
-        turned_back(h, of_query, 0, first, n, h.t.scale, grad_projected);
+        for (int i = 0; i < n; i++)
+            turned_back(h, of_query + Index(i) * width, 0, h.place(first + i), h.t.scale, grad_projected);
     }
-    turned_back(h, of_key, 1, 0, h.length, 1.f, grad_projected);
     for (int i = 0; i < h.length; i++) {
+        turned_back(h, of_key + Index(i) * width, 1, i, 1.f, grad_projected);
         T* to = grad_projected + h.projected(2) + i * 3 * h.row();
         const float* from = of_value + Index(i) * width;
 #pragma omp simd
