@@ -114,7 +114,7 @@ def _loss_and_slope(
 
 def _sum_over_rows(x: Tensor) -> Tensor:
     kernels = dispatch.column_sum(x)
-    total: Tensor = x.sum(0, dtype=torch.float32) if kernels is None else kernels.column_sum(x)
+    total: Tensor = x.sum(0, dtype=torch.float32) if kernels is None else kernels.column_sum(x, torch.float32)
     return total
 
 

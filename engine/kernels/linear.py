@@ -73,7 +73,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()
-        grad_bias = ctx.kernels.column_sum(grad).to(grad.dtype) if ctx.needs_input_grad[2] else None
+        grad_bias = ctx.kernels.column_sum(grad, grad.dtype) if ctx.needs_input_grad[2] else None
         return (*_gradients(ctx, grad, x, weight), grad_bias, None)
 
 
@@ -90,7 +90,7 @@ class _LinearGelu(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, bias, product = ctx.saved_tensors
         grad_product, grad_bias = ctx.kernels.gelu_backward(grad.contiguous(), product, bias)
-        return (*_gradients(ctx, grad_product, x, weight), grad_bias.to(bias.dtype), None)
+        return (*_gradients(ctx, grad_product, x, weight), grad_bias, None)
 
 
 class _GeGlu(torch.autograd.Function):

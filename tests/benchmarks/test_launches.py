@@ -108,3 +108,5 @@ def test_a_layer_launches_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> No
     assert sum(back.values()) == counted(layer_backward(step, SEQUENCES * LENGTH)) - attention[1], back
     assert (ahead["addmm"] + ahead["mm"], back["mm"]) == (6, 12)
     assert (ahead["layer_norm"], back["layer_norm_backward"]) == (2, 2), "our kernels, not torch's operators"
+    assert (back["sum_partials"], back["_to_copy"]) == (6 + 2, 0), "gradients of biases and norms, each in one type"
+    assert (sum(ahead.values()) + attention[0], sum(back.values()) + attention[1]) == (10, 35), "docs/roofline.md"

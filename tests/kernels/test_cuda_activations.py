@@ -49,13 +49,15 @@ class OnGpu:
     def __init__(self, offset: int = 0) -> None:
         self.offset = offset
 
-    def placed(self, value: Tensor) -> Tensor:
+    def placed(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
         offset = self.offset if value.ndim == 1 else 0
         buffer = torch.empty(value.numel() + offset, dtype=value.dtype, device="cuda")
         return buffer[offset:].view(value.shape).copy_(value)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        def run(*given: Tensor) -> Any:
+        def run(*given: Any) -> Any:
             found = getattr(cuda, name)(*map(self.placed, given))
             return tuple(made.cpu() for made in found) if isinstance(found, tuple) else found.cpu()
 
@@ -102,14 +104,16 @@ def test_a_gradient_that_is_strided_or_unaligned_is_read_right(dtype: torch.dtyp
         for mine, right in zip(cuda.gelu_backward(odd, x, bias), cuda.gelu_backward(whole, x, bias), strict=True):
             assert mine.equal(right)
         assert cuda.geglu(odd).equal(cuda.geglu(whole))
-        assert cuda.column_sum(odd).equal(cuda.column_sum(whole))
+        assert cuda.column_sum(odd, dtype).equal(cuda.column_sum(whole, dtype))
 
 
 @needs_gpu
 @low
 def test_sums_have_the_same_bits_every_time(dtype: torch.dtype) -> None:
     x, grad, bias = drawn(5001, 768, dtype, 0).cuda(), drawn(5001, 768, dtype, 1).cuda(), torch.ones(768).to(dtype)
-    (of_bias, total), *others = ((cuda.gelu_backward(grad, x, bias.cuda())[1], cuda.column_sum(grad)) for _ in range(3))
+    (of_bias, total), *others = (
+        (cuda.gelu_backward(grad, x, bias.cuda())[1], cuda.column_sum(grad, torch.float32)) for _ in range(3)
+    )
     assert all(of_bias.equal(again) and total.equal(also) for again, also in others)
 
 
@@ -185,9 +189,9 @@ def test_grids_cover_the_matrices_of_real_models(launched: Launched, dtype: torc
     kernels, x, gate = CudaKernels(launched), empty(dtype, rows, width), empty(dtype, rows, 2 * width)
     bias = empty(dtype, width)
     out, (grad_x, grad_bias) = kernels.gelu(x, bias), kernels.gelu_backward(x, x, bias)
-    gated, grad_gate, total = kernels.geglu(gate), kernels.geglu_backward(x, gate), kernels.column_sum(x)
+    gated, grad_gate, total = kernels.geglu(gate), kernels.geglu_backward(x, gate), kernels.column_sum(x, dtype)
     assert [tuple(made.shape) for made in (out, grad_x, gated)] == [(rows, width)] * 3
-    assert {made.dtype for made in (out, grad_x, gated, grad_gate)} == {dtype}
+    assert {made.dtype for made in (out, grad_x, gated, grad_gate, grad_bias, total)} == {dtype}
     assert (grad_gate.shape, grad_bias.shape, total.shape) == (gate.shape, (width,), (width,))
     ahead, back, sum_back, gate_ahead, gate_back, column, sum_column = launched.found
     for launch, name in ((ahead, "bias_gelu"), (gate_ahead, "geglu"), (gate_back, "geglu_backward")):
@@ -195,7 +199,7 @@ def test_grids_cover_the_matrices_of_real_models(launched: Launched, dtype: torc
     for launch, then, name in ((back, sum_back, "bias_gelu_backward"), (column, sum_column, "column_sum")):
         assert covers(launch, name, dtype, rows, width) == rows_of_group(rows)
         kernel, blocks, _, (_, parts, columns, _) = then
-        assert kernel.startswith("sum_partials<")
+        assert kernel.startswith(f"sum_partials<{TYPES[dtype]},")
         assert (parts.value, columns.value, blocks) == (-(-rows // rows_of_group(rows)), width, -(-width // WARP))
         assert parts.value <= GROUPS
 
@@ -208,7 +212,7 @@ def test_a_width_that_is_not_whole_packs_is_never_launched(launched: Launched, w
         lambda: kernels.gelu(x, bias),
         lambda: kernels.gelu_backward(x, x, bias),
         lambda: kernels.geglu(empty(torch.bfloat16, 4, 2 * width)),
-        lambda: kernels.column_sum(x),
+        lambda: kernels.column_sum(x, torch.float32),
     ):
         with pytest.raises(AssertionError):
             run()
@@ -219,6 +223,6 @@ def test_matrices_that_are_too_many_rows_apart_are_copied_first(launched: Launch
     """A view of columns has a row stride that the kernels aren't told."""
     kernels, wide = CudaKernels(launched), empty(torch.bfloat16, 70, 64)
     assert kernels.geglu(wide[:, :32]).shape == (70, 16)
-    assert kernels.column_sum(wide[:, 32:]).shape == (32,)
+    assert kernels.column_sum(wide[:, 32:], torch.float32).shape == (32,)
     with pytest.raises(AssertionError):
         kernels.gelu(wide[:, :32], empty(torch.bfloat16, 32))

@@ -63,7 +63,7 @@ def test_a_wrong_activation_is_named(name: str, said: str) -> None:
     kernels = emulated_kernels()
     right = getattr(kernels, name)
     names = ("gelu", "gelu_backward", "geglu", "geglu_backward", "column_sum")
-    functions = {each: getattr(kernels, each) for each in names} | {name: lambda *tensors: right(*tensors) * 1.02}
+    functions = {each: getattr(kernels, each) for each in names} | {name: lambda *given: right(*given) * 1.02}
     assert said in str(disagreement(SimpleNamespace(**functions), CPU, "gelu"))
 
 

@@ -240,10 +240,10 @@ def gelu(x: Tensor, bias: Tensor) -> Tensor:
 
 
 def gelu_backward(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of x [T, O] and of bias [O] fp32 in `gelu(x, bias)`."""
+    """Gradients of x [T, O] and of bias [O] in `gelu(x, bias)`."""
     grad_x, grad_bias = torch.empty_like(x), torch.empty(x.shape[1])
     _call("gelu_backward_bf16", (grad, x, bias, grad_x, grad_bias), *x.shape)
-    return grad_x, grad_bias
+    return grad_x, grad_bias.to(bias.dtype)
 
 
 def geglu(x: Tensor) -> Tensor:
@@ -260,11 +260,11 @@ def geglu_backward(grad: Tensor, x: Tensor) -> Tensor:
     return grad_x
 
 
-def column_sum(x: Tensor) -> Tensor:
-    """[T, O] bf16 to [O] fp32, the sum over rows."""
+def column_sum(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """[T, O] bf16 to [O] in `dtype`, the sum over rows in fp32."""
     total = torch.empty(x.shape[1])
     _call("column_sum_bf16", (x, total), *x.shape)
-    return total
+    return total.to(dtype)
 
 
 def add_rows(table: Tensor, ids: Tensor, values: Tensor, left_out: int | None = None) -> None:

@@ -5,10 +5,10 @@ the device, and sums have the same bits on every card. Bytes that a launch moves
 T tokens of 2-byte elements; G = `groups(T)` is at most 1/64 of T, so the sums' partial results add little:
 
     gelu             4 T W + 2 W                                the least
-    gelu_backward    6 T W + 2 W + 4 G W, then 4 G W + 4 W      6 T W + 6 W
+    gelu_backward    6 T W + 2 W + 4 G W, then 4 G W + 2 W      6 T W + 4 W
     geglu            6 T W, of x [T, 2 W]                       the least
     geglu_backward   10 T W                                     the least
-    column_sum       2 T W + 4 G W, then 4 G W + 4 W            2 T W + 4 W
+    column_sum       2 T W + 4 G W, then 4 G W + 2 W            2 T W + 2 W
 
 The reads of a bias by many blocks come from the cache.
 Shape legend: T rows, I inputs, O outputs.
@@ -79,11 +79,11 @@ class ActivationKernels:
         return out
 
     def gelu_backward(self, grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of x [T, O] and of bias [O] fp32 in `gelu(x, bias)`; two launches."""
+        """Gradients of x [T, O] and of bias [O] in `gelu(x, bias)`, each sum rounded once; two launches."""
         grad, grad_x, partial = aligned(grad), room(x, len(x), x.shape[1]), _partial(x)
         pointers = [flat(grad), flat(x), flat(bias), flat(grad_x), flat(partial)]
         self._over_rows("bias_gelu_backward", x, pointers, x.shape[1], rows_of_group(len(x)))
-        return grad_x, sum_partials(self.launch, partial, torch.float32)
+        return grad_x, sum_partials(self.launch, partial, bias.dtype)
 
     def geglu(self, x: Tensor) -> Tensor:
         """GELU of the first half of each row times the second half, one launch; [T, 2 O] to [T, O]."""
@@ -99,12 +99,12 @@ class ActivationKernels:
         self._over_rows("geglu_backward", x, [flat(grad), flat(x), flat(grad_x)], grad.shape[1], BLOCK_ROWS)
         return grad_x
 
-    def column_sum(self, x: Tensor) -> Tensor:
-        """[T, O] to [O] fp32, the sum over rows; two launches."""
+    def column_sum(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """[T, O] to [O] in `dtype`, the sum over rows in fp32; two launches."""
         x = aligned(x)
         partial = _partial(x)
         self._over_rows("column_sum", x, [flat(x), flat(partial)], x.shape[1], rows_of_group(len(x)))
-        return sum_partials(self.launch, partial, torch.float32)
+        return sum_partials(self.launch, partial, dtype)
 
     def _over_rows(self, kernel: str, x: Tensor, pointers: list[ctypes.c_size_t], width: int, group_rows: int) -> None:
         """Launch a kernel of csrc/activation.cuh over [T, width], `group_rows` rows a block."""

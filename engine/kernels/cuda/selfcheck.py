@@ -149,10 +149,10 @@ def _gelu(kernels: Any, device: torch.device) -> Found:
         grad_x, grad_bias = kernels.gelu_backward(grad, x, bias)
         yield f"GELU in {dtype}", kernels.gelu(x, bias), activated, rounded
         yield f"GELU's gradient in {dtype}", grad_x, slopes[0], rounded
-        yield f"the bias's gradient in {dtype}", grad_bias, slopes[1], summed
+        yield f"the bias's gradient in {dtype}", grad_bias, slopes[1], summed + rounded
         yield f"GeGLU in {dtype}", kernels.geglu(gate), gated, rounded
         yield f"GeGLU's gradient in {dtype}", kernels.geglu_backward(grad, gate), slopes[2], rounded
-        yield f"the sum over rows in {dtype}", kernels.column_sum(grad), grad.float().sum(0), summed
+        yield f"the sum over rows in {dtype}", kernels.column_sum(grad, torch.float32), grad.float().sum(0), summed
 
 
 def _layer_norm(kernels: Any, device: torch.device) -> Found:

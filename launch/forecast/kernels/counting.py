@@ -109,7 +109,7 @@ def linear_backward(
     step: Step, variant: Variant, part: str, rows: float, inner: float, columns: float, *, bias: bool = True
 ) -> list[Kernel]:
     """Gradients of the input, of the weight, and of the bias: a sum of its own, ours in blocks, then of blocks."""
-    of_bias = [sweep(step, part, rows * columns, 1, launches=3 if variant.fused else 1)] if bias else []
+    of_bias = [sweep(step, part, rows * columns, 1, launches=2 if variant.fused else 1)] if bias else []
     return [product(step, part, rows, columns, inner), product(step, part, columns, rows, inner), *of_bias]
 
 
@@ -126,12 +126,12 @@ def activation_backward(
 ) -> list[Kernel]:
     """GELU's gradient, and those of the linear map before it; or of two, where one gates the other.
 
-    Where the activation's kernel adds the bias, it sums its gradient too, in small launches more.
+    Where the activation's kernel adds the bias, it sums its gradient too, in a small launch more.
     """
     summed = variant.fused and bias
     activation = "GELU" if part == "FFN" else part
     return [
-        sweep(step, activation, rows * columns, 1 + 2 * branches, launches=3 if summed else 1),
+        sweep(step, activation, rows * columns, 1 + 2 * branches, launches=2 if summed else 1),
         *linear_backward(step, variant, part, rows, inner, columns, bias=bias and not summed) * branches,
     ]
 

@@ -125,7 +125,10 @@ def _head(step: Step, variant: Variant) -> list[Kernel]:
 
 
 def _head_backward(step: Step, variant: Variant) -> list[Kernel]:
-    """As `_head`; the rows' gradients are put together with the pooler's: into zeros, summed, into the rows' order."""
+    """As `_head`; the loss's gradient is applied to the rows, to theirs, and to the bias's, which is cast then.
+
+    The rows' gradients are put together with the pooler's: into zeros, summed, into the rows' order.
+    """
     part, rows, shape = "head and loss", step.head_rows(variant), step.work.shape
     hidden, state = shape.hidden, step.behind_attention(variant)[-1] * shape.hidden
     together = sweep(step, part, state, 2 + 2 + 3 + 4, 7) if variant.packed else sweep(step, part, state, 1 + 3, 2)
@@ -133,7 +136,7 @@ def _head_backward(step: Step, variant: Variant) -> list[Kernel]:
         return [*(linear_backward(step, variant, part, rows, hidden, shape.classes) if rows else []), together]
     return [
         *linear_backward(step, variant, part, rows, hidden, shape.vocabulary),
-        *([sweep(step, part, rows * hidden, 4, launches=2)] if variant.fused else []),
+        *([sweep(step, part, rows * hidden, 4, launches=4)] if variant.fused else []),
         *norm_backward(step, variant, part, rows * hidden, residual=False)[:2],
         *activation_backward(step, variant, part, rows, hidden, hidden),
         together,
