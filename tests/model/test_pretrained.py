@@ -247,7 +247,7 @@ def test_weights_of_another_family_are_refused(config: BertConfig, folder: Path)
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("model_type", "roberta"),
+        ("model_type", "t5"),
         ("hidden_act", "step"),
         ("num_attention_heads", 5),
         ("position_embedding_type", "relative_key"),
