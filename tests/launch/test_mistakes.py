@@ -118,7 +118,7 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     "warm-up longer than the run": (pretrain("--train.steps=5", "--optim.warmup=9"), "optim.warmup: 9 steps"),
     "model with another vocabulary": (pretrain("--model.init_from=IN/model"), "model.init_from: "),
     "model that is not there": (pretrain("--model.init_from=IN/nowhere"), "nowhere"),
-    "model of another family": (pretrain("--model.init_from=IN/roberta"), "its model_type is 'roberta'"),
+    "model of another family": (pretrain("--model.init_from=IN/t5"), "its model_type is 't5'"),
     "resume from nothing": (pretrain("--resume=IN/empty"), "resume: "),
     "checkpoint of another format": (pretrain("--resume=IN/old"), "this version reads format 4; use the version that"),
     "missing labelled file": (finetune("--labelled.train=IN/none.csv"), "none.csv"),
