@@ -67,9 +67,12 @@ class Shape:
 
     def attended_pairs(self, length: int) -> int:
         """Pairs of a query and a key in a sequence, over all layers but the last."""
+        return length * length * (self.layers - 1 - self.windows) + self.window_pairs(length) * self.windows
+
+    def window_pairs(self, length: int) -> int:
+        """Pairs of a query and a key in a sequence, in a layer with a window."""
         reach = min(self.reach, length - 1)
-        within = length * (2 * reach + 1) - reach * (reach + 1)
-        return length * length * (self.layers - 1 - self.windows) + within * self.windows
+        return length * (2 * reach + 1) - reach * (reach + 1)
 
     def layer_parameters(self) -> int:
         """Elements of a Transformer layer."""

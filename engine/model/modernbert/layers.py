@@ -84,9 +84,8 @@ class Surroundings:
         window = EVERYWHERE if self.window is None else (self.window.reach, self.window.reach)
         turning = dispatch.rotary_attention(projected, heads, window)
         if turning is not None:
-            cos, sin, sequences = self.rotation.cos, self.rotation.sin, self.packing.sequences
-            terms = {"read": read, "dropout": dropout, "window": window}
-            context = rotary_attention(turning, projected, cos, sin, sequences, heads, **terms)
+            places = (self.rotation.cos, self.rotation.sin, self.packing.sequences, heads)
+            context = rotary_attention(turning, projected, *places, read=read, dropout=dropout, window=window)
             return context if read is None else with_spare_rows(context)
         context = self._attend_turned(projected, heads, dropout, window)
         return context if read is None else pick(context, read)

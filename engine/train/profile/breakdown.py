@@ -26,8 +26,8 @@ PATTERNS = tuple(
     for kind, pattern in (
         ("optimizer", r"^optimizer\.step|^zerobert::(adamw|lamb|global_norm)|^aten::_fused_(adam|sgd)"),
         ("communication", r"^(c10d|gloo|nccl|mpi)[:_]|record_param_comms|^communication: "),
-        ("attention", r"^_attention"),
-        ("element-wise", r"^_normalisedsum|^_linear"),
+        ("attention", r"^_(rotary)?attention"),
+        ("element-wise", r"^_normalisedsum|^_addednorm|^_linear|^_geglu"),
         (HOST, r"^(?!\w+::)|^autograd::|^torch::"),
         ("attention", r"attention"),
         ("embedding", r"::_?embedding"),

@@ -79,6 +79,11 @@ class Step:
         """Tokens of a sequence that are computed."""
         return self.length if variant.packed else self.work.sequence_length
 
+    def met(self, variant: Variant, window: bool) -> float:
+        """Keys that a query meets, on average."""
+        seen = self.seen(variant)
+        return self.work.shape.window_pairs(round(seen)) / round(seen) if window else seen
+
     def tokens(self, variant: Variant) -> float:
         """T."""
         return self.work.micro_batch * self.seen(variant)
@@ -92,6 +97,11 @@ class Step:
         tokens, first = self.tokens(variant), self.work.micro_batch if self.work.shape.pooler else 0
         last = min(tokens, first + self.work.read_share * tokens) if variant.packed else tokens
         return [tokens] * (self.work.shape.layers - 1) + [last]
+
+    def layers(self, variant: Variant) -> list[tuple[float, bool]]:
+        """Of each layer what `behind_attention` says, and whether it has a window, those that have one first."""
+        rows = self.behind_attention(variant)
+        return [(count, index < self.work.shape.windows) for index, count in enumerate(rows)]
 
 
 def product(step: Step, part: str, rows: float, inner: float, columns: float) -> Kernel:

@@ -17,14 +17,14 @@ from launch.forecast.kernels.counting import (
 )
 
 
-def layer_forward(step: Step, rows: float, variant: Variant = OURS) -> list[Kernel]:
-    """A layer's forward pass; what is behind keys and values sees `rows` of the tokens."""
-    return [*_attention(step, variant, rows), *_feed_forward(step, variant, rows)]
+def layer_forward(step: Step, rows: float, variant: Variant = OURS, *, window: bool = False) -> list[Kernel]:
+    """A layer's forward pass, with a window or without; what is behind keys and values sees `rows` of the tokens."""
+    return [*_attention(step, variant, rows, window), *_feed_forward(step, variant, rows)]
 
 
-def layer_backward(step: Step, rows: float, variant: Variant = OURS) -> list[Kernel]:
+def layer_backward(step: Step, rows: float, variant: Variant = OURS, *, window: bool = False) -> list[Kernel]:
     """As `layer_forward`."""
-    return [*_feed_forward_backward(step, variant, rows), *_attention_backward(step, variant, rows)]
+    return [*_feed_forward_backward(step, variant, rows), *_attention_backward(step, variant, rows, window)]
 
 
 def _projections(step: Step, variant: Variant, rows: float) -> list[Kernel]:
@@ -50,20 +50,21 @@ def _projections_backward(step: Step, variant: Variant, rows: float) -> list[Ker
     return [*found, sweep(step, part, tokens * hidden, 3 * sums, launches=sums)]
 
 
-def _attention(step: Step, variant: Variant, rows: float) -> list[Kernel]:
-    """Three projections, attention, output projection, residual sum; in the last layer the rows that ask are picked."""
+def _attention(step: Step, variant: Variant, rows: float, window: bool) -> list[Kernel]:
+    """Projections, turns, attention, output projection, residual sum; of the last layer the rows that ask are picked."""
     tokens, hidden, work = step.tokens(variant), step.work.shape.hidden, step.work
     picked = [sweep(step, "attention", rows * hidden, 2)] if rows < tokens else []
     return [
         *picked,
         *_projections(step, variant, rows),
-        *(_plain_scores(step, variant) if work.attention == "plain" else [_flash(step, variant, rows)]),
+        *_turns(step, variant),
+        *(_plain_scores(step, variant) if work.attention == "plain" else [_flash(step, variant, rows, window)]),
         product(step, "output projection", rows, hidden, hidden),
         *norm(step, variant, "residual + LayerNorm", rows * hidden),
     ]
 
 
-def _attention_backward(step: Step, variant: Variant, rows: float) -> list[Kernel]:
+def _attention_backward(step: Step, variant: Variant, rows: float, window: bool) -> list[Kernel]:
     """As `_attention`, from the end; the gradients of picked rows are summed and go into zeros."""
     tokens, hidden, work = step.tokens(variant), step.work.shape.hidden, step.work
     state, part = tokens * hidden, "residual + LayerNorm"
@@ -72,27 +73,36 @@ def _attention_backward(step: Step, variant: Variant, rows: float) -> list[Kerne
     return [
         *norm_backward(step, variant, part, rows * hidden),
         *linear_backward(step, variant, "output projection", rows, hidden, hidden, bias=work.shape.biases),
-        *(_plain_scores_backward(step, variant) if plain else [_flash_backward(step, variant, rows)]),
+        *(_plain_scores_backward(step, variant) if plain else [_flash_backward(step, variant, rows, window)]),
+        *_turns(step, variant),
         *_projections_backward(step, variant, rows),
         *(spread if rows < tokens else []),
         sweep(step, part, state, 3),
     ]
 
 
-def _flash(step: Step, variant: Variant, rows: float) -> Kernel:
+def _turns(step: Step, variant: Variant) -> list[Kernel]:
+    """Rotary positions of queries and keys by plain torch, forward or backward: to fp32, four products and two sums of
+    halves, their halves together, and back."""
+    elements, low = step.tokens(variant) * step.work.shape.hidden, step.work.width
+    moved = (low + FULL) + 4 * FULL + 3 * FULL + 2 * FULL + (FULL + low)
+    return [] if step.work.shape.learned_positions else [Kernel("attention", 0.0, 2 * moved * elements, 2 * 9)]
+
+
+def _flash(step: Step, variant: Variant, rows: float, window: bool) -> Kernel:
     """Queries and context of `rows`, keys and values of all tokens, a statistic in fp32 for each query and head."""
     tokens, shape = step.tokens(variant), step.work.shape
     moved = step.work.width * 2 * (rows + tokens) * shape.hidden + FULL * rows * shape.heads
-    return Kernel("attention", 4.0 * rows * step.seen(variant) * shape.hidden, moved)
+    return Kernel("attention", 4.0 * rows * step.met(variant, window) * shape.hidden, moved)
 
 
-def _flash_backward(step: Step, variant: Variant, rows: float) -> Kernel:
+def _flash_backward(step: Step, variant: Variant, rows: float, window: bool) -> Kernel:
     """Five products where the forward pass has two, in three launches: products of context and gradient, which also
     sets the fp32 sums of the queries' gradients to zero; the products; the sums in the queries' precision."""
     tokens, shape, low = step.tokens(variant), step.work.shape, step.work.width
     of_queries = low * (2 + 2 + 1) + FULL * (1 + 2 + 1)
     moved = (of_queries * rows + low * 4 * tokens) * shape.hidden + 3 * FULL * rows * shape.heads
-    return Kernel("attention", 10.0 * rows * step.seen(variant) * shape.hidden, moved, 3)
+    return Kernel("attention", 10.0 * rows * step.met(variant, window) * shape.hidden, moved, 3)
 
 
 def _plain_scores(step: Step, variant: Variant) -> list[Kernel]:

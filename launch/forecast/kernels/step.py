@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 from engine.config import OPTIMIZERS
 from launch.forecast.kernels.counting import (
     FULL,
@@ -27,16 +29,16 @@ LOGIT_BYTES, PLAIN_LOGIT_BYTES = 4, 48
 
 def forward(step: Step, variant: Variant = OURS) -> list[Kernel]:
     """The forward pass of a micro-batch."""
-    layers = [kernel for rows in step.behind_attention(variant) for kernel in layer_forward(step, rows, variant)]
-    return [*_embedding(step, variant), *layers, *_head(step, variant), *_pooler(step)]
+    layers = [layer_forward(step, rows, variant, window=window) for rows, window in step.layers(variant)]
+    return [*_embedding(step, variant), *chain(*layers), *_head(step, variant), *_pooler(step)]
 
 
 def backward(step: Step, variant: Variant = OURS) -> list[Kernel]:
     """The backward pass of a micro-batch; with recomputation each layer's forward pass again."""
     layers = []
-    for rows in reversed(step.behind_attention(variant)):
-        layers += layer_forward(step, rows, variant) if step.work.activation_checkpointing else []
-        layers += layer_backward(step, rows, variant)
+    for rows, window in reversed(step.layers(variant)):
+        layers += layer_forward(step, rows, variant, window=window) if step.work.activation_checkpointing else []
+        layers += layer_backward(step, rows, variant, window=window)
     ends = [*_head_backward(step, variant), *_pooler_backward(step, variant)]
     return [*ends, *layers, *_embedding_backward(step, variant)]
 
@@ -91,20 +93,25 @@ def gradient_copies(step: Step) -> float:
 
 
 def _embedding(step: Step, variant: Variant) -> list[Kernel]:
-    """Three look-ups, two sums, LayerNorm, dropout."""
-    part, state = "embedding", step.tokens(variant) * step.work.shape.hidden
-    looked_up = [sweep(step, part, state, 2), *[sweep(step, part, state, 1)] * 2]
+    """Look-ups of words, positions and segments, their sums, LayerNorm, dropout."""
+    part, state, added = "embedding", step.tokens(variant) * step.work.shape.hidden, _tables(step) - 1
     return [
-        *looked_up,
-        sweep(step, part, state, 6, launches=2),
+        sweep(step, part, state, 2),
+        *[sweep(step, part, state, 1)] * added,
+        *([sweep(step, part, state, 3 * added, launches=added)] if added else []),
         *norm(step, variant, part, state, residual=False),
     ]
 
 
+def _tables(step: Step) -> int:
+    """Tables that the embedding looks up: of words, and what the model has of positions and segments."""
+    return 1 + int(step.work.shape.learned_positions) + int(step.work.shape.segments > 0)
+
+
 def _embedding_backward(step: Step, variant: Variant) -> list[Kernel]:
-    """Dropout, LayerNorm, three scatters into zeros (sorted: some five launches each), the decoder's gradient added."""
+    """Dropout, LayerNorm, scatters into zeros (sorted: some five launches each), the decoder's gradient added."""
     part, state, shape = "embedding", step.tokens(variant) * step.work.shape.hidden, step.work.shape
-    scatters = sweep(step, part, state, 3 * 2, launches=3 * 5)
+    scatters = sweep(step, part, state, 2 * _tables(step), launches=5 * _tables(step))
     table = sweep(step, part, shape.largest_parameter(), 1 + (3 if shape.decoder else 0), launches=2)
     return [*norm_backward(step, variant, part, state, residual=False), scatters, table]
 

@@ -110,6 +110,29 @@ def test_a_model_without_biases_sums_none() -> None:
     assert saved == pytest.approx(2 * rows * BASE.hidden * 5), "of Q, K, V and both projections back to the width"
 
 
+def test_windows_of_modernbert_save_scores() -> None:
+    """A query meets the keys of its window in most layers; the rest is counted as the plan does."""
+    shape = shape_of(ModelConfig(size="base", architecture="modernbert", max_positions=1024), 30522)
+    step = changed(shape=shape, sequence_length=1024, dropout=0.0)
+    once = 8 * forward_flops(shape, [1024], 0.15 * 1024)
+    asked = 4 * 8 * 0.15 * 1024 * 1024 * shape.hidden
+    pooled = 4 * 8 * 1024 * shape.hidden if shape.pooler else 0
+    assert total(forward(step), "flops") == pytest.approx(once + asked, rel=1e-6, abs=pooled)
+    narrow, whole = (total(layer_backward(step, 8192, window=window), "flops") for window in (True, False))
+    within = 129 - 64 * 65 / 1024
+    assert whole - narrow == pytest.approx(10 * 8192 * (1024 - within) * shape.hidden)
+
+
+def test_rotary_positions_are_passes_and_no_tables() -> None:
+    turning = changed(shape=replace(BASE, learned_positions=False, segments=0))
+    state = 8 * 128 * BASE.hidden
+    for found in (layer_forward, layer_backward):
+        more = total(found(turning, 1024), "bytes", "attention") - total(found(STEP, 1024), "bytes", "attention")
+        assert more == pytest.approx(2 * state * (2 * 2 + 11 * 4))
+    saved = total(forward(STEP), "bytes", "embedding") - total(forward(turning), "bytes", "embedding")
+    assert saved == pytest.approx(2 * state * (2 + 6))
+
+
 def test_packing_leaves_padding_out() -> None:
     half = replace(STEP, fill=0.5)
     padded = Variant(packed=False)
