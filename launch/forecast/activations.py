@@ -62,6 +62,11 @@ def _mask(work: Workload, elements: int, width: int) -> int:
     return elements * (width if work.accelerator == "cpu" else 1) if work.dropout > 0 else 0
 
 
+def _norm_mask(work: Workload, rows: int) -> int:
+    """Of a LayerNorm's dropout over so many rows: on GPUs our kernel draws it again from a hash."""
+    return 0 if work.keeps_less else _mask(work, rows * work.shape.hidden, work.width)
+
+
 def _norm_statistics(rows: int) -> int:
     """Mean and reciprocal deviation of a LayerNorm."""
     return 2 * FP32 * rows
@@ -73,14 +78,17 @@ def layer_bytes(work: Workload, rows: int | None = None) -> int:
     In fp32: its attention; of each of its two residual outputs the mask and the LayerNorm's input; the two LayerNorms'
     outputs, which are inputs of linear layers; input and output of GELU, or where the feed-forward network is gated
     both branches, the activation and the product. With masks of one byte and without attention's scores that is the
-    34 T H of Korthikanti et al. 2022, equation 2, in 16 bits.
+    34 T H of Korthikanti et al. 2022, equation 2, in 16 bits. Our kernels on GPUs keep neither masks nor, in 16 bits,
+    the gated network's activation.
     """
     rows = work.tokens if rows is None else rows
     hidden = _hidden(work, rows)
     picked = hidden if rows < work.tokens else 0  # of the context, which attention keeps whole
-    masks = 2 * _mask(work, rows * work.shape.hidden, work.width)
-    feed_forward = work.width * rows * 2 * _branches(work) * work.shape.intermediate
-    return attention_bytes(work) + picked + 4 * hidden + masks + feed_forward + 2 * _norm_statistics(rows)
+    branches, gated_at_once = _branches(work), work.keeps_less and work.precision != "fp32"
+    inner = branches + 1 if gated_at_once else 2 * branches
+    feed_forward = work.width * rows * inner * work.shape.intermediate
+    norms = 2 * (_norm_mask(work, rows) + _norm_statistics(rows))
+    return attention_bytes(work) + picked + 4 * hidden + feed_forward + norms
 
 
 def attention_bytes(work: Workload) -> int:
@@ -104,8 +112,7 @@ def _branches(work: Workload) -> int:
 def embedding_bytes(work: Workload) -> int:
     """The LayerNorm's input, the mask, the output, and three int64 index tensors."""
     indices = 3 * 8 * work.tokens
-    mask = _mask(work, work.tokens * work.shape.hidden, work.width)
-    return 2 * _hidden(work) + mask + _norm_statistics(work.tokens) + indices
+    return 2 * _hidden(work) + _norm_mask(work, work.tokens) + _norm_statistics(work.tokens) + indices
 
 
 def _tied_gradient(work: Workload) -> int:

@@ -42,6 +42,7 @@ def workload_of(config: RunConfig, model: Any, micro_batch: int, world: World) -
         offload_parameters=config.zero.offload_parameters,
         accelerator=world.device.type,
         dropout=architecture_of(model).dropouts(config.model)[0],
+        kernels=config.train.kernels != "reference",
     )
 
 

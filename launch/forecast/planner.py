@@ -119,6 +119,7 @@ def workload(request: Request, hardware: Hardware, choice: tuple[int, str, str],
         offload_parameters=parameter_place,
         accelerator=hardware.accelerator,
         dropout=ARCHITECTURES.get(request.model.fresh_architecture).dropouts(request.model)[0],
+        kernels=request.run.train.kernels != "reference",
         verify_update=request.run.train.verify_update,
     )
 

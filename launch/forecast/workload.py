@@ -58,6 +58,8 @@ class Workload:
     accelerator: str = "cuda"
     """cuda or cpu"""
     dropout: float = 0.1
+    kernels: bool = True
+    """whether our kernels may run (`train.kernels`): on GPUs they keep less of a layer"""
     accumulates: bool = True
     """whether an optimizer step has several micro-batches, so that a forward pass finds gradients already there"""
     overlap_comm: bool | None = None
@@ -103,6 +105,11 @@ class Workload:
     def width(self) -> int:
         """Bytes of a weight and of an activation."""
         return WIDTH[self.precision]
+
+    @property
+    def keeps_less(self) -> bool:
+        """Whether our kernels run between a layer's products on a GPU."""
+        return self.kernels and self.accelerator != "cpu"
 
     @property
     def overlaps(self) -> bool:

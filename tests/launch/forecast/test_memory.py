@@ -20,7 +20,7 @@ from engine.model.bert import BertForMaskedLM, BertForPreTraining
 from engine.model.build import build_config
 from engine.model.heads import BertForSequenceClassification
 from engine.train.certificate.exact import chunk_on
-from launch.forecast.activations import layer_bytes, passes
+from launch.forecast.activations import embedding_bytes, layer_bytes, passes
 from launch.forecast.memory import DEVICE_CHUNK, Workload, forecast, largest_micro_batch, shape_of
 
 BASE = Shape(768, 12, 12, 3072, 30522)
@@ -45,6 +45,7 @@ workloads = st.builds(
     attention=st.sampled_from(["flash", "plain"]),
     accelerator=st.sampled_from(["cuda", "cpu"]),
     dropout=st.sampled_from([0.0, 0.1]),
+    kernels=st.booleans(),
     accumulates=st.booleans(),
     verify_update=st.sampled_from([0, 1]),
 )
@@ -126,7 +127,30 @@ def test_a_layer_in_half_precision_keeps_34_bytes_a_token_and_unit() -> None:
     """Korthikanti et al. 2022, equation 2, without the scores; LayerNorm's and attention's statistics are apart."""
     tokens, hidden, heads = WORK.tokens, BASE.hidden, BASE.heads
     statistics = tokens * (2 * 2 * 4 + 4 * heads)
-    assert layer_bytes(WORK) == 34 * tokens * hidden + statistics
+    assert layer_bytes(replace(WORK, kernels=False)) == 34 * tokens * hidden + statistics
+
+
+def test_our_kernels_on_gpus_keep_no_masks_of_layer_normalisation() -> None:
+    """One byte an element; with plain attention that of its probabilities stays. On CPUs nothing changes."""
+    for attention in ("flash", "plain"):
+        work = replace(WORK, attention=attention)
+        plain = replace(work, kernels=False)
+        assert layer_bytes(plain) - layer_bytes(work) == 2 * WORK.tokens * BASE.hidden
+        assert embedding_bytes(plain) - embedding_bytes(work) == WORK.tokens * BASE.hidden
+        undropped = [replace(each, dropout=0.0) for each in (work, plain)]
+        assert layer_bytes(undropped[0]) == layer_bytes(undropped[1])
+    on_cpu = [layer_bytes(replace(WORK, accelerator="cpu", kernels=kernels)) for kernels in (True, False)]
+    assert on_cpu[0] == on_cpu[1] == layer_bytes(WORK) + 2 * 2 * WORK.tokens * BASE.hidden
+
+
+def test_our_kernels_on_gpus_keep_no_activation_of_geglu_in_16_bits() -> None:
+    """ModernBERT's feed-forward network keeps both branches and the product; torch's GELU its result too."""
+    gated = shape_of(ModelConfig(architecture="modernbert"), 30522)
+    work = replace(WORK, shape=gated, dropout=0.0)
+    for precision, saved in (("bf16", 2), ("fp16", 2), ("fp32", 0)):
+        ours = replace(work, precision=precision)
+        theirs = replace(ours, kernels=False)
+        assert layer_bytes(theirs) - layer_bytes(ours) == saved * WORK.tokens * gated.intermediate
 
 
 def test_plain_attention_grows_with_the_square_of_the_length() -> None:
