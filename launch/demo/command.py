@@ -78,29 +78,29 @@ def say(number: int, what: str) -> None:
 
 
 def ranks() -> int:
-    """As many as there are GPUs, else two CPU ranks."""
+    """As many as there are GPUs, else two CPU ranks; so too where DS_ACCELERATOR asks for CPUs."""
     import torch
 
-    return torch.cuda.device_count() or 2
+    return 2 if accelerator() == "cpu" else torch.cuda.device_count() or 2
+
+
+def accelerator() -> str | None:
+    """What DS_ACCELERATOR asks for, else "cpu" where there is no GPU; None leaves it to DeepSpeed."""
+    import torch
+
+    return os.environ.get("DS_ACCELERATOR") or (None if torch.cuda.device_count() else "cpu")
 
 
 def deepspeed(recipe: str, *options: str) -> int:
     """Train a recipe under the `deepspeed` launcher of this Python; its exit code."""
     launcher = Path(sys.executable).parent / "deepspeed"
     script = Path(__file__).parent.parent / "train.py"
-    environment = dict(os.environ)
-    if not cuda_available():
-        environment.setdefault("DS_ACCELERATOR", "cpu")
+    chosen = accelerator()
+    environment = dict(os.environ) | ({"DS_ACCELERATOR": chosen} if chosen else {})
     command = [sys.executable, str(launcher), "--quiet", "--num_accelerators", str(ranks()), str(script)]
     return subprocess.run(
         [*command, "--config", str(RECIPES / recipe), *options], env=environment, check=False
     ).returncode
-
-
-def cuda_available() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def loss_line(run_folder: Path) -> str:
