@@ -65,9 +65,13 @@ def check_families(setting: Setting, report: Report) -> None:
             print(f"--- {name}\n{ended.printed[-3000:]}", flush=True)
 
 
-def tests() -> list[str]:
-    """The files of tests that need a GPU."""
-    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "kernels").glob("test_cuda*.py"))
+def tests() -> dict[str, list[str]]:
+    """What pytest is given for each file that has tests that need a GPU."""
+    files = sorted((ROOT / "tests" / "kernels").glob("test_cuda*.py"))
+    found = {path.name: [str(path.relative_to(ROOT))] for path in files}
+    found["test_waits.py"] = ["tests/train/test_waits.py", "-k", "cuda"]
+    found["test_loader.py"] = ["tests/data/loading/test_loader.py", "-k", "pinned"]
+    return found
 
 
 def counted(printed: str) -> dict[str, float]:
@@ -85,7 +89,7 @@ def run_tests(setting: Setting, report: Report) -> None:
         return report.put({"title": title, "rivals": {"pytest": {"result": "skipped: pytest is not installed"}}})
     rivals: dict[str, dict[str, Any]] = {}
     base = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"]
-    commands = {Path(path).name: [*base, path] for path in tests()}
+    commands = {name: [*base, *arguments] for name, arguments in tests().items()}
     for name, ended in run_commands(commands, Path(setting.scratch), setting.device, AT_ONCE, LONGEST):
         rivals[name] = {**counted(ended.printed), "exit code": float(ended.code), "seconds": ended.seconds}
         print(f"--- {name}\n{ended.printed[-3000:]}", flush=True)

@@ -46,7 +46,8 @@ def run(setting: Setting, report: Report) -> None:
     }
     pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     commands |= {
-        f"memcheck: {Path(path).name}": command(sanitizer, "memcheck", [*pytest, path]) for path in kernels.tests()
+        f"memcheck: {name}": command(sanitizer, "memcheck", [*pytest, *arguments])
+        for name, arguments in kernels.tests().items()
     }
     rivals: dict[str, dict[str, Any]] = {}
     for name, ended in run_commands(commands, Path(setting.scratch), setting.device, AT_ONCE, kernels.LONGEST):

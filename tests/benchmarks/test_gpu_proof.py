@@ -38,6 +38,15 @@ def test_the_shares_of_the_stages_use_the_budget_and_no_more() -> None:
     assert runner.limit("losses", ["losses"], 10.0) == 10
 
 
+def test_every_file_with_tests_that_need_a_gpu_is_run() -> None:
+    skipping = "not torch.cuda." + "is_available()"
+    needing = {
+        str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py") if skipping in path.read_text()
+    }
+    assert {path for path, *_ in kernels.tests().values()} == needing
+    assert all(Path(path).name == name for name, (path, *_) in kernels.tests().items())
+
+
 def test_every_stage_can_be_loaded() -> None:
     assert all(callable(one.load()) for one in STAGES.values())
 
