@@ -19,6 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # no test asks the hub; before any library reads it
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Nor has it more threads than one without asking: the workers share the cores, and threads that spin for a core that
+# another worker has take twice the time. Before OpenMP reads it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So it is in a shell's background jobs, and the runs that tests start would inherit it and heed no interrupt.

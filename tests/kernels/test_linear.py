@@ -91,14 +91,16 @@ def test_the_slope_of_gelu_for_every_bf16_number(width: int) -> None:
 @needs_kernels
 def test_sums_over_rows_have_the_same_bits_for_any_number_of_threads() -> None:
     x = torch.randn(1000, 33, generator=torch.Generator().manual_seed(1)).bfloat16()
-    threads = torch.get_num_threads()
-    together = cpu.column_sum(x, torch.float32)
+    before = torch.get_num_threads()
+    sums = []
     try:
-        torch.set_num_threads(1)
-        single = cpu.column_sum(x, torch.float32)
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            sums.append(cpu.column_sum(x, torch.float32))
     finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(together, single)
+        torch.set_num_threads(before)
+    together, *others = sums
+    assert all(torch.equal(together, other) for other in others)
     torch.testing.assert_close(together, x.float().sum(0))
     assert cpu.column_sum(x, torch.bfloat16).equal(together.bfloat16())
 
