@@ -6,6 +6,7 @@ the `model_type` of its transformers configuration. A run takes the architecture
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,6 +33,7 @@ class Architecture(ABC):
         dimensions: the options `DIMENSIONS` of the section model, and what config.json calls each.
         inherited: names in config.json of all that a run takes from a folder that it starts from.
         sizes: those of them that are whole numbers above 0.
+        rates: those of them that are numbers of at least 0, or null.
         export_classes: by head ("pretraining": MLM and NSP, "masked_lm": MLM alone, "sequence_classification") the
             transformers class that opens an export.
         tied: parameters that an export leaves out, and those that they share their tensor with.
@@ -48,6 +50,7 @@ class Architecture(ABC):
     dimensions: ClassVar[Mapping[str, str]]
     inherited: tuple[str, ...]
     sizes: tuple[str, ...]
+    rates: tuple[str, ...] = ("initializer_range",)
     export_classes: ClassVar[Mapping[str, str]]
     tied: ClassVar[Mapping[str, str]]
     prefix: str
@@ -72,6 +75,13 @@ class Architecture(ABC):
 
         Raises:
             UserError: names the file, the field and what would be supported.
+        """
+
+    def check_dimensions(self, model: ModelConfig) -> None:  # noqa: B027  (most have nothing to refuse)
+        """Refuse dimensions of fresh weights that the modules don't compute.
+
+        Raises:
+            UserError: names the field, its value and the remedy.
         """
 
     @abstractmethod
@@ -180,6 +190,11 @@ class Architecture(ABC):
         hidden, layers, heads, intermediate, positions = sizes
         shape = Shape(hidden, layers, heads, intermediate, vocabulary, positions)
         return replace(shape, feed_forward_matrices=self.feed_forward_matrices, biases=self.biases)
+
+
+def is_rate(value: Any) -> bool:
+    """Whether it is a finite number of at least 0."""
+    return isinstance(value, (int, float)) and 0.0 <= value < math.inf
 
 
 #: the architectures by `model_type`

@@ -80,6 +80,8 @@ class RunConfig:
         for name in section_names():
             _check_finite(name, self.part(name))
             self.part(name).validate()
+        if self.model.init_from is None:
+            ARCHITECTURES.get(self.model.fresh_architecture).check_dimensions(self.model)
         self.zero.check_stage(self.train.zero_stage)
         start, own = self.model.init_from, Path(self.output).absolute() / "export"
         require(

@@ -48,6 +48,7 @@ class BertEntry(Architecture):
     prefix = "bert."
     # a missing pooler or head is common and starts fresh
     essential = ("embeddings.", "encoder.")
+    rates = ("initializer_range", "layer_norm_eps")
     growing = ("word_embeddings.weight", "predictions.decoder.weight", "predictions.decoder.bias", "predictions.bias")
 
     def config_class(self) -> type[Any]:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from engine.config import ARCHITECTURES, Architecture, architecture_of
+from engine.config.architecture import is_rate
 from engine.errors import UserError, first_line
 from engine.lfs import refuse_pointer
 
@@ -80,6 +81,13 @@ def load_config(folder: Path) -> Any:
         config = architecture.config_class().from_dict(values)
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'}: {error}; correct that field") from error
+    except ZeroDivisionError as error:
+        raise UserError(f"{folder / 'config.json'}: a field that must not be 0 is ({error}); correct it") from error
+    for name in architecture.rates:
+        rate = getattr(config, name)
+        if rate is not None and not is_rate(rate):
+            remedy = "give a model where it is a number of at least 0"
+            raise UserError(f"{folder / 'config.json'}: {name} {rate!r} is not allowed; {remedy}")
     architecture.check(folder / "config.json", config)
     return config
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from engine.config.architecture import DIMENSIONS, Architecture
+from engine.config.architecture import DIMENSIONS, Architecture, is_rate
+from engine.config.check import require
 from engine.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class ModernBertEntry(Architecture):
     growing = ("tok_embeddings.weight", "decoder.weight", "decoder.bias")
     options = ("window", "global_every", "rope_theta", "local_rope_theta")
     extensible = ("max_positions",)
+    rates = ("initializer_range", "norm_eps", "initializer_cutoff_factor")
     dropout = 0.0
     feed_forward_matrices = 3
     biases = False
@@ -85,12 +87,12 @@ class ModernBertEntry(Architecture):
         from engine.model.activations import ACTIVATIONS
 
         for name in self.sizes:
-            size = getattr(config, name)
-            if size < 1:
-                raise UserError(f"{path}: {name} {size!r} is not allowed; give a model where it is above 0")
+            size, least = getattr(config, name), 2 if name == "local_attention" else 1
+            if size < least:
+                raise UserError(f"{path}: {name} {size!r} is not allowed; give a model where it is above {least - 1}")
         heads, activations = config.num_attention_heads, f"one of {', '.join(ACTIVATIONS)}"
         kinds = {*config.layer_types}
-        rotary = {kind: config.rope_parameters[kind].get("rope_type") for kind in kinds & config.rope_parameters.keys()}
+        rotary = [config.rope_parameters[kind] for kind in kinds & config.rope_parameters.keys()]
         checks = (
             (config.hidden_activation in ACTIVATIONS, "hidden_activation", config.hidden_activation, activations),
             (
@@ -112,7 +114,12 @@ class ModernBertEntry(Architecture):
                 config.layer_types,
                 "sliding_attention and full_attention",
             ),
-            (set(rotary.values()) <= {"default"}, "rope_parameters", config.rope_parameters, "of rope_type 'default'"),
+            (
+                all(is_default(one) for one in rotary),
+                "rope_parameters",
+                config.rope_parameters,
+                "of rope_type 'default' with a rope_theta above 0",
+            ),
             (config.tie_word_embeddings, "tie_word_embeddings", config.tie_word_embeddings, "true"),
             (
                 getattr(config, "quantization_config", None) is None,
@@ -130,6 +137,11 @@ class ModernBertEntry(Architecture):
 
         heads = {"masked_lm": ModernBertForMaskedLM, "sequence_classification": ModernBertForSequenceClassification}
         return heads[head](config, activation_checkpointing)
+
+    def check_dimensions(self, model: ModelConfig) -> None:
+        hidden, _, heads, _ = model.dimensions()
+        even = hidden // heads % 2 == 0
+        require(even, "model.heads", heads, f"model.hidden_size {hidden} / model.heads must be even")
 
     def fresh_config(self, model: ModelConfig, vocabulary: int, pad_token_id: int) -> Any:
         """Of the special tokens only the padding's is told: the vocabulary is the run's own."""
@@ -208,6 +220,12 @@ class ModernBertEntry(Architecture):
 def _layer_types(layers: int, every: int) -> list[str]:
     """By layer what it attends to."""
     return [SLIDING if index % every else FULL for index in range(layers)]
+
+
+def is_default(rope: dict[str, Any]) -> bool:
+    """Whether rotary positions are those of Su et al. 2021, by their parameters in config.json."""
+    theta = rope.get("rope_theta")
+    return rope.get("rope_type") == "default" and theta != 0 and is_rate(theta)
 
 
 MODERNBERT = ModernBertEntry()

@@ -89,14 +89,15 @@ class ModernBertModel(nn.Module):
         return states, stream
 
     def _surroundings(self, packing: Packing, positions: Tensor, rows: int) -> dict[str, Surroundings]:
-        """By the type of attention of a layer."""
+        """By the type of attention of a layer; a window that holds the longest sequence is none."""
         config = self.config
         width = config.hidden_size // config.num_attention_heads
         shared = {}
         for kind in set(config.layer_types):
             rotation = Rotation.of(positions, width, config.rope_parameters[kind]["rope_theta"])
-            sliding = kind == SLIDING
-            window = Window.of(packing, rows, config.local_attention // 2) if sliding else None
+            reach = config.local_attention // 2
+            cuts = kind == SLIDING and reach < packing.max_length - 1
+            window = Window.of(packing, rows, reach) if cuts else None
             shared[kind] = Surroundings(packing, rotation, window)
         return shared
 
