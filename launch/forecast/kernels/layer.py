@@ -51,7 +51,7 @@ def _projections_backward(step: Step, variant: Variant, rows: float) -> list[Ker
 
 
 def _attention(step: Step, variant: Variant, rows: float, window: bool) -> list[Kernel]:
-    """Projections, turns, attention, output projection, residual sum; of the last layer the rows that ask are picked."""
+    """Projections, turns, attention, output projection, residual sum; of the last layer those that ask are picked."""
     tokens, hidden, work = step.tokens(variant), step.work.shape.hidden, step.work
     picked = [sweep(step, "attention", rows * hidden, 2)] if rows < tokens else []
     return [
