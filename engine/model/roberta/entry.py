@@ -71,7 +71,7 @@ class RobertaEntry(BertEntry):
 
     def fresh_config(self, model: ModelConfig, vocabulary: int, pad_token_id: int) -> Any:
         """The configuration of a run's own dimensions, with one kind of segment."""
-        sizes = dict(zip(DIMENSIONS, (*model.dimensions(), model.max_positions), strict=True))
+        sizes = dict(zip(DIMENSIONS, (*model.dimensions(), model.positions), strict=True))
         sizes["max_positions"] += self.first_position(pad_token_id)
         named = {self.dimensions[option]: size for option, size in sizes.items()}
         tokens = {"vocab_size": vocabulary, "pad_token_id": pad_token_id, **NO_TOKENS}
