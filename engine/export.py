@@ -25,6 +25,7 @@ from engine.model.folder import (
     read_origin,
     tokenizer_files,
 )
+from engine.model.roundtrip import RoundTrip
 from engine.train.checkpoint.folder import STATE_FILE, RunState, newest_intact, read_state, refuse_damaged
 from engine.zero.archive import full_weights
 
@@ -58,11 +59,11 @@ def best_of(run: Path) -> dict[str, Any] | None:
     return (origin or {}).get("best")
 
 
-def export_best(run: Path, output: Path) -> None:
-    """Write the best weights of a run, which its own export holds.
+def export_best(run: Path, output: Path, *, check: bool = True) -> RoundTrip | None:
+    """Write the best weights of a run, which its own export holds; what they were compared with, if `check`.
 
     Raises:
-        UserError: a file of that is missing or damaged.
+        UserError: a file of that is missing or damaged, or what was written isn't the model.
     """
     folder = run / "export"
     if not is_intact(folder):
@@ -71,17 +72,19 @@ def export_best(run: Path, output: Path) -> None:
         weights = load_file(folder / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
         raise UserError(f"run: {folder / WEIGHTS_FILE} cannot be read ({error}); take --weights last") from error
-    export_huggingface(weights, _config(folder), tokenizer_files(folder), output, read_origin(folder))
+    origin = read_origin(folder)
+    return export_huggingface(weights, _config(folder), tokenizer_files(folder), output, origin, check=check)
 
 
-def export_checkpoint(checkpoint: Path, output: Path) -> RunState:
+def export_checkpoint(checkpoint: Path, output: Path, *, check: bool = True) -> tuple[RunState, RoundTrip | None]:
     """Write a checkpoint as a Hugging Face folder.
 
     Returns:
-        The state of the checkpoint.
+        The state of the checkpoint, and what the folder was compared with, if `check`.
 
     Raises:
-        UserError: a file of the checkpoint is missing or damaged, or an earlier version saved it.
+        UserError: a file of the checkpoint is missing or damaged, an earlier version saved it, or what was written
+            isn't the model.
     """
     state = read_state(checkpoint)
     if state.facts is None:
@@ -93,8 +96,8 @@ def export_checkpoint(checkpoint: Path, output: Path) -> RunState:
     config = _config(checkpoint)
     if config.architectures is None:  # an earlier version saved it
         config = described(config, TASKS.get(state.config["task"]).load().export_class(config))
-    export_huggingface(full_weights(checkpoint), config, tokenizer_files(checkpoint), output, origin)
-    return state
+    weights, tokenizer = full_weights(checkpoint), tokenizer_files(checkpoint)
+    return state, export_huggingface(weights, config, tokenizer, output, origin, check=check)
 
 
 def _config(folder: Path) -> Any:

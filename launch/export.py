@@ -14,7 +14,8 @@ DESCRIPTION = """Write a run's weights as a folder that transformers opens.
   zerobert export runs/sst2 --weights last --output my-classifier   those of its newest checkpoint
   zerobert export runs/base/checkpoints/step-020000 --output bert   those of that step
 
-Labels and tokenizer are those of the run, whatever its data files hold today."""
+Labels and tokenizer are those of the run, whatever its data files hold today. Before the folder gets its name,
+transformers opens it and must compute the logits that our modules compute."""
 
 
 def build_parser() -> CommandParser:
@@ -28,6 +29,14 @@ def build_parser() -> CommandParser:
         help="best: of the best evaluation, where the task has a metric for it; last: of the newest checkpoint; "
         "by default the best if there are any",
     )
+    parser.add_argument(
+        "--check",
+        type=bool,
+        nargs="?",
+        const=True,
+        default=True,
+        help="compare the folder with the model in transformers, and write nothing that differs; false skips it",
+    )
     return parser
 
 
@@ -35,15 +44,15 @@ def main(arguments: list[str]) -> int:
     """Put whole fp32 weights together from the ranks' files and write them."""
     values = build_parser().parse_args(arguments)
     silence_libraries()
-    print(export(Path(values.run), Path(values.output), values.weights), flush=True)
+    print(export(Path(values.run), Path(values.output), values.weights, check=values.check), flush=True)
     return 0
 
 
-def export(run: Path, output: Path, weights: str | None) -> str:
-    """Write the wanted weights; what was written, in words.
+def export(run: Path, output: Path, weights: str | None, *, check: bool) -> str:
+    """Write the wanted weights; what was written and, if `check`, compared, in words.
 
     Raises:
-        UserError: they aren't there, or are damaged.
+        UserError: they aren't there or are damaged, or transformers makes another model of what was written.
     """
     if not str(output) or str(output) == ".":
         raise UserError("output: '.' is not allowed; name the folder to write")
@@ -53,10 +62,12 @@ def export(run: Path, output: Path, weights: str | None) -> str:
     if best is None and weights == "best":
         raise UserError(f"weights: {str(run)!r} has no best weights; take --weights last")
     if best is not None:
-        export_best(run, output)
+        compared = export_best(run, output, check=check)
         told = f"the best {best['metric']}, {best['value']:.4f} at step {best['step']}"
-        return f"exported {run / 'export'} ({told}) to {output}; --weights last takes the newest checkpoint"
-    checkpoint = find_checkpoint(run)
-    state = export_checkpoint(checkpoint, output)
-    told = "" if state.best is None else f"; the best evaluation was {state.best:.4f} at step {state.best_step}"
-    return f"exported {checkpoint} to {output}{told}"
+        line = f"exported {run / 'export'} ({told}) to {output}; --weights last takes the newest checkpoint"
+    else:
+        checkpoint = find_checkpoint(run)
+        state, compared = export_checkpoint(checkpoint, output, check=check)
+        told = "" if state.best is None else f"; the best evaluation was {state.best:.4f} at step {state.best_step}"
+        line = f"exported {checkpoint} to {output}{told}"
+    return f"{line}\nchecked: {compared or 'nothing, as --check false says'}"

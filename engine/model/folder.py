@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +19,7 @@ from engine.data.tokenizer.folder import with_max_length
 from engine.data.tokenizer.vocabulary import Vocabulary
 from engine.durable import sha256_of
 from engine.errors import UserError
+from engine.model.roundtrip import RoundTrip, Sample, check_round_trip
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -33,6 +34,8 @@ WEIGHTS_FILE = "model.safetensors"
 #: where the weights come from: step, best score, what the run's checkpoints tell of its data, and the weights' SHA-256
 ORIGIN_FILE = "zerobert.json"
 WEIGHTS_HASH = "weights_sha256"
+#: in that file, what the folder was compared with before it got its name; see `RoundTrip`
+ROUND_TRIP = "round_trip"
 
 
 def export_huggingface(
@@ -41,19 +44,28 @@ def export_huggingface(
     tokenizer: Mapping[str, bytes],
     out: Path,
     origin: Mapping[str, Any] | None = None,
-) -> None:
+    *,
+    check: bool = True,
+    samples: Sequence[Sample] | None = None,
+) -> RoundTrip | None:
     """Write config.json, model.safetensors and the tokenizer's files to `out`, in the weights' own precision.
 
-    The folder appears whole or not at all; an earlier export at `out` is replaced.
+    The folder appears whole and, unless it isn't to be checked, once transformers has computed from it what our modules
+    do; or not at all. An earlier export at `out` is replaced.
 
     Args:
         state_dict: every parameter of the model under transformers' names, whole (not a ZeRO partition).
         config: as `described` returns it, with the transformers class that has these parameters.
         tokenizer: the content of its files; see `tokenizer_files`.
         origin: what to tell of the weights in zerobert.json, as JSON.
+        check: whether to compare the folder with the model; see `check_round_trip`, also for `samples`.
+
+    Returns:
+        What was compared, also kept in zerobert.json.
 
     Raises:
-        UserError: `out` exists and is no export, or nothing says which transformers class the weights are of.
+        UserError: `out` exists and is no export, nothing says which transformers class the weights are of, or what was
+            written isn't the model.
     """
     _check_replaceable(out)
     weights = untied(state_dict, architecture_of(config).tied)
@@ -70,11 +82,14 @@ def export_huggingface(
             (partial / name).write_bytes(content)
         _limit_length(partial / "tokenizer_config.json", architecture_of(config).positions(config))
         told = {**(origin or {}), WEIGHTS_HASH: sha256_of(partial / WEIGHTS_FILE)}
+        compared = check_round_trip(partial, weights, named, samples) if check else None
+        told[ROUND_TRIP] = None if compared is None else compared.record()
         text = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
         (partial / ORIGIN_FILE).write_text(text, encoding="utf-8")
         _replace(out, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    return compared
 
 
 def described(config: Any, export_class: str) -> Any:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from engine import dist
 from engine.data.loading.loader import evaluation_batches
 from engine.data.loading.source import SampleSource
+from engine.model.roundtrip import SAMPLES, Sample, packed_samples
 from engine.tasks.task import Evaluation, Task
 from engine.train.curves.monitor import Monitor
 from engine.train.log import say
@@ -45,3 +48,12 @@ def tell(evaluation: Evaluation, step: int, monitor: Monitor, *, texts: bool, pr
         monitor.image(f"eval/{name}", pixels, step)
     shown = "  ".join(f"{name} {value:.4f}" for name, value in evaluation.scalars.items())
     say(f"evaluation at step {step}: {shown}{praise}")
+
+
+def first_samples(task: Task) -> list[Sample] | None:
+    """Held-out samples to compare an export on; None where there are none, or their tensors are none that we know."""
+    source = task.evaluation_source("validation")
+    if source is None:
+        return None
+    few = np.arange(min(SAMPLES, source.epoch_size(0)))
+    return packed_samples(source.collate(source.describe(0, few)))

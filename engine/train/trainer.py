@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
 from engine import dist
 from engine.config import RunConfig, architecture_of
@@ -372,11 +373,17 @@ class Trainer:
             self.export()
 
     def export(self) -> None:
-        """Write the current weights as a Hugging Face folder, once a save in progress has ended; collective."""
+        """Write the current weights as a Hugging Face folder, once a save in progress has ended; collective.
+
+        Raises:
+            UserError: on every rank, if transformers doesn't compute from the folder what the run's model does.
+        """
         self.saver.wait()
         weights = self.zero.full_state_dict()
-        if self.world.is_main:
-            chosen = None if self.best is None else {"metric": self.task.best_metric, **asdict(self.best)}
-            origin = {"step": self.step, "best": chosen, "facts": self.facts}
-            export_huggingface(weights, self.described, self.tokenizer, self.output / "export", origin)
-        dist.barrier()
+        dist.agreed(lambda: self._write_export(weights) if self.world.is_main else None)
+
+    def _write_export(self, weights: dict[str, Tensor]) -> None:
+        chosen = None if self.best is None else {"metric": self.task.best_metric, **asdict(self.best)}
+        origin = {"step": self.step, "best": chosen, "facts": self.facts}
+        samples, out = evaluation.first_samples(self.task), self.output / "export"
+        export_huggingface(weights, self.described, self.tokenizer, out, origin, samples=samples)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from transformers import BertConfig, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from engine.config import ARCHITECTURES
 from engine.model.bert_entry import BertEntry
@@ -65,6 +67,14 @@ class GatedForPreTraining(PreTrainedModel):
         built = GatedEntry().build("pretraining", config, False)
         self.bert, self.cls = built.bert, built.cls
         self.post_init()
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> ModelOutput:
+        """Logits of a sequence [1, T], under the names of transformers' `BertForPreTraining`."""
+        positions, lengths = torch.arange(input_ids.numel()), torch.tensor([input_ids.numel()])
+        hidden, pooled = self.bert(input_ids[0], token_type_ids[0], positions, lengths)
+        head = self.cls.predictions
+        logits = nn.functional.linear(head.transform(hidden), head.decoder.weight, head.decoder.bias)
+        return ModelOutput(prediction_logits=logits[None], seq_relationship_logits=self.cls.seq_relationship(pooled))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,6 +95,12 @@ def content(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+def origin_of(folder: Path) -> dict[str, Any]:
+    """What an export tells of itself."""
+    values: dict[str, Any] = json.loads((folder / "zerobert.json").read_text())
+    return values
+
+
 def refuse(folder: Path, pattern: str, config: RunConfig | None = None) -> None:
     config = config or configuration(folder)
     with pytest.raises(UserError, match=pattern):
@@ -118,16 +125,39 @@ def test_an_export_needs_the_checkpoint_alone(finished: Path, tmp_path: Path, mo
 def test_the_best_and_the_last_weights_are_both_offered(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    best = json.loads((finished / "run" / "export" / "zerobert.json").read_text())["best"]
+    best = origin_of(finished / "run" / "export")["best"]
     assert export([str(finished / "run"), "--output", str(tmp_path / "best")]) == 0
     told = f"the best accuracy, {best['value']:.4f} at step {best['step']}"
     assert told in capsys.readouterr().out
     assert export([str(finished / "run"), "--weights=last", "--output", str(tmp_path / "last")]) == 0
     assert "step-000016" in capsys.readouterr().out
-    assert content(tmp_path / "best") == content(finished / "run" / "export")
+    copied, own = (origin_of(folder) for folder in (tmp_path / "best", finished / "run" / "export"))
+    assert copied | {"round_trip": None} == own | {"round_trip": None}
+    copied, own = (content(folder) for folder in (tmp_path / "best", finished / "run" / "export"))
+    assert copied | {"zerobert.json": ""} == own | {"zerobert.json": ""}
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("best", "last"))
     assert best["step"] < 16
     assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_exports_tell_what_they_were_compared_on(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run's own has its held-out examples; the command has no data, and compares unless it is told not to."""
+    own = origin_of(finished / "run" / "export")["round_trip"]
+    assert (own["judge"], own["samples"], own["of_data"]) == ("BertForSequenceClassification", 8, True)
+    assert own["differences"]["logits"] < own["bound"]
+    judge = r"transformers' BertForSequenceClassification"
+    for given, told in (([], judge), (["--check"], judge), (["--check=false"], "nothing, as --check false says")):
+        assert export([str(start_of(finished)), "--output", str(tmp_path / "model"), *given]) == 0
+        line = capsys.readouterr().out.splitlines()[-1]
+        assert line.startswith("checked: ")
+        assert told in line
+        compared = origin_of(tmp_path / "model")["round_trip"]
+        assert (compared is None) == (given == ["--check=false"])
+        assert compared is None or (compared["of_data"], compared["samples"]) == (False, 4)
+    with pytest.raises(UserError, match=r"^check: 'maybe' is not allowed; give true or false"):
+        export([str(start_of(finished)), "--output", str(tmp_path / "model"), "--check", "maybe"])
 
 
 def test_weights_that_are_not_the_runs_are_no_best(folder: Path, tmp_path: Path) -> None:
