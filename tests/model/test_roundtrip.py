@@ -81,18 +81,18 @@ def edit(folder: Path, **values: Any) -> None:
 def test_every_head_goes_there_and_back(kind: str, head: str, tmp_path: Path) -> None:
     compared = export(model_of(kind, head), tmp_path / "export")
     assert set(compared.differences) == set(roundtrip.OUTPUTS[head])
-    assert 0 < max(compared.differences.values()) < BOUND / 10
-    assert (compared.samples, compared.tokens, compared.of_data) == (5, 2 + 9 + 33 + 70 + 80, False)
+    assert 0 < max(compared.differences.values()) < 1e-5
+    assert (compared.samples, compared.tokens, compared.of_data) == (4, 2 + 33 + 70 + 80, False)
     told = json.loads((tmp_path / "export" / "zerobert.json").read_text())["round_trip"]
     assert told["differences"] == compared.differences
     assert (told["judge"], told["dtype"], told["bound"]) == (compared.judge, "float32", BOUND)
-    assert f"float32) and configuration are those of transformers' {compared.judge}; 5 samples of" in str(compared)
+    assert f"float32) and configuration are those of transformers' {compared.judge}; 4 samples of" in str(compared)
 
 
 def test_weights_of_half_the_bytes_are_compared_in_fp32(tmp_path: Path) -> None:
     compared = export(model_of("modernbert", "masked_lm").to(torch.bfloat16), tmp_path / "export")
     assert compared.dtype == "bfloat16"
-    assert max(compared.differences.values()) < BOUND / 10
+    assert max(compared.differences.values()) < 1e-5
 
 
 def test_an_unchecked_export_says_so(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_random_samples_fit_the_model() -> None:
         config: Any = model_of(kind, "masked_lm", max_position_embeddings=20).config
         samples = random_samples(config)
         longest = ARCHITECTURES.get(kind).positions(config)
-        assert [len(sample.ids) for sample in samples] == [2, 9, longest]
+        assert [len(sample.ids) for sample in samples] == [2, longest]
         assert {segment for sample in samples for segment in sample.segments} == segments
         assert 1 not in {token for sample in samples for token in sample.ids}
         assert samples == random_samples(config)
@@ -232,9 +232,9 @@ def test_samples_of_a_packed_batch_are_cut() -> None:
     samples = packed_samples({"input_ids": ids, "token_type_ids": ids % 2, "lengths": lengths})
     assert samples is not None
     assert samples[0] == Sample((0, 1, 2), (0, 1, 0))
-    assert samples[1].ids == tuple(range(3, 259))
+    assert samples[1].ids == tuple(range(3, 131))
     assert samples[2].ids == (303, 304)
-    assert len(samples) == 8
+    assert len(samples) == 4
     assert packed_samples({"pixels": ids}) is None
 
 

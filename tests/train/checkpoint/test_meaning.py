@@ -145,7 +145,7 @@ def test_exports_tell_what_they_were_compared_on(
 ) -> None:
     """A run's own has its held-out examples; the command has no data, and compares unless it is told not to."""
     own = origin_of(finished / "run" / "export")["round_trip"]
-    assert (own["judge"], own["samples"], own["of_data"]) == ("BertForSequenceClassification", 8, True)
+    assert (own["judge"], own["samples"], own["of_data"]) == ("BertForSequenceClassification", 4, True)
     assert own["differences"]["logits"] < own["bound"]
     judge = r"transformers' BertForSequenceClassification"
     for given, told in (([], judge), (["--check"], judge), (["--check=false"], "nothing, as --check false says")):
@@ -155,7 +155,7 @@ def test_exports_tell_what_they_were_compared_on(
         assert told in line
         compared = origin_of(tmp_path / "model")["round_trip"]
         assert (compared is None) == (given == ["--check=false"])
-        assert compared is None or (compared["of_data"], compared["samples"]) == (False, 4)
+        assert compared is None or (compared["of_data"], compared["samples"]) == (False, 3)
     with pytest.raises(UserError, match=r"^check: 'maybe' is not allowed; give true or false"):
         export([str(start_of(finished)), "--output", str(tmp_path / "model"), "--check", "maybe"])
 
