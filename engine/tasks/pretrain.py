@@ -274,8 +274,8 @@ class Pretraining(Task):
         """A token in Markdown, after a space unless it continues a word."""
         if guess is None:
             space = "" if self.vocabulary.continues_word[token] else " "
-            return space + escape(self.vocabulary.tokens[token].removeprefix("##"))
-        truth, guessed = (escape(self.vocabulary.tokens[index]) for index in guess)
+            return space + escape(self.vocabulary.text_of(token).removeprefix("##"))
+        truth, guessed = (escape(self.vocabulary.text_of(index)) for index in guess)
         return f" **{truth}**" if truth == guessed else f" *{guessed} → {truth}*"
 
     def report(self, evaluation: Evaluation, folder: Path) -> str:

@@ -151,7 +151,8 @@ def encode(vocabulary: Vocabulary, texts: list[str], pairs: list[str] | None, ma
     """
     # A copy: post-processor and truncation would otherwise stay on the vocabulary's own tokenizer.
     tokenizer = Tokenizer.from_str(vocabulary.backend.to_str())
-    tokenizer.post_processor = BertProcessing(("[SEP]", vocabulary.sep_id), ("[CLS]", vocabulary.cls_id))
+    if vocabulary.is_wordpiece:
+        tokenizer.post_processor = BertProcessing(("[SEP]", vocabulary.sep_id), ("[CLS]", vocabulary.cls_id))
     tokenizer.no_padding()
     untruncated = Tokenizer.from_str(tokenizer.to_str())
     tokenizer.enable_truncation(max_length, strategy="longest_first")

@@ -179,7 +179,7 @@ def _open_cache(folder: Path, fingerprint: str) -> WordCache:
 def _encode(block: Block, language: str, cache: WordCache) -> TokenDocuments:
     """Token ids of each document; sentences without a token are left out, which may empty a document."""
     counts: list[int] = []
-    sentences = _sentences(block, language, counts)
+    sentences = _sentences(block, language, counts, cache.vocabulary.joint)
     batches = [cache.encode([])]
     while batch := list(islice(sentences, BATCH_SENTENCES)):
         batches.append(cache.encode(batch))
@@ -189,12 +189,13 @@ def _encode(block: Block, language: str, cache: WordCache) -> TokenDocuments:
     return TokenDocuments(ids, lengths[kept], np.bincount(document, minlength=len(counts)))
 
 
-def _sentences(block: Block, language: str, counts: list[int]) -> Iterator[str]:
+def _sentences(block: Block, language: str, counts: list[int], joint: str) -> Iterator[str]:
     """The sentences of all documents; how many each has is appended to `counts`."""
     for text in block.texts():
         sentences = split_sentences(text, language, block.lines)
         counts.append(len(sentences))
-        yield from sentences
+        yield from sentences[:1]
+        yield from (joint + sentence for sentence in sentences[1:])
 
 
 def _select(documents: TokenDocuments, chosen: NDArray[np.bool_]) -> TokenDocuments:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.data.tokenizer.vocabulary import NAMES, Vocabulary, unquote
+from engine.data.tokenizer.vocabulary import Vocabulary
 from engine.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def check_vocabulary(vocabulary: Vocabulary, theirs: Any, folder: Path) -> None:
     for token in sorted({*ours, *vocab}, key=lambda token: (ours.get(token, len(ours)), token)):
         if ours.get(token) != vocab.get(token):
             raise _difference(folder, f"token {token!r}", vocab.get(token), ours.get(token))
-    for role, token in NAMES.items():
+    for role, token in vocabulary.names.items():
         name = getattr(theirs, role, None)
         if name not in (None, token):
             raise _difference(folder, role, name, token)
@@ -65,7 +65,7 @@ def check_texts(vocabulary: Vocabulary, theirs: Any, folder: Path, texts: Sequen
 
     A special token that a text quotes is plain text here (`unquote`), so both get it in that form.
     """
-    plain = unquote(texts)
+    plain = vocabulary.unquote(texts)
     rows = theirs(plain, add_special_tokens=False, truncation=False, padding=False)["input_ids"] if plain else []
     compare_rows(vocabulary, theirs, folder, plain, vocabulary.encode_batch(texts), rows)
 

@@ -67,6 +67,11 @@ class TokenizerFiles:
     words: list[str] | None
     """the tokens of vocab.txt"""
 
+    @property
+    def is_wordpiece(self) -> bool:
+        """Whether the tokens are WordPiece's."""
+        return self.serialised is None or self.serialised["model"].get("type", "WordPiece") == "WordPiece"
+
     def named(self) -> dict[str, str]:
         """Every token that the files call special, and the file and field that do."""
         tokens: dict[str, str] = {}
@@ -97,10 +102,14 @@ def read_files(path: Path) -> TokenizerFiles:
         words=_words(path),
     )
     if files.serialised is None and files.words is None:
-        raise UserError(f"tokenizer: {path} has neither tokenizer.json nor vocab.txt; give another folder")
+        raise UserError(
+            f"tokenizer: {path} has neither tokenizer.json nor vocab.txt; give another folder, or write "
+            "tokenizer.json there by AutoTokenizer's save_pretrained"
+        )
     _check_options(files)
-    _check_names(files)
-    _check_agreement(files)
+    if files.is_wordpiece:
+        _check_names(files)
+        _check_agreement(files)
     return files
 
 
@@ -177,8 +186,8 @@ def _serialised(path: Path) -> dict[str, Any] | None:
         model = Tokenizer.from_file(str(file)).model
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"tokenizer: {file} is not a tokenizer.json ({error}); get the file again") from error
-    if not isinstance(model, models.WordPiece):
-        raise UserError(f"tokenizer: {file} is {type(model).__name__}, not WordPiece; give a BERT tokenizer")
+    if not isinstance(model, (models.WordPiece, models.BPE, models.Unigram)):
+        raise UserError(f"tokenizer: {file} is {type(model).__name__}; give WordPiece, byte-level BPE or SentencePiece")
     return _read_object(file)
 
 

@@ -28,6 +28,7 @@ from engine.data.tokenizer.files import (
     read_files,
     wrong,
 )
+from engine.data.tokenizer.subword import open_subword
 from engine.data.tokenizer.vocabulary import (
     CONTINUES,
     MAX_WORD,
@@ -90,6 +91,8 @@ def load_tokenizer(path: str | Path, lowercase: bool = True) -> Vocabulary:
             supported or contradict each other.
     """
     files = read_files(Path(path))
+    if not files.is_wordpiece:
+        return open_subword(files)
     ids = _ids(files)
     missing = [token for token in SPECIAL_TOKENS if token not in ids]
     if missing:

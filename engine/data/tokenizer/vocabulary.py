@@ -1,12 +1,12 @@
-"""A WordPiece vocabulary with BERT's special tokens, and the facts that the rest of the pipeline needs of it."""
+"""A vocabulary with its special tokens, and the facts that the rest of the pipeline needs of it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,12 +28,14 @@ CONTINUES = "##"
 MAX_WORD = 100
 #: special tokens that a text quotes; taken for real ones, they would count as masked or end a segment
 _LITERAL = re.compile(r"\[(PAD|UNK|CLS|SEP|MASK)\]")
+#: by the type of splitter, what begins a word: space, line break, tab and carriage return of byte-level BPE
+_MARKS = {"ByteLevel": ("\u0120", "\u010a", "\u0109", "\u010d"), "Metaspace": ("\u2581",)}
 _UNUSED = re.compile(r"\[unused\d+\]")
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A WordPiece tokenizer with BERT's special tokens.
+    """A tokenizer with a special token for each role: WordPiece, byte-level BPE or SentencePiece.
 
     Open one with `load_tokenizer` or make one with `train_wordpiece`.
     """
@@ -41,6 +43,8 @@ class Vocabulary:
     backend: Tokenizer
     max_length: int | None = None
     """tokens that its folder says a model of it takes (`model_max_length`); None where it says nothing"""
+    names: Mapping[str, str] = field(default_factory=NAMES.copy)
+    """the special token of each role: pad_token, unk_token, cls_token, sep_token, mask_token"""
 
     @cached_property
     def tokens(self) -> list[str]:
@@ -72,36 +76,64 @@ class Vocabulary:
 
     @property
     def pad_id(self) -> int:
-        return self.id_of("[PAD]")
+        return self.id_of(self.names["pad_token"])
 
     @property
     def unk_id(self) -> int:
-        return self.id_of("[UNK]")
+        return self.id_of(self.names["unk_token"])
 
     @property
     def cls_id(self) -> int:
-        return self.id_of("[CLS]")
+        return self.id_of(self.names["cls_token"])
 
     @property
     def sep_id(self) -> int:
-        return self.id_of("[SEP]")
+        return self.id_of(self.names["sep_token"])
 
     @property
     def mask_id(self) -> int:
-        return self.id_of("[MASK]")
+        return self.id_of(self.names["mask_token"])
 
     @cached_property
     def regular_ids(self) -> NDArray[np.int64]:
         """Ids of ordinary word pieces, ascending: no special token, no [unusedN]."""
         added = {token.content for token in self.backend.get_added_tokens_decoder().values() if token.special}
-        excluded = added.union(SPECIAL_TOKENS, [""])
+        excluded = added.union(self.names.values(), [""])
         regular = [i for i, token in enumerate(self.tokens) if token not in excluded and not _UNUSED.fullmatch(token)]
         return np.array(regular, dtype=np.int64)
 
     @cached_property
     def continues_word(self) -> NDArray[np.bool_]:
-        """[vocab_size] bool: true for word pieces that continue a word (##...)."""
+        """[vocab_size] bool: true for pieces that continue a word: ##..., or without the mark of a word's beginning."""
+        if not self.is_wordpiece:
+            assert self.marker is not None
+            named = set(self.names.values())
+            return np.array([not token.startswith(self.marker) and token not in named for token in self.tokens])
         return np.array([token.startswith(CONTINUES) and len(token) > 2 for token in self.tokens])
+
+    @cached_property
+    def is_wordpiece(self) -> bool:
+        """Whether words are cut by WordPiece."""
+        return bool(self.components["model"].get("type", "WordPiece") == "WordPiece")
+
+    @cached_property
+    def marker(self) -> tuple[str, ...] | None:
+        """What a word begins with: white space as bytes are written, or SentencePiece's; None where nothing tells."""
+        splitters = _parts(self.components["pre_tokenizer"], "pretokenizers")
+        found = [_MARKS[part["type"]] for part in splitters if part["type"] in _MARKS]
+        return found[0] if found else None
+
+    @cached_property
+    def joint(self) -> str:
+        """What stands before a sentence that follows another: byte-level pieces know a word by the space before it."""
+        splitters = _parts(self.components["pre_tokenizer"], "pretokenizers")
+        return " " if any(part["type"] == "ByteLevel" for part in splitters) else ""
+
+    def text_of(self, index: int) -> str:
+        """A token as people read it; of WordPiece as it is."""
+        token = self.tokens[index]
+        decoder = self.backend.decoder
+        return token if self.is_wordpiece or decoder is None else decoder.decode([token]).strip()
 
     @cached_property
     def components(self) -> dict[str, Any]:
@@ -117,6 +149,11 @@ class Vocabulary:
         Equal for every way of storing the same tokenizer; padding, truncation and templates don't count.
         """
         parts = self.components
+        if not self.is_wordpiece:
+            state = json.loads(self.backend.to_str())
+            rules = [state[part] for part in ("normalizer", "pre_tokenizer", "model", "added_tokens")]
+            text = json.dumps([self.tokens, dict(self.names), *rules], sort_keys=True, ensure_ascii=True)
+            return hashlib.sha256(text.encode()).hexdigest()
         model = {key: parts["model"].get(key) for key in ("type", "unk_token", "max_input_chars_per_word")}
         special = sorted(set(range(self.vocab_size)) - set(self.regular_ids.tolist()))
         content = [self.tokens, special, parts["normalizer"], parts["pre_tokenizer"], model]
@@ -151,6 +188,8 @@ class Vocabulary:
     @cached_property
     def is_berts(self) -> bool:
         """Whether BERT's own components around a list of tokens, as `bert_backend` sets them up, give the same ids."""
+        if not self.is_wordpiece:
+            return False
         parts, tokens = self.components, self.tokens
         normalizer, splitter, model = parts["normalizer"] or {}, parts["pre_tokenizer"] or {}, parts["model"]
         usual = model["continuing_subword_prefix"] == CONTINUES and model["max_input_chars_per_word"] == MAX_WORD
@@ -167,11 +206,18 @@ class Vocabulary:
         normalizer, splitter = self.components["normalizer"] or {}, self.components["pre_tokenizer"] or {}
         whole = all(token.isprintable() and " " not in token for token in self.added_tokens)
         cleaning = normalizer.get("type") == "BertNormalizer" and normalizer["clean_text"]
-        return bool(whole and cleaning and splitter.get("type") == "BertPreTokenizer")
+        return bool(self.is_wordpiece and whole and cleaning and splitter.get("type") == "BertPreTokenizer")
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without special tokens around them; a literal [MASK] in the text is three plain pieces."""
-        return self.encode_with_special(unquote(texts))
+        return self.encode_with_special(self.unquote(texts))
+
+    def unquote(self, texts: Iterable[str]) -> list[str]:
+        """The texts with quoted special tokens taken apart: [MASK] becomes [ MASK ], <mask> becomes < mask >."""
+        if self.is_wordpiece:
+            return unquote(texts)
+        quoted = re.compile("|".join(map(re.escape, sorted(self.names.values(), key=len, reverse=True))))
+        return [quoted.sub(lambda found: f"{found[0][0]} {found[0][1:-1]} {found[0][-1]}", text) for text in texts]
 
     def encode_with_special(self, texts: Sequence[str]) -> list[list[int]]:
         """As `encode_batch`, but special tokens in the texts become their own ids."""
@@ -192,7 +238,7 @@ class Vocabulary:
         check_special_tokens(tokens)
         backend = Tokenizer.from_str(self.backend.to_str())
         backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
-        extended = Vocabulary(backend, self.max_length)
+        extended = Vocabulary(backend, self.max_length, self.names)
         new = [token for token in dict.fromkeys(tokens) if token not in set(self.tokens)]
         if extended.tokens != [*self.tokens, *new]:
             raise UserError(
@@ -230,12 +276,14 @@ class Vocabulary:
     def _transformers_config(self) -> dict[str, Any]:
         """The content of tokenizer_config.json."""
         added = self.backend.get_added_tokens_decoder()
-        further = [token.content for token in added.values() if token.special and token.content not in SPECIAL_TOKENS]
+        further = [
+            token.content for token in added.values() if token.special and token.content not in self.names.values()
+        ]
         config: dict[str, Any] = {
             "tokenizer_class": "BertTokenizer" if self.is_berts else "PreTrainedTokenizerFast",
             "additional_special_tokens": further,
             "added_tokens_decoder": {str(index): describe_added(added[index]) for index in sorted(added)},
-            **NAMES,
+            **self.names,
         }
         if self.is_berts:
             normalizer = self.components["normalizer"]
@@ -252,12 +300,17 @@ def describe_added(token: AddedToken) -> dict[str, Any]:
 
 
 def normalizer_parts(normalizer: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The steps of a serialised normaliser in order; a Sequence is flattened."""
-    if normalizer is None:
+    """The steps of a serialised normaliser in order."""
+    return _parts(normalizer, "normalizers")
+
+
+def _parts(component: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
+    """The steps of a serialised component in order; a Sequence, whose list has the name, is flattened."""
+    if component is None:
         return []
-    if normalizer.get("type") == "Sequence":
-        return [part for inner in normalizer["normalizers"] for part in normalizer_parts(inner)]
-    return [normalizer]
+    if component.get("type") == "Sequence":
+        return [part for inner in component[name] for part in _parts(inner, name)]
+    return [component]
 
 
 def check_special_tokens(tokens: Iterable[str]) -> None:

@@ -208,7 +208,9 @@ BAD = {
     },
     "tokenizer.json": {
         "is not a tokenizer.json": "{",
-        "is BPE, not WordPiece": json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}}),
+        "has no pad_token ('<pad>')": json.dumps(
+            {"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}}
+        ),
     },
 }
 
