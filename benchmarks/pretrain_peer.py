@@ -40,13 +40,21 @@ class Job:
     device: str = "cpu"
     """or cuda"""
     masked_head: bool = False
-    """let the MLM head see masked tokens only, which transformers leaves to its users"""
+    """let the MLM head see masked tokens only, which transformers leaves to its users; of ModernBERT its own way"""
+    architecture: str = "bert"
+    """or modernbert, for MLM alone, in batches padded to their longest sequence"""
+    length: int = 128
+    """tokens of the longest sequence"""
+    precision: str = "bf16"
+    """or fp32"""
 
 
 def model(job: Job) -> Any:
-    """BertForPreTraining with its default dropout."""
+    """BertForPreTraining, or ModernBertForMaskedLM by scaled_dot_product_attention, with its default dropout."""
     from transformers import BertConfig, BertForPreTraining
 
+    if job.architecture == "modernbert":
+        return modern(job)
     return (masked_rows() if job.masked_head else BertForPreTraining)(
         BertConfig(
             vocab_size=job.vocabulary,
@@ -56,6 +64,34 @@ def model(job: Job) -> Any:
             intermediate_size=job.intermediate,
         )
     )
+
+
+def modern(job: Job) -> Any:
+    """ModernBertForMaskedLM; its sparse prediction gives the head masked tokens alone."""
+    from transformers import ModernBertConfig, ModernBertForMaskedLM
+
+    config = ModernBertConfig(
+        vocab_size=job.vocabulary,
+        hidden_size=job.hidden,
+        num_hidden_layers=job.layers,
+        num_attention_heads=job.heads,
+        intermediate_size=job.intermediate,
+        max_position_embeddings=job.length,
+        sparse_prediction=job.masked_head,
+        pad_token_id=0,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")),
+    )
+    config._attn_implementation = "sdpa"
+    return ModernBertForMaskedLM(config)
+
+
+def trimmed(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch without the columns that hold no token of it."""
+    import torch
+
+    batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    longest = int(batch["attention_mask"].sum(1).max())
+    return {name: values[:, :longest].contiguous() for name, values in batch.items()}
 
 
 def masked_rows() -> Any:
@@ -146,7 +182,7 @@ def run(job: Job) -> None:
             weight_decay=0.01,
             max_grad_norm=1.0,
             optim="adamw_torch_fused",
-            bf16=True,
+            bf16=job.precision == "bf16",
             use_cpu=job.device == "cpu",
             torch_compile=job.compiled,
             dataloader_num_workers=job.workers,
@@ -156,7 +192,10 @@ def run(job: Job) -> None:
             report_to="none",
             disable_tqdm=True,
         )
-        trainer = Trainer(model=model(job), args=arguments, train_dataset=samples(job.samples), callbacks=[progress()])
+        collator = {"data_collator": trimmed} if job.architecture == "modernbert" else {}
+        trainer = Trainer(
+            model=model(job), args=arguments, train_dataset=samples(job.samples), callbacks=[progress()], **collator
+        )
         trainer.train()
         if job.held_out:
             print(f"held-out {held_out_loss(trainer.model, job.held_out)}", flush=True)

@@ -1,12 +1,17 @@
 """Pre-training steps against transformers' Trainer with BertForPreTraining: tokens a second, memory, share of the peak.
 
     python -m benchmarks.pretrain_step --peer-python PEER/bin/python [--data STORE] [--sizes mini small medium base]
+    python -m benchmarks.pretrain_step --architecture modernbert --lengths 128 1024 4096 --sizes mini base [...]
 
 Both train MLM + NSP in bf16 on the same 128-token samples, with the same vocabulary, dropout, clipping, AdamW and
 threads: zerobert by `launch/train.py` (bf16 weights, fp32 copies in the optimizer; its loader makes the samples), the
 rival by Trainer (autocast over fp32 weights, as `bf16=True` means, torch's fused AdamW, samples made beforehand and
 padded, a loader process). Of the rival's variants and batches, tried for a few steps, the fastest is taken; memory is
 compared with that of its leanest trial at our batch.
+
+With `--architecture modernbert` both train MLM alone at a rate of 30 %, without dropout: ours on samples of exactly the
+length, in which documents lie end to end; the rival, ModernBertForMaskedLM (sdpa, with its sparse prediction and
+without), on the same pieces of documents, one a row, padded to the longest of their batch.
 
 Runs alternate. A step's time is the median distance of the lines that a run prints, clocked from outside, after those
 in which it compiles or warms up. Tokens count without padding. Memory is the largest sum over a run's processes of
@@ -24,26 +29,41 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from benchmarks.common import ROOT, add_unjudged, finish, goal, spread
 from benchmarks.kernels_in_training import prepare
 from benchmarks.pretrain_peer import Job, command
+from benchmarks.pretrain_samples import LENGTH, MODERNBERT_RATE, SAMPLES, make_pieces, make_samples
 from benchmarks.startup import end_session
 
 #: what each size is held to: times the rival's tokens/s, share of the GEMM peak, share of the rival's memory
-GOALS = {"mini": (4.0, 0.60, 0.6), "small": (2.5, None, None), "medium": (1.8, None, None), "base": (1.4, 0.75, 0.8)}
+Bounds = tuple[float | None, float | None, float | None]
+GOALS: dict[str, Bounds] = {
+    "mini": (4.0, 0.60, 0.6),
+    "small": (2.5, None, None),
+    "medium": (1.8, None, None),
+    "base": (1.4, 0.75, 0.8),
+}
+GOALS_OF: dict[str, dict[str, Bounds]] = {
+    "bert": GOALS,
+    "modernbert": {"mini": (3.0, None, None), "base": (1.8, None, None)},
+}
+#: tokens of a step of ModernBERT
+MODERNBERT_TOKENS = 8192
 MICRO_BATCH = {"tiny": 64, "mini": 64, "small": 32, "medium": 32, "base": 32}
 #: batches that the rival tries beside ours
 RIVAL_BATCHES = (8, 32)
 VARIANTS: dict[str, dict[str, Any]] = {"eager": {}, "compiled": {"compiled": True}}
-LENGTH = 128
+#: of ModernBERT each with its sparse prediction too
+VARIANTS_OF = {
+    "bert": VARIANTS,
+    "modernbert": VARIANTS | {f"{name}, sparse": {**more, "masked_head": True} for name, more in VARIANTS.items()},
+}
 POLL_S = 1.0
 
 
@@ -121,53 +141,39 @@ def observe(arguments: list[str], threads: int, undisturbed: range = range(0)) -
 
 def zerobert(size: str, job: Job, store: Path, output: Path, more: list[str]) -> list[str]:
     """The command of our run."""
+    pairs = ["--data.short_sequence_probability=0"]
+    alone = [
+        "--model.architecture=modernbert", f"--model.max_positions={max(512, job.length)}", "--data.objective=mlm",
+        f"--data.mask_probability={MODERNBERT_RATE}",
+    ]  # fmt: skip
+    objective = pairs if job.architecture == "bert" else alone
     return [
         sys.executable, str(ROOT / "launch" / "train.py"), f"--model.size={size}", f"--data.path={store}",
-        f"--output={output}", f"--data.sequence_length={LENGTH}", "--data.short_sequence_probability=0",
+        f"--output={output}", f"--data.sequence_length={job.length}", *objective,
         f"--data.workers={job.workers}", f"--train.global_batch={job.batch}", f"--train.micro_batch={job.batch}",
-        f"--train.steps={job.steps}", f"--train.threads={job.threads}", "--train.precision=bf16",
+        f"--train.steps={job.steps}", f"--train.threads={job.threads}", f"--train.precision={job.precision}",
         "--train.zero_stage=0", "--train.log_interval=1", "--train.eval_samples=32", "--train.save_interval=null",
         f"--optim.learning_rate={job.learning_rate}", "--train.verify_update=0", "--monitor.tensorboard=false", *more,
     ]  # fmt: skip
 
 
-def make_samples(
-    store: Path, count: int, path: Path, split: str = "train", seed: int = 1, length: int = LENGTH
-) -> tuple[float, float]:
-    """Write padded samples of a split of a store for the rival, the first `count` at most; mean tokens and masked
-    tokens of one."""
-    from engine.config import DataConfig, RunConfig
-    from engine.tasks.pretrain import Pretraining
-
-    data = DataConfig(path=str(store), sequence_length=length, short_sequence_probability=0.0)
-    task = Pretraining(RunConfig(data=data, seed=seed))
-    source = task.train_source() if split == "train" else task.evaluation_source(split)
-    assert source is not None, "no text was held out"
-    count = min(count, source.epoch_size(0))
-    inputs = source.collate(source.describe(0, np.arange(count)))
-    lengths, ids = inputs["lengths"].numpy(), inputs["input_ids"].numpy()
-    filled = np.arange(length) < lengths[:, None]
-    arrays = {name: np.zeros((count, length), np.int32) for name in ("input_ids", "token_type_ids", "attention_mask")}
-    arrays["input_ids"][filled] = ids
-    arrays["token_type_ids"][filled] = inputs["token_type_ids"].numpy()
-    arrays["attention_mask"][filled] = 1
-    labels = np.full(len(ids), -100, np.int32)
-    labels[inputs["mlm_positions"].numpy()] = inputs["mlm_labels"].numpy()
-    arrays["labels"] = np.full((count, length), -100, np.int32)
-    arrays["labels"][filled] = labels
-    arrays["next_sentence_label"] = inputs["nsp_labels"].numpy()
-    np.savez(path, **arrays)
-    return float(lengths.mean()), len(inputs["mlm_positions"]) / count
-
-
-def gemm_peak(threads: int) -> float:
-    """FLOP/s of the fastest bf16 product now."""
+def gemm_peak(threads: int, precision: str) -> float:
+    """FLOP/s of the fastest product now."""
     import torch
 
     from engine.kernels.gemm import measure_peak
+    from engine.precision import DTYPES
 
     torch.set_num_threads(threads)
-    return measure_peak(torch.bfloat16, torch.device("cpu")).flops
+    return measure_peak(DTYPES[precision], torch.device("cpu")).flops
+
+
+def rival_batches(job: Job, given: argparse.Namespace) -> list[int]:
+    """What the rival tries; ModernBERT's batches are of as many tokens as ours, and of a quarter."""
+    if given.same_batch:
+        return [job.batch]
+    more = RIVAL_BATCHES if job.architecture == "bert" else (max(1, job.batch // 4),)
+    return sorted({*more, job.batch})
 
 
 def fastest_variant(job: Job, given: argparse.Namespace) -> tuple[str, int, dict[str, float], float]:
@@ -175,8 +181,8 @@ def fastest_variant(job: Job, given: argparse.Namespace) -> tuple[str, int, dict
     of the leanest at our batch."""
     rates: dict[tuple[str, int], float] = {}
     peaks = []
-    for batch in sorted({job.batch} if given.same_batch else {*RIVAL_BATCHES, job.batch}):
-        for name, more in VARIANTS.items():
+    for batch in rival_batches(job, given):
+        for name, more in VARIANTS_OF[job.architecture].items():
             short = replace(job, steps=given.variant_steps, batch=batch, **more)
             try:
                 run = observe(command(given.peer_python, short), job.threads)
@@ -191,52 +197,80 @@ def fastest_variant(job: Job, given: argparse.Namespace) -> tuple[str, int, dict
     return name, batch, tried, min(peaks, default=0)
 
 
-def flops_of_a_sample(job: Job, tokens: float, masked: float) -> float:
-    """FLOPs that training on a sample of `tokens` tokens, `masked` of them masked, needs."""
-    from engine.config import Shape
+@dataclass(frozen=True)
+class Work:
+    """What both are given of one size and length."""
+
+    ours: Job
+    rival: Job
+    """with the batch that corresponds to ours"""
+    tokens: tuple[float, float]
+    """of one of our samples, and of one of the rival's"""
+    flops: float
+    """that training on a token needs"""
+
+
+def work(size: str, length: int, given: argparse.Namespace, samples: Path) -> Work:
+    """Write the rival's samples; see `Work`."""
+    from engine.config import ARCHITECTURES, ModelConfig
+    from engine.data.store.store import open_store
     from engine.model.flops import training_flops
 
-    shape = Shape(job.hidden, job.layers, job.heads, job.intermediate, job.vocabulary)
-    return training_flops(shape, [round(tokens)], masked)
-
-
-def compare(size: str, given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    """Alternate runs of both at one size."""
-    from engine.config import ModelConfig
-    from engine.data.store.store import open_store
-
-    hidden, layers, heads, intermediate = ModelConfig(size=size).dimensions()
-    batch = given.batch or MICRO_BATCH[size]
-    samples = scratch / "samples.npz"
-    tokens, masked = make_samples(given.data, 2048, samples)
+    model = ModelConfig(size=size, architecture=given.architecture)
     vocabulary = open_store(given.data).tokenizer.vocab_size
-    job = Job(str(samples), hidden, layers, heads, intermediate, vocabulary, batch, given.steps, given.threads[-1])
-    variant, peer_batch, tried, same_batch_bytes = fastest_variant(job, given)
-    rival = replace(job, batch=peer_batch, **VARIANTS[variant])
+    shape = ARCHITECTURES.get(given.architecture).shape(model, vocabulary)
+    if given.architecture == "bert":
+        batch, rows = given.batch or MICRO_BATCH[size], 0
+        tokens, masked = make_samples(given.data, SAMPLES, samples, length=length)
+        flops, held = training_flops(shape, [round(tokens)], masked) / tokens, (tokens, tokens)
+    else:
+        pieces = make_pieces(given.data, samples, length)
+        total, batch = sum(pieces), given.batch or max(1, MODERNBERT_TOKENS // length)
+        flops = training_flops(replace(shape, pooler=False), pieces, MODERNBERT_RATE * total) / total
+        held = float(length), total / len(pieces)
+        rows = max(1, round(batch * held[0] / held[1]))
+    job = Job(
+        str(samples), *model.dimensions(), vocabulary, batch, given.steps, given.threads[-1],
+        architecture=given.architecture, length=length, precision=given.precision,
+    )  # fmt: skip
+    return Work(job, replace(job, batch=rows or batch), held, flops)
+
+
+def compare(size: str, length: int, given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    """Alternate runs of both at one size and length."""
+    both = work(size, length, given, scratch / "samples.npz")
+    job = both.ours
+    variant, peer_batch, tried, same_batch_bytes = fastest_variant(both.rival, given)
+    rival = replace(job, batch=peer_batch, **VARIANTS_OF[job.architecture][variant])
     rates: dict[str, list[float]] = {"zerobert": [], "Trainer": []}
     memory: dict[str, list[float]] = {name: [] for name in rates}
     shares = []
     measured = range(given.unmeasured, given.steps)
     for index in range(given.repeats):
-        before = gemm_peak(job.threads)
-        output = scratch / f"{size}-{index}"
+        before = gemm_peak(job.threads, job.precision)
+        output = scratch / f"{size}-{length}-{index}"
         ours = observe(zerobert(size, job, given.data, output, given.zerobert), job.threads, measured)
-        peak = statistics.mean((before, gemm_peak(job.threads)))
+        peak = statistics.mean((before, gemm_peak(job.threads, job.precision)))
         theirs = observe(command(given.peer_python, rival), job.threads, measured)
-        for name, run, own in (("zerobert", ours, job), ("Trainer", theirs, rival)):
+        steps = (("zerobert", ours, job), ("Trainer", theirs, rival))
+        for (name, run, own), tokens in zip(steps, both.tokens, strict=True):
             rates[name].append(own.batch * tokens / run.step_s(given.unmeasured))
             memory[name].append(run.peak_bytes / 1e6)
-        shares.append(rates["zerobert"][-1] / tokens * flops_of_a_sample(job, tokens, masked) / peak)
+        shares.append(rates["zerobert"][-1] * both.flops / peak)
     table = row(size, rates, memory, shares, f"{variant}, batch {peer_batch}", tried, job)
     if same_batch_bytes:
         table["rivals"]["ratio"]["memory"] = max(memory["zerobert"]) * 1e6 / same_batch_bytes
         table["rivals"]["Trainer"]["MB at our batch"] = same_batch_bytes / 1e6
-    return table | {"goals": goals(size, table["rivals"], judged=not given.unjudged)}
+    return table | {
+        "goals": goals(size, table["rivals"], judged=not given.unjudged, held_to=GOALS_OF[given.architecture])
+    }
 
 
-def goals(size: str, table: dict[str, dict[str, Any]], judged: bool) -> list[dict[str, Any]]:
+def goals(
+    size: str, table: dict[str, dict[str, Any]], judged: bool, held_to: Mapping[str, Bounds] = GOALS
+) -> list[dict[str, Any]]:
     """What the figures of a size are held to."""
-    ratio, share, memory = GOALS.get(size, (None, None, None))
+    ratio, share, memory = held_to.get(size, (None, None, None))
     found = []
     if ratio is not None:
         found.append(goal("tokens/s, times the rival's", table["ratio"]["tokens/s"], at_least=ratio, judged=judged))
@@ -272,8 +306,12 @@ def row(
         "highest": max(ratios),
     }
     found["Trainer's variants, samples/s"] = dict(tried)
-    title = f"{size}, bf16, batch {job.batch} x {LENGTH}, {job.threads} thread(s), vocabulary {job.vocabulary}"
-    return {"title": f"{title}, {len(ratios)} runs of {job.steps} steps each", "rivals": found}
+    name = size if job.architecture == "bert" else f"{job.architecture}-{size}"
+    title = f"{name}, {job.precision}, batch {job.batch} x {job.length}, {job.threads} thread(s)"
+    return {
+        "title": f"{title}, vocabulary {job.vocabulary}, {len(ratios)} runs of {job.steps} steps each",
+        "rivals": found,
+    }
 
 
 def parse() -> argparse.Namespace:
@@ -282,6 +320,9 @@ def parse() -> argparse.Namespace:
     add: Callable[..., Any] = parser.add_argument
     add("--data", type=Path, help="a prepared store (default: the embedded corpus)")
     add("--sizes", nargs="+", default=["mini", "small", "medium", "base"], choices=list(MICRO_BATCH))
+    add("--architecture", default="bert", choices=list(VARIANTS_OF))
+    add("--lengths", type=int, nargs="+", default=[LENGTH], help="tokens of a sequence")
+    add("--precision", default="bf16", choices=["bf16", "fp32"], help="of both")
     add("--peer-python", default=sys.executable, help="interpreter with transformers and accelerate")
     add("--repeats", type=int, default=3, help="alternating runs of each")
     add("--steps", type=int, default=30, help="steps of a run")
@@ -303,7 +344,8 @@ def main() -> int:
         sys.exit(f"skipped: {given.peer_python} lacks transformers' Trainer: pip install accelerate, or --peer-python")
     with tempfile.TemporaryDirectory() as folder:
         given.data = given.data or prepare(Path(folder))
-        return finish([compare(size, given, Path(folder)) for size in given.sizes], given.json)
+        pairs = product(given.sizes, given.lengths)
+        return finish([compare(size, length, given, Path(folder)) for size, length in pairs], given.json)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ import numpy as np
 
 from benchmarks.common import add_unjudged, finish, goal
 from benchmarks.pretrain_peer import Job, command
-from benchmarks.pretrain_step import LENGTH, VARIANTS, Run, make_samples, observe, zerobert
+from benchmarks.pretrain_samples import LENGTH, make_samples
+from benchmarks.pretrain_step import VARIANTS, Run, observe, zerobert
 
 #: what our recipe does differently, and the standard that an ablation goes back to
 RECIPE = {

@@ -21,7 +21,7 @@ from benchmarks.all import last_line
 from benchmarks.common import ROOT
 from benchmarks.pretrain_peer import Job
 from benchmarks.pretrain_peer import command as peer_command
-from benchmarks.pretrain_step import make_samples
+from benchmarks.pretrain_samples import make_samples
 from benchmarks.proof import materials
 from benchmarks.proof.runs import command as our_command
 from benchmarks.proof.runs import environment
