@@ -144,6 +144,10 @@ class Architecture(ABC):
         """
         check_options(config.model_type, model)
 
+    def options_in(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of `options` on which the `Shape` depends, as a config.json tells them."""
+        return {}
+
     def draw(self, weight: Tensor, name: str, config: Any, generator: torch.Generator) -> None:
         """Draw the initial values of a matrix or an embedding in place: here N(0, initializer_range).
 

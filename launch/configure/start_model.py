@@ -20,6 +20,8 @@ class FolderShape:
     dimensions: dict[str, Any]
     """by the names of the fields of `ModelConfig`"""
     vocabulary: int
+    options: dict[str, Any]
+    """what else it tells, by the same names"""
 
 
 def folder_config(folder: str) -> FolderShape | None:
@@ -44,14 +46,16 @@ def folder_config(folder: str) -> FolderShape | None:
     if not all(isinstance(value, int) for value in (*sizes.values(), vocabulary, padding or 0)):
         return None
     sizes["max_positions"] -= architecture.first_position(padding)
-    return FolderShape(kind, sizes, vocabulary) if min(*sizes.values(), vocabulary) > 0 else None
+    if min(*sizes.values(), vocabulary) <= 0:
+        return None
+    return FolderShape(kind, sizes, vocabulary, architecture.options_in(values))
 
 
 def with_folder(model: ModelConfig, shape: FolderShape) -> ModelConfig:
-    """The same model, with the architecture and dimensions of the folder in place of `init_from`."""
-    known = ARCHITECTURES.get(shape.architecture).extensible
-    extended = {name: getattr(model, name) for name in known if getattr(model, name) is not None}
-    return replace(model, init_from=None, architecture=shape.architecture, **(shape.dimensions | extended))
+    """The same model, with the architecture, dimensions and options of the folder in place of `init_from`."""
+    known = (*ARCHITECTURES.get(shape.architecture).extensible, *shape.options)
+    own = {name: getattr(model, name) for name in known if getattr(model, name) is not None}
+    return replace(model, init_from=None, architecture=shape.architecture, **(shape.dimensions | shape.options | own))
 
 
 def check_dimensions(model: ModelConfig, command_line: frozenset[str]) -> None:

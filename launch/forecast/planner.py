@@ -297,9 +297,9 @@ def resolution(request: Request, chosen: Candidate, hardware: Hardware) -> Resol
 #: options that a plan may set beside stage, micro-batch and length; those of the model only where it starts fresh
 PLANNED = (
     "zero.offload_optimizer", "zero.offload_parameters", "model.activation_checkpointing", "train.precision",
-    "optim.name", "train.global_batch",
+    "optim.name", "train.global_batch", "data.objective",
 )  # fmt: skip
-PLANNED_MODEL = ("model.size", "model.max_positions", "model.init_from")
+PLANNED_MODEL = ("model.architecture", "model.size", "model.max_positions", "model.init_from")
 
 
 def options_for(request: Request, chosen: Candidate) -> str:

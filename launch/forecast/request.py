@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.config import MODEL_SIZES, TASKS, ModelConfig, RunConfig, TrainConfig, sizes_of
+from engine.config import ARCHITECTURES, MODEL_SIZES, TASKS, ModelConfig, RunConfig, TrainConfig, sizes_of
 from engine.config.train import DEFAULT_STEPS
 from engine.errors import UserError
 from launch.configure.start_model import folder_config, with_folder
@@ -90,7 +90,7 @@ def request_of(options: Any, wanted: Wanted, precision: str) -> Request:
         model = replace(model, max_positions=length)
     kept = model if options.model is not None or run.model.init_from is None else run.model
     run = replace(
-        task.with_sequence_length(run, length),
+        with_objective(task.with_sequence_length(run, length), model.fresh_architecture),
         model=kept,
         train=replace(run.train, global_batch=batch, precision=precision),  # type: ignore[arg-type]
         optim=replace(run.optim, name=options.optimizer or run.optim.name),
@@ -115,6 +115,13 @@ def request_of(options: Any, wanted: Wanted, precision: str) -> Request:
         recipe=recipe,
         notes=notes,
     )
+
+
+def with_objective(run: RunConfig, architecture: str) -> RunConfig:
+    """The same run on MLM alone where its architecture has no head for pairs."""
+    if not TASKS.get(run.task).decodes or "pretraining" in ARCHITECTURES.get(architecture).export_classes:
+        return run
+    return replace(run, data=replace(run.data, objective="mlm"))
 
 
 def recomputation(wanted: Wanted) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -164,6 +164,15 @@ class ModernBertEntry(Architecture):
         for kind, theta in ((FULL, model.rope_theta), (SLIDING, model.local_rope_theta)):
             if theta is not None:
                 config.rope_parameters[kind] = {"rope_type": "default", "rope_theta": theta}
+
+    def options_in(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The window, and every how many layers there is none, as far as that tells the layers' types."""
+        found = {"window": values.get("local_attention"), "global_every": values.get("global_attn_every_n_layers")}
+        kinds = values.get("layer_types")
+        if isinstance(kinds, list):
+            periods = (every for every in range(1, len(kinds) + 1) if _layer_types(len(kinds), every) == kinds)
+            found["global_every"] = next(periods, None)
+        return {name: value for name, value in found.items() if isinstance(value, int) and value > 0}
 
     def set_dropout(self, config: ModernBertConfig, model: ModelConfig) -> None:
         hidden, attention, classifier = self.dropouts(model)
