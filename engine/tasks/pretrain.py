@@ -88,6 +88,7 @@ class Pretraining(Task):
         self._check_positions()
         if self.pairs:
             self._check_documents()
+            self._check_frame()
             check_segments(self.model_config, config.model.init_from, "pre-training on pairs of segments")
 
     @classmethod
@@ -126,6 +127,15 @@ class Pretraining(Task):
                     f"data.objective: 'mlm_nsp' draws pairs from 2 documents and split {split!r} of {self.store.path} "
                     f"has {documents}; give --data.objective mlm, or prepare more documents"
                 )
+
+    def _check_frame(self) -> None:
+        """Pairs are written as BERT's; a model whose tokenizer frames them otherwise would see none like them."""
+        words = self.vocabulary
+        if words.pair_frame not in (None, [words.cls_id, words.sep_id, words.sep_id]):
+            raise UserError(
+                f"data.objective: 'mlm_nsp' writes one {words.names['sep_token']} between the segments of a pair and "
+                f"{self.tokenizer} does not; give --data.objective mlm, or prepare the data with another tokenizer"
+            )
 
     def _check_tokenizer(self) -> int | None:
         """Weights know token ids, not tokens: another vocabulary of the same size would train on noise.

@@ -21,6 +21,7 @@ from engine.errors import UserError
 from engine.model.flops import training_flops
 from engine.model.folder import described, export_huggingface, tokenizer_files
 from engine.tasks.pretrain import NOTATION, Pretraining, escape, loss_shares
+from tests.data.tokenizer.folders import roberta
 
 
 def config(store: Path, **model: object) -> RunConfig:
@@ -329,3 +330,17 @@ def test_embeddings_grow_by_the_tokens_that_were_added(
     assert Pretraining(config(deidentified, init_from=str(again))).model_config.vocab_size == rows + 2
     with pytest.raises(UserError, match=r"the vocabulary of .* is not the one"):
         Pretraining(config(store, init_from=str(again)))
+
+
+def test_pairs_are_not_written_for_a_tokenizer_that_frames_them_otherwise(store: Path, tmp_path: Path) -> None:
+    """RoBERTa's own puts </s></s> between two texts."""
+    roberta(tmp_path / "theirs")
+    options = {"tokenizer": str(tmp_path / "theirs"), "workers": 0}
+    prepare(PrepareConfig(source=["embedded"], output=str(tmp_path / "store"), **options))  # type: ignore[arg-type]
+    said = (
+        r"^data\.objective: 'mlm_nsp' writes one </s> between .*/store/tokenizer does not; give --data\.objective mlm"
+    )
+    with pytest.raises(UserError, match=said) as raised:
+        Pretraining(config(tmp_path / "store"))
+    assert "\n" not in str(raised.value)
+    Pretraining(mlm(tmp_path / "store"))

@@ -129,6 +129,11 @@ class Vocabulary:
         splitters = _parts(self.components["pre_tokenizer"], "pretokenizers")
         return " " if any(part["type"] == "ByteLevel" for part in splitters) else ""
 
+    @cached_property
+    def pair_frame(self) -> list[int] | None:
+        """Ids of a pair of empty texts by the tokenizer's own template; None of WordPiece, which always gets BERT's."""
+        return None if self.is_wordpiece else list(self.backend.encode("", "", add_special_tokens=True).ids)
+
     def text_of(self, index: int) -> str:
         """A token as people read it; of WordPiece as it is."""
         token = self.tokens[index]
