@@ -80,7 +80,7 @@ def export_huggingface(
         named.to_json_file(partial / CONFIG_FILE)
         for name, content in tokenizer.items():
             (partial / name).write_bytes(content)
-        _limit_length(partial / "tokenizer_config.json", architecture_of(config).positions(config))
+        _complete_options(partial / "tokenizer_config.json", config)
         told = {**(origin or {}), WEIGHTS_HASH: sha256_of(partial / WEIGHTS_FILE)}
         compared = check_round_trip(partial, weights, named, samples) if check else None
         told[ROUND_TRIP] = None if compared is None else compared.record()
@@ -157,10 +157,14 @@ def saved_files(vocabulary: Vocabulary) -> dict[str, bytes]:
         return tokenizer_files(Path(folder))
 
 
-def _limit_length(path: Path, positions: int) -> None:
-    """Let transformers truncate at the model's positions."""
+def _complete_options(path: Path, config: Any) -> None:
+    """Let transformers truncate at the model's positions, and give it no segments where it knows none."""
+    architecture = architecture_of(config)
     options = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    text = json.dumps(with_max_length(options, positions), indent=2, sort_keys=True, ensure_ascii=False)
+    options = with_max_length(options, architecture.positions(config))
+    if architecture.segments(config) is None:
+        options["model_input_names"] = ["input_ids", "attention_mask"]
+    text = json.dumps(options, indent=2, sort_keys=True, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
 
 

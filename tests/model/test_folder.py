@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,17 @@ from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 from transformers import BertConfig
 
-from engine.config import ModelConfig
+from engine.config import ModelConfig, architecture_of
+from engine.data.tokenizer.folder import load_tokenizer
 from engine.errors import UserError
 from engine.model.bert import BertForPreTraining, BertModel
 from engine.model.bert_entry import BERT
 from engine.model.build import build_config, initialise
-from engine.model.folder import described, export_huggingface, tokenizer_files, untied
+from engine.model.folder import described, export_huggingface, saved_files, tokenizer_files, untied
 from engine.model.heads import BertForSequenceClassification
 from engine.model.packing import pack
 from engine.model.pretrained import load_pretrained
+from tests.data.tokenizer.folders import modernbert, roberta, xlm_roberta
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 SIZE = ModelConfig(hidden_size=32, heads=4, layers=2, max_positions=16)
@@ -185,6 +189,27 @@ def test_config_names_the_architecture_and_the_tokenizer_comes_along(
     loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "export")
     assert loaded.convert_tokens_to_ids(["[MASK]", "w7"]) == [4, 12]
     assert loaded.model_max_length == model.config.max_position_embeddings
+    assert set(loaded("w7")) == {"input_ids", "attention_mask", "token_type_ids"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "make"), [("roberta", roberta), ("xlm-roberta", xlm_roberta), ("modernbert", modernbert)]
+)
+def test_a_model_without_segments_takes_what_its_tokenizer_gives(
+    kind: str, make: Callable[[Path], None], tmp_path: Path
+) -> None:
+    make(tmp_path / "theirs")
+    words = load_tokenizer(tmp_path / "theirs")
+    config = build_config(replace(SIZE, architecture=kind, max_positions=32), words.vocab_size, words.pad_id)
+    model = architecture_of(config).build("masked_lm", config, False)
+    initialise(model, seed=4)
+    named = described(config, architecture_of(config).class_for("masked_lm"))
+    export_huggingface(model.state_dict(), named, saved_files(words), tmp_path / "export")
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "export")
+    given = loaded(["a dog", "the fox jumps"], ["over it", "now"], padding=True, return_tensors="pt")
+    assert set(given) == {"input_ids", "attention_mask"}
+    peer = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "export")
+    assert peer(**given).logits.shape == (*given["input_ids"].shape, words.vocab_size)
 
 
 def test_an_earlier_export_is_replaced_whole(model: BertForPreTraining, tokenizer: Path, tmp_path: Path) -> None:
