@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,27 @@ from engine.config.architecture import is_rate
 from engine.errors import UserError, first_line
 from engine.lfs import refuse_pointer
 
+A_FOLDER = "give the folder of a Hugging Face encoder"
+#: what the layers of an encoder are told as, and what their names begin with: BERT's, and ModernBERT's
+ENCODER, LAYER = "encoder layers", re.compile(r"(?:encoder\.layer|layers)\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Reshaped:
+    """A tensor of the folder that has another shape in the model."""
+
+    name: str
+    """of the model's parameter"""
+    folder: tuple[int, ...]
+    model: tuple[int, ...]
+    taken: int
+    """rows of the parameter that have the folder's values: all that the folder has of a vocabulary, else none"""
+
+    def __str__(self) -> str:
+        shapes = " -> ".join(" x ".join(map(str, shape)) for shape in (self.folder, self.model))
+        told = f"{self.taken} rows taken, {self.model[0] - self.taken} new" if self.taken else "newly initialised"
+        return f"{self.name} ({shapes}: {told})"
+
 
 @dataclass(frozen=True)
 class LoadReport:
@@ -32,14 +54,19 @@ class LoadReport:
     initialised: tuple[str, ...]
     """the model's parameters that the folder lacks, which keep their initial values"""
     unused: tuple[str, ...]
-    """tensors of the folder that the model has no place for"""
+    """tensors of the folder that the model has no place for, or that it ties to another of other values"""
     prefix: str = ""
     """what the names of the encoder's parameters begin with"""
+    reshaped: tuple[Reshaped, ...] = ()
+    """the others that are not taken as they are"""
 
     def __str__(self) -> str:
         """One line, by module: "taken: embeddings (5), encoder layers 0 to 5 (96); newly initialised: ..."."""
         parts = (("taken", self.taken), ("newly initialised", self.initialised), ("unused", self.unused))
-        return "; ".join(f"{title}: {by_module(names, self.prefix) or 'nothing'}" for title, names in parts)
+        told = [f"{title}: {by_module(names, self.prefix) or 'nothing'}" for title, names in parts]
+        if self.reshaped:
+            told.append(f"of another shape: {', '.join(map(str, self.reshaped))}")
+        return "; ".join(told)
 
 
 def by_module(names: Iterable[str], prefix: str) -> str:
@@ -47,14 +74,15 @@ def by_module(names: Iterable[str], prefix: str) -> str:
     counts: Counter[str] = Counter()
     layers: set[int] = set()
     for name in names:
-        parts = name.removeprefix(prefix).split(".")
+        own = name.removeprefix(prefix)
+        parts, numbered = own.split("."), LAYER.match(own)
         module = ".".join(parts[:2]) if parts[0] == "cls" else parts[0]
-        if parts[:2] == ["encoder", "layer"]:
-            layers.add(int(parts[2]))
-            module = "encoder"
+        if numbered:
+            layers.add(int(numbered[1]))
+            module = ENCODER
         counts[module] += 1
-    title = f"encoder layers {_runs(sorted(layers))}"
-    return ", ".join(f"{title if module == 'encoder' else module} ({count})" for module, count in counts.items())
+    title = f"{ENCODER} {_runs(sorted(layers))}"
+    return ", ".join(f"{title if module == ENCODER else module} ({count})" for module, count in counts.items())
 
 
 def _runs(numbers: Sequence[int]) -> str:
@@ -70,8 +98,8 @@ def load_config(folder: Path) -> Any:
         UserError: no folder or file, not JSON, another architecture, or a variant that our modules do not compute.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the folder of a Hugging Face BERT")
-    values = _read_json(folder / "config.json", "give the folder of a Hugging Face BERT")
+        raise UserError(f"{folder}: no such folder; {A_FOLDER}")
+    values = _read_json(folder / "config.json", A_FOLDER)
     kind = values.get("model_type")
     if kind not in ARCHITECTURES.names:
         names = " or ".join(repr(name) for name in ARCHITECTURES.names)
@@ -110,44 +138,62 @@ def load_pretrained(model: nn.Module, folder: Path, without: tuple[str, ...] = (
     """Copy the weights of a Hugging Face folder into `model`, whose other parameters keep their values.
 
     Reads safetensors or, in their absence, pickled weights (tensors only), whole or in shards; names with or without
-    the prefix `bert.`, and LayerNorm's old gamma and beta. A classifier of another shape counts as unused.
+    the encoder's prefix, and LayerNorm's old gamma and beta. Of a vocabulary that the model has more tokens of, the
+    folder's rows are taken; a classifier of another shape isn't.
 
     Args:
         without: beginnings of the names of parameters that keep their values whatever the folder holds.
 
     Raises:
-        UserError: no folder, weights that are missing, damaged, of another shape, or not those of a BERT.
+        UserError: no folder, weights that are missing, damaged, of another shape, or not those of an encoder of ours.
     """
     rows, config = load_config(folder).vocab_size, cast(Any, model.config)
-    architecture = architecture_of(config)
-    named = model.named_parameters(remove_duplicate=False)
-    parameters = {name: parameter for name, parameter in named if not name.startswith(without)}
-    tensors = _read_weights(folder)
-    found = {_parameter_name(name, parameters, architecture.prefix): name for name in tensors}
+    architecture, tensors = architecture_of(config), _read_weights(folder)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    sources = {_parameter_name(name, parameters, architecture.prefix): name for name in tensors}
+    found = {target: tensors[name] for target, name in sources.items() if target is not None}
     fitting = {
-        target: tensors[source]
-        for target, source in found.items()
-        if target is not None and _fits(folder, target, tensors[source], parameters[target], rows, architecture.growing)
+        target: tensor
+        for target, tensor in found.items()
+        if not target.startswith(without)
+        and _fits(folder, target, tensor, parameters[target], rows, architecture.growing)
     }
-    _copy(fitting, parameters)
+    untied = _copy(fitting, parameters)
     loaded = {parameters[name] for name in fitting}
     initialised = tuple(name for name, parameter in model.named_parameters() if parameter not in loaded)
     _check_essential(folder, _essential(initialised, architecture))
-    taken = {found[target] for target in fitting}
-    unused = tuple(sorted(name for name in tensors if name not in taken and not name.endswith("_ids")))
+    reshaped = _reshaped(found, fitting, model)
+    used = {sources[target] for target in (fitting.keys() - untied) | {each.name for each in reshaped}}
+    unused = tuple(sorted(name for name in tensors if name not in used and not name.endswith("_ids")))
     _check_known(folder, _essential(unused, architecture))
     held = tuple(name for name, parameter in model.named_parameters() if parameter in loaded)
-    return LoadReport(held, initialised, unused, architecture.prefix)
+    return LoadReport(held, initialised, unused, architecture.prefix, reshaped)
 
 
 @torch.no_grad()
-def _copy(tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
-    # A checkpoint may hold both names of a tied tensor: the first in the model's order is the one that counts.
+def _copy(tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> set[str]:
+    """Copy tensors to the parameters of the same names; returns the names of those that others of other values replace.
+
+    A checkpoint may hold both names of a tied tensor: the first in the model's order is the one that counts.
+    """
     copied: set[nn.Parameter] = set()
+    untied = set()
     for name, parameter in parameters.items():
         if name in tensors and parameter not in copied:
             parameter[: len(tensors[name])].copy_(tensors[name])
             copied.add(parameter)
+        elif name in tensors and not torch.equal(parameter[: len(tensors[name])], tensors[name].to(parameter.dtype)):
+            untied.add(name)
+    return untied
+
+
+def _reshaped(found: Mapping[str, Tensor], fitting: Mapping[str, Tensor], model: nn.Module) -> tuple[Reshaped, ...]:
+    """Those of the found tensors that have another shape in the model, a tied one once."""
+    return tuple(
+        Reshaped(name, tuple(found[name].shape), tuple(parameter.shape), len(found[name]) if name in fitting else 0)
+        for name, parameter in model.named_parameters()
+        if name in found and found[name].shape != parameter.shape
+    )
 
 
 def _parameter_name(name: str, parameters: Mapping[str, nn.Parameter], prefix: str) -> str | None:
@@ -169,7 +215,7 @@ def _fits(
         return False
     given, needed = tuple(tensor.shape), tuple(parameter.shape)
     remedy = "give weights that match their config.json"
-    if name.endswith("word_embeddings.weight"):
+    if name.endswith(growing):
         remedy = f"{given[0]} tokens are neither the data's {needed[0]} nor those of its config.json: copy both again"
     raise UserError(f"{folder}: {name} has shape {given} and the model needs {needed}; {remedy}")
 
@@ -183,16 +229,16 @@ def _check_essential(folder: Path, essential: list[str]) -> None:
     if essential:
         raise UserError(
             f"{folder}: its weights lack {len(essential)} parameters of the encoder, {essential[0]} the first; "
-            "give the folder of a complete BERT"
+            "give the folder of a complete encoder"
         )
 
 
 def _check_known(folder: Path, unknown: list[str]) -> None:
-    """An encoder with more parameters than BERT's computes something else, which must not be cut down in silence."""
+    """An encoder with more parameters than ours computes something else, which must not be cut down in silence."""
     if unknown:
         raise UserError(
-            f"{folder}: its encoder has {len(unknown)} parameters that a BERT of its config.json lacks, {unknown[0]} "
-            "the first; give a plain BERT whose config.json and weights belong together"
+            f"{folder}: its encoder has {len(unknown)} parameters that our modules of its config.json lack, "
+            f"{unknown[0]} the first; give a plain encoder whose config.json and weights belong together"
         )
 
 

@@ -235,7 +235,9 @@ def _loaded_back(
         report = load_pretrained(model, folder)
     except UserError as error:
         _refuse(f"our modules can't take it: {error}")
-    for what, names in (("lacks", report.initialised), ("has no place in our modules for", report.unused)):
+    if report.reshaped:
+        _refuse(f"{report.reshaped[0]}")
+    for what, names in (("lacks", report.initialised), ("has a tensor that no module takes,", report.unused)):
         if names:
             _refuse(f"it {what} {names[0]}")
     _compare_weights(model, weights, "our modules")

@@ -16,7 +16,7 @@ from engine.errors import UserError
 from engine.model.bert import BertForPreTraining, BertModel
 from engine.model.build import initialise
 from engine.model.heads import BertForSequenceClassification
-from engine.model.pretrained import check_segments, load_config, load_pretrained
+from engine.model.pretrained import Reshaped, by_module, check_segments, load_config, load_pretrained
 
 
 @pytest.fixture
@@ -82,8 +82,12 @@ def test_of_two_tied_tensors_the_embeddings_count(
     tensors = load_file(folder / "model.safetensors")
     rewrite(folder, {**tensors, "cls.predictions.decoder.weight": torch.zeros(97, 32)})
     model = fresh(config)
-    load_pretrained(model, folder)
+    report = load_pretrained(model, folder)
     assert_equal_weights(model, peer.state_dict())
+    assert report.unused == ("cls.predictions.decoder.weight",)
+    embeddings = tensors["bert.embeddings.word_embeddings.weight"]
+    rewrite(folder, {**tensors, "cls.predictions.decoder.weight": embeddings.clone()})
+    assert load_pretrained(model, folder).unused == ()
 
 
 def test_shards_load(config: BertConfig, folder: Path, peer: transformers.BertForPreTraining) -> None:
@@ -129,7 +133,16 @@ def test_a_classifier_of_another_shape_starts_fresh(config: BertConfig, folder: 
     model = BertForSequenceClassification(config)
     report = load_pretrained(model, folder)
     assert report.initialised == ("classifier.weight", "classifier.bias")
-    assert report.unused == ("classifier.bias", "classifier.weight")
+    assert report.unused == ()
+    assert report.reshaped == (
+        Reshaped("classifier.weight", (5, 32), (2, 32), 0),
+        Reshaped("classifier.bias", (5,), (2,), 0),
+    )
+    assert str(report).endswith(
+        "unused: nothing; of another shape: classifier.weight (5 x 32 -> 2 x 32: newly initialised), "
+        "classifier.bias (5 -> 2: newly initialised)"
+    )
+    assert load_pretrained(model, folder, without=("classifier.",)).reshaped == report.reshaped
 
 
 def test_half_precision_weights_load_into_fp32(
@@ -216,6 +229,11 @@ def test_rows_of_added_tokens_keep_their_initial_values(
         model.cls.predictions.bias.fill_(7.0)
     report = load_pretrained(model, folder)
     assert report.initialised == report.unused == ()
+    assert report.reshaped == (
+        Reshaped("bert.embeddings.word_embeddings.weight", (97, 32), (100, 32), 97),
+        Reshaped("cls.predictions.bias", (97,), (100,), 97),
+    )
+    assert str(report).endswith("cls.predictions.bias (97 -> 100: 97 rows taken, 3 new)")
     after = model.bert.embeddings.word_embeddings.weight
     assert torch.equal(after[:97], peer.bert.embeddings.word_embeddings.weight)
     assert torch.equal(after[97:], before[97:])
@@ -285,15 +303,24 @@ def test_parts_without_a_place_are_told_by_module(config: BertConfig, folder: Pa
     assert len(report.taken) == 55
 
 
+def test_modernbert_s_parts_are_told_by_module() -> None:
+    layers = [f"model.layers.{index}.{part}.weight" for index in (0, 1, 3) for part in ("attn.Wo", "mlp.Wi")]
+    names = ["model.embeddings.norm.weight", *layers, "model.final_norm.weight", "head.dense.weight", "decoder.bias"]
+    told = "embeddings (1), encoder layers 0 to 1, 3 (6), final_norm (1), head (1), decoder (1)"
+    assert by_module(names, "model.") == told
+
+
 def test_an_encoder_with_more_parameters_is_refused(config: BertConfig, folder: Path) -> None:
     """It computes something that this one doesn't, or has more layers than its config.json says."""
     tensors = load_file(folder / "model.safetensors")
     rewrite(folder, {**tensors, "bert.encoder.layer.0.attention.self.relative.weight": torch.zeros(3, 3)})
-    assert_refused(config, folder, "1 parameters that a BERT of its config.json lacks, bert.encoder.layer.0.attention")
+    assert_refused(
+        config, folder, "1 parameters that our modules of its config.json lack, bert.encoder.layer.0.attention"
+    )
     rewrite(folder, tensors)
     edit_config(folder, num_hidden_layers=2)
     config.num_hidden_layers = 2
-    assert_refused(config, folder, r"16 parameters that a BERT of its config.json lacks, bert\.encoder\.layer\.2")
+    assert_refused(config, folder, r"16 parameters that our modules of its config.json lack, bert\.encoder\.layer\.2")
 
 
 @pytest.mark.parametrize(

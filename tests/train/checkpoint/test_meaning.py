@@ -160,6 +160,12 @@ def test_exports_tell_what_they_were_compared_on(
         export([str(start_of(finished)), "--output", str(tmp_path / "model"), "--check", "maybe"])
 
 
+def test_a_run_s_folder_lists_what_it_started_with(finished: Path) -> None:
+    told = json.loads((finished / "run" / "loaded_weights.json").read_text())
+    assert told["folder"] == str(finished / "bert")
+    assert [len(told[part]) for part in ("taken", "initialised", "unused", "reshaped")] == [39, 2, 7, 0]
+
+
 def test_weights_that_are_not_the_runs_are_no_best(folder: Path, tmp_path: Path) -> None:
     shutil.copy(folder / "bert" / "model.safetensors", folder / "run" / "export")
     with pytest.raises(
