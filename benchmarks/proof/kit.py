@@ -85,7 +85,9 @@ def bring_tree(folder: Path) -> None:
     """Unpack the last commit."""
     archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, check=True, capture_output=True).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
-        packed.extractall(folder, filter="data")
+        if hasattr(tarfile, "data_filter"):  # not before Python 3.10.12 and 3.11.4; our own archive needs none
+            packed.extraction_filter = tarfile.data_filter
+        packed.extractall(folder)
 
 
 def size(folder: Path) -> int:
