@@ -13,7 +13,7 @@ from engine.config.optim import OptimConfig, ScheduleName
 from engine.config.optimizer import OPTIMIZERS, optimizers_with_option
 from engine.config.run import RunConfig, extra_sections, section_names
 from engine.config.shape import Shape
-from engine.config.tasks import TASKS, TaskEntry, Title, task_choices, task_entries, tasks_with_input
+from engine.config.tasks import TASKS, TaskEntry, Title, task_choices, task_entries, tasks_with_field
 from engine.config.train import MonitorConfig, Precision, TrainConfig
 from engine.config.zero import ZeroConfig
 
@@ -49,5 +49,5 @@ __all__ = [
     "sizes_of",
     "task_choices",
     "task_entries",
-    "tasks_with_input",
+    "tasks_with_field",
 ]

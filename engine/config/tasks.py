@@ -67,7 +67,7 @@ class TaskEntry:
     length: str
     """the field that bounds the tokens of a sequence"""
     inputs: tuple[str, ...] = ()
-    """fields that name its data; a command line that gives one to another task is refused"""
+    """fields that name its data; a command line that gives one, or one of `fixed`, to another task is refused"""
     required: tuple[str, ...] = ()
     """those of them that a run can't do without"""
     starts_fresh: bool = True
@@ -205,11 +205,11 @@ def task_choices() -> str:
     return " or ".join(f"{name} ({TASKS.get(name).about})" for name in TASKS.names)
 
 
-def tasks_with_input() -> dict[str, tuple[str, ...]]:
-    """The dotted fields that name data, and the tasks that read them."""
+def tasks_with_field() -> dict[str, tuple[str, ...]]:
+    """The dotted fields that name data or decide what is learned from it, and the tasks that read them."""
     readers: dict[str, tuple[str, ...]] = {}
     for name, entry in zip(TASKS.names, task_entries(), strict=True):
-        for own in entry.inputs:
+        for own in dict.fromkeys((*entry.inputs, *entry.fixed)):
             option = f"{entry.section}.{own}"
             readers[option] = (*readers.get(option, ()), name)
     return readers

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Literal
 
 from jsonargparse import SUPPRESS, ActionConfigFile
@@ -18,7 +19,7 @@ from engine.config import (
     optimizers_with_option,
     section_names,
     task_choices,
-    tasks_with_input,
+    tasks_with_field,
 )
 from engine.errors import UserError
 from launch.cli import CommandParser
@@ -171,12 +172,12 @@ def check_effect(config: RunConfig, command_line: frozenset[str]) -> None:
     """Refuse options on the command line that would have no effect.
 
     Raises:
-        UserError: data of another task, options of another optimizer, or dimensions that contradict those of the
-            folder to start from.
+        UserError: data of another task or how it learns from it, options of another optimizer, or dimensions that
+            contradict those of the folder to start from.
     """
-    of_tasks = {name: ("task", tasks) for name, tasks in tasks_with_input().items()}
+    of_tasks = {name: ("task", tasks) for name, tasks in tasks_with_field().items()}
     of_optimizers = {name: ("optim.name", optimizers) for name, optimizers in optimizers_with_option().items()}
-    for name, (other, allowed) in (of_tasks | NEEDS | of_optimizers).items():
+    for name, (other, allowed) in chain(of_tasks.items(), NEEDS.items(), of_optimizers.items()):
         if name in command_line and value_of(config, other) not in allowed:
             shown, there = value_of(config, name), value_of(config, other)
             remedy = f"give --{other} {' or '.join(allowed)}, or leave it out"

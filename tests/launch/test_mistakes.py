@@ -57,6 +57,10 @@ def fill(options: tuple[str, ...], inputs: Path) -> list[str]:
 
 MISTAKES: dict[str, tuple[Arguments, str]] = {
     "missing recipe": (pretrain("--config=IN/none.yaml"), "config: "),
+    "objective of a classifier": (
+        finetune("--data.objective=mlm"),
+        "data.objective: 'mlm' has no effect while task is sequence_classification; give --task pretrain",
+    ),
     "recipe with a typo": (pretrain("--config=IN/typo.yaml"), "train.step: no such field; did you mean train.steps?"),
     "recipe that is not YAML": (pretrain("--config=IN/broken.yaml"), "config: the recipe is not YAML"),
     "recipe with a key twice": (

@@ -24,8 +24,11 @@ from launch.configure.options import build_parser, parse
 from launch.forecast.command import main as plan
 from tests.conftest import ROOT
 from tests.tasks.parity import ENTRY, Parity, ParityConfig, ParitySource
-from tests.train.runs import NO_DROPOUT, SMALL, environment, losses
+from tests.train.runs import NO_DROPOUT, environment, losses
+from tests.train.runs import SMALL as PRETRAINING
 
+#: the task has a length of its own
+SMALL = [option for option in PRETRAINING if not option.startswith("--data.sequence_length=")]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(20))]
 
 

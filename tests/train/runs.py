@@ -63,8 +63,9 @@ def command(launcher: str, ranks: int) -> list[str]:
 
 
 def defaults(options: Sequence[str]) -> list[str]:
-    """SMALL without what the options give themselves, and without dimensions where a start model has its own."""
+    """SMALL without what the options give themselves, dimensions of a start model, and another task's length."""
     given = {option.partition("=")[0] for option in options}
+    given |= {"--data.sequence_length"} if "--task" in given else set()
     dimensions = "--model." if "--model.init_from" in given else None
     names = [(option, option.partition("=")[0]) for option in SMALL]
     return [option for option, name in names if name not in given and not (dimensions and name.startswith(dimensions))]

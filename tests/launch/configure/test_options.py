@@ -104,11 +104,21 @@ def start_model(folder: Path, kind: str = "bert") -> Path:
     return folder
 
 
+CLASSIFY = ["--task=sequence_classification", "--labelled.train=a.csv", "--model.init_from=bert"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--labelled.train=a.csv"], "labelled.train: 'a.csv' has no effect while task is pretrain; give --task seq"),
         (["--labelled.test=a.csv"], "labelled.test: 'a.csv' has no effect"),
+        (["--labelled.metric=loss"], "labelled.metric: 'loss' has no effect while task is pretrain; give --task seq"),
+        (
+            [*CLASSIFY, "--data.objective=mlm"],
+            "data.objective: 'mlm' has no effect while task is sequence_classification; give --task pretrain, or leave",
+        ),
+        ([*CLASSIFY, "--data.mask_probability=0.3"], "data.mask_probability: 0.3 has no effect while task is seq"),
+        ([*CLASSIFY, "--data.short_sequence_probability=0"], "data.short_sequence_probability: 0.0 has no effect"),
         (
             ["--data.objective=mlm", "--data.short_sequence_probability=0.2"],
             "data.short_sequence_probability: 0.2 has no effect while data.objective is mlm; give --data.objective",
@@ -132,7 +142,13 @@ def test_what_would_have_no_effect_is_refused(options: list[str], message: str) 
     assert str(caught.value).startswith(message)
 
 
+def test_loader_processes_are_every_task_s() -> None:
+    assert parse([*CLASSIFY, "--data.workers=1"]).data.workers == 1
+
+
 def test_a_recipe_may_hold_what_the_command_line_switches_off(tmp_path: Path) -> None:
+    pairs = recipe(tmp_path, "data: {objective: mlm, sequence_length: 64}", "pairs.yaml")
+    assert parse([pairs, *CLASSIFY]).task == "sequence_classification"
     nvme = recipe(tmp_path, "train: {zero_stage: 3}\nzero: {offload_optimizer: nvme, nvme_path: /x}")
     assert parse([nvme, "--zero.offload_optimizer=cpu"]).zero.offload_optimizer == "cpu"
     assert parse([nvme, "--zero.offload_optimizer=nvme"]).zero.nvme_path == "/x"

@@ -114,7 +114,7 @@ def trained(output: Path, options: list[str], factors: dict[int, float], stop_at
     from launch.configure.options import parse_given
     from launch.launcher import Launcher
     from launch.train import run
-    from tests.train.runs import SMALL
+    from tests.train.runs import defaults
 
     original = Pretraining.step
 
@@ -125,7 +125,7 @@ def trained(output: Path, options: list[str], factors: dict[int, float], stop_at
         found = original(self, model, batch)
         return StepOutput(found.loss * factors[number], found.metrics) if number in factors else found
 
-    config, given = parse_given([*SMALL, f"--output={output}", *options])
+    config, given = parse_given([*defaults(options), f"--output={output}", *options])
     request = StopRequest()
     request.listen(launched=False)
     with mock.patch.object(Pretraining, "step", step):
