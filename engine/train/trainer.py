@@ -19,7 +19,7 @@ from engine import dist
 from engine.config import RunConfig, architecture_of
 from engine.data.loading.loader import BatchLayout, training_batches
 from engine.data.loading.source import Cursor, MicroBatch
-from engine.errors import RunError
+from engine.errors import RunError, UserError
 from engine.model.folder import CONFIG_FILE, described, export_huggingface, saved_files
 from engine.optim.build import build_optimizer
 from engine.optim.schedule import learning_rate
@@ -376,11 +376,17 @@ class Trainer:
         """Write the current weights as a Hugging Face folder, once a save in progress has ended; collective.
 
         Raises:
-            UserError: on every rank, if transformers doesn't compute from the folder what the run's model does.
+            UserError: on every rank, if transformers doesn't compute from the folder what the run's model does; the
+                weights are in a checkpoint, even where the run wants none.
         """
         self.saver.wait()
         weights = self.zero.full_state_dict()
-        dist.agreed(lambda: self._write_export(weights) if self.world.is_main else None)
+        try:
+            dist.agreed(lambda: self._write_export(weights) if self.world.is_main else None)
+        except UserError:
+            self.save(required=True)
+            self.saver.wait()
+            raise
 
     def _write_export(self, weights: dict[str, Tensor]) -> None:
         chosen = None if self.best is None else {"metric": self.task.best_metric, **asdict(self.best)}
