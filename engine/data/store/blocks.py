@@ -24,7 +24,7 @@ from engine.data.store.wordcache import WordCache
 from engine.data.store.workspace import Workspace, record_block
 from engine.data.text.sentences import Lines, split_sentences
 from engine.data.tokenizer.unknown import count_unknown
-from engine.data.tokenizer.wordpiece import load_tokenizer
+from engine.data.tokenizer.wordpiece import Vocabulary, load_tokenizer
 
 MEGABYTE = 1_000_000
 #: sentences encoded at a time: enough to amortise what a call costs, about a megabyte of text to bound memory
@@ -179,7 +179,7 @@ def _open_cache(folder: Path, fingerprint: str) -> WordCache:
 def _encode(block: Block, language: str, cache: WordCache) -> TokenDocuments:
     """Token ids of each document; sentences without a token are left out, which may empty a document."""
     counts: list[int] = []
-    sentences = _sentences(block, language, counts, cache.vocabulary.joint)
+    sentences = _sentences(block, language, counts, cache.vocabulary)
     batches = [cache.encode([])]
     while batch := list(islice(sentences, BATCH_SENTENCES)):
         batches.append(cache.encode(batch))
@@ -189,13 +189,12 @@ def _encode(block: Block, language: str, cache: WordCache) -> TokenDocuments:
     return TokenDocuments(ids, lengths[kept], np.bincount(document, minlength=len(counts)))
 
 
-def _sentences(block: Block, language: str, counts: list[int], joint: str) -> Iterator[str]:
+def _sentences(block: Block, language: str, counts: list[int], vocabulary: Vocabulary) -> Iterator[str]:
     """The sentences of all documents; how many each has is appended to `counts`."""
     for text in block.texts():
         sentences = split_sentences(text, language, block.lines)
         counts.append(len(sentences))
-        yield from sentences[:1]
-        yield from (joint + sentence for sentence in sentences[1:])
+        yield from vocabulary.joined(sentences)
 
 
 def _select(documents: TokenDocuments, chosen: NDArray[np.bool_]) -> TokenDocuments:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -35,6 +35,7 @@ from engine.data.text.progress import LearningProgress, ReadingProgress
 from engine.data.text.readers import Position
 from engine.data.text.sentences import Lines, split_sentences
 from engine.data.text.survey import describe_reading, describe_sources, resolved, with_lines
+from engine.data.tokenizer.bpe import train_bpe
 from engine.data.tokenizer.check import sample
 from engine.data.tokenizer.given import Given, open_given
 from engine.data.tokenizer.unknown import MAX_UNKNOWN_SHARE, check_unknown, count_unknown, share
@@ -43,6 +44,7 @@ from engine.errors import UserError
 
 log = logging.getLogger(__name__)
 
+VocabularyKind = Literal["wordpiece", "bpe"]
 #: defaults of a learned vocabulary: its tokens, and the megabytes of text that it is learned from
 VOCAB_SIZE, SAMPLE_MB = 30522, 200
 
@@ -55,11 +57,14 @@ class PrepareConfig(CorpusConfig):
     """folder of the store"""
     tokenizer: str | None = None
     """vocab.txt, tokenizer.json or Hugging Face folder to use, or else the name of a model on the hub; null learns a
-    WordPiece vocabulary from the text"""
+    vocabulary from the text"""
+    vocabulary: VocabularyKind | None = None
+    """kind of a learned vocabulary: wordpiece, BERT's, or bpe, ModernBERT's byte-level BPE, which keeps case and knows
+    every text; null: wordpiece"""
     vocab_size: int | None = None
     """tokens of a learned vocabulary, special tokens included; null: 30,522"""
     lowercase: bool | None = None
-    """lowercase the text and strip accents (learned vocabulary or bare vocab.txt); null: true"""
+    """lowercase the text and strip accents (learned wordpiece or bare vocab.txt); null: true"""
     special_tokens: list[str] = field(default_factory=list)
     """further special tokens: of a learned vocabulary, after [PAD] [UNK] [CLS] [SEP] [MASK]; of a given tokenizer,
     after its last token unless it has them"""
@@ -99,6 +104,10 @@ class PrepareConfig(CorpusConfig):
         remedy = f"choose {' or '.join(objectives)}"
         _require(self.objective in objectives, "objective", self.objective, remedy)
         _require(0.0 <= fraction < 1.0, "validation_fraction", fraction, "give a share in [0, 1)")
+        kind, kinds = self.vocabulary, get_args(VocabularyKind)
+        _require(kind in (None, *kinds), "vocabulary", kind, f"choose {' or '.join(kinds)}")
+        cased = "byte-level BPE keeps case: leave the option out, or take vocabulary wordpiece"
+        _require(kind != "bpe" or not self.lowercase, "lowercase", self.lowercase, cased)
         size, megabytes, bound = self.vocab_size, self.sample_mb, self.max_unknown_share
         _require(size is None or size >= MIN_VOCAB_SIZE, "vocab_size", size, f"give at least {MIN_VOCAB_SIZE}")
         _require(megabytes is None or megabytes >= 1, "sample_mb", megabytes, "give at least 1")
@@ -185,10 +194,12 @@ def _settings(config: PrepareConfig, given: Given | None) -> dict[str, Any]:
         return {"tokenizer": given.vocabulary.fingerprint, **settings}
     learned = {
         "vocab_size": config.vocab_size or VOCAB_SIZE,
-        "lowercase": config.lowercase is not False,
+        "lowercase": config.vocabulary != "bpe" and config.lowercase is not False,
         "special_tokens": config.special_tokens,
         "sample_mb": config.sample_mb or SAMPLE_MB,
     }
+    if config.vocabulary == "bpe":
+        learned["vocabulary"] = "bpe"
     return {"tokenizer": None, **settings, **learned}
 
 
@@ -224,9 +235,12 @@ def _first_sentences(config: PrepareConfig, sources: list[Source]) -> list[str]:
 def _learn(config: PrepareConfig, sources: list[Source], folder: Path) -> Vocabulary:
     size, lowercase = config.vocab_size or VOCAB_SIZE, config.lowercase is not False
     log.info("learning a vocabulary of %d pieces", size)
-    with LearningProgress() as progress:
+    with LearningProgress(passes=1 if config.vocabulary == "bpe" else 2) as progress:
         texts = TextSample(config, sources, config.sample_mb or SAMPLE_MB, progress)
-        vocabulary = train_wordpiece(texts, folder, size, lowercase, config.special_tokens)
+        if config.vocabulary == "bpe":
+            vocabulary = train_bpe(texts, folder, size, config.special_tokens)
+        else:
+            vocabulary = train_wordpiece(texts, folder, size, lowercase, config.special_tokens)
     if vocabulary.vocab_size < size:
         log.warning("the text has only %d pieces, not %d", vocabulary.vocab_size, size)
     return vocabulary

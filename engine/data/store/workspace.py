@@ -30,7 +30,7 @@ SETTINGS_NAME = "settings.json"
 RECORDS = "records"
 LOCK = "lock"
 #: what settings were in stores that don't record them: the version that made these knew no other values
-UNSAID = {"lines": "wrapped", "by_content": []}
+UNSAID: dict[str, Any] = {"tokenizer": None, "vocabulary": "wordpiece", "lines": "wrapped", "by_content": []}
 
 
 def identity(settings: dict[str, Any], sources: Sequence[SourceRecord]) -> dict[str, Any]:

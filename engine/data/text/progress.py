@@ -43,20 +43,24 @@ class ReadingProgress:
 
 
 class LearningProgress:
-    """Progress of learning a vocabulary: two passes over the text, then the word pieces; a context manager.
+    """Progress of learning a vocabulary: passes over the text, then the pieces; a context manager.
 
-    A thread reports it, because `tokenizers` learns the word pieces in one call that reports nothing.
+    A thread reports it, because `tokenizers` learns the pieces in one call that reports nothing.
+
+    Args:
+        passes: 2, or 1 where no characters are counted.
     """
 
     PHASES = ("count characters", "count words", "learn pieces")
 
-    def __init__(self) -> None:
+    def __init__(self, passes: int = 2) -> None:
         from tqdm import tqdm
 
+        self._phases = self.PHASES[2 - passes :]
         self._phase, self._share, self._begun = 0, 0.0, time.monotonic()
         self._passes = 0
         self._terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=1.0, desc=self.PHASES[0], bar_format=_SHARE_BAR, disable=not self._terminal)
+        self._bar = tqdm(total=1.0, desc=self._phases[0], bar_format=_SHARE_BAR, disable=not self._terminal)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._speak, daemon=True)
 
@@ -82,9 +86,9 @@ class LearningProgress:
         self._share = min(share, 1.0)
 
     def end_pass(self) -> None:
-        """The text was read to its end; after the second pass no text is read any more."""
+        """The text was read to its end; after the last pass no text is read any more."""
         self._share = 1.0
-        if self._passes > 1:
+        if self._passes == len(self._phases) - 1:
             self._next_phase()
 
     def _next_phase(self) -> None:
@@ -93,7 +97,7 @@ class LearningProgress:
 
     def _log_done(self) -> None:
         if not self._terminal:
-            log.info("%s: done in %.0f s", self.PHASES[self._phase], time.monotonic() - self._begun)
+            log.info("%s: done in %.0f s", self._phases[self._phase], time.monotonic() - self._begun)
 
     def _speak(self) -> None:
         spoken = time.monotonic()
@@ -103,12 +107,12 @@ class LearningProgress:
             elif time.monotonic() - spoken > LOG_SECONDS:
                 spoken = time.monotonic()
                 done = "" if self._is_last() else f"{100 * self._share:.0f}% "
-                log.info("%s: %safter %.0f s", self.PHASES[self._phase], done, spoken - self._begun)
+                log.info("%s: %safter %.0f s", self._phases[self._phase], done, spoken - self._begun)
 
     def _draw(self) -> None:
         self._bar.bar_format = _TIME_BAR if self._is_last() else _SHARE_BAR
         self._bar.n = self._share
-        self._bar.set_description(self.PHASES[self._phase])
+        self._bar.set_description(self._phases[self._phase])
 
     def _is_last(self) -> bool:
-        return self._phase == len(self.PHASES) - 1
+        return self._phase == len(self._phases) - 1

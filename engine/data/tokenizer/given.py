@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from engine.data.tokenizer.check import check_texts, check_vocabulary, open_with_transformers
 from engine.data.tokenizer.folder import load_tokenizer
@@ -18,6 +18,7 @@ class TokenizerOptions(Protocol):
     """The options of a preparation that are about its tokenizer; None where the user gives none."""
 
     tokenizer: str | None
+    vocabulary: Any
     vocab_size: int | None
     lowercase: bool | None
     special_tokens: list[str]
@@ -70,9 +71,10 @@ def open_given(options: TokenizerOptions) -> Given | None:
             f"vocab_size: {options.vocab_size} is not allowed; the tokenizer {path} has {vocabulary.vocab_size} "
             "tokens: leave the option out, or give another tokenizer"
         )
-    if options.sample_mb is not None:
-        raise UserError(
-            f"sample_mb: {options.sample_mb} is not allowed beside tokenizer, where no vocabulary is learned; leave "
-            "one of them out"
-        )
+    for name in ("vocabulary", "sample_mb"):
+        if (value := getattr(options, name)) is not None:
+            raise UserError(
+                f"{name}: {value!r} is not allowed beside tokenizer, where no vocabulary is learned; leave one "
+                "of them out"
+            )
     return Given(path, base, vocabulary, options.lowercase)

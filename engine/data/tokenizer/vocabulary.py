@@ -18,6 +18,7 @@ from engine.errors import UserError
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
+    from tokenizers.processors import TemplateProcessing
 
 #: ids 0 to 4 of a trained vocabulary, in this order
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -30,6 +31,7 @@ MAX_WORD = 100
 _LITERAL = re.compile(r"\[(PAD|UNK|CLS|SEP|MASK)\]")
 #: by the type of splitter, what begins a word: space, line break, tab and carriage return of byte-level BPE
 _MARKS = {"ByteLevel": ("\u0120", "\u010a", "\u0109", "\u010d"), "Metaspace": ("\u2581",)}
+_LINE_BREAK = re.compile(r"\s*\n\s*")
 _UNUSED = re.compile(r"\[unused\d+\]")
 
 
@@ -128,6 +130,13 @@ class Vocabulary:
         """What stands before a sentence that follows another: byte-level pieces know a word by the space before it."""
         splitters = _parts(self.components["pre_tokenizer"], "pretokenizers")
         return " " if any(part["type"] == "ByteLevel" for part in splitters) else ""
+
+    def joined(self, sentences: list[str]) -> list[str]:
+        """A document's sentences as they are encoded: of pieces that see white space, each line break is one space."""
+        if self.is_wordpiece:
+            return sentences
+        spaced = [join_lines(sentence) for sentence in sentences]
+        return [*spaced[:1], *(self.joint + sentence for sentence in spaced[1:])]
 
     @cached_property
     def pair_frame(self) -> list[int] | None:
@@ -330,6 +339,22 @@ def unquote(texts: Iterable[str]) -> list[str]:
     return [_LITERAL.sub(r"[ \1 ]", text) if "[" in text else text for text in texts]
 
 
+def join_lines(text: str) -> str:
+    """The text on one line: a line break, with the white space around it, is a space."""
+    return _LINE_BREAK.sub(" ", text.strip())
+
+
+def bert_template(ids: Mapping[str, int]) -> TemplateProcessing:
+    """[CLS] and [SEP] around a text and behind each text of a pair, whose second one is segment 1."""
+    from tokenizers.processors import TemplateProcessing
+
+    return TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
+    )
+
+
 def bert_backend(
     ids: dict[str, int], lowercase: bool = True, strip_accents: bool | None = None, chinese: bool = True
 ) -> Tokenizer:
@@ -340,17 +365,13 @@ def bert_backend(
         strip_accents: None strips them where the text is lowercased.
         chinese: put spaces around Chinese characters.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     backend = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD))
     backend.normalizer = normalizers.BertNormalizer(
         clean_text=True, handle_chinese_chars=chinese, strip_accents=strip_accents, lowercase=lowercase
     )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS]:0 $A:0 [SEP]:0",
-        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
-    )
+    backend.post_processor = bert_template(ids)
     backend.decoder = decoders.WordPiece(prefix=CONTINUES)
     return backend
