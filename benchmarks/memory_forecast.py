@@ -37,7 +37,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import emit, run_ranks
-from engine.config import ModelConfig, OptimConfig, RunConfig, TrainConfig, ZeroConfig
+from engine.config import (
+    ARCHITECTURES,
+    TASKS,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+    ZeroConfig,
+)
 from launch.forecast.memory import Workload, forecast, shape_of
 
 STEPS = 3
@@ -62,26 +71,35 @@ class Case:
     dropout: float = 0.1
     reuse_distance: int = 1_000_000_000
     offload: str = "none"
+    architecture: str = "bert"
 
     def config(self) -> RunConfig:
         """The run, as the launcher would have it."""
         return RunConfig(
             model=ModelConfig(
                 self.size,
+                self.architecture,
                 hidden_dropout=self.dropout,
                 attention_dropout=self.dropout,
                 activation_checkpointing=self.checkpointing,
             ),
+            data=DataConfig(objective="mlm_nsp" if self.pairs else "mlm"),
             optim=OptimConfig(self.optimizer),  # type: ignore[arg-type]
             train=TrainConfig(zero_stage=self.stage, precision=self.precision, verify_update=self.verify),  # type: ignore[arg-type]
             zero=ZeroConfig(self.offload),  # type: ignore[arg-type]
         )
 
+    @property
+    def pairs(self) -> bool:
+        """Whether the architecture has a head for them; else the run is MLM alone."""
+        return "pretraining" in ARCHITECTURES.get(self.architecture).export_classes
+
     def workload(self, accelerator: str) -> Workload:
-        """What the forecast is asked for; CPUs have fused attention with dropout in bf16 only (with AVX512-BF16)."""
-        stores_probabilities = accelerator == "cpu" and self.dropout > 0 and self.precision == "fp32"
+        """What the forecast is asked for; CPUs have fused attention with dropout of BERT in bf16 only (AVX512-BF16)."""
+        plain = self.architecture == "bert" and self.dropout > 0 and self.precision == "fp32"
+        config = self.config()
         return Workload(
-            shape_of(self.config().model, self.vocabulary),
+            TASKS.get(config.task).with_heads(shape_of(config.model, self.vocabulary), config),
             self.sequence_length,
             self.micro_batch,
             self.stage,
@@ -90,7 +108,7 @@ class Case:
             self.precision,  # type: ignore[arg-type]
             optimizer=self.optimizer,
             activation_checkpointing=self.checkpointing,
-            attention="plain" if stores_probabilities else "flash",
+            attention="plain" if accelerator == "cpu" and plain else "flash",
             accelerator=accelerator,
             dropout=self.dropout,
             accumulates=self.accumulation > 1,
@@ -101,7 +119,8 @@ class Case:
 
     @property
     def name(self) -> str:
-        extra = [self.optimizer] * (self.optimizer != "adamw") + ["checkpointing"] * self.checkpointing
+        extra = [self.architecture] * (self.architecture != "bert")
+        extra += [self.optimizer] * (self.optimizer != "adamw") + ["checkpointing"] * self.checkpointing
         extra += ["no dropout"] * (self.dropout == 0) + ["one micro-batch"] * (self.accumulation == 1)
         extra += ["certificate"] * (self.verify > 0) + ["offload"] * (self.offload != "none")
         extra += [f"reuse {self.reuse_distance}"] * (self.reuse_distance != 1_000_000_000)
@@ -130,6 +149,13 @@ CASES = (
     Case("medium", 8192, 3, "bf16", 2, 4, reuse_distance=0),
     Case("small", 30522, 2, "bf16", 2, 4, offload="cpu"),
     Case("small", 30522, 3, "fp32", 2, 4, offload="cpu"),
+    Case("small", 8192, 0, "fp32", 1, 4, 512, architecture="modernbert", dropout=0.0),
+    Case("small", 8192, 2, "fp32", 2, 4, 512, architecture="modernbert", dropout=0.0),
+    Case("small", 8192, 2, "bf16", 2, 4, 512, architecture="modernbert", dropout=0.0),
+    Case("small", 30522, 3, "bf16", 2, 2, 1024, architecture="modernbert", dropout=0.0),
+    Case("small", 8192, 1, "fp32", 2, 4, 512, architecture="modernbert"),
+    Case("medium", 8192, 2, "fp32", 2, 1, 2048, checkpointing=True, architecture="modernbert", dropout=0.0),
+    Case("mini", 8192, 0, "fp32", 1, 1, 8192, accumulation=1, architecture="modernbert", dropout=0.0),
 )
 
 
@@ -144,15 +170,15 @@ def batch_of(case: Case, device: torch.device) -> dict[str, Tensor]:
         "lengths": torch.full((case.micro_batch,), case.sequence_length),
         "mlm_positions": torch.randperm(tokens, generator=generator)[:rows].sort().values,
         "mlm_labels": torch.randint(case.vocabulary, (rows,), generator=generator),
-        "nsp_labels": torch.zeros(case.micro_batch, dtype=torch.int64),
     }
+    if case.pairs:
+        batch["nsp_labels"] = torch.zeros(case.micro_batch, dtype=torch.int64)
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def build(case: Case, device: torch.device) -> Any:
     """The engine of a case, made as the trainer makes it."""
     from engine.data.loading.loader import BatchLayout
-    from engine.model.bert import BertForPreTraining
     from engine.model.build import build_config, initialise
     from engine.optim.build import build_optimizer
     from engine.zero.engine import ZeroEngine
@@ -161,7 +187,9 @@ def build(case: Case, device: torch.device) -> Any:
     config, ranks = case.config(), torch.distributed.get_world_size()
     global_batch = ranks * case.micro_batch * case.accumulation
     layout = BatchLayout(global_batch, case.micro_batch, torch.distributed.get_rank(), ranks)
-    model = BertForPreTraining(build_config(config.model, case.vocabulary), case.checkpointing)
+    head = "pretraining" if case.pairs else "masked_lm"
+    shaped = build_config(config.model, case.vocabulary)
+    model = ARCHITECTURES.get(case.architecture).build(head, shaped, case.checkpointing)
     initialise(model, config.seed)
     optimizer = build_optimizer(model, config.optim, device, case.stage)
     values = deepspeed_config(config, layout, device.type)
@@ -223,7 +251,7 @@ def train(case: Case, zero: Any, allocator: Allocator, folder: Path) -> dict[str
     for step in range(STEPS):
         for index in range(case.accumulation):
             output = zero.model(**batch, max_length=case.sequence_length)
-            zero.backward(output["mlm_loss_sum"] / 1000 + output["nsp_loss_sum"] / 1000)
+            zero.backward(sum(output[name] for name in output if name.endswith("loss_sum")) / 1000)
             del output
             if step == STEPS - 1:
                 found["states"] = max(found["states"], model_states(zero, batch))

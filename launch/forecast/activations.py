@@ -78,13 +78,14 @@ def layer_bytes(work: Workload, rows: int | None = None) -> int:
     In fp32: its attention; of each of its two residual outputs the mask and the LayerNorm's input; the two LayerNorms'
     outputs, which are inputs of linear layers; input and output of GELU, or where the feed-forward network is gated
     both branches, the activation and the product. With masks of one byte and without attention's scores that is the
-    34 T H of Korthikanti et al. 2022, equation 2, in 16 bits. Our kernels on GPUs keep neither masks nor, in 16 bits,
-    the gated network's activation.
+    34 T H of Korthikanti et al. 2022, equation 2, in 16 bits. Our kernels on GPUs keep no masks; those on CPUs, and in
+    16 bits on GPUs, don't keep the gated network's activation.
     """
     rows = work.tokens if rows is None else rows
     hidden = _hidden(work, rows)
     picked = hidden if rows < work.tokens else 0  # of the context, which attention keeps whole
-    branches, gated_at_once = _branches(work), work.keeps_less and work.precision != "fp32"
+    branches = _branches(work)
+    gated_at_once = work.kernels and (work.accelerator == "cpu" or work.precision != "fp32")
     inner = branches + 1 if gated_at_once else 2 * branches
     feed_forward = work.width * rows * inner * work.shape.intermediate
     norms = 2 * (_norm_mask(work, rows) + _norm_statistics(rows))

@@ -143,7 +143,7 @@ def test_our_kernels_on_gpus_keep_no_masks_of_layer_normalisation() -> None:
     assert on_cpu[0] == on_cpu[1] == layer_bytes(WORK) + 2 * 2 * WORK.tokens * BASE.hidden
 
 
-def test_our_kernels_on_gpus_keep_no_activation_of_geglu_in_16_bits() -> None:
+def test_our_kernels_keep_no_activation_of_geglu_but_on_gpus_in_fp32() -> None:
     """ModernBERT's feed-forward network keeps both branches and the product; torch's GELU its result too."""
     gated = shape_of(ModelConfig(architecture="modernbert"), 30522)
     work = replace(WORK, shape=gated, dropout=0.0)
@@ -151,6 +151,10 @@ def test_our_kernels_on_gpus_keep_no_activation_of_geglu_in_16_bits() -> None:
         ours = replace(work, precision=precision)
         theirs = replace(ours, kernels=False)
         assert layer_bytes(theirs) - layer_bytes(ours) == saved * WORK.tokens * gated.intermediate
+    for precision, width in (("bf16", 2), ("fp32", 4)):
+        ours = replace(work, precision=precision, accelerator="cpu")
+        theirs = replace(ours, kernels=False)
+        assert layer_bytes(theirs) - layer_bytes(ours) == width * WORK.tokens * gated.intermediate
 
 
 def test_plain_attention_grows_with_the_square_of_the_length() -> None:
@@ -307,7 +311,10 @@ def check(case: Case) -> None:
 
 @pytest.mark.parametrize(
     "case",
-    [Case("small", 8192, 2, "fp32", 2, 4)],
+    [
+        Case("small", 8192, 2, "fp32", 2, 4),
+        Case("mini", 8192, 0, "fp32", 1, 4, 512, architecture="modernbert", dropout=0.0),
+    ],
     ids=lambda case: case.name,
 )
 def test_real_ranks_allocate_what_was_forecast(case: Case) -> None:
