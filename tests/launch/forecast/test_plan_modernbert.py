@@ -59,7 +59,7 @@ def test_the_parameters_are_those_of_the_real_model(capsys: pytest.CaptureFixtur
         model = ModernBertForMaskedLM(build_config(ModelConfig(size, "modernbert"), 50368))
     count = sum(parameter.numel() for parameter in model.parameters())
     assert told == pytest.approx(count / 1e6, abs=0.06)
-    assert size == "tiny" or round(count / 1e6) in (150, 149, 395, 396)
+    assert {"base": 149.7, "large": 395.9}.get(size, told) == told
 
 
 @pytest.mark.parametrize("recipe", ["pretrain_modernbert_base", "pretrain_modernbert_base_long"])
@@ -86,15 +86,10 @@ def test_the_windows_of_a_folder_are_planned(tmp_path: Path, every: int) -> None
     folder = folder_config(folder_of(tmp_path / "folder", **values))
     assert folder is not None
     config = ModernBertConfig(num_hidden_layers=7, **values)
-    theirs, planned = (
-        architecture_of(config).shape_of(config),
-        shape_of(with_folder(ModelConfig(init_from="folder"), folder), config.vocab_size),
-    )
-    assert (
-        (planned.windows, planned.reach)
-        == (theirs.windows, theirs.reach)
-        == (kinds[:-1].count(kinds[1]) if every > 1 else 0, 32)
-    )
+    theirs = architecture_of(config).shape_of(config)
+    planned = shape_of(with_folder(ModelConfig(init_from="folder"), folder), config.vocab_size)
+    assert (planned.windows, planned.reach) == (theirs.windows, theirs.reach)
+    assert theirs.reach == 32
     own = with_folder(ModelConfig(init_from="folder", window=16, global_every=1), folder)
     assert (own.window, own.global_every) == (16, 1)
 
