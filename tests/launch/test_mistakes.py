@@ -175,6 +175,22 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
         "special_tokens: 'two words' is not allowed",
     ),
     "vocabulary size in words": (preparing("embedded", "--vocab_size=ten"), "vocab_size: 'ten' is not allowed"),
+    "unknown kind of vocabulary": (
+        preparing("embedded", "--vocabulary=unigram"),
+        "vocabulary: 'unigram' is not allowed; give one of wordpiece, bpe or null",
+    ),
+    "kind of vocabulary beside a tokenizer": (
+        preparing("embedded", "--tokenizer=IN/store/tokenizer", "--vocabulary=wordpiece"),
+        "vocabulary: 'wordpiece' is not allowed beside tokenizer",
+    ),
+    "lowercase bytes": (
+        preparing("embedded", "--vocabulary=bpe", "--lowercase=true"),
+        "lowercase: True is not allowed; byte-level BPE keeps case",
+    ),
+    "no room for the bytes": (
+        preparing("embedded", "--vocabulary=bpe", "--vocab_size=100"),
+        "vocab_size: 100 is too small for 256 bytes",
+    ),
     "casing in words": (preparing("embedded", "--lowercase=maybe"), "lowercase: 'maybe' is not allowed"),
     "negative share of unknown pieces": (
         preparing("embedded", "--max_unknown_share=-0.1"),
@@ -196,7 +212,10 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     "text that is not UTF-8": (preparing("IN/latin.txt"), "latin.txt"),
     "damaged compression": (preparing("IN/cut.jsonl.gz"), "cut.jsonl.gz"),
     "vocabulary too small": (preparing("embedded", "--vocab_size=10"), "vocab_size: 10"),
-    "unknown prepare option": (preparing("embedded", "--vocab=10"), "vocab: no such field; did you mean vocab_size?"),
+    "unknown prepare option": (
+        preparing("embedded", "--vocabsize=10"),
+        "vocabsize: no such field; did you mean vocab_size?",
+    ),
     "run that is not there": (lambda inputs, _: ["curves", str(inputs / "nowhere")], "run: "),
     "export of nothing": (lambda inputs, output: ["export", str(inputs), f"--output={output}"], "run: "),
     "unknown command": (lambda *_: ["tarin"], "command: 'tarin' is unknown; did you mean train?"),

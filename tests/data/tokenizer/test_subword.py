@@ -63,6 +63,20 @@ def test_special_tokens_go_by_their_roles(make: Callable[[Path], None], tmp_path
 
 
 @pytest.mark.parametrize("make", KINDS)
+def test_further_special_tokens_extend_it(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "theirs")
+    base = load_tokenizer(tmp_path / "theirs")
+    more = base.with_special_tokens(["[DEID]", base.names["mask_token"]])
+    assert more.tokens == [*base.tokens, "[DEID]"]
+    assert base.vocab_size in more.encode_batch(["a [DEID] b"])[0]
+    more.save(tmp_path / "ours")
+    again = load_tokenizer(tmp_path / "ours")
+    assert again.fingerprint == more.fingerprint != base.fingerprint
+    assert again.extends(base)
+    assert not base.extends(again)
+
+
+@pytest.mark.parametrize("make", KINDS)
 def test_a_word_begins_behind_a_space(make: Callable[[Path], None], tmp_path: Path) -> None:
     make(tmp_path)
     vocabulary = load_tokenizer(tmp_path)
