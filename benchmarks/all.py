@@ -44,6 +44,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "optimizer_step": ("--sizes=24M", "--threads=2", "--repeats=5"),
     "zero_step": ("--stages=1", "--repeats=5", "--rivals", "FusedAdamW", "FusedLamb", "torch.optim.AdamW(fused)"),
     "memory_forecast": ("--cases=0",),
+    "long_sequences": ("--lengths", "1024", "2048", "--tokens=2048"),
     "roofline": (),
 }
 #: seconds between the request to end and the end

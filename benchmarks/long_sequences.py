@@ -80,6 +80,7 @@ def measure(lengths: Sequence[int], global_every: int, kernels: str, tokens: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="tokens of a sequence")
     parser.add_argument("--tokens", type=int, default=max(LENGTHS), help="of a micro-batch, a multiple of all lengths")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
@@ -91,7 +92,7 @@ def main() -> None:
     rows = {}
     for name, every in GLOBAL.items():
         for kernels in KERNELS:
-            bytes_of = measure(LENGTHS, every, kernels, args.tokens, args.threads)
+            bytes_of = measure(args.lengths, every, kernels, args.tokens, args.threads)
             rows[f"global: {name}, {kernels}"] = {f"{length:,} tokens": found for length, found in bytes_of.items()}
     emit([{"title": "Bytes a token at the peak of a forward and backward pass", "rivals": rows}], args.json)
 
