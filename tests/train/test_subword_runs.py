@@ -15,6 +15,7 @@ from engine.data.tokenizer.folder import load_tokenizer
 from tests.data.store.corpora import TEXTS
 from tests.data.tokenizer.folders import roberta, xlm_roberta
 from tests.train.runs import losses, run
+from tests.train.test_layouts import largest_difference
 
 TEXT = " ".join(TEXTS[3].split())[:80]
 
@@ -54,7 +55,7 @@ def test_a_given_tokenizers_run_at_zero_3_on_two_ranks(kind: str, make: Any, tmp
     opened = RobertaForMaskedLM if kind == "roberta" else AutoModelForMaskedLM
     tokenizer = check_export(tmp_path / "run" / "export", opened, store)
     theirs = AutoTokenizer.from_pretrained(tmp_path / "theirs")
-    assert tokenizer(TEXT)["input_ids"] == theirs(TEXT)["input_ids"][:64]
+    assert tokenizer(TEXT)["input_ids"] == theirs(TEXT)["input_ids"]
     assert tokenizer.mask_token == theirs.mask_token
 
 
@@ -69,7 +70,7 @@ MODERNBERT = ("--model.architecture=modernbert", "--model.layers=3")
 def test_modernbert_on_a_learned_byte_level_vocabulary(learned: Path, tmp_path: Path) -> None:
     run(tmp_path / "one", *options(learned, *MODERNBERT, "--train.zero_stage=0"))
     run(tmp_path / "two", *options(learned, *MODERNBERT, "--train.zero_stage=3"), ranks=2)
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    assert largest_difference(losses(tmp_path / "two"), losses(tmp_path / "one")) < 1e-5
     check_export(tmp_path / "two" / "export", ModernBertForMaskedLM, learned)
 
 
