@@ -13,7 +13,8 @@ from engine.config.optim import OptimConfig, ScheduleName
 from engine.config.optimizer import OPTIMIZERS, optimizers_with_option
 from engine.config.run import RunConfig, extra_sections, section_names
 from engine.config.shape import Shape
-from engine.config.tasks import TASKS, TaskEntry, Title, task_choices, task_entries, tasks_with_field
+from engine.config.task_entry import TaskEntry, Title
+from engine.config.tasks import TASKS, task_choices, task_entries, tasks_with_field
 from engine.config.train import MonitorConfig, Precision, TrainConfig
 from engine.config.zero import ZeroConfig
 

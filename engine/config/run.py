@@ -13,7 +13,8 @@ from engine.config.data import DataConfig, LabelledConfig
 from engine.config.fault import FaultConfig
 from engine.config.model import ModelConfig
 from engine.config.optim import OptimConfig
-from engine.config.tasks import TASKS, Section, task_entries
+from engine.config.task_entry import Section
+from engine.config.tasks import TASKS, task_entries
 from engine.config.train import MonitorConfig, TrainConfig
 from engine.config.zero import ZeroConfig
 
@@ -90,7 +91,9 @@ class RunConfig:
             start,
             "this run will write its own model there; give another output",
         )
-        TASKS.get(self.task).validate(self, complete)
+        task = TASKS.get(self.task)
+        task.check_metric(self)
+        task.validate(self, complete)
 
     def part(self, name: str) -> Any:
         """The section of a name, also of a task from outside of the package."""

@@ -115,7 +115,7 @@ def parse_options(arguments: Sequence[str], *, complete: bool = True) -> Options
     if values.debug:
         config = debug_config(config, command_line)
     config.validate(complete)
-    return Options(config, given)
+    return Options(TASKS.get(config.task).with_metric(config), given)
 
 
 def split_recipes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

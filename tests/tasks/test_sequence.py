@@ -21,7 +21,8 @@ from engine.data.loading.loader import BatchLayout, evaluation_batches, training
 from engine.data.loading.source import Cursor, MicroBatch
 from engine.data.tokenizer.wordpiece import Vocabulary, load_tokenizer
 from engine.errors import UserError
-from engine.tasks.sequence import SequenceClassification, model_inputs
+from engine.tasks.finetune import model_inputs
+from engine.tasks.sequence import SequenceClassification
 from engine.tasks.task import Evaluation, Task
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "a", "the", "was"]
@@ -339,6 +340,6 @@ def test_ids_that_transformers_would_not_give_are_refused(make_task: MakeTask, m
         backend.pre_tokenizer = pre_tokenizers.CharDelimiterSplit("a")
         return Vocabulary(backend)
 
-    monkeypatch.setattr("engine.tasks.sequence.load_tokenizer", wrong)
+    monkeypatch.setattr("engine.tasks.finetune.load_tokenizer", wrong)
     with pytest.raises(UserError, match=r"^tokenizer: .*: the text '.*' is '\[CLS\] .*' for transformers"):
         make_task(max_unknown_share=1.0)

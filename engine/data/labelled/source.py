@@ -202,6 +202,11 @@ class LabelledSource:
         self.group = group
         self._orders: dict[int, Indices] = {}
 
+    @property
+    def tokens(self) -> NDArray[np.int32]:
+        """Token ids of all examples, end to end."""
+        return self.encoded.tokens
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the token ids, segments and class ids of all examples, in order."""

@@ -53,7 +53,6 @@ def test_the_defaults_are_valid_and_what_a_run_without_options_means() -> None:
         ("data", "short_sequence_probability", 1.5),
         ("data", "workers", -1),
         ("labelled", "max_length", 2),
-        ("labelled", "metric", "f1"),
         ("optim", "learning_rate", 0.0),
         ("optim", "betas", (0.9, 1.0)),
         ("optim", "eps", 0.0),

@@ -1,0 +1,174 @@
+"""What the tasks on labelled data have in common: a model to start from, splits of examples, a gathered evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from engine import dist
+from engine.config import TASKS, RunConfig, architecture_of, require
+from engine.data.loading.source import MicroBatch, SampleSource
+from engine.data.tokenizer.unknown import check_unknown, count_unknown, share
+from engine.data.tokenizer.wordpiece import load_tokenizer
+from engine.hub import local_folder
+from engine.model.build import build_config, initialise
+from engine.model.pretrained import LoadReport, load_pretrained
+from engine.tasks.identity import Fact, base_weights
+from engine.tasks.task import Evaluation, Task
+
+
+class LabelledSamples(SampleSource, Protocol):
+    """A source of labelled examples: what a run's identity and its start say of one."""
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of all that is learned from."""
+        ...
+
+    @property
+    def tokens(self) -> NDArray[np.int32]:
+        """Token ids of all samples, end to end."""
+        ...
+
+
+class FineTuning(Task):
+    """A task whose model starts from a folder and whose examples come from labelled files.
+
+    A subclass names its head, sets `names`, `model_config` and `sources`, and writes `rows` and `score`.
+
+    Raises:
+        UserError: labelled data, a model folder or a length that cannot be used.
+    """
+
+    head: ClassVar[str]
+    #: beginnings of the parameters in the folder that were trained for other examples, and start fresh
+    fresh: ClassVar[tuple[str, ...]] = ("classifier.",)
+    evaluation_samples = 0
+    names: tuple[str, ...] | None
+    """of the classes, in the order of their ids; None where there are none"""
+    sources: Mapping[str, Any]
+    """the `LabelledSamples` of each split by its name: train, validation, and test where it is given"""
+
+    def __init__(self, config: RunConfig) -> None:
+        assert config.model.init_from is not None
+        self.config = config
+        self.tokenizer = local_folder(config.model.init_from)
+        metrics = TASKS.get(config.task).metrics
+        self.best_metric: str | None = config.labelled.metric or next(iter(metrics))
+        self.higher_is_better = metrics[self.best_metric]
+        self.vocabulary = load_tokenizer(self.tokenizer)
+        self.loaded: LoadReport | None = None
+        self._check_length()
+
+    @classmethod
+    def export_class(cls, config: Any) -> str:
+        """That of the architecture for the task's head."""
+        return architecture_of(config).class_for(cls.head)
+
+    def build_config(self, names: Sequence[str] | None = None) -> Any:
+        """The transformers configuration of the model, with these classes."""
+        words = self.vocabulary
+        return build_config(self.config.model, words.vocab_size, words.pad_id, names, words.listed)
+
+    def _check_length(self) -> None:
+        config = self.build_config()
+        limit = architecture_of(config).positions(config)
+        length = self.config.labelled.max_length
+        remedy = f"{self.config.model.init_from} has {limit} positions: give at most {limit}"
+        require(length <= limit, "labelled.max_length", length, remedy)
+        longest = self.vocabulary.max_length
+        remedy = f"model_max_length is {longest} in {self.tokenizer}/tokenizer_config.json: give at most that"
+        require(longest is None or length <= longest, "labelled.max_length", length, remedy)
+
+    def check_unknown(self) -> None:
+        """Say how much of the texts the tokenizer doesn't know, and refuse too much of it."""
+        counts = {name: count_unknown(self.vocabulary, source.tokens) for name, source in self.sources.items()}
+        bound = self.config.labelled.max_unknown_share
+        check_unknown(*counts["train"], bound, "the training examples", "labelled.max_unknown_share")
+        if dist.place()[0] == 0:
+            shares = ", ".join(f"{name} {share(*count):.2%}" for name, count in counts.items())
+            print(f"[UNK] among word pieces: {shares}", flush=True)
+
+    def build_model(self) -> nn.Module:
+        """The pre-trained encoder under a fresh head."""
+        model = self._new_model()
+        initialise(model, self.config.seed)
+        # a head in the folder was trained for classes that need not be these, even when there are as many
+        self.loaded = load_pretrained(model, self.tokenizer, without=self.fresh)
+        return model
+
+    def load_export(self, folder: Path) -> nn.Module:
+        """The encoder and the head of an exported folder."""
+        model = self._new_model()
+        load_pretrained(model, folder)
+        return model
+
+    def _new_model(self) -> nn.Module:
+        architecture = architecture_of(self.model_config)
+        return architecture.build(self.head, self.model_config, self.config.model.activation_checkpointing)
+
+    def facts(self) -> list[Fact]:
+        """Classes, tokenizer, the encoded examples that are learned and that choose the best, and the base weights."""
+        test = self.sources.get("test")
+        return [
+            Fact("classes", "labelled.train", None if self.names is None else list(self.names)),
+            Fact("tokenizer's rules and pieces", "model.init_from", self.vocabulary.fingerprint),
+            Fact("training examples", "labelled.train", self.sources["train"].fingerprint),
+            Fact("validation examples", "labelled.validation", self.sources["validation"].fingerprint),
+            Fact("test examples", "labelled.test", test.fingerprint if test else None, fixed=False),
+            Fact("base weights", "model.init_from", base_weights(self.config.model.init_from)),
+        ]
+
+    def train_source(self) -> SampleSource:
+        source: SampleSource = self.sources["train"]
+        return source
+
+    def evaluation_source(self, split: str) -> SampleSource | None:
+        """The examples of "validation" or "test" in the order of their file; None without labelled.test."""
+        return self.sources.get(split)
+
+    def rows(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
+        """What an evaluation keeps of a micro-batch: tensors with a row for whatever is scored, of which `index` [rows]
+        int64 tells the place among those of all micro-batches."""
+        raise NotImplementedError
+
+    def score(self, rows: dict[str, NDArray[Any]]) -> Evaluation:
+        """The evaluation of what `rows` kept of all samples, in the order of `index`; the same on every rank."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, batches: Iterable[MicroBatch]) -> Evaluation:
+        """Score the samples of all ranks; collective.
+
+        Dropout is off meanwhile. Scores don't depend on how the samples were spread over ranks and batches.
+        """
+        training = model.training
+        model.eval()
+        kept: list[dict[str, NDArray[Any]]] = []
+        for batch in batches:
+            rows = self.rows(model, batch)
+            # ranks must run equally many forward passes (ZeRO-3 gathers parameters in each); dummies only fill up
+            if not batch.dummy:
+                kept.append({name: tensor.cpu().numpy() for name, tensor in rows.items()})
+        model.train(training)
+        # a rank may have no sample of its own
+        joined = _end_to_end([part for part in dist.gather_objects(_end_to_end(kept)) if part])
+        order = np.argsort(joined["index"], kind="stable")
+        return self.score({name: values[order] for name, values in joined.items()})
+
+
+def _end_to_end(parts: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """The rows of all parts, one after the other; nothing of no part."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+
+
+def model_inputs(batch: MicroBatch) -> dict[str, Any]:
+    """The model's arguments: the batch without `index`, which is for the evaluation."""
+    tensors = {name: tensor for name, tensor in batch.inputs.items() if name != "index"}
+    return tensors | {"max_length": batch.max_length}
