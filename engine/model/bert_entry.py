@@ -40,6 +40,9 @@ class BertEntry(Architecture):
         "pretraining": "BertForPreTraining",
         "masked_lm": "BertForMaskedLM",
         "sequence_classification": "BertForSequenceClassification",
+        "token_classification": "BertForTokenClassification",
+        "question_answering": "BertForQuestionAnswering",
+        "multiple_choice": "BertForMultipleChoice",
     }
     tied: ClassVar = {
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
@@ -82,15 +85,17 @@ class BertEntry(Architecture):
                 raise UserError(f"{path}: {name} {value!r} is not supported; give a model where it is {wanted}")
 
     def build(self, head: str, config: BertConfig, activation_checkpointing: bool) -> nn.Module:
-        from engine.model.bert import BertForMaskedLM, BertForPreTraining
-        from engine.model.heads import BertForSequenceClassification
+        from engine.model import bert, heads
 
-        heads: dict[str, Callable[[BertConfig, bool], nn.Module]] = {
-            "pretraining": BertForPreTraining,
-            "masked_lm": BertForMaskedLM,
-            "sequence_classification": BertForSequenceClassification,
+        built: dict[str, Callable[[BertConfig, bool], nn.Module]] = {
+            "pretraining": bert.BertForPreTraining,
+            "masked_lm": bert.BertForMaskedLM,
+            "sequence_classification": heads.BertForSequenceClassification,
+            "token_classification": heads.BertForTokenClassification,
+            "question_answering": heads.BertForQuestionAnswering,
+            "multiple_choice": heads.BertForMultipleChoice,
         }
-        return heads[head](config, activation_checkpointing)
+        return built[head](config, activation_checkpointing)
 
     def layer_of(self, name: str) -> str:
         """Encoder layers by number, all else by its module.

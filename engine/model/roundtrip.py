@@ -41,7 +41,12 @@ OUTPUTS = {
     "pretraining": ("prediction_logits", "seq_relationship_logits"),
     "masked_lm": ("logits",),
     "sequence_classification": ("logits",),
+    "token_classification": ("logits",),
+    "question_answering": ("start_logits", "end_logits"),
+    "multiple_choice": ("logits",),
 }
+#: heads that give a row for each token that is read
+ON_TOKENS = ("token_classification", "question_answering")
 #: where a model of the first has the head on pairs
 PAIRS = "cls.seq_relationship"
 #: fields of a configuration that tell of the file and not of the model
@@ -139,7 +144,9 @@ def check_round_trip(
     with _undisturbed(), torch.no_grad():
         if head is not None:
             ours = own_logits(_loaded_back(folder, weights, architecture, head, config), head, batch, read)
-        theirs = their_logits(_opened(folder, weights, architecture.export_class(name)), chosen, read, tuple(ours))
+        theirs = their_logits(
+            _opened(folder, weights, architecture.export_class(name)), head, chosen, read, tuple(ours)
+        )
     differences = _compare_logits(ours, theirs, name)
     dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
     return RoundTrip(name, len(chosen), len(batch["input_ids"]), samples is not None, dtype, BOUND, differences)
@@ -163,10 +170,13 @@ def own_logits(model: nn.Module, head: str, batch: Mapping[str, Tensor], read: T
         read: [R], the tokens whose MLM logits are wanted, ascending.
 
     Returns:
-        MLM's logits [R, V], and those of a head on whole sequences, one row each.
+        MLM's logits [R, V] or those of a head on tokens, one row each, and those of a head on whole sequences.
     """
-    if head == "sequence_classification":
-        return {"logits": model(**batch)["logits"]}
+    if head in ON_TOKENS:
+        logits: Tensor = model(**batch, read=read)
+        return dict(zip(OUTPUTS[head], [logits] if head == "token_classification" else logits.split(1, 1), strict=True))
+    if head in ("sequence_classification", "multiple_choice"):
+        return {"logits": model(**batch)}
     decoder = next((module for module in model.modules() if isinstance(module, MlmDecoder)), None)
     if decoder is None:
         return {}
@@ -190,7 +200,9 @@ def own_logits(model: nn.Module, head: str, batch: Mapping[str, Tensor], read: T
     return dict(zip(OUTPUTS[head], seen, strict=False))
 
 
-def their_logits(model: nn.Module, samples: Sequence[Sample], read: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+def their_logits(
+    model: nn.Module, head: str | None, samples: Sequence[Sample], read: Tensor, names: Sequence[str]
+) -> dict[str, Tensor]:
     """The outputs of these names of a class of transformers, which gets the samples one by one, without padding."""
     config: Any = model.config
     rows: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -199,6 +211,8 @@ def their_logits(model: nn.Module, samples: Sequence[Sample], read: Tensor, name
         inputs = {"input_ids": torch.tensor([sample.ids])}
         if architecture_of(config).segments(config) is not None:
             inputs["token_type_ids"] = torch.tensor([sample.segments])
+        if head == "multiple_choice":  # of a single choice
+            inputs = {name: values[None] for name, values in inputs.items()}
         try:
             output = model(**inputs)
         except RuntimeError as error:
@@ -206,7 +220,8 @@ def their_logits(model: nn.Module, samples: Sequence[Sample], read: Tensor, name
         wanted = read[(read >= start) & (read < start + len(sample.ids))] - start
         for name in names:
             logits = getattr(output, name)
-            rows[name].append(logits[0, wanted] if logits.dim() > 2 else logits)
+            of_tokens = logits.dim() > 2 or head in ON_TOKENS
+            rows[name].append(logits[0, wanted].reshape(len(wanted), -1) if of_tokens else logits)
         start += len(sample.ids)
     return {name: torch.cat(parts) for name, parts in rows.items()}
 

@@ -168,7 +168,11 @@ def _end_to_end(parts: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArra
     return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
 
 
+#: what a batch carries for the loss and for the evaluation
+NOT_READ = ("index", "labels")
+
+
 def model_inputs(batch: MicroBatch) -> dict[str, Any]:
-    """The model's arguments: the batch without `index`, which is for the evaluation."""
-    tensors = {name: tensor for name, tensor in batch.inputs.items() if name != "index"}
+    """The model's arguments: the batch without the labels and places of its examples."""
+    tensors = {name: tensor for name, tensor in batch.inputs.items() if name not in NOT_READ}
     return tensors | {"max_length": batch.max_length}

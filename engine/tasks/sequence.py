@@ -80,15 +80,15 @@ class SequenceClassification(FineTuning):
 
     def step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:
         """Shares of the mean cross-entropy (nats) and of the accuracy of the global batch."""
-        output = model(**model_inputs(batch))
-        total = batch.totals["sequences"]
-        correct = (output["logits"].detach().argmax(dim=-1) == batch.inputs["labels"]).sum()
-        return StepOutput(output["loss_sum"] / total, {"accuracy": correct / total})
+        logits, labels, total = model(**model_inputs(batch)), batch.inputs["labels"], batch.totals["sequences"]
+        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        correct = (logits.detach().argmax(dim=-1) == labels).sum()
+        return StepOutput(loss / total, {"accuracy": correct / total})
 
     def rows(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
         """Index and class id [B] of each example, and its logits [B, C]."""
-        logits = model(**model_inputs(batch))["logits"].float()
-        return {"index": batch.inputs["index"], "truth": batch.inputs["labels"], "logits": logits}
+        index, truth = batch.inputs["index"], batch.inputs["labels"]
+        return {"index": index, "truth": truth, "logits": model(**model_inputs(batch))}
 
     def score(self, rows: dict[str, NDArray[Any]]) -> Evaluation:
         """Scores, and on rank 0 the confusion matrix as a picture."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -65,6 +65,9 @@ class ModernBertEntry(Architecture):
     export_classes: ClassVar = {
         "masked_lm": "ModernBertForMaskedLM",
         "sequence_classification": "ModernBertForSequenceClassification",
+        "token_classification": "ModernBertForTokenClassification",
+        "question_answering": "ModernBertForQuestionAnswering",
+        "multiple_choice": "ModernBertForMultipleChoice",
     }
     tied: ClassVar = {"decoder.weight": "model.embeddings.tok_embeddings.weight"}
     prefix = "model."
@@ -133,9 +136,15 @@ class ModernBertEntry(Architecture):
                 raise UserError(f"{path}: {name} {value!r} is not supported; give a model where it is {wanted}")
 
     def build(self, head: str, config: ModernBertConfig, activation_checkpointing: bool) -> nn.Module:
-        from engine.model.modernbert.models import ModernBertForMaskedLM, ModernBertForSequenceClassification
+        from engine.model.modernbert import models
 
-        heads = {"masked_lm": ModernBertForMaskedLM, "sequence_classification": ModernBertForSequenceClassification}
+        heads: dict[str, Callable[[ModernBertConfig, bool], nn.Module]] = {
+            "masked_lm": models.ModernBertForMaskedLM,
+            "sequence_classification": models.ModernBertForSequenceClassification,
+            "token_classification": models.ModernBertForTokenClassification,
+            "question_answering": models.ModernBertForQuestionAnswering,
+            "multiple_choice": models.ModernBertForMultipleChoice,
+        }
         return heads[head](config, activation_checkpointing)
 
     def check_dimensions(self, model: ModelConfig) -> None:

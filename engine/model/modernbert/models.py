@@ -9,7 +9,7 @@ Shape legend: B sequences, T tokens in all of them, M masked tokens, R tokens wh
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -159,8 +159,14 @@ class ModernBertForMaskedLM(nn.Module):
         return output if self.training else {**output, "predictions": mlm["predictions"]}
 
 
-class ModernBertForSequenceClassification(nn.Module):
-    """A linear classifier over the head's view of the first token, or of the mean of all tokens."""
+class ModernBertHead(nn.Module):
+    """A linear layer over what the prediction head makes of states.
+
+    Attributes:
+        choices: whether it gives one logit, instead of one for each of `config.num_labels` classes.
+    """
+
+    choices: ClassVar[bool] = False
 
     def __init__(self, config: ModernBertConfig, activation_checkpointing: bool = False) -> None:
         super().__init__()
@@ -168,33 +174,71 @@ class ModernBertForSequenceClassification(nn.Module):
         self.model = ModernBertModel(config, activation_checkpointing)
         self.head = ModernBertPredictionHead(config)
         self.drop = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, 1 if self.choices else config.num_labels)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Of states [R, H]; fp32 [R, classes]."""
+        logits: Tensor = self.classifier(self.drop(self.head(states)))
+        return logits.float()
+
+
+class ModernBertForSequenceClassification(ModernBertHead):
+    """A classifier of sequences by their first token, or by the mean of all tokens."""
 
     def forward(
         self,
         input_ids: Tensor,
         position_ids: Tensor,
         lengths: Tensor,
-        labels: Tensor | None = None,
         max_length: int | None = None,
         token_type_ids: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    ) -> Tensor:
         """Classify a packed batch.
 
         Args:
             input_ids, position_ids, lengths, max_length: see `ModernBertModel.forward`.
-            labels: [B] int64 class ids.
             token_type_ids: not read: ModernBERT has no segments.
 
         Returns:
-            logits: fp32 [B, classes]; with labels also loss_sum, the summed cross-entropies in nats (fp32 scalar).
+            Logits, fp32 [B, classes].
         """
         if self.config.classifier_pooling == "cls":
             pooled = self.model(input_ids, position_ids, lengths, max_length, read=lengths.cumsum(0) - lengths)
         else:
             hidden = self.model(input_ids, position_ids, lengths, max_length)
             pooled = torch.segment_reduce(hidden, "mean", lengths=lengths)
-        logits = self.classifier(self.drop(self.head(pooled))).float()
-        if labels is None:
-            return {"logits": logits}
-        return {"logits": logits, "loss_sum": F.cross_entropy(logits, labels, reduction="sum")}
+        return self.logits(pooled)
+
+
+class ModernBertForMultipleChoice(ModernBertForSequenceClassification):
+    """One logit a sequence, which is a question with one of its choices."""
+
+    choices = True
+
+
+class ModernBertForTokenClassification(ModernBertHead):
+    """A classifier of tokens."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        lengths: Tensor,
+        max_length: int | None = None,
+        token_type_ids: Tensor | None = None,
+        read: Tensor | None = None,
+    ) -> Tensor:
+        """Score tokens of a packed batch.
+
+        Args:
+            input_ids, position_ids, lengths, max_length, token_type_ids: as of `ModernBertForSequenceClassification`.
+            read: [R] int64, the tokens that are scored, ascending; all if absent.
+
+        Returns:
+            Logits, fp32 [R, classes].
+        """
+        return self.logits(self.model(input_ids, position_ids, lengths, max_length, read=read))
+
+
+class ModernBertForQuestionAnswering(ModernBertForTokenClassification):
+    """Two logits a token: of an answer's beginning there, and of its end."""

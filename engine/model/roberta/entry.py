@@ -32,6 +32,9 @@ class RobertaEntry(BertEntry):
     export_classes: ClassVar = {
         "masked_lm": "RobertaForMaskedLM",
         "sequence_classification": "RobertaForSequenceClassification",
+        "token_classification": "RobertaForTokenClassification",
+        "question_answering": "RobertaForQuestionAnswering",
+        "multiple_choice": "RobertaForMultipleChoice",
     }
     tied: ClassVar = {
         "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
@@ -57,11 +60,14 @@ class RobertaEntry(BertEntry):
             raise UserError(f"{path}: max_position_embeddings {rows} is not allowed; {remedy}")
 
     def build(self, head: str, config: RobertaConfig, activation_checkpointing: bool) -> nn.Module:
-        from engine.model.roberta.models import RobertaForMaskedLM, RobertaForSequenceClassification
+        from engine.model.roberta import models
 
         heads: dict[str, Callable[[RobertaConfig, bool], nn.Module]] = {
-            "masked_lm": RobertaForMaskedLM,
-            "sequence_classification": RobertaForSequenceClassification,
+            "masked_lm": models.RobertaForMaskedLM,
+            "sequence_classification": models.RobertaForSequenceClassification,
+            "token_classification": models.RobertaForTokenClassification,
+            "question_answering": models.RobertaForQuestionAnswering,
+            "multiple_choice": models.RobertaForMultipleChoice,
         }
         return heads[head](config, activation_checkpointing)
 
@@ -110,6 +116,9 @@ class XlmRobertaEntry(RobertaEntry):
     export_classes: ClassVar = {
         "masked_lm": "XLMRobertaForMaskedLM",
         "sequence_classification": "XLMRobertaForSequenceClassification",
+        "token_classification": "XLMRobertaForTokenClassification",
+        "question_answering": "XLMRobertaForQuestionAnswering",
+        "multiple_choice": "XLMRobertaForMultipleChoice",
     }
 
     def config_class(self) -> type[Any]:

@@ -12,6 +12,7 @@ from transformers import RobertaConfig
 from engine.kernels.embedding import TiedGradient
 from engine.model.activations import activation
 from engine.model.bert import BertModel, MlmDecoder, with_ignored_rows
+from engine.model.heads import PooledHead, TokenHead, head_dropout
 from engine.model.layers import BertActivatedDense, BertEmbeddings, BertLayerNorm
 
 
@@ -88,9 +89,8 @@ class RobertaClassificationHead(nn.Module):
 
     def __init__(self, config: RobertaConfig) -> None:
         super().__init__()
-        probability = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(probability)
+        self.dropout = head_dropout(config)
         self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(self, first: Tensor) -> Tensor:
@@ -114,13 +114,29 @@ class RobertaForSequenceClassification(nn.Module):
         token_type_ids: Tensor,
         position_ids: Tensor,
         lengths: Tensor,
-        labels: Tensor | None = None,
         max_length: int | None = None,
-    ) -> dict[str, Tensor]:
-        """Classify a packed batch: as `engine.model.heads.BertForSequenceClassification.forward`."""
+    ) -> Tensor:
+        """Classify a packed batch: as `engine.model.heads.PooledHead.forward`."""
         starts = lengths.cumsum(0) - lengths
         first, _ = self.roberta(input_ids, token_type_ids, position_ids, lengths, max_length, read=starts)
-        logits = self.classifier(first).float()
-        if labels is None:
-            return {"logits": logits}
-        return {"logits": logits, "loss_sum": nn.functional.cross_entropy(logits, labels, reduction="sum")}
+        logits: Tensor = self.classifier(first)
+        return logits.float()
+
+
+class RobertaForMultipleChoice(PooledHead):
+    """One logit a sequence, which is a question with one of its choices."""
+
+    encoder_name, encoder_class, choices = "roberta", RobertaModel, True
+
+
+class RobertaForTokenClassification(TokenHead):
+    """A classifier of tokens."""
+
+    encoder_name, encoder_class = "roberta", RobertaModel
+
+
+class RobertaForQuestionAnswering(TokenHead):
+    """Two logits a token: of an answer's beginning there, and of its end."""
+
+    encoder_name, encoder_class = "roberta", RobertaModel
+    output_name, drops = "qa_outputs", False
