@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from engine import dist
 from engine.config import LabelledConfig, RunConfig
+from engine.data.labelled.classes import class_ids, class_names, split_validation
+from engine.data.labelled.encoded import LabelledSource, encode
 from engine.data.labelled.files import Examples, read_examples
-from engine.data.labelled.source import LabelledSource, class_ids, class_names, encode, split_validation
 from engine.data.labelled.summary import describe
 from engine.data.loading.source import MicroBatch
 from engine.data.tokenizer.check import check_examples, check_vocabulary, open_with_transformers, sample

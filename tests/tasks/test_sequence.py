@@ -264,11 +264,11 @@ def test_the_report_is_written_from_an_evaluation(make_task: MakeTask, tmp_path:
     assert (tmp_path / "report" / "confusion_matrix.png").stat().st_size > 1000
 
 
-def test_index_is_no_argument_of_the_model(make_task: MakeTask) -> None:
+def test_labels_and_index_are_no_arguments_of_the_model(make_task: MakeTask) -> None:
     source = make_task().evaluation_source("validation")
     assert source is not None
     batch = MicroBatch(source.collate(np.array([0])), {"sequences": 1.0}, Cursor())
-    expected = {"input_ids", "token_type_ids", "position_ids", "lengths", "labels", "max_length"}
+    expected = {"input_ids", "token_type_ids", "position_ids", "lengths", "max_length"}
     assert set(model_inputs(batch)) == expected
 
 

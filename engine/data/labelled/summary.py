@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from engine.data.labelled.source import LabelledSource
+from engine.data.labelled.encoded import LabelledSource
 
 #: classes that are listed, the largest first
 NAMED_CLASSES = 10

@@ -17,16 +17,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.data.labelled.classes import class_ids, class_names, hold_out, split_validation
+from engine.data.labelled.encoded import EncodedTexts, LabelledSource, encode
 from engine.data.labelled.files import Examples, read_examples
-from engine.data.labelled.source import (
-    EncodedTexts,
-    LabelledSource,
-    class_ids,
-    class_names,
-    encode,
-    hold_out,
-    split_validation,
-)
 from engine.data.tokenizer.wordpiece import Vocabulary, load_tokenizer
 from engine.errors import UserError
 

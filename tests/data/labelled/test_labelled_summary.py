@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.data.labelled.source import LabelledSource, encode
+from engine.data.labelled.encoded import LabelledSource, encode
 from engine.data.labelled.summary import describe
 from engine.data.tokenizer.wordpiece import Vocabulary, load_tokenizer
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from engine.data.labelled.classes import class_names, split_validation
 from engine.data.labelled.files import Examples, read_examples
-from engine.data.labelled.source import class_names, split_validation
 from engine.errors import UserError
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 99\n"

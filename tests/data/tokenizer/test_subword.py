@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from engine.data.labelled.source import encode
+from engine.data.labelled.encoded import encode
 from engine.data.tokenizer.check import check_texts, check_vocabulary
 from engine.data.tokenizer.folder import load_tokenizer
 from engine.errors import UserError

@@ -1,4 +1,4 @@
-"""Labelled data of sequence classification: class ids, a held-out share, and packed batches of token ids.
+"""Encoded texts as a `SampleSource`: packed batches of their tokens, in an order of each epoch's own.
 
 Shapes: N examples, B examples of a batch, T tokens of a batch (packed end to end, no padding).
 """
@@ -6,11 +6,10 @@ Shapes: N examples, B examples of a batch, T tokens of a batch (packed end to en
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,115 +18,14 @@ from tokenizers import Tokenizer
 from tokenizers.processors import BertProcessing
 from torch import Tensor
 
-from engine.data.labelled.files import Examples
 from engine.data.loading.lengths import grouped_order
 from engine.data.loading.source import Indices
 from engine.data.tokenizer.wordpiece import Vocabulary
-from engine.errors import UserError
 
-HELD_OUT_SHARE = 0.1
 ENCODING_CHUNK = 10_000
-#: fewer training examples are a trial, in which a class with a single example is no mistake
-FEW_EXAMPLES = 20
-# first words of the seeds, so that the choice of held-out examples and the epochs' orders are independent
-HOLD_OUT_STREAM, ORDER_STREAM = 1, 2
+#: first word of the seeds of the epochs' orders
+ORDER_STREAM = 2
 _CACHED_ORDERS = 2
-
-T = TypeVar("T")
-
-
-def class_names(training: Examples) -> tuple[str, ...]:
-    """Names of the classes, in the order of their ids.
-
-    The order is the one that the data set declares, else numeric where every name is a number, else alphabetic:
-    the same for every order of the examples.
-
-    Raises:
-        UserError: all examples have the same label, or most labels occur only once.
-    """
-    present = set(training.labels)
-    if len(present) < 2:
-        only = next(iter(present))
-        raise UserError(f"{training.path}: every label is {only!r}; give at least two classes, or set labelled.label")
-    _refuse_ids(training)
-    if training.names is not None:
-        return training.names
-    try:
-        return tuple(sorted(present, key=lambda name: (float(name), name)))
-    except ValueError:
-        return tuple(sorted(present))
-
-
-def _refuse_ids(training: Examples) -> None:
-    """Raise if the labels look like identifiers of examples instead of classes: most occur only once."""
-    single = sum(count == 1 for count in Counter(training.labels).values())
-    if len(training) >= FEW_EXAMPLES and single > len(training) / 2:
-        raise UserError(
-            f"{training.path}: {single:,} of {len(training):,} examples have a label of their own; "
-            "set labelled.label to the column of the class"
-        )
-
-
-def class_ids(examples: Examples, names: Sequence[str]) -> Indices:
-    """Class id of every example, int64 [N].
-
-    Raises:
-        UserError: a label that is not among `names`.
-    """
-    ids = {name: number for number, name in enumerate(names)}
-    for index, label in enumerate(examples.labels):
-        if label not in ids:
-            known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-            raise UserError(
-                f"{examples.place(index)}: label {label!r} is not among the training examples ({known}); "
-                "correct it or add training examples of it"
-            )
-    return np.array([ids[label] for label in examples.labels], dtype=np.int64)
-
-
-def hold_out(labels: Sequence[str], seed: int, share: float = HELD_OUT_SHARE) -> tuple[list[int], list[int]]:
-    """Split examples into (kept, held out), both in file order, with `share` of every class held out.
-
-    Every class keeps at least one example; a class too small to spare one has none held out.
-    """
-    generator = np.random.default_rng([HOLD_OUT_STREAM, seed])
-    array = np.asarray(labels)
-    held: list[int] = []
-    for name in np.unique(array):
-        members = np.flatnonzero(array == name)
-        count = min(round(share * len(members)), len(members) - 1)
-        held += generator.permutation(members)[:count].tolist()
-    chosen = set(held)
-    return [index for index in range(len(array)) if index not in chosen], sorted(held)
-
-
-def split_validation(training: Examples, seed: int) -> tuple[Examples, Examples]:
-    """Training examples and the tenth of them that is held out for validation.
-
-    Raises:
-        UserError: too few examples to hold any out, or most labels occur only once.
-    """
-    _refuse_ids(training)
-    kept, held = hold_out(training.labels, seed)
-    if not held:
-        count = len(training)
-        raise UserError(f"{training.path}: {count} examples are too few to hold some out; set labelled.validation")
-    return select(training, kept), select(training, held)
-
-
-def select(examples: Examples, indices: Sequence[int]) -> Examples:
-    """The examples at `indices`."""
-
-    def pick(values: list[T]) -> list[T]:
-        return [values[index] for index in indices]
-
-    return replace(
-        examples,
-        texts=pick(examples.texts),
-        pairs=None if examples.pairs is None else pick(examples.pairs),
-        labels=pick(examples.labels),
-        positions=pick(examples.positions),
-    )
 
 
 @dataclass(frozen=True)
@@ -182,8 +80,8 @@ def _full_lengths(
     return full
 
 
-class LabelledSource:
-    """Labelled examples as a `SampleSource`.
+class EncodedSource:
+    """Encoded examples as a `SampleSource`; what is learned of them is a subclass's `targets`.
 
     An epoch is a permutation keyed by (seed, epoch); with `group`, the global batch, it brings examples of similar
     length into the same global batch, whose composition is then less random. With `fixed` every epoch keeps the file's
@@ -191,12 +89,8 @@ class LabelledSource:
     it gathers from all ranks in order; it is not an argument of the model.
     """
 
-    def __init__(
-        self, encoded: EncodedTexts, labels: Indices, seed: int, fixed: bool = False, group: int | None = None
-    ) -> None:
-        assert len(encoded.offsets) == len(labels) + 1
+    def __init__(self, encoded: EncodedTexts, seed: int, fixed: bool = False, group: int | None = None) -> None:
         self.encoded = encoded
-        self.labels = labels
         self.seed = seed
         self.fixed = fixed
         self.group = group
@@ -209,14 +103,24 @@ class LabelledSource:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the token ids, segments and class ids of all examples, in order."""
+        """sha256 of the token ids, segments and targets of all examples, in order."""
         digest = hashlib.sha256()
-        for array in (self.encoded.tokens, self.encoded.offsets, self.encoded.first_lengths, self.labels):
+        encoded = (self.encoded.tokens, self.encoded.offsets, self.encoded.first_lengths)
+        for array in (*encoded, *self.targets(np.arange(self.count)).values()):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
+    @property
+    def count(self) -> int:
+        """Examples."""
+        return len(self.encoded.offsets) - 1
+
+    def targets(self, examples: Indices) -> dict[str, NDArray[Any]]:
+        """What is learned of these examples [B]: tensors of the batch by name, beside those of their tokens."""
+        raise NotImplementedError
+
     def epoch_size(self, epoch: int) -> int:
-        return len(self.labels)
+        return self.count
 
     def describe(self, epoch: int, indices: Indices) -> Indices:
         """Indices of the examples in the file, int64 [B]."""
@@ -237,7 +141,7 @@ class LabelledSource:
         return {"sequences": float(len(indices))}
 
     def collate(self, description: Indices) -> dict[str, Tensor]:
-        """Packed int64 tensors: input_ids, token_type_ids, position_ids [T]; lengths, labels (and index) [B]."""
+        """Packed int64 tensors: input_ids, token_type_ids, position_ids [T]; lengths (and index) [B]; the targets."""
         starts = self.encoded.offsets[description]
         lengths = self.encoded.offsets[description + 1] - starts
         positions = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -246,11 +150,11 @@ class LabelledSource:
             "token_type_ids": positions >= np.repeat(self.encoded.first_lengths[description], lengths),
             "position_ids": positions,
             "lengths": lengths,
-            "labels": self.labels[description],
         }
         if self.fixed:
             arrays["index"] = description
-        return {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
+        integers = {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
+        return integers | {name: torch.from_numpy(array) for name, array in self.targets(description).items()}
 
     def _epoch_order(self, epoch: int) -> Indices:
         """The epoch's permutation; the two latest are cached, because a global batch may span two epochs."""
@@ -261,10 +165,26 @@ class LabelledSource:
         return self._orders[epoch]
 
     def _make_order(self, epoch: int) -> Indices:
-        count = len(self.labels)
+        count = self.count
         generator = np.random.default_rng([ORDER_STREAM, self.seed, epoch])
         order: Indices = generator.permutation(count)
         if self.group is None:
             return order
         begun = -epoch * count % self.group
         return grouped_order(order, np.diff(self.encoded.offsets), self.group, begun, generator)
+
+
+class LabelledSource(EncodedSource):
+    """Encoded examples with a label each."""
+
+    def __init__(
+        self, encoded: EncodedTexts, labels: NDArray[Any], seed: int, fixed: bool = False, group: int | None = None
+    ) -> None:
+        """Args: labels are [N] class ids, or numbers, or [N, L] of several labels."""
+        super().__init__(encoded, seed, fixed, group)
+        assert len(labels) == self.count
+        self.labels = labels
+
+    def targets(self, examples: Indices) -> dict[str, NDArray[Any]]:
+        """labels [B]."""
+        return {"labels": self.labels[examples]}
