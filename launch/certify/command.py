@@ -30,6 +30,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO
 
+from engine.config import ARCHITECTURES, DEFAULT_ARCHITECTURE
 from engine.errors import RunError, UserError
 from launch.certify import plan as planning
 from launch.certify.plan import GLOBAL_BATCH, STEPS, Plan
@@ -56,6 +57,8 @@ def build_parser() -> CommandParser:
     parser.add_argument("--stages", type=str, default="1,2,3", help="ZeRO stages")
     parser.add_argument("--routes", type=str, default="1-2-4-2-1,2-2", help="ranks of a run before and after each kill")
     parser.add_argument("--seed", type=int | None, default=None, help="of the moments and the runs; null draws one")
+    architectures = Literal.__getitem__(ARCHITECTURES.names)
+    parser.add_argument("--architecture", type=architectures, default=DEFAULT_ARCHITECTURE, help="of the model")
     launchers = Literal["torchrun", "deepspeed"]
     parser.add_argument("--launcher", type=launchers, default="torchrun", help="what starts the ranks")
     parser.add_argument("--json", action="store_true", help="print one JSON document, and progress on stderr")
@@ -78,10 +81,15 @@ def main(arguments: list[str]) -> int:
     from launch.certify.report import as_json, last_lines, summary, table
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of the blocks that end the ranks
-    rows = certify(plans, output, values.launcher, seed)
+    rows = certify(plans, output, values.launcher, seed, values.architecture)
     changes = [pair for route in routes for pair in pairwise(route)]
     wanted = {f"ZeRO-{stage} {before} -> {after}" for stage in stages for before, after in changes}
-    result = {**summary(rows, wanted), "seed": seed, "seconds": round(time.monotonic() - begin)}
+    result = {
+        **summary(rows, wanted),
+        "architecture": values.architecture,
+        "seed": seed,
+        "seconds": round(time.monotonic() - begin),
+    }
     document = json.dumps(as_json(rows, result), indent=1)
     (output / RESULT).write_text(document + "\n")
     print(document if values.json else f"\n{table(rows)}\n\n{last_lines(rows, result)}")
@@ -127,18 +135,19 @@ def empty_folder(output: Path) -> Path:
     return output.resolve()
 
 
-def certify(plans: Sequence[Plan], output: Path, launcher: str, seed: int) -> list[Row]:
+def certify(plans: Sequence[Plan], output: Path, launcher: str, seed: int, architecture: str) -> list[Row]:
     """Carry out the plans and those that they are compared with; a row a start."""
     from launch.certify.data import prepare_text, stream
     from launch.certify.runs import RunSetup, options
 
-    setup = RunSetup(output, launcher, seed)
+    setup = RunSetup(output, launcher, seed, architecture)
     kills, starts = sum(plan.kills for plan in plans), sum(len(plan.ranks) for plan in plans)
     references = list(dict.fromkeys(plan.reference for plan in plans))
-    log.info(f"{kills} kills in {len(plans)} runs, {starts + len(references)} starts in all, in {output}; seed {seed}")
+    starts += len(references)
+    log.info(f"{kills} kills in {len(plans)} runs of {architecture}, {starts} starts in all, in {output}; seed {seed}")
     prepare_text(output / "text", setup.data, seed)
-    samples = stream(options(plans[0], setup), STEPS * GLOBAL_BATCH)
-    epochs = samples[-1].epoch + 1
+    samples = stream(options(plans[0], setup), STEPS, GLOBAL_BATCH)
+    epochs = samples[-1][-1].epoch + 1
     log.info(f"{STEPS} steps of {GLOBAL_BATCH} samples, over {epochs} epochs of the embedded corpus' beginning")
     rows: list[Row] = []
     for plan in [*references, *plans]:
@@ -147,7 +156,7 @@ def certify(plans: Sequence[Plan], output: Path, launcher: str, seed: int) -> li
     return rows
 
 
-def examine(plan: Plan, setup: RunSetup, moments: random.Random, samples: Sequence[Sample]) -> list[Row]:
+def examine(plan: Plan, setup: RunSetup, moments: random.Random, samples: Sequence[Sequence[Sample]]) -> list[Row]:
     """Carry out one plan and judge it.
 
     Raises:
@@ -167,7 +176,7 @@ def examine(plan: Plan, setup: RunSetup, moments: random.Random, samples: Sequen
     folder, reference = setup.run_folder(plan), setup.run_folder(plan.reference)
     ledger = read_audit(folder)
     curves = [read_curves(run, ["train/loss"])["train/loss"] for run in (folder, reference)]
-    accounts = judge(ledger, samples, curves[0], curves[1], STEPS, 0.0 if plan.dropout else BOUND)
+    accounts = judge(ledger, samples, curves[0], curves[1], GLOBAL_BATCH, 0.0 if plan.dropout else BOUND)
     if plan.dropout and weights_of(folder) != weights_of(reference):
         accounts[None].problems.append("the final weights are not those of the undisturbed run, bit for bit")
     return rows_of(plan, starts, ledger.resumed, accounts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from launch.certify.verdict import Sample
@@ -30,8 +31,12 @@ def prepare_text(folder: Path, store: Path, seed: int) -> None:
     )  # fmt: skip
 
 
-def stream(options: list[str], count: int) -> list[Sample]:
-    """The first samples of a run in order, each made by itself: no loader, no ranks, no batches."""
+def stream(options: list[str], steps: int, batch: int) -> list[list[Sample]]:
+    """What the model must see in each step of a run, each sample made by itself: no loader, no ranks, no batches.
+
+    Args:
+        batch: samples of a step.
+    """
     import numpy as np
 
     from engine.train.audit import sample_hashes
@@ -39,12 +44,10 @@ def stream(options: list[str], count: int) -> list[Sample]:
     from launch.train import build_task
 
     source = build_task(parse(options)).train_source()
-    samples: list[Sample] = []
-    epoch = 0
-    while len(samples) < count:
-        for index in range(min(source.epoch_size(epoch), count - len(samples))):
-            made = source.collate(source.describe(epoch, np.array([index])))
-            (digest,) = sample_hashes(made["input_ids"], made["lengths"])
-            samples.append(Sample(digest, epoch, index))
-        epoch += 1
-    return samples
+    wanted: list[list[Sample]] = [[] for _ in range(steps)]
+    places = ((epoch, index) for epoch in itertools.count() for index in range(source.epoch_size(epoch)))
+    for number, (epoch, index) in enumerate(itertools.islice(places, steps * batch)):
+        made = source.collate(source.describe(epoch, np.array([index])))
+        digests = sample_hashes(made["input_ids"], made["lengths"])
+        wanted[number // batch] += [Sample(digest, epoch, index) for digest in digests]
+    return wanted

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from engine.config import ARCHITECTURES, DEFAULT_ARCHITECTURE
 from engine.errors import HANG_EXIT_CODE, RunError
 from engine.train.audit import Entry, entries
 from launch.certify.plan import GLOBAL_BATCH, SAVE_INTERVAL, STEPS, Plan, kill_after
@@ -44,6 +45,8 @@ MODEL = [
     "--data.workers=1",
     "--optim.learning_rate=1e-3",
 ]
+#: of ModernBERT, so that a layer sees a part of a sequence alone
+WINDOW = ["--model.window=16"]
 RUN = [
     "--resume=auto",
     f"--train.steps={STEPS}",
@@ -71,6 +74,7 @@ class RunSetup:
     launcher: str
     """torchrun or deepspeed"""
     seed: int
+    architecture: str = DEFAULT_ARCHITECTURE
 
     @property
     def data(self) -> Path:
@@ -109,7 +113,15 @@ class HungError(RunError):
 def options(plan: Plan, setup: RunSetup) -> list[str]:
     """The training options of a run, the same for all of its starts."""
     fixed = [f"--output={setup.run_folder(plan)}", f"--data.path={setup.data}", f"--seed={setup.seed}"]
-    return [*fixed, *MODEL, *RUN, f"--train.zero_stage={plan.stage}", *([] if plan.dropout else NO_DROPOUT)]
+    fixed += [*architecture_options(setup.architecture), *MODEL]
+    return [*fixed, *RUN, f"--train.zero_stage={plan.stage}", *([] if plan.dropout else NO_DROPOUT)]
+
+
+def architecture_options(name: str) -> list[str]:
+    """The options that an architecture's runs have beside all others': MLM alone where it has no head for pairs."""
+    architecture = ARCHITECTURES.get(name)
+    alone = [] if "pretraining" in architecture.export_classes else ["--data.objective=mlm"]
+    return [f"--model.architecture={name}", *alone, *(WINDOW if "window" in architecture.options else [])]
 
 
 def command(launcher: str, ranks: int) -> list[str]:

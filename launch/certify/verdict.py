@@ -15,12 +15,12 @@ BOUND = 1e-4
 
 
 class Sample(NamedTuple):
-    """A sample of the stream as it must come."""
+    """A sequence that the model must see: a sample, or a piece of one where it holds several documents."""
 
     digest: str
     epoch: int
     number: int
-    """within its epoch"""
+    """of its sample within the epoch"""
 
 
 @dataclass
@@ -37,20 +37,20 @@ class Account:
 
 def judge(
     ledger: Ledger,
-    stream: Sequence[Sample],
+    stream: Sequence[Sequence[Sample]],
     losses: Sequence[tuple[int, float]],
     truth: Sequence[tuple[int, float]],
-    steps: int,
+    batch: int,
     bound: float,
 ) -> dict[str | None, Account]:
     """The account of each start that did a step; what belongs to none, as a step nobody did, is of None.
 
     Args:
         ledger: the run's audit.
-        stream: all samples of the run in order, the same number for every step.
+        stream: what the model must see in each step of the run.
         losses: the run's curve.
         truth: the curve of the undisturbed run.
-        steps: of the run.
+        batch: samples of a step.
         bound: of the relative difference of a loss; 0 asks for equal bits.
     """
     accounts: dict[str | None, Account] = {start: Account() for start in ledger.resumed}
@@ -58,9 +58,9 @@ def judge(
     for step, seen in ledger.steps.items():
         accounts[seen.start].steps.append(step)
     owner = {step: accounts[seen.start] for step, seen in ledger.steps.items()}
-    check_steps(ledger, steps, len(stream) // steps, owner, accounts[None])
-    check_samples(ledger, stream, len(stream) // steps, owner, accounts[None])
-    check_losses(losses, truth, steps, bound, owner, accounts[None])
+    check_steps(ledger, len(stream), batch, owner, accounts[None])
+    check_samples(ledger, stream, owner, accounts[None])
+    check_losses(losses, truth, len(stream), bound, owner, accounts[None])
     return accounts
 
 
@@ -80,10 +80,14 @@ def check_steps(ledger: Ledger, steps: int, batch: int, owner: Mapping[int, Acco
 
 
 def check_samples(
-    ledger: Ledger, stream: Sequence[Sample], batch: int, owner: Mapping[int, Account], nobody: Account
+    ledger: Ledger, stream: Sequence[Sequence[Sample]], owner: Mapping[int, Account], nobody: Account
 ) -> None:
     """Each sample of the stream is seen once, in its own step, and no other one."""
-    allowed, seen = Counter(sample.digest for sample in stream), Counter[str]()
+    places: dict[str, tuple[int, Sample]] = {}
+    for step, samples in enumerate(stream, 1):
+        for sample in samples:
+            places.setdefault(sample.digest, (step, sample))
+    allowed, seen = Counter(sample.digest for samples in stream for sample in samples), Counter[str]()
     for step, done in sorted(ledger.steps.items()):
         account = owner[step]
         for digest in done.samples:
@@ -92,19 +96,18 @@ def check_samples(
                 account.problems.append(f"step {step}: a sample that is none of the stream")
             elif seen[digest] > allowed[digest]:
                 account.twice += 1
-                account.problems.append(f"step {step}: {_name(stream, digest)} seen twice")
-        expected = Counter(sample.digest for sample in stream[(step - 1) * batch : step * batch])
+                account.problems.append(f"step {step}: {_name(places[digest][1])} seen twice")
+        expected = Counter(sample.digest for sample in (stream[step - 1] if 1 <= step <= len(stream) else ()))
         if strangers := Counter(done.samples) - expected:
             account.problems.append(f"step {step}: {strangers.total()} sample(s) that don't belong to it")
     for digest, count in (allowed - seen).items():
-        step = next(place for place, sample in enumerate(stream) if sample.digest == digest) // batch + 1
+        step, sample = places[digest]
         account = owner.get(step, nobody)
         account.missed += count
-        account.problems.append(f"step {step}: {_name(stream, digest)} missed")
+        account.problems.append(f"step {step}: {_name(sample)} missed")
 
 
-def _name(stream: Sequence[Sample], digest: str) -> str:
-    sample = next(sample for sample in stream if sample.digest == digest)
+def _name(sample: Sample) -> str:
     return f"sample {sample.number} of epoch {sample.epoch}"
 
 

@@ -16,7 +16,7 @@ from engine.errors import UserError
 from engine.train.audit import read_audit
 from launch.certify import command as certify
 from launch.certify import runs as certificate_runs
-from launch.certify.plan import SAVE_INTERVAL, STEPS, Plan, least_resumed, parse_routes
+from launch.certify.plan import GLOBAL_BATCH, SAVE_INTERVAL, STEPS, Plan, least_resumed, parse_routes
 from launch.certify.runs import RunSetup, kill_all, last_word, marked, started
 from launch.certify.verdict import judge
 from launch.curves import read_curves
@@ -155,6 +155,15 @@ def test_a_real_run_is_killed_and_certified(small: tuple[Path, dict[str, Any]]) 
     assert "resumed" in (output / "logs" / "zero2-2-1-start-2.log").read_text()
 
 
+@pytest.mark.slow
+def test_modernbert_is_certified_on_documents_end_to_end(tmp_path: Path) -> None:
+    output = tmp_path / "modernbert"
+    result = certified(output, "--architecture=modernbert", "--kills=1", "--stages=3", "--routes=1-2", "--seed=4")
+    assert result["certified"]
+    assert result["architecture"] == "modernbert"
+    assert (result["kills"], result["seen_twice"], result["missed"]) == (1, 0, 0)
+
+
 def plant_a_second_look(lines: list[dict[str, Any]]) -> None:
     lines[-1]["samples"][0] = lines[0]["samples"][0]
 
@@ -187,16 +196,16 @@ def test_a_fault_planted_in_a_real_audit_is_found(
 
     output, result = small
     place, folder = RunSetup(output, "torchrun", result["seed"]), output / "runs" / "zero2-2-1"
-    samples = stream(options(PLAN, place), result["samples_of_a_run"])
+    samples = stream(options(PLAN, place), STEPS, GLOBAL_BATCH)
     curve = read_curves(folder, ["train/loss"])["train/loss"]
-    assert not any(one.problems for one in judge(read_audit(folder), samples, curve, curve, STEPS, 0.0).values())
+    assert not any(one.problems for one in judge(read_audit(folder), samples, curve, curve, GLOBAL_BATCH, 0.0).values())
     for path in (folder / "audit").glob("*"):
         (tmp_path / "audit").mkdir(exist_ok=True)
         lines = [json.loads(line) for line in path.read_text().splitlines() if line]
         if path.name == "rank-00000.jsonl":
             plant(lines)
         (tmp_path / "audit" / path.name).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    accounts = judge(read_audit(tmp_path), samples, curve, curve, STEPS, 0.0)
+    accounts = judge(read_audit(tmp_path), samples, curve, curve, GLOBAL_BATCH, 0.0)
     found = [problem for account in accounts.values() for problem in account.problems]
     assert any(told in problem for problem in found), found
 
