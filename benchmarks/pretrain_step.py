@@ -334,7 +334,10 @@ def parse() -> argparse.Namespace:
     add("--zerobert", nargs="*", default=[], help="further options of launch/train.py")
     add("--json", action="store_true", help="print one JSON document and nothing else")
     add_unjudged(parser)
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.variant_steps < 3 or given.steps < given.unmeasured + 2:
+        parser.error("a step's time takes two lines: give --variant-steps 3 or more, --steps 2 more than --unmeasured")
+    return given
 
 
 def main() -> int:

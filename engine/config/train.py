@@ -113,3 +113,8 @@ class MonitorConfig:
 
     def validate(self) -> None:
         require(self.norm_interval >= 0, "monitor.norm_interval", self.norm_interval, "give 0 or more")
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of a number that is at most `limit`, itself at least 1: of a share, a micro-batch."""
+    return max(size for size in range(1, min(number, limit) + 1) if number % size == 0)

@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from engine.config import TASKS, RunConfig, architecture_of
+from engine.config.train import largest_divisor
 from engine.errors import RunError
 from launch.forecast.hardware import readable
 from launch.forecast.memory import Forecast, Workload, forecast, largest_micro_batch
-from launch.forecast.workload import largest_divisor
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from engine.config import ARCHITECTURES, TASKS, ModelConfig, RunConfig
+from engine.config.train import largest_divisor
 from engine.errors import UserError
 from launch.forecast.fit import within_memory
 from launch.forecast.hardware import Hardware, compared, readable
 from launch.forecast.memory import Forecast, Workload, forecast, largest_micro_batch, shape_of
 from launch.forecast.step_time import StepCost, step_cost
-from launch.forecast.workload import largest_divisor
 
 if TYPE_CHECKING:
     from launch.zero.build import Resolution

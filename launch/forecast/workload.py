@@ -19,11 +19,6 @@ from launch.zero.build import shape_bucket
 WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
-def largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of a number that is at most `limit`, itself at least 1: of a share, a micro-batch."""
-    return max(size for size in range(1, limit + 1) if number % size == 0)
-
-
 def shape_of(model: ModelConfig, vocabulary: int) -> Shape:
     """The shape of a model that starts from fresh weights with all heads, over a vocabulary of so many token ids.
 

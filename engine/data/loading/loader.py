@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from engine.config.train import largest_divisor
 from engine.data.loading.lengths import KnowsLengths, deal, longest_first
 from engine.data.loading.processes import (
     LoaderContext,
@@ -107,7 +108,7 @@ def resolve_layout(
         return BatchLayout(global_batch, micro_batch, rank, world_size)
     _require_multiple(global_batch, world_size, f"{world_size} rank(s)")
     share = global_batch // world_size
-    micro_batch = max(size for size in range(1, min(default.limit, share) + 1) if share % size == 0)
+    micro_batch = largest_divisor(share, default.limit)
     return BatchLayout(global_batch, micro_batch, rank, world_size, default.reason)
 
 
