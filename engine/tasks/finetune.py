@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -15,10 +16,10 @@ from engine import dist
 from engine.config import TASKS, RunConfig, architecture_of, require
 from engine.data.loading.source import MicroBatch, SampleSource
 from engine.data.tokenizer.unknown import check_unknown, count_unknown, share
-from engine.data.tokenizer.wordpiece import load_tokenizer
+from engine.data.tokenizer.wordpiece import Vocabulary, load_tokenizer
 from engine.hub import local_folder
 from engine.model.build import build_config, initialise
-from engine.model.pretrained import LoadReport, load_pretrained
+from engine.model.pretrained import LoadReport, load_config, load_pretrained
 from engine.tasks.identity import Fact, base_weights
 from engine.tasks.task import Evaluation, Task
 
@@ -62,7 +63,7 @@ class FineTuning(Task):
         metrics = TASKS.get(config.task).metrics
         self.best_metric: str | None = config.labelled.metric or next(iter(metrics))
         self.higher_is_better = metrics[self.best_metric]
-        self.vocabulary = load_tokenizer(self.tokenizer)
+        self.vocabulary = self._with_positions(load_tokenizer(self.tokenizer))
         self.loaded: LoadReport | None = None
         self._check_length()
 
@@ -75,6 +76,13 @@ class FineTuning(Task):
         """The transformers configuration of the model, with these classes."""
         words = self.vocabulary
         return build_config(self.config.model, words.vocab_size, words.pad_id, names, words.listed)
+
+    def _with_positions(self, vocabulary: Vocabulary) -> Vocabulary:
+        """The vocabulary without its folder's limit where the run gives the model more positions than the folder's."""
+        found = load_config(self.tokenizer)
+        given = self.config.model.max_positions
+        extended = given is not None and given > architecture_of(found).positions(found)
+        return replace(vocabulary, max_length=None) if extended else vocabulary
 
     def _check_length(self) -> None:
         config = self.build_config()

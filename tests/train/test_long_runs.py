@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from tests.train.runs import losses, run
 from tests.train.test_layouts import largest_difference
@@ -103,3 +103,4 @@ def test_a_classifier_reads_texts_of_8192_tokens(short: Path, tmp_path: Path) ->
     )
     assert "update verified: step 1" in printed
     assert len(losses(tmp_path / "tuned")) == 4
+    assert AutoTokenizer.from_pretrained(tmp_path / "tuned" / "export").model_max_length == LONG
