@@ -88,7 +88,7 @@ class TaskEntry:
     """checks across sections; the second argument says whether data and model must be given, which a plan needs not"""
 
     def check_metric(self, config: RunConfig) -> None:
-        """Refuse a metric that the task doesn't score.
+        """Refuse a metric that the task doesn't score, and patience with one that has none.
 
         Raises:
             UserError: names the field, its value and the choices.
@@ -96,6 +96,9 @@ class TaskEntry:
         metric = getattr(config.part(self.section), "metric", None)
         fits = metric is None or metric in self.metrics
         require(fits, f"{self.section}.metric", metric, f"choose one of {', '.join(self.metrics)}")
+        patience = config.train.patience
+        remedy = f"task {config.task} has no score that chooses the best weights; leave it out"
+        require(patience is None or bool(self.metrics), "train.patience", patience, remedy)
 
     def with_metric(self, config: RunConfig) -> RunConfig:
         """The same run, with the score that chooses its best checkpoint named."""

@@ -37,6 +37,9 @@ class TrainConfig:
     """steps between evaluations; 0 evaluates only at the end"""
     eval_samples: int = 2000
     """held-out samples of an evaluation during pre-training; 0 takes all"""
+    patience: int | None = None
+    """evaluations in a row that are not better than the best before the run ends early; null never ends it; needs
+    eval_interval, and a task that chooses its best weights by a score"""
     save_interval: int | None = 0
     """steps between checkpoints; 0 saves only at the end, null never"""
     keep: int = 2
@@ -76,10 +79,16 @@ class TrainConfig:
         for name in ("eval_interval", "eval_samples", "save_interval", "verify_update"):
             value = getattr(self, name)
             require(value is None or value >= 0, f"train.{name}", value, "give 0 or more")
-        for name in ("micro_batch", "steps", "threads", "profile"):
+        for name in ("micro_batch", "steps", "threads", "profile", "patience"):
             value = getattr(self, name)
             require(value in (None, "auto") or value >= 1, f"train.{name}", value, "give a whole number of at least 1")
         require(self.epochs is None or self.epochs > 0, "train.epochs", self.epochs, "give a positive number")
+        require(
+            self.patience is None or self.eval_interval > 0,
+            "train.patience",
+            self.patience,
+            "it counts evaluations during training; give train.eval_interval too",
+        )
         require(self.zero_stage in (0, 1, 2, 3), "train.zero_stage", self.zero_stage, "choose 0, 1, 2 or 3")
         require(
             self.zero_stage > 0 or self.precision != "fp16",

@@ -6,13 +6,17 @@ reach the evaluation again that an export was made at.
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
+from typing import Any
 
+from engine.config import TrainConfig
 from engine.model.folder import is_intact, read_origin
 from engine.tasks.task import Best, Evaluation, Task
 from engine.train import earlier
 from engine.train.checkpoint.folder import RunState
+from engine.train.log import say
 
 
 def of_state(state: RunState) -> Best | None:
@@ -20,13 +24,45 @@ def of_state(state: RunState) -> Best | None:
     return None if state.best is None else Best(state.best, state.best_step)
 
 
+def recorded(best: Best | None) -> dict[str, Any]:
+    """The fields of a checkpoint's state that record the best evaluation; the reverse of `of_state`."""
+    return {"best": None, "best_step": None} if best is None else {"best": best.value, "best_step": best.step}
+
+
 def is_better(evaluation: Evaluation, best: Best | None, task: Task) -> bool:
-    """Whether an evaluation is better than the best so far; never where the task names no metric for the best."""
+    """Whether an evaluation is better than the best so far; never where the task names no metric for the best.
+
+    Any number is better than NaN, which a correlation of equal predictions is.
+    """
     name = task.best_metric
     if name is None or best is None:
         return name is not None
+    if math.isnan(best.value):
+        return not math.isnan(evaluation.scalars[name])
     sign = 1.0 if task.higher_is_better else -1.0
     return sign * evaluation.scalars[name] > sign * best.value
+
+
+def patience_is_over(best: Best | None, step: int, train: TrainConfig) -> bool:
+    """Whether the last train.patience evaluations, the one after `step` steps included, were no better than the best.
+
+    Nothing but the best's step and the interval of the evaluations decides, so a resume counts on where the run was.
+    """
+    if train.patience is None or best is None or best.step is None:
+        return False
+    return step - best.step >= train.patience * train.eval_interval
+
+
+def ends_early(best: Best | None, step: int, total: int, task: Task, train: TrainConfig) -> bool:
+    """Whether the evaluation after `step` of `total` steps ends the run; the main rank says so."""
+    if step == total or not patience_is_over(best, step, train):
+        return False
+    assert best is not None
+    say(
+        f"no better {task.best_metric} than {best.value:.4f}, at step {best.step}, in {train.patience} evaluation(s) "
+        f"(train.patience): the run ends at step {step} of {total}"
+    )
+    return True
 
 
 def of_evaluation(evaluation: Evaluation, step: int, task: Task) -> Best:

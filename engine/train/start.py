@@ -7,6 +7,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from engine import dist
 from engine.config import RunConfig
 from engine.errors import UserError
@@ -97,22 +99,35 @@ def tell_loaded(task: Task, config: RunConfig) -> None:
         (Path(config.output) / "loaded_weights.json").write_text(json.dumps(values, indent=1) + "\n")
 
 
+def record_config(output: Path, values: dict[str, Any], deepspeed: dict[str, Any]) -> None:
+    """Write the run's configuration, as a recipe that runs it again, and the DeepSpeed dict to the run's folder."""
+    (output / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    (output / "deepspeed.json").write_text(json.dumps(deepspeed, indent=2) + "\n")
+
+
 def told_over(config: RunConfig, start: Path) -> str:
     """The message for a run that is done already."""
-    changed = checkpoint.changes(checkpoint.read_state(start), config.to_dict())
+    state = checkpoint.read_state(start)
+    changed = checkpoint.changes(state, config.to_dict())
     without = f"; without effect: {changed}" if changed else ""
-    return f"{config.output} is finished; its model is in export/ and nothing was changed{without}"
+    early = f" at step {state.step}, early by train.patience" if _ended_early(state, config) else ""
+    return f"{config.output} is finished{early}; its model is in export/ and nothing was changed{without}"
+
+
+def _ended_early(state: checkpoint.RunState, config: RunConfig) -> bool:
+    """Whether the run ends at this checkpoint because its evaluations got no better."""
+    return best.patience_is_over(best.of_state(state), state.step, config.train)
 
 
 def is_over(task: Task, config: RunConfig, start: Path | None, facts: dict[str, Any]) -> bool:
-    """Whether nothing is left to do: the last step is saved, and its export and report exist."""
+    """Whether nothing is left to do: the last step is saved, or an early end, and its export and report exist."""
     output = Path(config.output)
     if start is None or start.parent.resolve() != (output / "checkpoints").resolve():
         return False
     state = checkpoint.read_state(start)
     total = config.train.total_steps(task.train_source().epoch_size(0))
-    if state.step != total or state.facts != facts:
+    if state.facts != facts or not (state.step == total or _ended_early(state, config)):
         return False
-    if not best.holds(output / "export", best.of_state(state), step=total):
+    if not best.holds(output / "export", best.of_state(state), step=state.step):
         return False
     return task.best_metric is None or (output / "report" / LAST_OF_REPORT).is_file()

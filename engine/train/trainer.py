@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from engine import dist
@@ -36,7 +35,7 @@ from engine.train.log import say
 from engine.train.observer import StepObserver
 from engine.train.profile.profile import Profile, check_profile
 from engine.train.ranks.neighbours import give_way
-from engine.train.start import tell_loaded
+from engine.train.start import record_config, tell_loaded
 from engine.train.watch.faults import RollBack, found_late
 from engine.train.watch.guard import Guard, pending_evaluation, unsaved
 from engine.train.watch.preempt import Stop, Stopped
@@ -86,7 +85,7 @@ class Trainer:
         self.source = task.train_source()
         self.total = config.train.total_steps(self.source.epoch_size(0))
         check_profile(config.train, self.total)
-        self.step, self.loss = 0, math.nan
+        self.step, self.loss, self.ends_early = 0, math.nan, False
         self.best: Best | None = None
         self.evaluation: Evaluation | None = None
         state = None if start is None else checkpoint.read_state(start)
@@ -140,7 +139,7 @@ class Trainer:
 
     def _resume(self, path: Path, state: checkpoint.RunState) -> None:
         checkpoint.load(self.zero, path, state)
-        self.step, self.cursor = state.step, state.cursor
+        self.step, self.cursor, self.ends_early = state.step, state.cursor, False
         self.best = dist.gather_objects(best.regain(state, path, self.output) if self.world.is_main else None)[0]
         self.meter.restore(state.meter)
         told = [
@@ -151,16 +150,15 @@ class Trainer:
             say(line)
 
     def _record_config(self, deepspeed: dict[str, Any]) -> None:
-        """Write the run's configuration, as a recipe that runs it again, and the DeepSpeed dict to the run's folder."""
+        """Write the configuration and the DeepSpeed dict to the run's folder and its curves."""
         values = self.config.to_dict()
         values["optim"]["betas"] = list(values["optim"]["betas"])
-        (self.output / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-        (self.output / "deepspeed.json").write_text(json.dumps(deepspeed, indent=2) + "\n")
+        record_config(self.output, values, deepspeed)
         self.monitor.config(values, deepspeed, self.step)
         self.monitor.begin(replace(self.config, train=replace(self.config.train, steps=self.total)))
 
     def run(self) -> RunResult:
-        """Train to the last step, then evaluate, save and export.
+        """Train to the last step or to an early end, then evaluate, save and export.
 
         Raises:
             Stopped: all ranks were asked to stop, and have saved.
@@ -185,9 +183,10 @@ class Trainer:
         keep_heap()
         give_way(torch.get_num_threads())
         self.guard.check()
-        if self.step < self.total and pending_evaluation(self.output, self.step):
+        impatient = best.patience_is_over(self.best, self.step, self.config.train)
+        if self.step < self.total and (impatient or pending_evaluation(self.output, self.step)):
             self.evaluate()
-        while self.step < self.total:
+        while not self.over:
             batches, self.batches = self.batches or self._load(), None
             try:
                 with contextlib.closing(batches):
@@ -203,7 +202,7 @@ class Trainer:
         train = self.config.train
         batches = self.profile.batches(batches)
         observer = self._observer()
-        while self.step < self.total:
+        while not self.over:
             with self.profile.step(self.step + 1):
                 self.train_step(batches, observer)
                 self.saver.poll()
@@ -257,7 +256,12 @@ class Trainer:
     def _due(self, interval: int | None) -> bool:
         if interval is None:
             return False
-        return self.step == self.total or (interval > 0 and self.step % interval == 0)
+        return self.over or (interval > 0 and self.step % interval == 0)
+
+    @property
+    def over(self) -> bool:
+        """Whether the last step is done, or patience with the evaluations has ended."""
+        return self.ends_early or self.step == self.total
 
     def train_step(self, batches: Iterator[MicroBatch], observer: StepObserver) -> None:
         """One optimizer step over a global batch: forward and backward pass per micro-batch, then the update."""
@@ -339,6 +343,7 @@ class Trainer:
             if better:
                 self.best = best.of_evaluation(self.evaluation, self.step, self.task)
                 self.export()
+        self.ends_early = best.ends_early(self.best, self.step, self.total, self.task, self.config.train)
         self.meter.exclude(time.perf_counter() - start)
 
     def save(self, *, required: bool = False) -> None:
@@ -356,14 +361,13 @@ class Trainer:
             cursor=self.cursor,
             world_size=self.world.size,
             config=json.loads(json.dumps(self.config.to_dict())),
-            best=None if self.best is None else self.best.value,
-            best_step=None if self.best is None else self.best.step,
+            **best.recorded(self.best),
             facts=self.facts,
             micro_batch=self.layout.micro_batch,
             meter=self.meter.state(),
         )
         with self.guard.doing("saving"):
-            self.saver.save(self.zero, state, required=required or self.step == self.total)
+            self.saver.save(self.zero, state, required=required or self.over)
             self.guard.saved()
         self.meter.exclude(time.perf_counter() - start)
 
