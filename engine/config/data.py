@@ -79,6 +79,10 @@ class LabelledConfig:
     """examples that choose the best checkpoint; null holds out a tenth of the training examples"""
     test: str | None = None
     """examples of the final report; null reports on the validation examples"""
+    folds: int | None = None
+    """equal parts, by class, of the training examples, of which the validation examples are one; null: a tenth"""
+    fold: int | None = None
+    """which of the folds the validation examples are, from 1"""
     text: str = "sentence"
     """column of the text"""
     text_pair: str | None = None
@@ -96,6 +100,16 @@ class LabelledConfig:
     or loss"""
 
     def validate(self) -> None:
+        self._validate_folds()
         require(self.max_length >= 4, "labelled.max_length", self.max_length, "give at least 4")
         bound = self.max_unknown_share
         require(0.0 <= bound <= 1.0, "labelled.max_unknown_share", bound, "give a share in [0, 1]")
+
+    def _validate_folds(self) -> None:
+        fold, folds, given = self.fold, self.folds, self.validation
+        require(folds is None or folds >= 2, "labelled.folds", folds, "give at least 2")
+        require(folds is None or fold is not None, "labelled.folds", folds, "give labelled.fold too, from 1")
+        inside = fold is None or (folds is not None and 1 <= fold <= folds)
+        require(inside, "labelled.fold", fold, "give one of 1 to labelled.folds")
+        remedy = "the validation examples are a fold of the training examples already; give only one of the two"
+        require(folds is None or given is None, "labelled.validation", given, remedy)

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from engine import dist
 from engine.config import LabelledConfig, RunConfig
-from engine.data.labelled.classes import class_ids, class_names, split_validation
+from engine.data.labelled.classes import class_ids, class_names, select, split_validation
 from engine.data.labelled.encoded import LabelledSource, encode
 from engine.data.labelled.files import Examples, read_examples
+from engine.data.labelled.folds import fold_of
 from engine.data.labelled.summary import describe
 from engine.data.loading.source import MicroBatch
 from engine.data.tokenizer.check import check_examples, check_vocabulary, open_with_transformers, sample
@@ -110,14 +111,16 @@ class SequenceClassification(FineTuning):
 
 
 def read_splits(labelled: LabelledConfig, seed: int) -> dict[str, Examples]:
-    """The examples of "train", "validation" (a tenth of the training examples unless given) and, if given, "test"."""
+    """The examples of "train", "validation" (a tenth or a fold of the training examples unless given) and of "test"."""
 
     def read(path: str) -> Examples:
         return read_examples(path, labelled.text, labelled.text_pair, labelled.label)
 
     assert labelled.train is not None
     training = read(labelled.train)
-    if labelled.validation is None:
+    if labelled.folds is not None:
+        training, validation = (select(training, part) for part in fold_of(labelled, training.labels, seed))
+    elif labelled.validation is None:
         training, validation = split_validation(training, seed)
     else:
         validation = read(labelled.validation)
