@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from engine.config.check import require
 
 Objective = Literal["mlm_nsp", "mlm"]
+LabelPieces = Literal["first", "all"]
 
 
 @dataclass
@@ -84,24 +85,41 @@ class LabelledConfig:
     fold: int | None = None
     """which of the folds the validation examples are, from 1"""
     text: str = "sentence"
-    """column of the text"""
+    """column of the text. Token classification: of lists of tokens or of raw text, tokens, words or text where there is
+    no such column; in CoNLL files the number of the tokens' column, the first unless given"""
     text_pair: str | None = None
     """column of the second text, for pairs"""
     label: str = "label"
-    """column of the label: any strings or numbers"""
+    """column of the label: any strings or numbers. Token classification: of lists of tags or of spans, tags, ner_tags,
+    spans, entities or labels where there is no such column; in CoNLL files its number, the last unless given"""
     max_length: int = 128
-    """tokens kept of an example, special tokens included; longer ones are truncated"""
+    """tokens kept of an example, special tokens included; longer ones are truncated, or of token classification cut
+    into windows"""
+    stride: int | None = None
+    """tokens that the overlapping windows of a text longer than max_length share; null: a third of max_length"""
+    label_pieces: LabelPieces = "first"
+    """pieces of a word whose tag is learned: first, or all (I- behind the first); the first one tells the word's tag"""
     group_by_length: bool = False
     """bring training examples of similar length into the same global batch: less padding, less random batches"""
     max_unknown_share: float = 0.2
     """largest share of [UNK] among the word pieces of the training examples; 1 takes any"""
     metric: str | None = None
     """the score that chooses the best checkpoint; null: the task's first. Classification: accuracy, macro_f1, matthews
-    or loss"""
+    or loss. Token classification: f1, precision, recall (of entities), accuracy (of tokens) or loss"""
+
+    @property
+    def overlap(self) -> int:
+        """Tokens that windows share."""
+        return self.max_length // 3 if self.stride is None else self.stride
 
     def validate(self) -> None:
         self._validate_folds()
         require(self.max_length >= 4, "labelled.max_length", self.max_length, "give at least 4")
+        room = self.max_length - 2
+        fits = self.stride is None or 0 <= self.stride < room
+        require(fits, "labelled.stride", self.stride, f"give 0 or more, and less than the {room} pieces of a window")
+        pieces, choices = self.label_pieces, get_args(LabelPieces)
+        require(pieces in choices, "labelled.label_pieces", pieces, f"choose {' or '.join(choices)}")
         bound = self.max_unknown_share
         require(0.0 <= bound <= 1.0, "labelled.max_unknown_share", bound, "give a share in [0, 1]")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from engine.config.check import require
 from engine.config.data import DataConfig
-from engine.config.labelled_tasks import SEQUENCE_CLASSIFICATION
+from engine.config.labelled_tasks import SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION
 from engine.config.task_entry import TaskEntry, Title
 from engine.registry import Registry
 
@@ -67,6 +67,7 @@ TASKS: Registry[TaskEntry] = Registry(
     {
         "pretrain": PRETRAIN,
         "sequence_classification": SEQUENCE_CLASSIFICATION,
+        "token_classification": TOKEN_CLASSIFICATION,
     },
 )
 

@@ -177,7 +177,7 @@ def _end_to_end(parts: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArra
 
 
 #: what a batch carries for the loss and for the evaluation
-NOT_READ = ("index", "labels")
+NOT_READ = ("index", "labels", "split")
 
 
 def model_inputs(batch: MicroBatch) -> dict[str, Any]:

@@ -64,8 +64,8 @@ def read_examples(path: str, text: str, text_pair: str | None, label: str) -> Ex
     """
     columns = Columns(text, text_pair, label)
     columns.check()
-    with _damage_as_user_error(path):
-        records, names = _open_records(path, columns)
+    with damage_as_user_error(path):
+        records, names = open_records(path, columns)
         examples = _collect(path, records, columns, names)
     if not len(examples):
         raise UserError(f"{path}: no examples in it; give a file with at least one row")
@@ -114,10 +114,10 @@ def _place(path: str, position: int) -> str:
 
 
 def _is_text_format(path: str) -> bool:
-    return not path.startswith(DATASETS_PREFIX) and _format(path) in FORMATS[:-1]
+    return not path.startswith(DATASETS_PREFIX) and format_of(path) in FORMATS[:-1]
 
 
-def _format(path: str) -> str:
+def format_of(path: str) -> str:
     """Suffix of the file without that of its compression, in lower case."""
     suffixes = [suffix.lower() for suffix in Path(path).suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
@@ -126,7 +126,7 @@ def _format(path: str) -> str:
 
 
 @contextmanager
-def _damage_as_user_error(path: str) -> Iterator[None]:
+def damage_as_user_error(path: str) -> Iterator[None]:
     try:
         yield
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, pyarrow.ArrowException) as error:
@@ -135,7 +135,7 @@ def _damage_as_user_error(path: str) -> Iterator[None]:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
 
 
-def _open_records(path: str, columns: Columns) -> tuple[Records, tuple[str, ...] | None]:
+def open_records(path: str, columns: Columns) -> tuple[Records, tuple[str, ...] | None]:
     """The records of `path` and the class names that it declares."""
     if path.startswith(DATASETS_PREFIX):
         name, *rest = path.removeprefix(DATASETS_PREFIX).split(":")
@@ -150,7 +150,7 @@ def _open_records(path: str, columns: Columns) -> tuple[Records, tuple[str, ...]
     refuse_pointer(Path(path), "labelled")
     if Path(path).is_dir():
         return _dataset_records(path, path, None, None, columns)
-    suffix = _format(path)
+    suffix = format_of(path)
     if suffix == ".parquet":
         return _parquet_records(path, columns)
     if suffix in (".csv", ".tsv"):
@@ -166,7 +166,8 @@ def _parquet_records(path: str, columns: Columns) -> tuple[Records, tuple[str, .
     # read_table would take folders called name=value for columns
     table = pyarrow.parquet.ParquetFile(path).read(columns=sorted(columns.fields().values()))
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    names = features.get(columns.label, {}).get("names")
+    feature = features.get(columns.label, {})
+    names = feature.get("names") or (feature.get("feature") or {}).get("names")  # of a class, or of a list of them
     return enumerate(table.to_pylist(), 1), tuple(names) if names else None
 
 
@@ -190,6 +191,7 @@ def _dataset_records(
             raise UserError(f"{path}: choose a split ({', '.join(loaded)}): datasets:{name}:<split>")
         loaded = loaded[split]
     columns.require(loaded.column_names, path)
-    names = getattr(loaded.features[columns.label], "names", None)
+    feature = loaded.features[columns.label]
+    names = getattr(getattr(feature, "feature", feature), "names", None)
     rows = loaded.select_columns(sorted(columns.fields().values())).to_list()
     return enumerate(rows, 1), tuple(names) if names else None

@@ -94,7 +94,7 @@ def table_records(path: str, columns: Columns, tab: bool) -> Records:
     except csv.Error as error:
         raise UserError(f"{place(path, start)}: {error}; check the quotes of this row") from error
     except UnicodeDecodeError as error:
-        raise _not_utf8(path, last, error) from error
+        raise not_utf8(path, last, error) from error
 
 
 def _format_of(path: str, header: str, columns: Columns, tab: bool) -> dict[str, Any]:
@@ -116,18 +116,22 @@ def _is_quoted(header: str) -> bool:
     return all(len(name) > 1 and name[0] == name[-1] == '"' for name in names)
 
 
-def json_records(path: str, columns: Columns) -> Records:
-    """The objects of JSON lines; empty lines are skipped."""
+def json_records(path: str, columns: Columns, cleaned: bool = True) -> Records:
+    """The objects of JSON lines; empty lines are skipped.
+
+    Args:
+        cleaned: without lone surrogates in their texts; offsets into a text need it as it is.
+    """
     number = 0
     try:
         for number, line in enumerate(text_lines(Path(path)), 1):
             if line.strip():
-                yield number, _json_record(line, columns, place(path, number))
+                yield number, _json_record(line, columns, place(path, number), cleaned)
     except UnicodeDecodeError as error:
-        raise _not_utf8(path, number + 1, error) from error
+        raise not_utf8(path, number + 1, error) from error
 
 
-def _json_record(line: str, columns: Columns, where: str) -> dict[str, Any]:
+def _json_record(line: str, columns: Columns, where: str, cleaned: bool) -> dict[str, Any]:
     try:
         record = parse_json(line)
     except ValueError as error:
@@ -137,7 +141,7 @@ def _json_record(line: str, columns: Columns, where: str) -> dict[str, Any]:
     wanted = columns.fields().values()
     several = any(line.count(json.dumps(column, ensure_ascii=False)) > 1 for column in wanted)
     columns.require(_names(line) if several else list(record), where)
-    if "\\u" in line:
+    if cleaned and "\\u" in line:
         return {
             name: without_half_characters(record[name]) if _is_text(record[name]) else record[name] for name in wanted
         }
@@ -159,6 +163,7 @@ def _names(line: str) -> list[str]:
     return names
 
 
-def _not_utf8(path: str, line: int, error: UnicodeDecodeError) -> UserError:
+def not_utf8(path: str, line: int, error: UnicodeDecodeError) -> UserError:
+    """What to say of a line that is not UTF-8."""
     byte = error.object[error.start]
     return UserError(f"{place(path, line)}: not UTF-8 text (byte 0x{byte:02x}: {error.reason}); convert it to UTF-8")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 
 def windows(count: int, room: int, overlap: int) -> list[tuple[int, int]]:
     """Where windows of at most `room` of `count` pieces start and stop, in order.
@@ -32,10 +34,15 @@ def best_seen(count: int, given: list[tuple[int, int]]) -> list[int]:
     >>> best_seen(10, windows(10, 4, 2))
     [0, 0, 0, 1, 1, 2, 2, 3, 3, 3]
     """
-    return [
-        max(
-            (index for index, (start, stop) in enumerate(given) if start <= piece < stop),
-            key=lambda index: (min(piece - given[index][0], given[index][1] - 1 - piece), -index),
-        )
-        for piece in range(count)
-    ]
+    chosen, first = [], 0
+    for piece in range(count):
+        while given[first][1] <= piece:
+            first += 1
+        showing = takewhile(lambda index: given[index][0] <= piece, range(first, len(given)))  # noqa: B023
+        chosen.append(max(showing, key=lambda index: (_least(piece, given[index]), -index)))
+    return chosen
+
+
+def _least(piece: int, window: tuple[int, int]) -> int:
+    """How much a window shows on the barer side of a piece."""
+    return min(piece - window[0], window[1] - 1 - piece)

@@ -1,0 +1,1 @@
+"""Texts whose words carry tags: files -> texts, words and tags -> windows of tokens."""

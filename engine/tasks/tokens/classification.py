@@ -1,0 +1,143 @@
+"""Token classification: fine-tune a pre-trained encoder to find entities, whose words carry BIO tags.
+
+Shapes: B windows of a micro-batch, R tokens whose tags are learned or scored, C tags, W words of a split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from engine.config import LabelledConfig, RunConfig, architecture_of
+from engine.data.labelled.tagged.encoded import FRAME, TaggedSource, encode_tagged, inside
+from engine.data.labelled.tagged.files import TaggedTexts, read_tagged, split_validation, tag_ids, tag_names
+from engine.data.labelled.tagged.summary import describe
+from engine.data.loading.source import MicroBatch
+from engine.data.tokenizer.check import check_examples, check_vocabulary, open_with_transformers, sample
+from engine.errors import UserError
+from engine.model.flops import training_flops
+from engine.tasks.finetune import FineTuning, model_inputs
+from engine.tasks.grow import growth_lines
+from engine.tasks.task import Evaluation, StepOutput
+from engine.tasks.tokens import report
+
+
+class TokenClassification(FineTuning):
+    """The task of a run that fine-tunes a token classifier.
+
+    Reads and tokenises all its data at once, so that a mistake in it shows before anything is trained.
+
+    Raises:
+        UserError: labelled data, a model folder or a length that cannot be used.
+    """
+
+    head = "token_classification"
+    names: tuple[str, ...]
+    sources: dict[str, TaggedSource]
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self.splits, self.names = read_splits(config.labelled, config.seed)
+        self.model_config = self.build_config(self.names)
+        self.truth = {name: tag_ids(texts, self.names) for name, texts in self.splits.items()}
+        self.sources = {name: self._source(number, name) for number, name in enumerate(self.splits)}
+        for name, source in self.sources.items():
+            if not source.count:
+                raise UserError(f"{self.splits[name].path}: the tokenizer leaves nothing of its texts; give others")
+        self._check_ids()
+        self.check_unknown()
+
+    def _source(self, number: int, name: str) -> TaggedSource:
+        labelled, texts, fixed = self.config.labelled, self.splits[name], name != "train"
+        windows = encode_tagged(
+            self.vocabulary,
+            texts.texts,
+            texts.words,
+            self.truth[name],
+            labelled.max_length,
+            labelled.overlap,
+            every_piece=labelled.label_pieces == "all" and not fixed,
+        )
+        group = self.config.train.global_batch if labelled.group_by_length and not fixed else None
+        return TaggedSource(windows, self.config.seed, fixed, group, number)
+
+    def _check_ids(self) -> None:
+        """Compare the ids of the first training texts with those that a user of the exported model will get."""
+        theirs = open_with_transformers(self.tokenizer)
+        if theirs is None:
+            return
+        check_vocabulary(self.vocabulary, theirs, self.tokenizer)
+        texts, length = sample(self.splits["train"].texts), self.config.labelled.max_length
+        ids = self.vocabulary.encode_with_special(texts)
+        rows = [[self.vocabulary.cls_id, *row[: length - FRAME], self.vocabulary.sep_id] for row in ids]
+        check_examples(self.vocabulary, theirs, self.tokenizer, texts, None, rows, length)
+
+    def describe_data(self) -> list[str]:
+        """New rows of the word embeddings, and what `engine.data.labelled.tagged.summary.describe` tells."""
+        lines = describe(self.splits, self.sources, self.config.labelled.max_length)
+        return [*growth_lines(self.config.model.init_from, self.vocabulary), *lines]
+
+    def step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:
+        """Shares of the mean cross-entropy (nats) and of the accuracy of the global batch's labelled tokens."""
+        logits, labels, total = model(**model_inputs(batch)), batch.inputs["labels"], batch.totals["tokens"]
+        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        correct = (logits.detach().argmax(dim=-1) == labels).sum()
+        return StepOutput(loss / total, {"accuracy": correct / total})
+
+    def flops(self, batch: MicroBatch) -> float:
+        shape = architecture_of(self.model_config).shape_of(self.model_config)
+        shape = replace(shape, decoder=False, pooler=False)
+        return training_flops(shape, batch.inputs["lengths"].tolist(), len(batch.inputs["read"]))
+
+    def rows(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
+        """Index, split and tag id [R] of each word's first piece, and its logits [R, C]."""
+        inputs = batch.inputs
+        kept = {"index": inputs["index"], "split": inputs["split"], "truth": inputs["labels"]}
+        return {**kept, "logits": model(**model_inputs(batch))}
+
+    def score(self, rows: dict[str, NDArray[Any]]) -> Evaluation:
+        """Scores of entities and of tokens.
+
+        A word without a piece of its own is O, or goes on with the entity of the word that it shares a piece with.
+        """
+        split = list(self.sources)[int(rows["split"][0])]
+        windows, truth = self.sources[split].windows, np.concatenate(self.truth[split])
+        predicted = np.zeros_like(truth)
+        predicted[windows.words[rows["index"]]] = rows["logits"].argmax(axis=1)
+        for word in windows.joined.tolist():
+            predicted[word] = inside(predicted[word - 1])
+        found = report.TaggedPredictions(self.names, self.splits[split], truth, predicted)
+        micro = found.counts().scores()
+        log_probabilities = torch.from_numpy(rows["logits"]).double().log_softmax(dim=1)
+        loss = -log_probabilities.gather(1, torch.from_numpy(rows["truth"])[:, None]).mean()
+        scores = {name: micro[name] for name in ("f1", "precision", "recall")}
+        accuracy = float((truth == predicted).mean())
+        return Evaluation({"loss": float(loss), **scores, "accuracy": accuracy}, records={"predictions": found})
+
+    def report(self, evaluation: Evaluation, folder: Path) -> str:
+        """See `engine.tasks.tokens.report.report`."""
+        return report.report(evaluation, folder)
+
+
+def read_splits(labelled: LabelledConfig, seed: int) -> tuple[dict[str, TaggedTexts], tuple[str, ...]]:
+    """The texts of "train", "validation" (a tenth of the training texts unless given) and, if given, "test"; and the
+    tags of all training texts."""
+
+    def read(path: str) -> TaggedTexts:
+        return read_tagged(path, labelled.text, labelled.label)
+
+    assert labelled.train is not None
+    training = read(labelled.train)
+    names = tag_names(training)
+    if labelled.validation is None:
+        training, validation = split_validation(training, seed)
+    else:
+        validation = read(labelled.validation)
+    splits = {"train": training, "validation": validation}
+    return splits if labelled.test is None else splits | {"test": read(labelled.test)}, names
