@@ -47,11 +47,7 @@ def encode(vocabulary: Vocabulary, texts: list[str], pairs: list[str] | None, ma
     Longer inputs are truncated at the end. Of a pair, one token at a time is taken off the text that is longer then
     (`longest_first` in the tokenizers library).
     """
-    # A copy: post-processor and truncation would otherwise stay on the vocabulary's own tokenizer.
-    tokenizer = Tokenizer.from_str(vocabulary.backend.to_str())
-    if vocabulary.is_wordpiece:
-        tokenizer.post_processor = BertProcessing(("[SEP]", vocabulary.sep_id), ("[CLS]", vocabulary.cls_id))
-    tokenizer.no_padding()
+    tokenizer = framed(vocabulary)
     untruncated = Tokenizer.from_str(tokenizer.to_str())
     tokenizer.enable_truncation(max_length, strategy="longest_first")
     inputs = texts if pairs is None else list(zip(texts, pairs, strict=True))
@@ -67,6 +63,16 @@ def encode(vocabulary: Vocabulary, texts: list[str], pairs: list[str] | None, ma
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in tokens], dtype=np.int64)])
     first, full = (np.array(lengths, dtype=np.int32) for lengths in (first_lengths, full_lengths))
     return EncodedTexts(np.concatenate(tokens), offsets, first, full)
+
+
+def framed(vocabulary: Vocabulary) -> Tokenizer:
+    """The tokenizer with its special tokens around a text or pair, without padding or truncation."""
+    # A copy: the post-processor, and truncation, would otherwise stay on the vocabulary's own tokenizer.
+    tokenizer = Tokenizer.from_str(vocabulary.backend.to_str())
+    if vocabulary.is_wordpiece:
+        tokenizer.post_processor = BertProcessing(("[SEP]", vocabulary.sep_id), ("[CLS]", vocabulary.cls_id))
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _full_lengths(

@@ -127,6 +127,7 @@ def format_of(path: str) -> str:
 
 @contextmanager
 def damage_as_user_error(path: str) -> Iterator[None]:
+    """Raise a `UserError` for a file that is damaged or can't be read."""
     try:
         yield
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, pyarrow.ArrowException) as error:

@@ -9,7 +9,7 @@ import csv
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -56,23 +56,35 @@ class Columns:
             if (count := list(available).count(column)) > 1:
                 raise UserError(f"{place}: {count} columns are called {column!r} ({field}); rename all but one")
 
+    def fits(self, available: Sequence[str]) -> bool:
+        """Whether a header has them all, by which the separator of a table is told."""
+        return set(self.fields().values()) <= set(available)
+
+    def kept(self, available: Sequence[str]) -> Sequence[str]:
+        """Those of a record's columns that are read."""
+        return tuple(self.fields().values())
+
 
 def place(path: str, line: int) -> str:
     """The file and line of a record, for a message."""
     return f"{path}, line {line}"
 
 
-def table_records(path: str, columns: Columns, tab: bool) -> Records:
+def table_records(path: str, columns: Columns, tab: bool, read: Callable[[int], object] = lambda _: None) -> Records:
     """The rows of a csv or (`tab`) tsv file with a header; the separator is found from the header.
 
     In a .tsv a quote is a plain character, as in GLUE's files, unless all names of its header are quoted.
+
+    Args:
+        read: see `text_lines`.
     """
     csv.field_size_limit(sys.maxsize)  # the module's own limit is 131,072 characters
     start, last = 1, 0
 
-    def count(_: int) -> None:
+    def count(stored: int) -> None:
         nonlocal last
         last += 1
+        read(stored)
 
     lines = text_lines(Path(path), count)
     try:
@@ -80,7 +92,7 @@ def table_records(path: str, columns: Columns, tab: bool) -> Records:
         reader = csv.reader(chain([header], lines), strict=True, **_format_of(path, header, columns, tab))
         names = [name.strip() for name in next(reader, [])]
         columns.require(names, path)
-        used = {column: names.index(column) for column in columns.fields().values()}
+        used = {column: names.index(column) for column in columns.kept(names)}
         start = reader.line_num + 1
         for row in reader:
             if row and len(row) != len(names):
@@ -100,10 +112,9 @@ def table_records(path: str, columns: Columns, tab: bool) -> Records:
 def _format_of(path: str, header: str, columns: Columns, tab: bool) -> dict[str, Any]:
     """Arguments of `csv.reader`, with the separator by which the header has the wanted names."""
     own = "\t" if tab else ","
-    wanted = set(columns.fields().values())
     for separator in (own, *_SEPARATORS):
         quoted = [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
-        if wanted <= set(quoted):
+        if columns.fits(quoted):
             if separator != own:
                 log.info("%s: its fields are separated by %s", path, _SEPARATORS[separator])
             plain = tab and separator == "\t" and not _is_quoted(header)
@@ -116,15 +127,18 @@ def _is_quoted(header: str) -> bool:
     return all(len(name) > 1 and name[0] == name[-1] == '"' for name in names)
 
 
-def json_records(path: str, columns: Columns, cleaned: bool = True) -> Records:
+def json_records(
+    path: str, columns: Columns, read: Callable[[int], object] = lambda _: None, cleaned: bool = True
+) -> Records:
     """The objects of JSON lines; empty lines are skipped.
 
     Args:
+        read: see `text_lines`.
         cleaned: without lone surrogates in their texts; offsets into a text need it as it is.
     """
     number = 0
     try:
-        for number, line in enumerate(text_lines(Path(path)), 1):
+        for number, line in enumerate(text_lines(Path(path), read), 1):
             if line.strip():
                 yield number, _json_record(line, columns, place(path, number), cleaned)
     except UnicodeDecodeError as error:
@@ -143,7 +157,8 @@ def _json_record(line: str, columns: Columns, where: str, cleaned: bool) -> dict
     columns.require(_names(line) if several else list(record), where)
     if cleaned and "\\u" in line:
         return {
-            name: without_half_characters(record[name]) if _is_text(record[name]) else record[name] for name in wanted
+            name: without_half_characters(record[name]) if _is_text(record[name]) else record[name]
+            for name in columns.kept(list(record))
         }
     return record
 

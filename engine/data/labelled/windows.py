@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import takewhile
-
 
 def windows(count: int, room: int, overlap: int) -> list[tuple[int, int]]:
     """Where windows of at most `room` of `count` pieces start and stop, in order.
@@ -34,15 +32,9 @@ def best_seen(count: int, given: list[tuple[int, int]]) -> list[int]:
     >>> best_seen(10, windows(10, 4, 2))
     [0, 0, 0, 1, 1, 2, 2, 3, 3, 3]
     """
-    chosen, first = [], 0
-    for piece in range(count):
-        while given[first][1] <= piece:
-            first += 1
-        showing = takewhile(lambda index: given[index][0] <= piece, range(first, len(given)))  # noqa: B023
-        chosen.append(max(showing, key=lambda index: (_least(piece, given[index]), -index)))
-    return chosen
-
-
-def _least(piece: int, window: tuple[int, int]) -> int:
-    """How much a window shows on the barer side of a piece."""
-    return min(piece - window[0], window[1] - 1 - piece)
+    best, shown = [0] * count, [-1] * count
+    for index, (start, stop) in enumerate(given):
+        for piece in range(start, stop):
+            if min(piece - start, stop - 1 - piece) > shown[piece]:
+                best[piece], shown[piece] = index, min(piece - start, stop - 1 - piece)
+    return best

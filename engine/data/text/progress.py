@@ -22,14 +22,15 @@ class ReadingProgress:
 
     Args:
         total: bytes of all sources; 0 where unknown.
+        what: is done with it.
     """
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, what: str = "tokenize") -> None:
         from tqdm import tqdm
 
         terminal = sys.stderr.isatty()
         self._total, self._logged = total, time.monotonic()
-        self._bar = tqdm(total=total or None, unit="B", unit_scale=True, desc="tokenize", disable=not terminal)
+        self._bar = tqdm(total=total or None, unit="B", unit_scale=True, desc=what, disable=not terminal)
 
     def update(self, done: int) -> None:
         """Show that `done` bytes were read."""

@@ -12,6 +12,8 @@ from typing import IO, Any, cast
 
 from engine.errors import UserError
 
+#: the path of the standard input, which is read from where it stands and can't always be opened
+STANDARD_INPUT = Path("/dev/stdin")
 COMPRESSIONS = (".gz", ".xz", ".bz2")
 #: least number of bytes that are read to tell what a file holds
 HEAD_BYTES = 4096
@@ -60,7 +62,8 @@ def text_lines(path: Path, read: Callable[[int], object] = lambda _: None) -> It
     Lines end at line feeds; in a file of carriage returns alone, at these.
 
     Args:
-        read: called with each line's position in the file as stored, in bytes.
+        path: the file, or `STANDARD_INPUT`.
+        read: called with each line's position in the file as stored, in bytes; 0 in a pipe.
 
     Raises:
         UserError: the file is plainly no text file.
@@ -68,14 +71,19 @@ def text_lines(path: Path, read: Callable[[int], object] = lambda _: None) -> It
         EOFError, OSError, lzma.LZMAError, zlib.error: compressed data is damaged, or the file can't be read.
     """
     encoding = "utf-8-sig"
-    with path.open("rb") as raw, _decompressed(raw, path.suffix.lower()) as stream:
+    with _opened(path) as raw, _decompressed(raw, path.suffix.lower()) as stream:
         head: bytes = cast("Any", stream).peek(HEAD_BYTES)
         refuse_other_content(head, path)
+        seekable = raw.seekable()
         lines = _lines_of_any_end(stream) if b"\r" in head and b"\n" not in head else stream
         for line in lines:
-            read(raw.tell())
+            read(raw.tell() if seekable else 0)
             yield line.decode(encoding)
             encoding = "utf-8"
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return open(0, "rb", closefd=False) if path == STANDARD_INPUT else path.open("rb")
 
 
 def _lines_of_any_end(stream: IO[bytes]) -> Iterator[bytes]:

@@ -282,5 +282,6 @@ def split_validation(training: TaggedTexts, seed: int) -> tuple[TaggedTexts, Tag
 
 
 def _select(texts: TaggedTexts, indices: Sequence[int]) -> TaggedTexts:
-    kept = {name: [getattr(texts, name)[index] for index in indices] for name in ("texts", "words", "tags", "lines")}
+    names = ("texts", "words", "tags", "lines")
+    kept: dict[str, Any] = {name: [getattr(texts, name)[index] for index in indices] for name in names}
     return replace(texts, **kept)

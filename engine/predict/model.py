@@ -1,0 +1,132 @@
+"""The model of a prediction: where it is, which head it has, and what the run that trained it read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from engine.config import architecture_of
+from engine.data.tokenizer.vocabulary import Vocabulary
+from engine.data.tokenizer.wordpiece import load_tokenizer
+from engine.durable import sha256_of
+from engine.errors import UserError
+from engine.hub import fetch, hub_model
+from engine.model.pretrained import load_config, load_pretrained, weight_files
+from engine.precision import DTYPES
+
+#: heads of pre-training: they predict nothing that a task asks for
+NO_TASK = ("pretraining", "masked_lm")
+REMEDY = "give the folder of a fine-tuned model"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A Hugging Face folder with a task's head."""
+
+    folder: Path
+    config: Any
+    """the transformers configuration"""
+    head: str
+    """one of `Architecture.export_classes`"""
+    run: Mapping[str, Any]
+    """the section labelled of the run that the folder is of; empty where it is of none"""
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tokenizer.
+
+        Raises:
+            UserError: there is none, or it has more tokens than the model.
+        """
+        vocabulary, rows = load_tokenizer(self.folder), self.config.vocab_size
+        if vocabulary.vocab_size > rows:
+            raise UserError(
+                f"model: {self.folder} has a tokenizer of {vocabulary.vocab_size} tokens and word embeddings of {rows}"
+                "; copy the tokenizer's files that came with the weights there"
+            )
+        return vocabulary
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the classes, in the order of their ids."""
+        return tuple(str(self.config.id2label[index]) for index in range(self.config.num_labels))
+
+    def length(self, wanted: int | None) -> int:
+        """The longest sequence in tokens: what is wanted, else the run's own, else all that the model takes.
+
+        Raises:
+            UserError: more is wanted than the model has positions for.
+        """
+        limit = architecture_of(self.config).positions(self.config)
+        if wanted is not None and wanted > limit:
+            raise UserError(
+                f"max_length: {wanted} is not allowed; {self.folder} has {limit} positions: give at most that"
+            )
+        most = min(limit, self.vocabulary.max_length or limit)
+        return wanted or self.run.get("max_length") or most
+
+    def fingerprint(self) -> str:
+        """sha256 of weights, configuration and tokenizer."""
+        parts = [sha256_of(path) for path in weight_files(self.folder)]
+        parts += [sha256_of(self.folder / "config.json"), self.vocabulary.fingerprint]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+    def load(self, device: torch.device, precision: str) -> nn.Module:
+        """The model in evaluation mode.
+
+        Raises:
+            UserError: weights that are missing, damaged, or of another shape; a head without weights.
+        """
+        model = architecture_of(self.config).build(self.head, self.config, False)
+        report = load_pretrained(model, self.folder)
+        fresh = [*report.initialised, *(each.name for each in report.reshaped)]
+        if fresh:
+            raise UserError(f"model: {self.folder} has no weights of {fresh[0]}, a part of its head; {REMEDY}")
+        return model.to(device, DTYPES[precision]).eval()  # type: ignore[index]
+
+
+def open_folder(given: str) -> ModelFolder:
+    """The model that a user names: a run's folder, an export, any folder of our architectures, or one of the hub.
+
+    Raises:
+        UserError: nothing there, another architecture, or no head of a task.
+    """
+    named = hub_model(given, "model")
+    path = Path(given) if named is None else fetch(named, "model")
+    run: Mapping[str, Any] = {}
+    if (path / "config.yaml").is_file():
+        if not (path / "export" / "config.json").is_file():
+            raise UserError(f"model: {given!r} is a run without an export; zerobert export {given} makes one")
+        path, run = path / "export", _labelled(path / "config.yaml")
+    config = load_config(path)
+    return ModelFolder(path, config, _head(path, config), run)
+
+
+def _labelled(path: Path) -> Mapping[str, Any]:
+    """The section labelled of a run's configuration."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"model: {path} cannot be read ({error}); give the run's export") from error
+    section = values.get("labelled") if isinstance(values, dict) else None
+    return section if isinstance(section, dict) else {}
+
+
+def _head(path: Path, config: Any) -> str:
+    """The head that config.json names in `architectures`."""
+    kind = (config.architectures or [None])[0]
+    heads = {name: head for head, name in architecture_of(config).export_classes.items() if head not in NO_TASK}
+    if kind not in heads:
+        raise UserError(
+            f"model: {path / 'config.json'} names {kind!r} in architectures, which has no head of a task "
+            f"({', '.join(heads)}); {REMEDY}"
+        )
+    return heads[kind]

@@ -1,0 +1,120 @@
+"""Predictions of a head on whole sequences: a class, several labels, or a number.
+
+What the logits mean is what config.json says in problem_type, as in transformers: single_label_classification (also
+where it is null and there are several classes), multi_label_classification or regression (also of a single output).
+Several labels are those whose probability is at least their threshold: that of the label in config.json's object
+`thresholds`, else 0.5.
+
+Shapes: C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.data.labelled.encoded import framed
+from engine.errors import UserError
+from engine.model.pretrained import check_segments
+from engine.predict.model import ModelFolder
+from engine.predict.options import PredictConfig
+from engine.predict.predictor import Encoded, Predictor, significant
+from engine.predict.rows import Row
+
+SINGLE, SEVERAL, NUMBER = "single_label_classification", "multi_label_classification", "regression"
+#: the field of config.json with the least probability of each label, by its name
+THRESHOLDS = "thresholds"
+THRESHOLD = 0.5
+
+
+class SequencePredictor(Predictor):
+    """The predictor of "sequence_classification"."""
+
+    options: ClassVar = ("probabilities",)
+
+    def __init__(self, model: ModelFolder, config: PredictConfig) -> None:
+        super().__init__(model, config)
+        if config.text_pair is not None:
+            check_segments(model.config, str(model.folder), "text_pair")
+        self.names = model.names
+        self.problem = _problem(model)
+        self.thresholds = _thresholds(model, self.names)
+        self.columns = self._columns()
+        if self.problem == NUMBER and config.probabilities:
+            raise UserError("probabilities: True has no effect: the model predicts numbers; leave it out")
+        self._tokenizer = framed(model.vocabulary)
+        self._tokenizer.enable_truncation(self.length, strategy="longest_first")
+
+    def _columns(self) -> dict[str, tuple[str, ...]]:
+        if self.problem == NUMBER:
+            return {"score": ()} if len(self.names) == 1 else {"scores": self.names}
+        columns: dict[str, tuple[str, ...]] = {"labels": ()} if self.problem == SEVERAL else {"label": ()}
+        columns |= {"confidence": ()} if self.problem == SINGLE else {}
+        return columns | ({"probabilities": self.names} if self.config.probabilities else {})
+
+    def encode(self, rows: Sequence[Row]) -> Encoded:
+        assert self.config.text is not None
+        texts = [self.text(row, self.config.text) for row in rows]
+        inputs: list[Any] = texts
+        if self.config.text_pair is not None:
+            inputs = list(zip(texts, (self.text(row, self.config.text_pair) for row in rows), strict=True))
+        encodings = self._tokenizer.encode_batch_fast(inputs)
+        tokens = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        truncated = sum(bool(encoding.overflowing) for encoding in encodings if len(encoding) == self.length)
+        return Encoded(tokens, [encoding.type_ids.count(0) for encoding in encodings], None, truncated)
+
+    def decode(self, encoded: Encoded, logits: list[NDArray[np.float32]]) -> list[dict[str, Any]]:
+        values = np.stack(logits).astype(np.float64)
+        if self.problem == NUMBER:
+            return [self._numbers(row) for row in values]
+        rows = softmax(values) if self.problem == SINGLE else 1 / (1 + np.exp(-values))
+        return [self._classes(row) for row in rows]
+
+    def _numbers(self, values: NDArray[np.float64]) -> dict[str, Any]:
+        """[C] as the columns of a regression."""
+        scores = [significant(value) for value in values.tolist()]
+        return {"score": scores[0]} if len(scores) == 1 else {"scores": dict(zip(self.names, scores, strict=True))}
+
+    def _classes(self, probabilities: NDArray[np.float64]) -> dict[str, Any]:
+        """[C] as the columns of a classification."""
+        if self.problem == SINGLE:
+            best = int(probabilities.argmax())
+            row: dict[str, Any] = {"label": self.names[best], "confidence": significant(float(probabilities[best]))}
+        else:
+            row = {"labels": [self.names[index] for index in np.flatnonzero(probabilities >= self.thresholds)]}
+        if self.config.probabilities:
+            shown = map(significant, probabilities.tolist())
+            row["probabilities"] = dict(zip(self.names, shown, strict=True))
+        return row
+
+
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probabilities of logits [..., C]."""
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    shares: NDArray[np.float64] = powers / powers.sum(-1, keepdims=True)
+    return shares
+
+
+def _problem(model: ModelFolder) -> str:
+    given = model.config.problem_type
+    if given is None:
+        return NUMBER if len(model.names) == 1 else SINGLE
+    if given not in (SINGLE, SEVERAL, NUMBER):
+        where = model.folder / "config.json"
+        raise UserError(f"{where}: problem_type {given!r} is not known; give {SINGLE}, {SEVERAL} or {NUMBER}")
+    return str(given)
+
+
+def _thresholds(model: ModelFolder, names: Sequence[str]) -> NDArray[np.float64]:
+    """[C], what config.json says."""
+    given = getattr(model.config, THRESHOLDS, None) or {}
+    where = f"{model.folder / 'config.json'}: {THRESHOLDS}"
+    if not isinstance(given, dict) or not all(isinstance(value, (int, float)) for value in given.values()):
+        raise UserError(f"{where} {given!r:.60} is not an object of numbers by label; correct it")
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        raise UserError(f"{where} names {unknown[0]!r}, which is no label of id2label; correct it")
+    return np.array([float(given.get(name, THRESHOLD)) for name in names])
