@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.tasks.tokens.folders import save_model, write_conll
-from tests.train.runs import losses, run
+from tests.train.runs import NO_DROPOUT, losses, run
 from tests.train.test_layouts import largest_difference
 
 
@@ -22,7 +22,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         f"--labelled.validation={write_conll(folder / 'validation.conll', 21, seed=2)}",
         f"--labelled.test={write_conll(folder / 'test.conll', 9, seed=3, most=9)}",
         "--labelled.max_length=16", "--labelled.stride=4", "--optim.learning_rate=2e-3", "--train.steps=6",
-        "--train.eval_interval=3", "--train.global_batch=16", "--train.deterministic=true",
+        "--train.eval_interval=3", "--train.global_batch=16", "--train.deterministic=true", *NO_DROPOUT,
     ]  # fmt: skip
 
 

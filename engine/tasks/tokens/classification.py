@@ -122,7 +122,7 @@ class TokenClassification(FineTuning):
 
     def report(self, evaluation: Evaluation, folder: Path) -> str:
         """See `engine.tasks.tokens.report.report`."""
-        return report.report(evaluation, folder)
+        return report.report(evaluation, folder, self.config.monitor.texts)
 
 
 def read_splits(labelled: LabelledConfig, seed: int) -> tuple[dict[str, TaggedTexts], tuple[str, ...]]:

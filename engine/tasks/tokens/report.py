@@ -16,6 +16,9 @@ from engine.durable import write_atomically
 from engine.tasks.task import Evaluation
 from engine.tasks.tokens.entities import Entities, EntityCounts, Tags, count_entities, entities
 
+#: a token that is not to be written
+HIDDEN = "_"
+
 
 @dataclass(frozen=True)
 class TaggedPredictions:
@@ -46,12 +49,13 @@ class TaggedPredictions:
         return count_entities(*self.entities(), len(self.types))
 
 
-def report(evaluation: Evaluation, folder: Path) -> str:
+def report(evaluation: Evaluation, folder: Path, texts: bool) -> str:
     """Write predictions.conll, predictions.jsonl, report.json and report.txt into `folder`.
 
     Args:
         evaluation: of `TokenClassification.evaluate`; its record "predictions" is what the report is made of.
         folder: made where it is missing.
+        texts: whether to write what the texts say, too; else each token of predictions.conll is `HIDDEN`.
 
     Returns:
         The text of report.txt.
@@ -60,8 +64,8 @@ def report(evaluation: Evaluation, folder: Path) -> str:
     summary = summarise(predictions) | {"scores": evaluation.scalars}
     text = render(summary)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "predictions.conll", "\n".join(_columns(predictions)))
-    write_atomically(folder / "predictions.jsonl", "".join(f"{line}\n" for line in _spans(predictions)))
+    write_atomically(folder / "predictions.conll", "\n".join(_columns(predictions, texts)))
+    write_atomically(folder / "predictions.jsonl", "".join(f"{line}\n" for line in _spans(predictions, texts)))
     write_atomically(folder / "report.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     write_atomically(folder / "report.txt", text)
     return text
@@ -99,21 +103,21 @@ def render(summary: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _columns(predictions: TaggedPredictions) -> Iterator[str]:
+def _columns(predictions: TaggedPredictions, shown: bool) -> Iterator[str]:
     """Token, true and predicted tag a line, an empty line behind each text; tabs and line ends as JSON escapes them."""
-    texts, names = predictions.texts, predictions.names
-    number = 0
+    texts = predictions.texts
+    tags = [[predictions.names[tag] for tag in side.tolist()] for side in (predictions.truth, predictions.predicted)]
+    pairs = zip(*tags, strict=True)
     for index, words in enumerate(texts.words):
         for start, stop in words:
             word = texts.texts[index][start:stop]
-            shown = json.dumps(word, ensure_ascii=False)[1:-1] if set(word) & set("\t\n\r") else word
-            yield f"{shown}\t{names[predictions.truth[number]]}\t{names[predictions.predicted[number]]}"
-            number += 1
+            token = json.dumps(word, ensure_ascii=False)[1:-1] if set(word) & set("\t\n\r") else word
+            yield "\t".join((token if shown else HIDDEN, *next(pairs)))
         yield ""
     yield ""
 
 
-def _spans(predictions: TaggedPredictions) -> Iterator[str]:
+def _spans(predictions: TaggedPredictions, shown: bool) -> Iterator[str]:
     """JSON of each text with its true and its predicted entities: [start, end, type], in characters of a raw text, else
     in tokens."""
     texts, types = predictions.texts, predictions.types
@@ -123,9 +127,9 @@ def _spans(predictions: TaggedPredictions) -> Iterator[str]:
     for index, words in enumerate(texts.words):
         before = stops[index] - len(words)
         record: dict[str, Any] = {"line": texts.lines[index][0]}
-        if texts.raw:
+        if shown and texts.raw:
             record["text"] = texts.texts[index]
-        else:
+        elif shown:
             record["tokens"] = [texts.texts[index][start:stop] for start, stop in words]
         for name, found in sides.items():
             own = found[edges[name][index] : edges[name][index + 1]]

@@ -194,6 +194,15 @@ def test_the_report_tells_types_and_predictions(make_task: MakeTask, tmp_path: P
     assert sum(stop - start for start, stop, _ in first["true"]) == sum(tag != "O" for tag in own)
 
 
+def test_a_run_without_texts_reports_none(make_task: MakeTask, tmp_path: Path) -> None:
+    task = make_task()
+    task.config.monitor.texts = False
+    task.report(evaluate(task, task.build_model()), tmp_path / "report")
+    written = "".join(path.read_text() for path in (tmp_path / "report").iterdir())
+    assert not any(word in written for word in ("anna", "oslo", "lives"))
+    assert written.count("_\tB-PER\t") == sum(tags.count("B-PER") for _, tags in sentences(23, 2))
+
+
 def export(task: TokenClassification, model: Any, out: Path) -> Path:
     config = described(task.model_config, task.export_class(task.model_config))
     export_huggingface(model.state_dict(), config, saved_files(task.vocabulary), out)
