@@ -43,6 +43,12 @@ def finetune(*options: str) -> Arguments:
     return lambda inputs, output: ["train", f"--output={output}", *fill((*start, *options), inputs)]
 
 
+def tagging(train: str, *options: str) -> Arguments:
+    start = ["--task=token_classification", "--model.init_from=IN/model", f"--labelled.train=IN/{train}"]
+    start.append("--labelled.max_length=16")
+    return lambda inputs, output: ["train", f"--output={output}", *fill((*start, *options), inputs)]
+
+
 def preparing(source: str, *options: str) -> Arguments:
     return lambda inputs, output: [
         "prepare",
@@ -138,6 +144,28 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     "one column twice": (finetune("--labelled.text_pair=sentence"), "labelled.text_pair: 'sentence' is labelled.text"),
     "pointer for labelled data": (finetune("--labelled.train=IN/pointer.csv"), "pointer.csv is a Git LFS pointer"),
     "labelled data in UTF-16": (finetune("--labelled.train=IN/utf16.csv"), "utf16.csv: UTF-16, not UTF-8"),
+    "row of tags with one column": (
+        tagging("onecolumn.conll"),
+        "onecolumn.conll, line 2: 1 column, and the first row has",
+    ),
+    "tags of two schemes": (tagging("schemes.conll"), "schemes.conll, line 4: tag E-LOC is of another scheme"),
+    "tag unseen in training": (
+        tagging("tags.jsonl", "--labelled.test=IN/unseen.conll"),
+        "unseen.conll, line 2: type 'ORG' of 'EU' is not among the training examples (LOC)",
+    ),
+    "span behind its text": (
+        tagging("spans.jsonl"),
+        "spans.jsonl, line 1: span [3, 9, 'LOC'] is not within the text of 7",
+    ),
+    "lists of two lengths": (tagging("lengths.jsonl"), "lengths.jsonl, line 1: 2 tokens and 1 tags"),
+    "windows that share all": (
+        tagging("tags.jsonl", "--labelled.stride=14"),
+        "labelled.stride: 14 is not allowed; give 0 or more, and less than the 14 pieces of a window",
+    ),
+    "second text of tags": (
+        tagging("tags.jsonl", "--labelled.text_pair=other"),
+        "labelled.text_pair: 'other' has no effect while task is token_classification",
+    ),
     "pointer for a source": (preparing("IN/pointer.csv.txt"), "pointer.csv.txt is a Git LFS pointer"),
     "source in UTF-16": (preparing("IN/utf16.txt"), "utf16.txt: UTF-16, not UTF-8"),
     "array of JSON": (preparing("IN/array.json"), "array.json:1: a JSON list, not an object; write one object a line"),
@@ -269,6 +297,12 @@ def write_inputs(folder: Path) -> None:
         "deepspeed_type.json": '{"zero_optimization": {"reduce_bucket_size": "5e8"}}',
         "train.jsonl": rows(40, lambda i: ("red", "blue")[i % 2]),
         "unseen.jsonl": rows(4, lambda i: "mauve"),
+        "tags.jsonl": '{"tokens": ["in", "Rome"], "tags": ["O", "B-LOC"]}\n' * 20,
+        "lengths.jsonl": '{"tokens": ["in", "Rome"], "tags": ["O"]}\n',
+        "spans.jsonl": '{"text": "in Rome", "spans": [[3, 9, "LOC"]]}\n',
+        "onecolumn.conll": "in O\nRome\n",
+        "schemes.conll": "in O\nRome U-LOC\n\nRome E-LOC\n",
+        "unseen.conll": "the O\nEU B-ORG\n",
         "korean.jsonl": rows(40, lambda i: ("red", "blue")[i % 2]).replace("word number", "한국어").replace(" ", ""),
         "korean.txt": "안녕하세요 여러분. 오늘은 날씨가 좋습니다.\n\n" * 9,
         "oneclass.jsonl": rows(40, lambda i: "red"),

@@ -126,7 +126,7 @@ class TokenClassification(FineTuning):
 
 
 def read_splits(labelled: LabelledConfig, seed: int) -> tuple[dict[str, TaggedTexts], tuple[str, ...]]:
-    """The texts of "train", "validation" (a tenth of the training texts unless given) and, if given, "test"; and the
+    """The texts of "train", "validation" (a tenth or a fold of the training texts unless given) and of "test", and the
     tags of all training texts."""
 
     def read(path: str) -> TaggedTexts:
@@ -136,7 +136,7 @@ def read_splits(labelled: LabelledConfig, seed: int) -> tuple[dict[str, TaggedTe
     training = read(labelled.train)
     names = tag_names(training)
     if labelled.validation is None:
-        training, validation = split_validation(training, seed)
+        training, validation = split_validation(training, labelled, seed)
     else:
         validation = read(labelled.validation)
     splits = {"train": training, "validation": validation}

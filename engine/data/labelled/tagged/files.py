@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from engine.config import LabelledConfig
 from engine.data.labelled.classes import hold_out
 from engine.data.labelled.files import DATASETS_PREFIX, damage_as_user_error, format_of, open_records
+from engine.data.labelled.folds import fold_of
 from engine.data.labelled.tables import Columns, Records, json_records
 from engine.data.labelled.tagged.conll import read_conll
 from engine.data.labelled.tagged.schemes import OUTSIDE, to_bio, type_of
@@ -269,13 +270,16 @@ def tag_ids(texts: TaggedTexts, names: Sequence[str]) -> list[NDArray[np.int64]]
     return [np.array([ids[tag] for tag in tags], dtype=np.int64) for tags in texts.tags]
 
 
-def split_validation(training: TaggedTexts, seed: int) -> tuple[TaggedTexts, TaggedTexts]:
-    """Training texts and the tenth of them that is held out for validation, as many with entities as without.
+def split_validation(training: TaggedTexts, labelled: LabelledConfig, seed: int) -> tuple[TaggedTexts, TaggedTexts]:
+    """Training texts and those of them that are held out for validation: a tenth, or the fold that is asked for.
+
+    Texts with entities and those without are held out in equal shares.
 
     Raises:
         UserError: too few texts to hold any out.
     """
-    kept, held = hold_out(["some" if set(tags) - {OUTSIDE} else "none" for tags in training.tags], seed)
+    kinds = ["entities" if set(tags) - {OUTSIDE} else "no entities" for tags in training.tags]
+    kept, held = hold_out(kinds, seed) if labelled.folds is None else fold_of(labelled, kinds, seed)
     if not held:
         raise UserError(f"{training.path}: {len(training)} texts are too few to hold some out; set labelled.validation")
     return _select(training, kept), _select(training, held)

@@ -13,6 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from engine.config import LabelledConfig
 from engine.data.labelled.tagged import spans
 from engine.data.labelled.tagged.files import (
     TaggedTexts,
@@ -299,12 +300,15 @@ def test_the_tags_are_those_of_training_and_others_are_refused(tmp_path: Path) -
 
 def test_a_tenth_is_held_out_with_and_without_entities(tmp_path: Path) -> None:
     content = "".join(f"word{i} {'B-X' if i % 2 else 'O'}\n\n" for i in range(40))
-    kept, held = split_validation(read(tmp_path / "x.conll", content), seed=1)
+    kept, held = split_validation(read(tmp_path / "x.conll", content), LabelledConfig(), seed=1)
     assert (len(kept), len(held)) == (36, 4)
     assert sorted(word for row in words(kept) + words(held) for word in row) == sorted(f"word{i}" for i in range(40))
     assert sum(tags == ["B-X"] for tags in held.tags) == 2
+    fold = LabelledConfig(folds=4, fold=2)
+    kept, held = split_validation(read(tmp_path / "x.conll", content), fold, seed=1)
+    assert (len(kept), sorted(held.tags)) == (30, [["B-X"]] * 5 + [["O"]] * 5)
     with pytest.raises(UserError, match=r"1 texts are too few to hold some out; set labelled\.validation"):
-        split_validation(read(tmp_path / "x.conll", "a B-X\n"), seed=1)
+        split_validation(read(tmp_path / "x.conll", "a B-X\n"), LabelledConfig(), seed=1)
 
 
 def test_the_examples_of_words_hold() -> None:
