@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, BertForTokenClassification, pipeline
+from transformers import AutoModel, AutoModelForTokenClassification, AutoTokenizer, BertForTokenClassification, pipeline
 
 from engine.config import LabelledConfig, ModelConfig, RunConfig
 from engine.data.loading.loader import BatchLayout, evaluation_batches, training_batches
 from engine.data.loading.source import Cursor
+from engine.data.tokenizer.folder import load_tokenizer
 from engine.errors import UserError
+from engine.model.build import build_config
 from engine.model.folder import described, export_huggingface, saved_files
 from engine.tasks.task import Evaluation, Task
 from engine.tasks.tokens.classification import TokenClassification
+from tests.data.tokenizer.folders import modernbert, roberta, xlm_roberta
 from tests.tasks.tokens.folders import POSITIONS, save_model, sentences, write_conll, write_spans
 
 NAMES = ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
@@ -37,8 +40,9 @@ def make_task(tmp_path: Path, folder: Path) -> MakeTask:
     validation = write_conll(tmp_path / "validation.conll", 23, seed=2)
 
     def make(seed: int = 1, **changes: Any) -> TokenClassification:
+        start = changes.pop("init_from", str(folder))
         values: dict[str, Any] = {"train": train, "validation": validation, "max_length": POSITIONS} | changes
-        model = ModelConfig(init_from=str(folder), hidden_dropout=0.0, attention_dropout=0.0)
+        model = ModelConfig(init_from=start, hidden_dropout=0.0, attention_dropout=0.0)
         config = RunConfig(task="token_classification", seed=seed, model=model, labelled=LabelledConfig(**values))
         config.validate()
         return TokenClassification(config)
@@ -226,6 +230,44 @@ def test_transformers_pipeline_finds_the_same_entities(make_task: MakeTask, tmp_
     assert AutoTokenizer.from_pretrained(out).model_max_length == POSITIONS
     loaded = task.load_export(out)
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+KINDS = [("roberta", roberta), ("xlm-roberta", xlm_roberta), ("modernbert", modernbert)]
+
+
+@pytest.mark.parametrize(("kind", "make"), KINDS)
+def test_every_architecture_and_tokenizer_finds_what_transformers_finds(
+    make_task: MakeTask, tmp_path: Path, kind: str, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "model")
+    vocabulary = load_tokenizer(tmp_path / "model")
+    model = ModelConfig("tiny", architecture=kind, hidden_size=32, heads=2, layers=2, max_positions=160)
+    torch.manual_seed(0)
+    config = build_config(model, vocabulary.vocab_size, vocabulary.pad_id)
+    AutoModel.from_config(config).save_pretrained(tmp_path / "model")
+    files = (write_spans(tmp_path / f"{seed}.jsonl", 40, seed) for seed in (1, 2))
+    changes = dict(zip(("train", "validation"), files, strict=True))
+    task = make_task(init_from=str(tmp_path / "model"), max_length=150, max_unknown_share=1.0, **changes)
+    trained = task.build_model()
+    assert train(task, trained, 15)[-1] < 1.2
+    task.report(evaluate(task, trained), tmp_path / "report")
+    rows = [json.loads(line) for line in (tmp_path / "report" / "predictions.jsonl").read_text().splitlines()]
+    assert sum(len(row["predicted"]) for row in rows) > 20
+    out = export(task, trained, tmp_path / "export")
+    tokenizer, theirs = AutoTokenizer.from_pretrained(out), AutoModelForTokenClassification.from_pretrained(out).eval()
+    blocks = (tmp_path / "report" / "predictions.conll").read_text().split("\n\n")
+    for row, block in zip(rows, blocks, strict=False):
+        given = tokenizer(row["text"], return_tensors="pt", return_offsets_mapping=True)
+        offsets = given.pop("offset_mapping")[0].tolist()
+        with torch.no_grad():
+            tags = [theirs.config.id2label[index] for index in theirs(**given).logits[0].argmax(-1).tolist()]
+        place = 0
+        for line in block.split("\n"):
+            word, _, predicted = line.split("\t")
+            place = row["text"].index(word, place)
+            first = next(i for i, (start, stop) in enumerate(offsets) if start < place + len(word) and stop > place)
+            assert predicted == tags[first], (row["text"], word)
+            place += len(word)
 
 
 def test_raw_texts_and_tokens_teach_the_same(make_task: MakeTask, tmp_path: Path) -> None:

@@ -24,9 +24,7 @@ def describe(splits: Mapping[str, TaggedTexts], sources: Mapping[str, TaggedSour
         words = sum(map(len, texts.words))
         bare = words - int((sources[split].windows.words >= 0).sum())
         if bare:
-            lines.append(
-                f"note: {bare:,} of {words:,} words of {split} have no piece of their own, from which a tag could be told"
-            )
+            lines.append(f"note: {bare:,} of {words:,} words of {split} have no piece of their own to tell their tag")
         if texts.widened:
             lines.append(
                 f"note: {texts.widened:,} spans of {texts.path} begin or end inside of a word and are widened to it"
