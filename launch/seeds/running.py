@@ -1,0 +1,135 @@
+"""Starts runs, a number of them at once, and waits for them; a stop reaches all of them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+from engine.errors import RunError, UserError
+from launch.launcher import WORLDS, free_port
+from launch.seeds.plan import Member
+
+SCRIPT = str(Path(__file__).resolve().parents[1] / "train.py")
+#: stands in a launcher's options for a port that is free
+PORT = "{port}"
+#: signals that the runs get too; Ctrl-C reaches them by the terminal
+PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+INTERVAL = 0.05
+
+
+def check_launcher(launcher: str, at_once: int, env: Mapping[str, str]) -> list[str]:
+    """The words of a launcher's command line, with its program found; plain python without one.
+
+    Raises:
+        UserError: no such program; runs at once that would meet at one port; this command is under a launcher itself.
+    """
+    for _, size in WORLDS:
+        if env.get(size, "").isdecimal() and int(env[size]) > 1:
+            raise UserError(
+                f"launcher: {size} is {env[size]}; start seeds by itself, and give it the launcher as --launcher"
+            )
+    try:
+        words = shlex.split(launcher)
+    except ValueError as error:
+        raise UserError(f"launcher: {launcher!r} can't be read ({error}); write it as in a shell") from error
+    if not words:
+        return [sys.executable]
+    beside = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', os.defpath)}"
+    program = shutil.which(words[0], path=beside)
+    if program is None:
+        raise UserError(f"launcher: {words[0]!r} is no program here; give one such as deepspeed, torchrun or mpirun")
+    name, port = Path(program).name, "--master_port"
+    apart = any(PORT in word or word.startswith(("--standalone", "--rdzv")) for word in words)
+    if at_once > 1 and name in ("deepspeed", "torchrun") and not apart:
+        raise UserError(
+            f"launcher: {launcher!r} gives all runs the same port; add {port}={PORT} to run {at_once} at once"
+        )
+    return [program, *words[1:]]
+
+
+class Runs:
+    """Runs under way, and whether they were asked to stop."""
+
+    def __init__(self, launcher: Sequence[str], at_once: int) -> None:
+        self._launcher, self._at_once = launcher, at_once
+        self._started: dict[subprocess.Popen[str], Member] = {}
+        self.stopped_by: int | None = None
+        """the signal"""
+
+    def run_all(self, members: Sequence[Member], ended: Callable[[Member], None]) -> int:
+        """Run them to their ends, in order.
+
+        Args:
+            members: what to run.
+            ended: called after each that ends with exit code 0.
+
+        Returns:
+            0, the exit code of a user's mistake, which the run has told, or that of a stop.
+
+        Raises:
+            RunError: a run failed, or was stopped alone; those beside it have ended.
+        """
+        heeded = [number for number in (*PASSED_ON, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._stop) for number in heeded}
+        failed: tuple[Member, int] | None = None
+        waiting = list(members)
+        try:
+            while (waiting and not failed and self.stopped_by is None) or self._started:
+                while waiting and not failed and self.stopped_by is None and len(self._started) < self._at_once:
+                    self._start(waiting.pop(0))
+                for process in [process for process in self._started if process.poll() is not None]:
+                    member = self._started.pop(process)
+                    if process.returncode:
+                        failed = failed or (member, process.returncode)
+                    else:
+                        ended(member)
+                        if not member.is_finished:
+                            failed = failed or (member, 0)
+                time.sleep(INTERVAL)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return self._verdict(failed)
+
+    def _verdict(self, failed: tuple[Member, int] | None) -> int:
+        if self.stopped_by is not None:
+            print(f"stopped by {signal.Signals(self.stopped_by).name}; the same command goes on", flush=True)
+            return 130 if self.stopped_by == signal.SIGINT else 0
+        if failed is None:
+            return 0
+        member, code = failed
+        if code == 2:
+            return code
+        how = f"ended with exit code {code}" if code else "was stopped"
+        raise RunError(f"{member.name}: {how} before its end; the same command goes on")
+
+    def _start(self, member: Member) -> None:
+        words = [word.replace(PORT, str(free_port())) if PORT in word else word for word in self._launcher]
+        command = [*words, SCRIPT, *member.options]
+        if self._at_once == 1:
+            self._started[subprocess.Popen(command, text=True)] = member
+            return
+        process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        threading.Thread(target=_repeat, args=(process, member.name), daemon=True).start()
+        self._started[process] = member
+
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        self.stopped_by = number
+        for process in self._started if number in PASSED_ON else ():
+            process.send_signal(number)
+
+
+def _repeat(process: subprocess.Popen[str], name: str) -> None:
+    """Print what a run prints, with its name before each line."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(f"{name}: {line}", end="", flush=True)

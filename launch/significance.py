@@ -1,0 +1,132 @@
+"""Whether scores differ by more than chance: paired tests on examples and on seeds, and intervals.
+
+Shapes: N examples, K columns of a score (see `engine.tasks.outcomes`), R resamples, P pairs of runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from engine.tasks.outcomes import Numbers, score_of
+
+#: a difference is called real below this p-value, and intervals hold the truth in the other cases
+LEVEL = 0.05
+#: resamples of a bootstrap, fewer of many examples
+RESAMPLES, FEWEST_RESAMPLES = 10_000, 1_000
+#: drawn examples of a bootstrap above which resamples are saved, and of those that are in memory at once
+MOST_DRAWN, AT_ONCE = 2_000_000_000, 1 << 21
+SEED = 20
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far the second of two settings is above the first."""
+
+    value: float
+    low: float
+    """ends of the 95 % interval"""
+    high: float
+    p: float
+    """the probability of a difference at least as large, either way, if there were none"""
+
+    @property
+    def real(self) -> bool:
+        """Whether chance is no likely reason of it."""
+        return self.p < LEVEL
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of a mean, by the percentile bootstrap (Efron 1979).
+
+    Of few values it is too narrow. Of 2 and 3 it is their range, which holds the mean of a normal distribution in 50 %
+    and 75 % of all cases; that of 5 does in 84 %, that of 8 in 90 %.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    drawn = np.random.default_rng(SEED).integers(len(array), size=(RESAMPLES, len(array)))
+    low, high = np.quantile(array[drawn].mean(axis=1), [LEVEL / 2, 1 - LEVEL / 2])
+    return float(low), float(high)
+
+
+def mcnemar(only_first: int, only_second: int, total: int) -> Difference:
+    """The difference of two shares of right answers to the same questions.
+
+    p is that of McNemar's exact test: of the discordant answers, each run has as many right as a fair coin gives it
+    (McNemar 1947). The interval is Wald's with a half added to each of the four counts (Agresti and Min 2005).
+
+    Args:
+        only_first: answers that the first run alone has right.
+        only_second: those that the second alone has right.
+        total: all answers.
+    """
+    from scipy.stats import binomtest
+
+    discordant = only_first + only_second
+    p = float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0
+    n, excess = total + 2, only_second - only_first
+    radius = NormalDist().inv_cdf(1 - LEVEL / 2) * math.sqrt(discordant + 1 - excess**2 / n) / n
+    return Difference(excess / total, excess / n - radius, excess / n + radius, p)
+
+
+def bootstrap(name: str, pairs: Sequence[tuple[Numbers, Numbers]], *, same_examples: bool) -> Difference:
+    """The mean over pairs of runs of the difference of a score, by the paired percentile bootstrap over examples.
+
+    Both runs of a pair are scored on the same draw of examples (Efron and Tibshirani 1993, chapter 16; for scores that
+    are no means, Berg-Kirkpatrick et al. 2012). p is twice the smaller share of resamples on one side of zero.
+
+    Args:
+        name: of the score.
+        pairs: each run's shares, [N, K].
+        same_examples: whether all pairs are of the same examples, and so get the same draws.
+    """
+    generator = np.random.default_rng(SEED)
+    most = max(len(first) for first, _ in pairs)
+    resamples = int(np.clip(MOST_DRAWN // (most * len(pairs)), FEWEST_RESAMPLES, RESAMPLES))
+    found = np.concatenate(
+        [
+            _resampled(name, pairs, generator, min(size, resamples - start), same_examples)
+            for size in [max(1, AT_ONCE // most)]
+            for start in range(0, resamples, size)
+        ]
+    )
+    found = found[~np.isnan(found)]
+    value = float(np.mean([score_of(name, second) - score_of(name, first) for first, second in pairs]))
+    if not len(found):
+        return Difference(value, math.nan, math.nan, 1.0)
+    low, high = np.quantile(found, [LEVEL / 2, 1 - LEVEL / 2])
+    tail = min((found <= 0.0).sum(), (found >= 0.0).sum())
+    return Difference(value, float(low), float(high), min(1.0, 2.0 * (float(tail) + 1.0) / (len(found) + 1.0)))
+
+
+def _resampled(
+    name: str, pairs: Sequence[tuple[Numbers, Numbers]], generator: np.random.Generator, count: int, same: bool
+) -> Numbers:
+    """The mean difference in `count` resamples, [R]."""
+    differences = []
+    drawn = generator.integers(len(pairs[0][0]), size=(count, len(pairs[0][0])))
+    for number, (first, second) in enumerate(pairs):
+        if number and not same:
+            drawn = generator.integers(len(first), size=(count, len(first)))
+        if first.shape[1] == 1:  # the difference of means is the mean of differences
+            differences.append(score_of(name, (second - first)[drawn]))
+        else:
+            differences.append(score_of(name, second[drawn]) - score_of(name, first[drawn]))
+    mean: Numbers = np.mean(differences, axis=0)
+    return mean
+
+
+def paired_t(first: Sequence[float], second: Sequence[float]) -> Difference:
+    """The mean difference of a score over P pairs of runs, by Student's paired t-test; P at least 2."""
+    from scipy.stats import t
+
+    differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
+    value, degrees = float(differences.mean()), len(differences) - 1
+    error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
+    if error == 0.0:
+        return Difference(value, value, value, float(value == 0.0))
+    radius = float(t.ppf(1 - LEVEL / 2, degrees)) * error
+    return Difference(value, value - radius, value + radius, float(2 * t.sf(abs(value) / error, degrees)))

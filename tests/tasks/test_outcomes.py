@@ -1,0 +1,71 @@
+"""What a report tells of single examples, written, read and added up to scores again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import f1_score
+
+from engine.errors import UserError
+from engine.tasks.outcomes import OUTCOMES_FILE, PREDICTIONS_FILE, read_outcomes, score_of, write_outcomes
+
+TRUTH = ["a\tb", 'quoted "x"', "ü", "", "d"]
+GENERATOR = np.random.default_rng(1)
+SCORES = {
+    "exact_match": np.array([1.0, 0.0, 1.0, 1.0, 0.0]),
+    "entity_f1": GENERATOR.integers(0, 3, (5, 3)).astype(np.float64),
+    "pearson": GENERATOR.random((5, 2)),
+}
+
+
+def test_outcomes_are_read_as_they_were_written(tmp_path: Path) -> None:
+    write_outcomes(tmp_path, TRUTH, SCORES)
+    header = (tmp_path / OUTCOMES_FILE).read_text().splitlines()[0].split("\t")
+    assert header[:3] == ["index", "true", "exact_match"]
+    assert header[3:] == ["entity_f1.tp", "entity_f1.fp", "entity_f1.fn", "pearson.true", "pearson.predicted"]
+    found = read_outcomes(tmp_path)
+    assert list(found.truth) == TRUTH
+    assert list(found.scores) == list(SCORES)
+    for name, values in SCORES.items():
+        assert found.scores[name] == pytest.approx(values.reshape(5, -1), rel=1e-8)
+
+
+def test_a_mean_is_the_mean_and_micro_f1_is_sklearns() -> None:
+    truth, predicted = GENERATOR.integers(0, 2, (2, 40, 6))
+    counts = [(truth & predicted).sum(1), (~truth & predicted & 1).sum(1), (truth & ~predicted & 1).sum(1)]
+    found = score_of("entity_f1", np.stack(counts, axis=1).astype(np.float64))
+    assert found == pytest.approx(f1_score(truth, predicted, average="micro"))
+    assert score_of("entity_f1", np.zeros((4, 3))) == 0.0
+    assert score_of("exact_match", np.array([[1.0], [0.0], [0.0], [1.0]])) == 0.5
+
+
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+def test_correlations_are_scipys_also_of_many_resamples(name: str) -> None:
+    pairs = GENERATOR.integers(0, 5, (3, 50, 2)).astype(np.float64)
+    theirs = {"pearson": stats.pearsonr, "spearman": stats.spearmanr}[name]
+    assert score_of(name, pairs) == pytest.approx([theirs(*pair.T).statistic for pair in pairs])
+
+
+def test_predictions_of_a_classifier_tell_its_accuracy(tmp_path: Path) -> None:
+    rows = ["index\ttrue\tpredicted\tconfidence", "0\tyes\tyes\t0.9", "1\tno\tyes\t0.6", "2\tno\tno\t0.7"]
+    (tmp_path / PREDICTIONS_FILE).write_text("\n".join(rows) + "\n")
+    found = read_outcomes(tmp_path)
+    assert found.truth == ("yes", "no", "no")
+    assert found.scores["accuracy"].tolist() == [[1.0], [0.0], [1.0]]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "index\ttrue\taccuracy\n0\ta\n", "index\ttrue\taccuracy\n0\ta\tx\n", "index\n0\n"]
+)
+def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / OUTCOMES_FILE).write_text(content)
+    with pytest.raises(UserError, match=rf"^{tmp_path / OUTCOMES_FILE}: it is not what a run wrote there"):
+        read_outcomes(tmp_path)
+
+
+def test_a_report_without_examples_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"it tells nothing of single examples; it holds no outcomes.tsv"):
+        read_outcomes(tmp_path)
