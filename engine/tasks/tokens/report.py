@@ -13,6 +13,7 @@ import numpy as np
 from engine.data.labelled.tagged.files import TaggedTexts
 from engine.data.labelled.tagged.schemes import type_of
 from engine.durable import write_atomically
+from engine.tasks.outcomes import Numbers, write_outcomes
 from engine.tasks.task import Evaluation
 from engine.tasks.tokens.entities import Entities, EntityCounts, Tags, count_entities, entities
 
@@ -48,9 +49,21 @@ class TaggedPredictions:
         """Of entities by type."""
         return count_entities(*self.entities(), len(self.types))
 
+    def outcomes(self) -> tuple[list[str], dict[str, Numbers]]:
+        """The true tags of each text, and its counts of entities, for micro F1; see `engine.tasks.outcomes`."""
+        stops = np.cumsum([len(words) for words in self.texts.words])
+        tags = np.array(self.names)[self.truth]
+        truth = [" ".join(own) for own in np.split(tags, stops[:-1])]
+        sides = self.entities()
+        found = {tuple(row) for row in sides[0].tolist()}
+        right = np.array([row for row in sides[1].tolist() if tuple(row) in found], dtype=np.int64).reshape(-1, 3)
+        counts = [np.searchsorted(stops, rows[:, 0], "right") for rows in (right, *sides)]
+        tp, true, predicted = (np.bincount(each, minlength=len(stops)).astype(np.float64) for each in counts)
+        return truth, {"f1": np.stack([tp, predicted - tp, true - tp], axis=1)}
+
 
 def report(evaluation: Evaluation, folder: Path, texts: bool) -> str:
-    """Write predictions.conll, predictions.jsonl, report.json and report.txt into `folder`.
+    """Write predictions.conll, predictions.jsonl, outcomes.tsv, report.json and report.txt into `folder`.
 
     Args:
         evaluation: of `TokenClassification.evaluate`; its record "predictions" is what the report is made of.
@@ -66,6 +79,7 @@ def report(evaluation: Evaluation, folder: Path, texts: bool) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "predictions.conll", "\n".join(_columns(predictions, texts)))
     write_atomically(folder / "predictions.jsonl", "".join(f"{line}\n" for line in _spans(predictions, texts)))
+    write_outcomes(folder, *predictions.outcomes())
     write_atomically(folder / "report.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     write_atomically(folder / "report.txt", text)
     return text
