@@ -1,4 +1,4 @@
-"""Prepare, train, evaluate and load from Python, on one rank and without a launcher: for a notebook.
+"""Prepare, train, evaluate, predict and load from Python, on one rank and without a launcher: for a notebook.
 
 Options have the names of the command line, dots included: `{"train.steps": 100}`. Training on several ranks needs a
 launcher: `deepspeed launch/train.py`.
@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +109,27 @@ def evaluate(run: str | Path, split: str = "validation", options: Options | None
     if evaluation is None:
         raise UserError(f"split: {split!r} has no examples in this run; choose validation, or test with labelled.test")
     return evaluation.scalars
+
+
+def predict(model: str | Path, rows: Iterable[Mapping[str, Any] | str], **options: Any) -> list[dict[str, Any]]:
+    """Rows with a model's predictions, as `zerobert predict` writes them; it holds all of them in memory.
+
+    Args:
+        model: a run's folder, an exported one, or any Hugging Face folder of our architectures with a task's head.
+        rows: texts, or rows whose columns the options `text` and `text_pair` name.
+        options: fields of `PredictConfig`.
+
+    Raises:
+        UserError: what is wrong with the model, the options or a row.
+    """
+    from engine.predict.options import PredictConfig
+    from engine.predict.stream import predict_rows
+
+    known = [name for name in PredictConfig.__dataclass_fields__ if name not in ("model", "input", "output", "format")]
+    for name in options:
+        if name not in known:
+            raise UserError(f"{name}: no such field; choose one of {', '.join(known)}")
+    return list(predict_rows(PredictConfig(str(model), "rows", "rows", **options), rows))
 
 
 def load(folder: str | Path) -> tuple[Any, Any]:

@@ -93,8 +93,11 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._file.close()
+        if kind is not None and not self.progress.rows:  # a mistake leaves nothing behind
+            self.path.unlink(missing_ok=True)
+            self.sidecar.unlink(missing_ok=True)
 
     def write(self, content: bytes, rows: int, digest: str, truncated: int) -> None:
         try:

@@ -95,8 +95,8 @@ def predict_file(
     return Summary(told.rows, earlier.rows, told.truncated, predictor.length, time.monotonic() - begun)
 
 
-def predict_rows(config: PredictConfig, records: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Rows that are in memory with their new columns, one by one.
+def predict_rows(config: PredictConfig, records: Iterable[Mapping[str, Any] | str]) -> Iterator[dict[str, Any]]:
+    """Rows that are in memory with their new columns, one by one; a text alone is a row of it.
 
     Raises:
         UserError: as `predict_file`.
@@ -104,7 +104,10 @@ def predict_rows(config: PredictConfig, records: Iterable[Mapping[str, Any]]) ->
     config.validate()
     folder = open_folder(config.model)
     columns = InputColumns(*texts_of(config, folder.run), label="")
-    rows = (Row(number, record) for number, record in enumerate(records, 1))
+    column = columns.text or TEXTS[0]
+    rows = (
+        Row(number, {column: record} if isinstance(record, str) else record) for number, record in enumerate(records, 1)
+    )
     first = next(rows, None)
     if first is None:
         return
