@@ -68,16 +68,20 @@ class Table(Lines):
             yield from ((name, key) for key in keys or ("",))
 
     def lines(self, rows: Sequence[Row], columns: Sequence[Mapping[str, Any]]) -> bytes:
-        for row in rows:
-            if row.record.keys() != set(self._names):
-                odd = sorted(row.record.keys() ^ set(self._names))[0]
-                where = place(self._path, row.position)
-                raise UserError(f"{where}: column {odd!r} is not in all rows, as a table needs; write .jsonl")
+        for row, new in zip(rows, columns, strict=True):
+            self._refuse_others(row, new)
         cells = [
-            [*(row.record[name] for name in self._names), *(new[n][k] if k else new[n] for n, k in self._cells())]
+            [*(row.record[name] for name in self._names), *(new[n][k] if k else new.get(n) for n, k in self._cells())]
             for row, new in zip(rows, columns, strict=True)
         ]
         return self._written(cells, [row.position for row in rows])
+
+    def _refuse_others(self, row: Row, new: Mapping[str, Any]) -> None:
+        """A table has the columns of its first row."""
+        odd = sorted((row.record.keys() ^ set(self._names)) | (new.keys() - self._new.keys()))
+        if odd:
+            where = place(self._path, row.position)
+            raise UserError(f"{where}: column {odd[0]!r} is not in all rows, as a table needs; write .jsonl")
 
     def _written(self, rows: Sequence[Sequence[Any]], positions: Sequence[int]) -> bytes:
         texts = [[_cell(value) for value in row] for row in rows]

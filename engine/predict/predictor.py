@@ -47,12 +47,15 @@ class Predictor(ABC):
     Attributes:
         on_tokens: whether there is a row of logits for each token instead of each sequence.
         options: fields of `PredictConfig` beyond those of every task that it heeds.
+        usual: what the column of the text is called where neither the user nor a run names it, the first of these that
+            there is; the first one is also what a line of txt becomes.
         columns: the new columns, without the prefix; of one that is an object, its keys, which are columns of their own
             in a table.
     """
 
     on_tokens: ClassVar[bool] = False
     options: ClassVar[tuple[str, ...]] = ()
+    usual: ClassVar[tuple[str, ...]] = ("text", "sentence")
     columns: Mapping[str, tuple[str, ...]]
 
     def __init__(self, model: ModelFolder, config: PredictConfig) -> None:
@@ -67,6 +70,14 @@ class Predictor(ABC):
             given = getattr(config, name)
             if given != getattr(PredictConfig, name) and name not in self.options:
                 raise UserError(f"{name}: {given!r} has no effect: {model.head} has no such thing; leave it out")
+
+    @classmethod
+    def run_columns(cls, run: Mapping[str, Any]) -> tuple[str | None, str | None]:
+        """The columns of text and second text that the section labelled of a run names."""
+        return run.get("text"), run.get("text_pair")
+
+    def begin(self, first: Row) -> None:  # noqa: B027  (most have the same columns for all inputs)
+        """Look at the first row of an input, where `columns` depends on it."""
 
     @abstractmethod
     def encode(self, rows: Sequence[Row]) -> Encoded:
@@ -95,14 +106,27 @@ class Predictor(ABC):
         Raises:
             UserError: the column is missing, or holds no text; names the row.
         """
-        value, where = row.record.get(column), place(str(input_path(self.config.input)), row.position)
         if column not in row.record:
-            raise UserError(f"{where}: no column {column!r}; it has {', '.join(row.record)}; give every row the same")
+            have = ", ".join(row.record)
+            raise UserError(f"{self._place(row)}: no column {column!r}; it has {have}; give every row the same")
+        return self.checked(row.record[column], row, column)
+
+    def checked(self, value: object, row: Row, column: str) -> str:
+        """A value of a row's column as a text.
+
+        Raises:
+            UserError: it is none; names the row.
+        """
+        where = self._place(row)
         if value is None or value != value:  # pandas writes null as NaN
             raise UserError(f"{where}: no text in column {column!r}; fill it in or remove the row")
         if not isinstance(value, str):
             raise UserError(f"{where}: column {column!r} holds {value!r:.60}, which is not text; name a column of text")
         return without_half_characters(value)
+
+    def _place(self, row: Row) -> str:
+        """The row, for a message."""
+        return place(str(input_path(self.config.input)), row.position)
 
 
 def significant(value: float) -> float:
@@ -120,13 +144,22 @@ PREDICTORS: Registry[type[Predictor]] = Registry(
 )
 
 
-def predictor_of(model: ModelFolder, config: PredictConfig) -> Predictor:
+def predictor_class(model: ModelFolder) -> type[Predictor]:
     """The predictor of a model's head.
 
     Raises:
-        UserError: there is none, or what its class raises.
+        UserError: there is none.
     """
     if model.head not in PREDICTORS.names:
         known = " or ".join(PREDICTORS.names)
         raise UserError(f"model: {model.folder} has a head for {model.head}, which can't predict yet; give {known}")
-    return PREDICTORS.get(model.head)(model, config)
+    return PREDICTORS.get(model.head)
+
+
+def predictor_of(model: ModelFolder, config: PredictConfig) -> Predictor:
+    """The predictor of a model.
+
+    Raises:
+        UserError: there is none, or what its class raises.
+    """
+    return predictor_class(model)(model, config)

@@ -17,8 +17,6 @@ from engine.errors import UserError
 from engine.lfs import refuse_pointer
 from engine.predict.options import STANDARD
 
-#: columns of the text where nobody names one, the first that there is
-TEXTS = ("text", "sentence")
 PARQUET_ROWS = 1024
 #: characters of the rows of a chunk, all columns together, at which it ends though it has fewer rows than it may
 CHUNK_CHARACTERS = 4_000_000
@@ -48,20 +46,23 @@ class Chunk:
 class InputColumns(Columns):
     """All columns of an input, among them those of the texts, as far as they are named."""
 
+    usual: tuple[str, ...] = ("text",)
+    """what the column of the text is called where nobody names it: the first of these that there is"""
+
     def fields(self) -> dict[str, str]:
         return {name: column for name, column in (("text", self.text), ("text_pair", self.text_pair)) if column}
 
     def fits(self, available: Sequence[str]) -> bool:
-        return super().fits(available) and (bool(self.text) or not set(available).isdisjoint(TEXTS))
+        return super().fits(available) and (bool(self.text) or not set(available).isdisjoint(self.usual))
 
     def kept(self, available: Sequence[str]) -> Sequence[str]:
         return available
 
     def require(self, available: Sequence[str], place: str) -> None:
         super().require(available, place)
-        if not self.text and set(available).isdisjoint(TEXTS):
+        if not self.text and set(available).isdisjoint(self.usual):
             have = ", ".join(str(name) for name in available) or "none"
-            raise UserError(f"{place}: no column {' or '.join(TEXTS)}; it has {have}; set text to one of them")
+            raise UserError(f"{place}: no column {' or '.join(self.usual)}; it has {have}; set text to one of them")
         if len(set(available)) < len(available):
             twice = next(name for name in available if list(available).count(name) > 1)
             raise UserError(f"{place}: several columns are called {twice!r}; rename all but one")
@@ -119,7 +120,7 @@ def read_rows(given: str, wanted: str | None, columns: InputColumns, read: Read 
 
 def _text_records(path: Path, columns: InputColumns, read: Read) -> Records:
     """A text a line; an empty line is an empty text, so that output and input have the same lines."""
-    column, number = columns.text or TEXTS[0], 0
+    column, number = columns.text or columns.usual[0], 0
     if columns.text_pair:
         raise UserError(f"{path}: txt holds one text a line and text_pair is {columns.text_pair!r}; give csv or jsonl")
     try:

@@ -19,8 +19,8 @@ from engine.predict.journal import Journal, Progress, Sink, StandardOutput
 from engine.predict.model import ModelFolder, open_folder
 from engine.predict.options import STANDARD, PredictConfig
 from engine.predict.output import lines_of, suffix_of
-from engine.predict.predictor import Predictor, predictor_of
-from engine.predict.rows import TEXTS, Chunk, Chunks, InputColumns, Row, input_path, peek, read_rows
+from engine.predict.predictor import Predictor, predictor_class, predictor_of
+from engine.predict.rows import Chunk, Chunks, InputColumns, Row, input_path, peek, read_rows
 from engine.predict.worker import Computed, compute_chunk, device_of, release
 
 #: chunks a process that are read and not yet written
@@ -74,10 +74,11 @@ def predict_file(
         if opened is None:
             return None
         folder = open_folder(config.model)
-        columns = InputColumns(*texts_of(config, folder.run), label="")
+        columns = columns_of(config, folder)
         first, rows = peek(read_rows(config.input, config.format, columns, read), input_path(config.input))
         config = resolved(config, columns, first)
         predictor = predictor_of(folder, config)
+        predictor.begin(first)
         new = {config.prefix + name: keys for name, keys in predictor.columns.items()}
         lines = lines_of(config.output, str(input_path(config.input)), list(first.record), new)
         chunks = Chunks(rows, config.chunk_rows)
@@ -103,8 +104,8 @@ def predict_rows(config: PredictConfig, records: Iterable[Mapping[str, Any] | st
     """
     config.validate()
     folder = open_folder(config.model)
-    columns = InputColumns(*texts_of(config, folder.run), label="")
-    column = columns.text or TEXTS[0]
+    columns = columns_of(config, folder)
+    column = columns.text or columns.usual[0]
     rows = (
         Row(number, {column: record} if isinstance(record, str) else record) for number, record in enumerate(records, 1)
     )
@@ -113,7 +114,9 @@ def predict_rows(config: PredictConfig, records: Iterable[Mapping[str, Any] | st
         return
     columns.require(list(first.record), config.input)
     config = resolved(config, columns, first)
-    taken = [name for name in predictor_of(folder, config).columns if config.prefix + name in first.record]
+    predictor = predictor_of(folder, config)
+    predictor.begin(first)
+    taken = [name for name in predictor.columns if config.prefix + name in first.record]
     if taken:
         raise UserError(f"prefix: the rows have a column {config.prefix + taken[0]!r} already; give another prefix")
     with open_executor(config.processes) as opened:
@@ -128,14 +131,16 @@ def prefixed(config: PredictConfig, columns: Mapping[str, Any]) -> dict[str, Any
     return {config.prefix + name: value for name, value in columns.items()}
 
 
-def texts_of(config: PredictConfig, run: Mapping[str, Any]) -> tuple[str, str | None]:
-    """The columns of the texts: as given, else those of the run; an empty name where neither tells."""
-    return config.text or run.get("text") or "", config.text_pair or run.get("text_pair")
+def columns_of(config: PredictConfig, folder: ModelFolder) -> InputColumns:
+    """The columns of the texts: as given, else those of the run, else as such columns are usually called."""
+    kind = predictor_class(folder)
+    text, pair = kind.run_columns(folder.run)
+    return InputColumns(config.text or text or "", config.text_pair or pair, "", kind.usual)
 
 
 def resolved(config: PredictConfig, columns: InputColumns, first: Row) -> PredictConfig:
     """The options with the columns of the texts, the default one as the first row has it."""
-    text = columns.text or next(name for name in TEXTS if name in first.record)
+    text = columns.text or next(name for name in columns.usual if name in first.record)
     return replace(config, text=text, text_pair=columns.text_pair)
 
 

@@ -50,13 +50,15 @@ def completed(script: Path, folder: Path, words: str) -> list[str]:
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        ("zerobert pre", ["prepare"]),
+        ("zerobert prep", ["prepare"]),
         ("zerobert train --model.hid", ["--model.hidden_size", "--model.hidden_dropout"]),
         ("zerobert train --debug --train.precision b", ["bf16"]),
         ("zerobert train --task pre", ["pretrain"]),
         ("zerobert train --data.path my", ["my_store"]),
         ("zerobert submit --nod", ["--nodes"]),
         ("zerobert submit --data.pa", ["--data.path"]),
+        ("zerobert predict my", ["my_store"]),
+        ("zerobert predict --prec", ["--precision"]),
         ("zerobert export --weights ''", ["best", "last"]),
         ("zerobert status my", ["my_store"]),
         ("zerobert --ver", ["--version"]),

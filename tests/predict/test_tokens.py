@@ -14,7 +14,6 @@ from engine.data.labelled.windows import best_seen, windows
 from engine.errors import UserError
 from engine.predict.options import PredictConfig
 from engine.predict.stream import predict_rows
-from engine.predict.tokens import OVERLAP
 from tests.predict.models import POSITIONS, TAGS, some_texts
 
 
@@ -50,7 +49,7 @@ def test_a_long_text_is_read_in_windows(tagger: Path) -> None:
     model = transformers.AutoModelForTokenClassification.from_pretrained(tagger).eval()
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, room = encoded["input_ids"], POSITIONS - 2
-    cut = windows(len(ids), room, int(room * OVERLAP))
+    cut = windows(len(ids), room, POSITIONS // 3)
     assert len(cut) > 5
     with torch.no_grad():
         logits = [
@@ -79,6 +78,30 @@ def test_the_window_of_a_piece_shows_most_around_it(count: int) -> None:
     for piece, best in enumerate(best_seen(count, given)):
         margins = [min(piece - start, stop - 1 - piece) if start <= piece < stop else -1 for start, stop in given]
         assert best == margins.index(max(margins))
+
+
+def test_lists_of_words_get_a_tag_each(tagger: Path) -> None:
+    texts = [" ".join(text.split()) for text in some_texts(20)[10:]]
+    lists = [{"tokens": text.split()} for text in texts]
+    rows = list(predict_rows(PredictConfig(str(tagger), "rows", "-"), lists))
+    for row, text, spans in zip(rows, texts, entities(tagger, texts), strict=True):
+        assert len(row["predicted_tags"]) == len(row["tokens"])
+        own = [(each["type"], each["text"], each["confidence"]) for each in row["predicted_entities"]]
+        assert own == [(each["type"], each["text"], each["confidence"]) for each in spans]
+        for each in row["predicted_entities"]:
+            assert " ".join(row["tokens"][each["start"] : each["end"]]) == each["text"]
+            assert {tag[2:] for tag in row["predicted_tags"][each["start"] : each["end"]]} == {each["type"]}
+        assert text
+    with pytest.raises(UserError, match="line 2: column 'tokens' holds 3, which is not text"):
+        list(predict_rows(PredictConfig(str(tagger), "x", "-"), [{"tokens": ["a"]}, {"tokens": [3]}]))
+
+
+def test_words_that_the_tokenizer_drops_or_joins_have_tags(tagger: Path) -> None:
+    (row,) = predict_rows(PredictConfig(str(tagger), "x", "-"), [{"tokens": ["fox", "\u200b", "dog", ""]}])
+    assert len(row["predicted_tags"]) == 4
+    assert row["predicted_tags"][1] == row["predicted_tags"][3] == "O"
+    (row,) = predict_rows(PredictConfig(str(tagger), "x", "-"), [{"tokens": []}])
+    assert row == {"tokens": [], "predicted_tags": [], "predicted_entities": []}
 
 
 def test_pairs_and_probabilities_are_refused(tagger: Path) -> None:
