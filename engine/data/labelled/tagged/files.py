@@ -31,7 +31,8 @@ from engine.lfs import refuse_pointer
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 #: names of columns that are tried where labelled.text and labelled.label are left as they are
 TEXT_COLUMNS = ("tokens", "words", "text")
-LABEL_COLUMNS = ("tags", "ner_tags", "spans", "entities", "labels")
+SPAN_COLUMNS = ("spans", "entities")
+LABEL_COLUMNS = ("tags", "ner_tags", *SPAN_COLUMNS, "labels")
 #: of the words of a list, which are joined to a text
 JOINT = " "
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
@@ -151,11 +152,10 @@ def _is_table(path: str) -> bool:
 def _open(path: str, text: str, label: str) -> tuple[Records, Columns, tuple[str, ...] | None]:
     """The records of a table, the columns that are read of them, and the names of tags that are numbers."""
     available = _available(path)
-    columns = Columns(
-        _chosen(text, LabelledConfig.text, TEXT_COLUMNS, available),
-        None,
-        _chosen(label, LabelledConfig.label, LABEL_COLUMNS, available),
-    )
+    labels = _chosen(label, LabelledConfig.label, LABEL_COLUMNS, available)
+    # beside spans, tokens are but what an annotation tool made of the text
+    usual = TEXT_COLUMNS[::-1] if labels in SPAN_COLUMNS else TEXT_COLUMNS
+    columns = Columns(_chosen(text, LabelledConfig.text, usual, available), None, labels)
     columns.check()
     if not path.startswith(DATASETS_PREFIX) and Path(path).is_file() and format_of(path) in JSON_LINES:
         refuse_pointer(Path(path), "labelled")

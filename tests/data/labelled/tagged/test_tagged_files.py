@@ -143,6 +143,14 @@ def test_spans_tag_the_words_of_a_raw_text(tmp_path: Path) -> None:
     assert told(found)[1] == [("東", "B-LOC"), ("京", "I-LOC"), ("\ufffd", "O"), ("x", "O")]
 
 
+def test_an_annotation_tools_rows_are_texts_with_spans(tmp_path: Path) -> None:
+    """As Prodigy and doccano write them."""
+    span = {"start": 3, "end": 7, "label": "LOC", "token_start": 1, "token_end": 1}
+    prodigy = {"text": "in Rome", "tokens": [{"text": "in", "start": 0, "end": 2, "id": 0}], "spans": [span]}
+    for row in (prodigy, {"id": 1, "text": "in Rome", "label": [[3, 7, "LOC"]]}):
+        assert told(read(tmp_path / "a.jsonl", lines(row))) == [[("in", "O"), ("Rome", "B-LOC")]]
+
+
 def test_a_span_within_a_word_is_widened_and_counted(tmp_path: Path) -> None:
     found = read(tmp_path / "a.jsonl", lines({"text": "Covid19 is 5kg", "spans": [[0, 5, "X"], [11, 14, "Y"]]}))
     assert (told(found)[0][0], found.widened) == (("Covid19", "B-X"), 1)
