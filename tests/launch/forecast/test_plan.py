@@ -94,7 +94,8 @@ def test_every_recipe_is_planned_as_it_is(capsys: pytest.CaptureFixture[str], pa
     length = config.data.sequence_length if config.task == "pretrain" else config.labelled.max_length
     assert (request["sequence_length"], request["precision"]) == (length, config.train.precision)
     assert request["optimizer"] == config.optim.name
-    assert request["read_share"] == (config.data.mask_probability if config.task == "pretrain" else 0.0)
+    read = {"pretrain": config.data.mask_probability, "token_classification": 1.0}
+    assert request["read_share"] == read.get(config.task, 0.0)
     assert (own["stage"], own["fits"]) == (config.train.zero_stage, True)
     assert own["offload_optimizer"] == config.zero.offload_optimizer
     assert own["offload_parameters"] == config.zero.offload_parameters
@@ -110,7 +111,7 @@ def test_every_recipe_is_planned_as_it_is(capsys: pytest.CaptureFixture[str], pa
 
 
 #: 64 GPUs don't share smaller batches
-BATCH = {name: ["--global-batch=64"] for name in ("demo_finetune", "finetune", "finetune_one_gpu")}
+BATCH = {path.stem: ["--global-batch=64"] for path in RECIPES.glob("*finetune*.yaml")}
 
 
 def recipe(folder: Path, text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ def test_words_without_a_piece_are_outside_and_shared_pieces_go_on(make_task: Ma
     fewer = {name: values[kept] for name, values in rows.items()}
     bare = task.score({**fewer, "truth": truth[kept], "logits": logits[kept]}).records["predictions"]
     assert bare.predicted[person : person + 2].tolist() == [0, 0]
-    windows.__dict__["joined"] = np.array([person + 1])
+    task.sources["validation"].windows = replace(windows, joined=np.array([person + 1]))
     shared = task.score({**rows, "truth": truth, "logits": logits}).records["predictions"]
     assert shared.predicted[person : person + 2].tolist() == [NAMES.index("B-PER"), NAMES.index("I-PER")]
 
