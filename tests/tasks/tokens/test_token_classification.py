@@ -136,6 +136,16 @@ def test_shares_of_micro_batches_add_up_to_the_global_batch(make_task: MakeTask)
     assert sums[0] == pytest.approx(sums[1], rel=1e-5)
 
 
+def test_flops_count_the_tokens_that_are_read(make_task: MakeTask) -> None:
+    """Of a token that isn't read the last layer's query, output and feed-forward, and the classifier, aren't needed."""
+    task = make_task()
+    batch = next(training_batches(task.train_source(), BatchLayout(16, 16), Cursor(), workers=0))
+    fewer = replace(batch, inputs={**batch.inputs, "read": batch.inputs["read"][1:]})
+    hidden, intermediate = task.model_config.hidden_size, task.model_config.intermediate_size
+    forward = 2 * (2 * hidden * hidden + 2 * hidden * intermediate + len(NAMES) * hidden)
+    assert task.flops(batch) - task.flops(fewer) == 3 * forward
+
+
 def test_windows_score_every_word_once(make_task: MakeTask) -> None:
     whole, cut = make_task(), make_task(max_length=12, stride=4)
     assert cut.evaluation_source("validation").count > whole.evaluation_source("validation").count == 23  # type: ignore[union-attr]
