@@ -105,8 +105,8 @@ def plan(arguments: Sequence[str], seeds: int | None, folds: int | None) -> tupl
         UserError: the first option that is wrong, or that another call for this folder had differently.
     """
     config, given = parse_given(list(arguments))
-    metrics = TASKS.get(config.task).metrics
-    if not metrics:
+    task = TASKS.get(config.task)
+    if not task.metrics:
         raise UserError(f"task: {config.task!r} is not allowed; seeds compares scores that only fine-tuning reports")
     if config.resume not in ("never", "auto"):
         raise UserError(f"resume: {config.resume!r} is not allowed; leave it out, since each run goes on by itself")
@@ -114,7 +114,7 @@ def plan(arguments: Sequence[str], seeds: int | None, folds: int | None) -> tupl
         raise UserError(f"{fold}: given beside seeds; give --folds before the -- instead")
     if folds and config.labelled.test:
         raise UserError(f"labelled.test: {config.labelled.test!r} is not allowed; each fold is the test of its run")
-    metric = config.labelled.metric or next(iter(metrics))
+    metric = config.part(task.section).metric
     numbers = [config.seed + number for number in range(seeds or 1)]
     output = Path(config.output)
     record = Record(config.task, metric, numbers, folds, shared_options(config))

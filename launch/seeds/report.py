@@ -56,7 +56,7 @@ def read_scores(run: Path) -> dict[str, float]:
     path = run / "report" / "report.json"
     try:
         scores = json.loads(path.read_text(encoding="utf-8"))["scores"]
-        return {name: float(value) for name, value in scores.items()}
+        return {name: float("nan" if value is None else value) for name, value in scores.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: it tells no scores ({error!r}); remove {run / 'report'} and run again") from error
 

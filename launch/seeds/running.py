@@ -70,7 +70,7 @@ class Runs:
 
         Args:
             members: what to run.
-            ended: called after each that ends with exit code 0.
+            ended: called after each that has finished.
 
         Returns:
             0, the exit code of a user's mistake, which the run has told, or that of a stop.
@@ -88,12 +88,10 @@ class Runs:
                     self._start(waiting.pop(0))
                 for process in [process for process in self._started if process.poll() is not None]:
                     member = self._started.pop(process)
-                    if process.returncode:
-                        failed = failed or (member, process.returncode)
-                    else:
+                    if process.returncode == 0 and member.is_finished:
                         ended(member)
-                        if not member.is_finished:
-                            failed = failed or (member, 0)
+                    else:
+                        failed = failed or (member, process.returncode)
                 time.sleep(INTERVAL)
         finally:
             for number, handler in before.items():

@@ -61,6 +61,8 @@ def completed(script: Path, folder: Path, words: str) -> list[str]:
         ("zerobert predict --prec", ["--precision"]),
         ("zerobert export --weights ''", ["best", "last"]),
         ("zerobert status my", ["my_store"]),
+        ("zerobert seeds --fol", ["--folds"]),
+        ("zerobert compare my", ["my_store"]),
         ("zerobert --ver", ["--version"]),
     ],
 )

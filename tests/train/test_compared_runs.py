@@ -101,3 +101,25 @@ def test_seeds_that_are_killed_go_on_and_end_as_undisturbed_ones(setting: list[s
     found = compare(killed, whole)
     assert found["pairs"] == 2
     assert not found["scores"]["accuracy"]["real"]
+
+
+@pytest.mark.slow
+def test_a_launcher_starts_each_run_on_several_ranks(setting: list[str], tmp_path: Path) -> None:
+    own = ["--seeds=1", "--launcher=deepspeed --quiet --num_accelerators 2 --master_port {port}"]
+    command = [sys.executable, "-m", "launch", "seeds", *own, "--", *setting, f"--output={tmp_path / 'out'}"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "deepspeed: 2 rank(s) on cpu" in done.stdout
+    assert "# sequence_classification: 1 run(s)" in done.stdout
+    broken = subprocess.run(
+        [*command, f"--labelled.test={tmp_path / 'none.jsonl'}", f"--output={tmp_path / 'other'}"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert broken.returncode == 2
+    errors = [line for line in broken.stderr.splitlines() if line.startswith("error: ")]
+    assert errors == [f"error: {tmp_path / 'none.jsonl'}: no such file or folder; check the path"]
+    assert not (tmp_path / "other").exists()
