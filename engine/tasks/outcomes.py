@@ -3,7 +3,7 @@
 A tab-separated row an example, in the order of the file of the examples:
 
     index   from 0
-    true    what is right, as text, by which two runs are known to be of the same examples
+    true    what is right, as text (or its hash), by which two runs are known to be of the same examples
     ...     the example's share in the run's scores, as numbers; columns that belong together tell a score
 
     NAME                        NAME is the mean of the column: accuracy (of 0 and 1), exact_match, f1 of an answer
@@ -16,6 +16,7 @@ Shapes: N examples, K columns of a score, R resamples.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,8 +29,12 @@ from engine.durable import write_atomically
 from engine.errors import UserError
 
 OUTCOMES_FILE = "outcomes.tsv"
-#: a classifier's file, which is enough to tell its accuracy
+#: a classifier's file, which is enough to tell its accuracy; that of numbers has no confidence
 PREDICTIONS_FILE = "predictions.tsv"
+#: the columns before the scores
+FIRST = ("index", "true")
+#: characters of what is right above which its hash stands for it
+LONGEST = 1000
 COUNTS = ("tp", "fp", "fn")
 PAIR = ("true", "predicted")
 CORRELATIONS = ("pearson", "spearman")
@@ -66,23 +71,30 @@ def write_outcomes(folder: Path, truth: Sequence[str], scores: Mapping[str, Numb
     ]
     table = io.StringIO()
     writer = csv.writer(table, delimiter="\t", lineterminator="\n")
-    writer.writerow(["index", "true", *names])
+    writer.writerow([*FIRST, *names])
     for index, row in enumerate(np.concatenate(columns, axis=1).tolist()):
-        writer.writerow([index, truth[index], *(f"{value:.9g}" for value in row)])
+        writer.writerow([index, _short(truth[index]), *(f"{value:.9g}" for value in row)])
     write_atomically(folder / OUTCOMES_FILE, table.getvalue())
 
 
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"sha256 {hashlib.sha256(text.encode()).hexdigest()}"
+
+
 def read_outcomes(folder: Path) -> Outcomes:
-    """What a report tells of single examples: outcomes.tsv, or the accuracy that predictions.tsv tells.
+    """What a report tells of single examples: outcomes.tsv, or the accuracy that a classifier's predictions.tsv tells.
 
     Raises:
         UserError: neither is there, or the file isn't as it was written.
     """
-    path = next((folder / name for name in (OUTCOMES_FILE, PREDICTIONS_FILE) if (folder / name).is_file()), None)
-    if path is None:
-        raise UserError(f"{folder}: it tells nothing of single examples; it holds no {OUTCOMES_FILE}")
+    path = folder / OUTCOMES_FILE
+    if not path.is_file():
+        path = folder / PREDICTIONS_FILE
+        if not (path.is_file() and _is_of_classes(path)):
+            raise UserError(f"{folder}: it tells nothing of single examples; it holds no {OUTCOMES_FILE}")
     try:
-        header, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines(), delimiter="\t")
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file, delimiter="\t")
         columns = dict(zip(header, zip(*rows, strict=True), strict=True))
         if path.name == PREDICTIONS_FILE:
             pairs = zip(columns["true"], columns["predicted"], strict=True)
@@ -90,12 +102,13 @@ def read_outcomes(folder: Path) -> Outcomes:
             return Outcomes(columns["true"], {"accuracy": right})
         numbers = {name: np.array(values, dtype=np.float64) for name, values in columns.items() if name not in FIRST}
         return Outcomes(columns["true"], _joined(numbers))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, csv.Error) as error:
         raise UserError(f"{path}: it is not what a run wrote there ({error}); run its report again") from error
 
 
-#: the columns before the scores
-FIRST = ("index", "true")
+def _is_of_classes(path: Path) -> bool:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return "confidence" in file.readline().split()
 
 
 def _joined(numbers: Mapping[str, Numbers]) -> dict[str, Numbers]:

@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score
 from engine.errors import UserError
 from engine.tasks.outcomes import OUTCOMES_FILE, PREDICTIONS_FILE, read_outcomes, score_of, write_outcomes
 
-TRUTH = ["a\tb", 'quoted "x"', "ü", "", "d"]
+TRUTH = ["a\tb", 'quoted "x"', "ü\u2028v", "", "two\nlines\r"]
 GENERATOR = np.random.default_rng(1)
 SCORES = {
     "exact_match": np.array([1.0, 0.0, 1.0, 1.0, 0.0]),
@@ -31,6 +31,14 @@ def test_outcomes_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert list(found.scores) == list(SCORES)
     for name, values in SCORES.items():
         assert found.scores[name] == pytest.approx(values.reshape(5, -1), rel=1e-8)
+
+
+def test_what_is_right_at_length_is_kept_as_a_hash(tmp_path: Path) -> None:
+    long = ["O " * 100_000, "O " * 99_999 + "B-LOC "]
+    write_outcomes(tmp_path, long, {"accuracy": np.ones(2)})
+    found = read_outcomes(tmp_path).truth
+    assert len(set(found)) == 2
+    assert all(text.startswith("sha256 ") for text in found)
 
 
 def test_a_mean_is_the_mean_and_micro_f1_is_sklearns() -> None:
@@ -66,6 +74,12 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
         read_outcomes(tmp_path)
 
 
+def test_predicted_numbers_are_no_classes(tmp_path: Path) -> None:
+    (tmp_path / PREDICTIONS_FILE).write_text("index\ttrue\tpredicted\n0\t1.5\t1.25\n")
+    with pytest.raises(UserError, match=r"^\S+: it tells nothing of single examples; it holds no outcomes.tsv$"):
+        read_outcomes(tmp_path)
+
+
 def test_a_report_without_examples_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"it tells nothing of single examples; it holds no outcomes.tsv"):
+    with pytest.raises(UserError, match=r"^\S+: it tells nothing of single examples; it holds no outcomes.tsv$"):
         read_outcomes(tmp_path)
