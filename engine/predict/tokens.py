@@ -67,7 +67,7 @@ class TokenPredictor(Predictor):
     def run_columns(cls, run: Mapping[str, Any]) -> tuple[str | None, str | None]:
         """A name that the user gave; CoNLL files have numbers."""
         name = run.get("text")
-        return None if name is None or name == LabelledConfig.text or name.isdigit() else name, None
+        return None if name is None or name == LabelledConfig.text or name.lstrip("-").isdigit() else name, None
 
     def begin(self, first: Row) -> None:
         if isinstance(first.record.get(str(self.config.text)), (list, tuple)):
