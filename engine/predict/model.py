@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,9 +20,12 @@ from engine.data.tokenizer.wordpiece import load_tokenizer
 from engine.durable import sha256_of
 from engine.errors import UserError
 from engine.hub import fetch, hub_model
+from engine.model.folder import read_origin
 from engine.model.pretrained import load_config, load_pretrained, weight_files
 from engine.precision import DTYPES
 
+#: in an export's zerobert.json, what was chosen on validation examples and predictions need
+TUNED = "tuned"
 #: heads of pre-training: they predict nothing that a task asks for
 NO_TASK = ("pretraining", "masked_lm")
 REMEDY = "give the folder of a fine-tuned model"
@@ -59,6 +63,12 @@ class ModelFolder:
         """Of the classes, in the order of their ids."""
         return tuple(str(self.config.id2label[index]) for index in range(self.config.num_labels))
 
+    @cached_property
+    def tuned(self) -> Mapping[str, Any]:
+        """What a run chose on its validation examples for predictions, such as a threshold; empty of other folders."""
+        chosen = (read_origin(self.folder) or {}).get(TUNED)
+        return chosen if isinstance(chosen, dict) else {}
+
     def length(self, wanted: int | None) -> int:
         """The longest sequence in tokens: what is wanted, else the run's own, else all that the model takes.
 
@@ -74,9 +84,10 @@ class ModelFolder:
         return wanted or self.run.get("max_length") or most
 
     def fingerprint(self) -> str:
-        """sha256 of weights, configuration and tokenizer."""
+        """sha256 of weights, configuration, tokenizer and what was tuned."""
         parts = [sha256_of(path) for path in weight_files(self.folder)]
         parts += [sha256_of(self.folder / "config.json"), self.vocabulary.fingerprint]
+        parts += [json.dumps(self.tuned, sort_keys=True)]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
     def load(self, device: torch.device, precision: str) -> nn.Module:

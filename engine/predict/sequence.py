@@ -2,8 +2,8 @@
 
 What the logits mean is what config.json says in problem_type, as in transformers: single_label_classification (also
 where it is null and there are several classes), multi_label_classification or regression (also of a single output).
-Several labels are those whose probability is at least their threshold: that of the label in config.json's object
-`thresholds`, else 0.5.
+Several labels are those whose probability is at least their threshold: that of the label in the object `thresholds` of
+what the run tuned (`tuned` in zerobert.json) or else of config.json, or 0.5.
 
 Shapes: C classes.
 """
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from engine.data.labelled.encoded import framed
 from engine.errors import UserError
+from engine.model.folder import ORIGIN_FILE
 from engine.model.pretrained import check_segments
 from engine.predict.model import ModelFolder
 from engine.predict.options import PredictConfig
@@ -25,7 +26,7 @@ from engine.predict.predictor import Encoded, Predictor, significant
 from engine.predict.rows import Row
 
 SINGLE, SEVERAL, NUMBER = "single_label_classification", "multi_label_classification", "regression"
-#: the field of config.json with the least probability of each label, by its name
+#: the field with the least probability of each label, by its name
 THRESHOLDS = "thresholds"
 THRESHOLD = 0.5
 
@@ -109,9 +110,10 @@ def _problem(model: ModelFolder) -> str:
 
 
 def _thresholds(model: ModelFolder, names: Sequence[str]) -> NDArray[np.float64]:
-    """[C], what config.json says."""
-    given = getattr(model.config, THRESHOLDS, None) or {}
-    where = f"{model.folder / 'config.json'}: {THRESHOLDS}"
+    """[C], what the folder says."""
+    tuned = model.tuned.get(THRESHOLDS)
+    given = (getattr(model.config, THRESHOLDS, None) or {}) if tuned is None else tuned
+    where = f"{model.folder / ('config.json' if tuned is None else ORIGIN_FILE)}: {THRESHOLDS}"
     if not isinstance(given, dict) or not all(isinstance(value, (int, float)) for value in given.values()):
         raise UserError(f"{where} {given!r:.60} is not an object of numbers by label; correct it")
     unknown = [name for name in given if name not in names]

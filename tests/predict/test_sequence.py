@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -99,14 +100,18 @@ def test_several_labels_and_their_thresholds(tmp_path: Path) -> None:
     folder = write_model(tmp_path, "SequenceClassification", names, problem_type="multi_label_classification")
     texts = some_texts(20)
     shares = 1 / (1 + np.exp(-their_logits(folder, texts)))
-    bound = np.array([0.5, 0.5, 0.5])
-    for thresholds in ({}, {"politics": 0.9, "science": 0.1}):
-        change_config(folder, {"thresholds": thresholds})
+    given: list[dict[str, float]] = [{}, {"politics": 0.9, "science": 0.1}]
+    for thresholds in (*given, {"sport": 0.2}):
+        if thresholds in given:
+            change_config(folder, {"thresholds": thresholds})
+        else:  # as a run tells what it tuned
+            (folder / "zerobert.json").write_text(json.dumps({"tuned": {"thresholds": thresholds}}))
         bound = np.array([thresholds.get(name, 0.5) for name in names])
         rows = predicted(folder, texts, probabilities=True)
         for row, share in zip(rows, shares, strict=True):
             assert row["predicted_labels"] == [name for name, above in zip(names, share >= bound, strict=True) if above]
             assert list(row["predicted_probabilities"].values()) == pytest.approx(share.tolist(), abs=CLOSE)
+    (folder / "zerobert.json").unlink()
     change_config(folder, {"thresholds": {"sprot": 0.9}})
     with pytest.raises(UserError, match="thresholds names 'sprot', which is no label of id2label"):
         predicted(folder, texts)
