@@ -9,6 +9,7 @@ from engine.config.check import require
 
 Objective = Literal["mlm_nsp", "mlm"]
 LabelPieces = Literal["first", "all"]
+ClassLoss = Literal["cross_entropy", "ordinal"]
 
 
 @dataclass
@@ -90,8 +91,22 @@ class LabelledConfig:
     text_pair: str | None = None
     """column of the second text, for pairs"""
     label: str = "label"
-    """column of the label: any strings or numbers. Token classification: of lists of tags or of spans, tags, ner_tags,
-    spans, entities or labels where there is no such column; in CoNLL files its number, the last unless given"""
+    """column of the label: any strings or numbers. Several labels a text: a column of lists, or of text with a
+    separator, or several columns of 0 and 1, as a,b,c. Choices: the right option's index from 0, or letter from A.
+    Token classification: of lists of tags or of spans, tags, ner_tags, spans, entities or labels where there is no such
+    column; in CoNLL files its number, the last unless given"""
+    separator: str = ","
+    """between several labels in a column of text"""
+    options: str = "options"
+    """choices: a column of lists of texts, or several columns of one text each, as a,b,c"""
+    loss: ClassLoss = "cross_entropy"
+    """of classification: cross_entropy, or ordinal (squared earth mover's distance of the probabilities, Hou et al.
+    2016) where classes have an order and a near class is a smaller error than a far one"""
+    class_weights: str | None = None
+    """what an example of each class counts in training's mean loss: "balanced" (examples / (classes x the class's
+    examples)) or such as "yes=2,no=0.5"; classes that are not named count 1"""
+    label_smoothing: float = 0.0
+    """share of a training example's label that is spread evenly over all classes, in [0, 1); of cross_entropy"""
     max_length: int = 128
     """tokens kept of an example, special tokens included; longer ones are truncated, or of token classification cut
     into windows"""
@@ -105,7 +120,9 @@ class LabelledConfig:
     """largest share of [UNK] among the word pieces of the training examples; 1 takes any"""
     metric: str | None = None
     """the score that chooses the best checkpoint; null: the task's first. Classification: accuracy, macro_f1, matthews
-    or loss. Token classification: f1, precision, recall (of entities), accuracy (of tokens) or loss"""
+    or loss, with the ordinal loss also quadratic_kappa or rank_error. Regression: pearson, spearman, mse or mae.
+    Several labels: micro_f1, macro_f1, exact_match or loss. Choices: accuracy or loss. Token classification: f1,
+    precision, recall (of entities), accuracy (of tokens) or loss"""
 
     @property
     def overlap(self) -> int:
@@ -122,6 +139,12 @@ class LabelledConfig:
         require(pieces in choices, "labelled.label_pieces", pieces, f"choose {' or '.join(choices)}")
         bound = self.max_unknown_share
         require(0.0 <= bound <= 1.0, "labelled.max_unknown_share", bound, "give a share in [0, 1]")
+        require(bool(self.separator), "labelled.separator", self.separator, "give at least one character")
+        losses, smoothing = get_args(ClassLoss), self.label_smoothing
+        require(self.loss in losses, "labelled.loss", self.loss, f"choose {' or '.join(losses)}")
+        require(0.0 <= smoothing < 1.0, "labelled.label_smoothing", smoothing, "give a share in [0, 1)")
+        spread = self.loss == "cross_entropy" or smoothing == 0.0
+        require(spread, "labelled.label_smoothing", smoothing, "labelled.loss ordinal has no smoothing; leave it out")
 
     def _validate_folds(self) -> None:
         fold, folds, given = self.fold, self.folds, self.validation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from engine.config.check import require
@@ -12,10 +13,22 @@ if TYPE_CHECKING:
     from engine.config.run import RunConfig
 
 
-#: scores that choose a classifier's best checkpoint, and whether a higher one is better
+#: what every task on labelled texts reads
+_DATA = ("train", "validation", "test")
+_FOLDS = ("folds", "fold")
+_TEXTS = ("text", "text_pair", "label", "max_length", "metric", "group_by_length", *_FOLDS)
+#: scores that choose the best checkpoint, and whether a higher one is better
 _METRICS = {"accuracy": True, "macro_f1": True, "matthews": True, "loss": False}
 #: scores that choose a token classifier's best checkpoint
 _ENTITY_METRICS = {"f1": True, "precision": True, "recall": True, "accuracy": True, "loss": False}
+#: further scores of a classifier whose classes have an order
+_ORDINAL_METRICS = {"quadratic_kappa": True, "rank_error": False}
+_REGRESSION_METRICS = {"pearson": True, "spearman": True, "mse": False, "mae": False}
+_MULTI_LABEL_METRICS = {"micro_f1": True, "macro_f1": True, "exact_match": True, "loss": False}
+_CHOICE_METRICS = {"accuracy": True, "loss": False}
+
+_ACCURACY = Title("accuracy [share]", "Examples classified right.")
+_MACRO_F1 = Title("macro F1", "Mean of the classes' F1 scores, 0 to 1; rare classes count as frequent ones.")
 
 
 def validate_labelled(config: RunConfig, complete: bool) -> None:
@@ -25,24 +38,64 @@ def validate_labelled(config: RunConfig, complete: bool) -> None:
     require(bool(start) or not complete, "model.init_from", start, "give the folder of a model")
 
 
+def _validate_classes(config: RunConfig, complete: bool) -> None:
+    """Also refuse a score of classes with an order where the loss knows none."""
+    validate_labelled(config, complete)
+    metric, loss = config.labelled.metric, config.labelled.loss
+    known = metric not in _ORDINAL_METRICS or loss == "ordinal"
+    require(known, "labelled.metric", metric, f"it needs labelled.loss ordinal, and that is {loss}; give that too")
+
+
+def _results(metrics: Iterable[str]) -> tuple[str, ...]:
+    """The curves of these scores on test and validation examples."""
+    return tuple(f"{part}/{name}" for part in ("test", "eval") for name in metrics)
+
+
 SEQUENCE_CLASSIFICATION = TaskEntry(
     about="one label a text or pair of texts",
     section="labelled",
     options=LabelledConfig,
     implementation="engine.tasks.sequence:SequenceClassification",
     length="max_length",
-    inputs=("train", "validation", "test"),
+    inputs=_DATA,
     required=("train",),
     starts_fresh=False,
-    fixed=("text", "text_pair", "label", "max_length", "metric", "group_by_length", "folds", "fold"),
+    fixed=(*_TEXTS, "loss", "class_weights", "label_smoothing"),
     grouping="group_by_length",
-    metrics=_METRICS,
-    compared=("max_length", "group_by_length"),
-    results=tuple(f"{part}/{name}" for part in ("test", "eval") for name in _METRICS),
+    metrics=_METRICS | _ORDINAL_METRICS,
+    compared=("max_length", "group_by_length", "loss", "class_weights", "label_smoothing"),
+    results=_results(_METRICS | _ORDINAL_METRICS),
     scores={
-        "accuracy": Title("accuracy [share]", "Examples classified right."),
-        "macro_f1": Title("macro F1", "Mean of the classes' F1 scores, 0 to 1; rare classes count as frequent ones."),
+        "accuracy": _ACCURACY,
+        "macro_f1": _MACRO_F1,
         "matthews": Title("Matthews correlation", "-1 to 1; 0 is guessing, whatever the shares of the classes."),
+        "quadratic_kappa": Title(
+            "quadratic weighted kappa", "-1 to 1; agreement of classes with an order beyond chance (Cohen 1968)."
+        ),
+        "rank_error": Title("mean absolute error [ranks]", "How many classes away the predicted one is."),
+    },
+    validate=_validate_classes,
+)
+
+REGRESSION = TaskEntry(
+    about="a number for a text or pair of texts",
+    section="labelled",
+    options=LabelledConfig,
+    implementation="engine.tasks.regression:Regression",
+    length="max_length",
+    inputs=_DATA,
+    required=("train",),
+    starts_fresh=False,
+    fixed=_TEXTS,
+    grouping="group_by_length",
+    metrics=_REGRESSION_METRICS,
+    compared=("max_length", "group_by_length"),
+    results=_results(_REGRESSION_METRICS),
+    scores={
+        "pearson": Title("Pearson correlation", "-1 to 1; of predicted and true numbers."),
+        "spearman": Title("Spearman correlation", "-1 to 1; of the ranks of predicted and true numbers."),
+        "mse": Title("mean squared error", "In squares of the labels' unit."),
+        "mae": Title("mean absolute error", "In the labels' unit."),
     },
     validate=validate_labelled,
 )
@@ -53,21 +106,62 @@ TOKEN_CLASSIFICATION = TaskEntry(
     options=LabelledConfig,
     implementation="engine.tasks.tokens.classification:TokenClassification",
     length="max_length",
-    inputs=("train", "validation", "test"),
+    inputs=_DATA,
     required=("train",),
     starts_fresh=False,
     read_share=lambda config: 1.0,
     pools=lambda config: False,
-    fixed=("text", "label", "max_length", "stride", "label_pieces", "metric", "group_by_length", "folds", "fold"),
+    fixed=("text", "label", "max_length", "stride", "label_pieces", "metric", "group_by_length", *_FOLDS),
     grouping="group_by_length",
     metrics=_ENTITY_METRICS,
     compared=("max_length", "stride", "label_pieces", "group_by_length"),
-    results=tuple(f"{part}/{name}" for part in ("test", "eval") for name in _ENTITY_METRICS),
+    results=_results(_ENTITY_METRICS),
     scores={
         "f1": Title("F1 of entities", "Harmonic mean of precision and recall, 0 to 1."),
         "precision": Title("precision of entities [share]", "Predicted ones with the words and type of a true one."),
         "recall": Title("recall of entities [share]", "True ones that are predicted with their words and type."),
-        "accuracy": Title("accuracy [share]", "Examples classified right."),
+        "accuracy": _ACCURACY,
     },
+    validate=validate_labelled,
+)
+
+MULTI_LABEL_CLASSIFICATION = TaskEntry(
+    about="any number of labels a text or pair of texts",
+    section="labelled",
+    options=LabelledConfig,
+    implementation="engine.tasks.multi_label:MultiLabelClassification",
+    length="max_length",
+    inputs=_DATA,
+    required=("train",),
+    starts_fresh=False,
+    fixed=(*_TEXTS, "separator"),
+    grouping="group_by_length",
+    metrics=_MULTI_LABEL_METRICS,
+    compared=("max_length", "group_by_length"),
+    results=_results(_MULTI_LABEL_METRICS),
+    scores={
+        "micro_f1": Title("micro F1", "F1 of all labels of all examples together, 0 to 1."),
+        "macro_f1": _MACRO_F1,
+        "exact_match": Title("exact match [share]", "Examples of which every label is right."),
+        "label_accuracy": Title("accuracy of labels [share]", "Labels told right at a threshold of 0.5."),
+    },
+    validate=validate_labelled,
+)
+
+MULTIPLE_CHOICE = TaskEntry(
+    about="the right one of a question's options",
+    section="labelled",
+    options=LabelledConfig,
+    implementation="engine.tasks.multiple_choice:MultipleChoice",
+    length="max_length",
+    inputs=_DATA,
+    required=("train",),
+    starts_fresh=False,
+    fixed=(*_TEXTS, "options"),
+    grouping="group_by_length",
+    metrics=_CHOICE_METRICS,
+    compared=("max_length", "group_by_length"),
+    results=_results(_CHOICE_METRICS),
+    scores={"accuracy": _ACCURACY},
     validate=validate_labelled,
 )

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 
 from engine.config.check import require
 from engine.config.data import DataConfig
-from engine.config.labelled_tasks import SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION
+from engine.config.labelled_tasks import (
+    MULTI_LABEL_CLASSIFICATION,
+    MULTIPLE_CHOICE,
+    REGRESSION,
+    SEQUENCE_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+)
 from engine.config.task_entry import TaskEntry, Title
 from engine.registry import Registry
 
@@ -68,6 +74,9 @@ TASKS: Registry[TaskEntry] = Registry(
         "pretrain": PRETRAIN,
         "sequence_classification": SEQUENCE_CLASSIFICATION,
         "token_classification": TOKEN_CLASSIFICATION,
+        "regression": REGRESSION,
+        "multi_label_classification": MULTI_LABEL_CLASSIFICATION,
+        "multiple_choice": MULTIPLE_CHOICE,
     },
 )
 

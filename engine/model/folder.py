@@ -34,6 +34,8 @@ WEIGHTS_FILE = "model.safetensors"
 #: where the weights come from: step, best score, what the run's checkpoints tell of its data, and the weights' SHA-256
 ORIGIN_FILE = "zerobert.json"
 WEIGHTS_HASH = "weights_sha256"
+#: in that file, what the evaluation of the weights chose and predictions need; see `engine.tasks.task.Evaluation`
+TUNED = "tuned"
 #: in that file, what the folder was compared with before it got its name; see `RoundTrip`
 ROUND_TRIP = "round_trip"
 

@@ -5,9 +5,6 @@ Shapes: N examples, C classes.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.durable import write_atomically
+from engine.tasks.report_files import Files, drawn, table, write
 from engine.tasks.task import Evaluation
 
 CONFIDENCE = 0.95
@@ -67,12 +64,11 @@ def report(evaluation: Evaluation, folder: Path) -> str:
     predictions: Predictions = evaluation.records["predictions"]
     summary = summarise(predictions) | {"scores": evaluation.scalars}
     text = render(predictions, summary)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "predictions.tsv", _prediction_rows(predictions))
-    write_atomically(folder / "confusion_matrix.png", _png(confusion_picture(predictions.confusion, predictions.names)))
-    write_atomically(folder / "report.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    write_atomically(folder / "report.txt", text)
-    return text
+    files: Files = {
+        "predictions.tsv": _prediction_rows(predictions),
+        "confusion_matrix.png": confusion_picture(predictions.confusion, predictions.names),
+    }
+    return write(folder, files, summary, text)
 
 
 def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
@@ -127,24 +123,21 @@ def _table(predictions: Predictions, output_dict: bool) -> Any:
 
 
 def _prediction_rows(predictions: Predictions) -> str:
-    table = io.StringIO()
-    writer = csv.writer(table, delimiter="\t", lineterminator="\n")
-    writer.writerow(["index", "true", "predicted", "confidence"])
-    confidence = predictions.probabilities.max(axis=1)
-    for index, (true, guess) in enumerate(zip(predictions.truth, predictions.predicted, strict=True)):
-        writer.writerow([index, predictions.names[true], predictions.names[guess], f"{confidence[index]:.6f}"])
-    return table.getvalue()
+    names, confidence = predictions.names, predictions.probabilities.max(axis=1)
+    rows = [
+        (index, names[true], names[guess], f"{confidence[index]:.6f}")
+        for index, (true, guess) in enumerate(zip(predictions.truth, predictions.predicted, strict=True))
+    ]
+    return table(("index", "true", "predicted", "confidence"), rows)
 
 
 def confusion_picture(counts: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.uint8]:
     """A confusion matrix [C, C] as a picture [height, width, 3]: colours are shares of the true class."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     classes = len(names)
     side = min(4.0 + 0.35 * classes, 12.0)
     figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
@@ -157,13 +150,4 @@ def confusion_picture(counts: NDArray[np.int64], names: Sequence[str]) -> NDArra
         for (row, column), count in np.ndenumerate(counts):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(count), ha="center", va="center", color=colour)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    import matplotlib.image
-
-    buffer = io.BytesIO()
-    matplotlib.image.imsave(buffer, pixels, format="png")
-    return buffer.getvalue()
+    return drawn(figure)

@@ -5,9 +5,10 @@ Shapes: B examples of a micro-batch, N of an evaluation, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,44 +17,53 @@ from torch import Tensor, nn
 
 from engine import dist
 from engine.config import LabelledConfig, RunConfig
-from engine.data.labelled.classes import class_ids, class_names, select, split_validation
+from engine.data.labelled.classes import check_order, class_ids, class_names, split_validation
 from engine.data.labelled.encoded import LabelledSource, encode
 from engine.data.labelled.files import Examples, read_examples
-from engine.data.labelled.folds import fold_of
 from engine.data.labelled.summary import describe
+from engine.data.labelled.weights import class_weights
 from engine.data.loading.source import MicroBatch
 from engine.data.tokenizer.check import check_examples, check_vocabulary, open_with_transformers, sample
 from engine.model.pretrained import check_segments
 from engine.tasks import report
 from engine.tasks.finetune import FineTuning, model_inputs
 from engine.tasks.grow import growth_lines
+from engine.tasks.losses import class_loss
 from engine.tasks.task import Evaluation, StepOutput
 
+E = TypeVar("E", bound=Examples)
 
-class SequenceClassification(FineTuning):
-    """The task of a run that fine-tunes a classifier.
+
+class OnTexts(FineTuning):
+    """A task that learns something of each text or pair: its class, a number, several labels.
 
     Reads and tokenises all its data at once, so that a mistake in it shows before anything is trained.
-
-    Raises:
-        UserError: labelled data, a model folder or a length that cannot be used.
     """
 
     head = "sequence_classification"
-    names: tuple[str, ...]
     sources: dict[str, LabelledSource]
 
-    def __init__(self, config: RunConfig) -> None:
-        super().__init__(config)
-        splits = read_splits(config.labelled, config.seed)
-        self.names = class_names(splits["train"])
-        self.model_config = self.build_config(self.names)
-        if config.labelled.text_pair:
-            check_segments(self.model_config, config.model.init_from, "labelled.text_pair")
-        labels = {split: class_ids(examples, self.names) for split, examples in splits.items()}
-        self.majority = int(np.bincount(labels["train"]).argmax())
+    def encode(
+        self,
+        splits: Mapping[str, Examples],
+        labels: Mapping[str, NDArray[Any]],
+        weights: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Encode and check the examples, once `model_config` is there.
+
+        Args:
+            splits: the examples of "train", "validation" and perhaps "test".
+            labels: what is learned of the examples of each.
+            weights: what each training example counts, see `LabelledSource`.
+
+        Raises:
+            UserError: a model or tokenizer that doesn't fit them.
+        """
+        if self.config.labelled.text_pair:
+            check_segments(self.model_config, self.config.model.init_from, "labelled.text_pair")
         self.sources = {
-            split: self._source(examples, labels[split], fixed=split != "train") for split, examples in splits.items()
+            split: self._source(examples, labels[split], None if split != "train" else weights, fixed=split != "train")
+            for split, examples in splits.items()
         }
         self._check_ids(splits["train"])
         self.check_unknown()
@@ -70,10 +80,44 @@ class SequenceClassification(FineTuning):
         rows = [encoded.tokens[start:stop].tolist() for start, stop in pairwise(encoded.offsets[: count + 1])]
         check_examples(self.vocabulary, theirs, self.tokenizer, texts, pairs, rows, self.config.labelled.max_length)
 
-    def _source(self, examples: Examples, labels: NDArray[np.int64], fixed: bool) -> LabelledSource:
+    def _source(
+        self, examples: Examples, labels: NDArray[Any], weights: NDArray[np.float32] | None, fixed: bool
+    ) -> LabelledSource:
         encoded = encode(self.vocabulary, examples.texts, examples.pairs, self.config.labelled.max_length)
         group = self.config.train.global_batch if self.config.labelled.group_by_length and not fixed else None
-        return LabelledSource(encoded, labels, self.config.seed, fixed, group)
+        return LabelledSource(encoded, labels, self.config.seed, fixed, group, weights)
+
+
+class SequenceClassification(OnTexts):
+    """The task of a run that fine-tunes a classifier.
+
+    Raises:
+        UserError: labelled data, a model folder, a length or class weights that cannot be used.
+    """
+
+    names: tuple[str, ...]
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        labelled = config.labelled
+        splits = read_splits(
+            labelled,
+            lambda path: read_examples(path, labelled.text, labelled.text_pair, labelled.label),
+            lambda training: split_validation(training, labelled, config.seed),
+        )
+        self.names = class_names(splits["train"])
+        self.ordinal = labelled.loss == "ordinal"
+        if self.ordinal:
+            check_order(splits["train"], self.names)
+        self.model_config = self.build_config(self.names)
+        labels = {split: class_ids(examples, self.names) for split, examples in splits.items()}
+        self.majority = int(np.bincount(labels["train"]).argmax())
+        self.class_weights: Tensor | None = None
+        weights = None
+        if labelled.class_weights is not None:
+            of_classes = class_weights(labelled.class_weights, self.names, labels["train"])
+            self.class_weights, weights = torch.from_numpy(of_classes), of_classes[labels["train"]]
+        self.encode(splits, labels, weights)
 
     def describe_data(self) -> list[str]:
         """New rows of the word embeddings, and what `engine.data.labelled.summary.describe` tells."""
@@ -81,11 +125,14 @@ class SequenceClassification(FineTuning):
         return [*growth_lines(self.config.model.init_from, self.vocabulary), *lines]
 
     def step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:
-        """Shares of the mean cross-entropy (nats) and of the accuracy of the global batch."""
+        """Shares of the mean loss, `class_loss` weighted by the classes, and of the accuracy of the global batch."""
         logits, labels, total = model(**model_inputs(batch)), batch.inputs["labels"], batch.totals["sequences"]
-        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        if self.class_weights is not None:
+            self.class_weights = self.class_weights.to(logits.device)
+        smoothing = self.config.labelled.label_smoothing
+        loss = class_loss(logits, labels, weights=self.class_weights, smoothing=smoothing, ordinal=self.ordinal)
         correct = (logits.detach().argmax(dim=-1) == labels).sum()
-        return StepOutput(loss / total, {"accuracy": correct / total})
+        return StepOutput(loss / batch.totals.get("weights", total), {"accuracy": correct / total})
 
     def rows(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
         """Index and class id [B] of each example, and its logits [B, C]."""
@@ -99,8 +146,11 @@ class SequenceClassification(FineTuning):
         images = {}
         if self.config.monitor.tensorboard and dist.place()[0] == 0:  # drawing takes longer than the scores
             images["confusion_matrix"] = report.confusion_picture(predictions.confusion, self.names)
+        scalars = scores(predictions.truth, log_probabilities)
+        if self.ordinal:
+            scalars |= ordinal_scores(predictions.truth, predictions.predicted, len(self.names))
         return Evaluation(
-            scalars=scores(predictions.truth, log_probabilities),
+            scalars=scalars,
             images=images,
             records={"predictions": predictions},
         )
@@ -110,18 +160,17 @@ class SequenceClassification(FineTuning):
         return report.report(evaluation, folder)
 
 
-def read_splits(labelled: LabelledConfig, seed: int) -> dict[str, Examples]:
-    """The examples of "train", "validation" (a tenth or a fold of the training examples unless given) and of "test"."""
+def read_splits(labelled: LabelledConfig, read: Callable[[str], E], split: Callable[[E], tuple[E, E]]) -> dict[str, E]:
+    """The examples of "train", "validation" (held out of the training examples unless given) and, if given, "test".
 
-    def read(path: str) -> Examples:
-        return read_examples(path, labelled.text, labelled.text_pair, labelled.label)
-
+    Args:
+        read: reads the examples of a path.
+        split: divides the training examples into those that are kept and those that are held out.
+    """
     assert labelled.train is not None
     training = read(labelled.train)
-    if labelled.folds is not None:
-        training, validation = (select(training, part) for part in fold_of(labelled, training.labels, seed))
-    elif labelled.validation is None:
-        training, validation = split_validation(training, seed)
+    if labelled.validation is None:
+        training, validation = split(training)
     else:
         validation = read(labelled.validation)
     splits = {"train": training, "validation": validation}
@@ -144,3 +193,19 @@ def scores(truth: NDArray[np.int64], log_probabilities: NDArray[np.float64]) -> 
         "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0)),
         "matthews": float(matthews_corrcoef(truth, predicted)),
     }
+
+
+def ordinal_scores(truth: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> dict[str, float]:
+    """Quadratic weighted kappa (Cohen 1968) and mean absolute error in ranks of classes in order.
+
+    Kappa is 1 where truth and predictions are all of the same class.
+
+    Args:
+        truth, predicted: class ids [N].
+        classes: number of classes.
+    """
+    from sklearn.metrics import cohen_kappa_score
+
+    same = len(np.union1d(truth, predicted)) == 1
+    kappa = 1.0 if same else cohen_kappa_score(truth, predicted, labels=range(classes), weights="quadratic")
+    return {"quadratic_kappa": float(kappa), "rank_error": float(np.abs(truth - predicted).mean())}

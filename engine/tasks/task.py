@@ -48,6 +48,9 @@ class Evaluation:
     """pictures [height, width, 3] for TensorBoard"""
     records: dict[str, Any] = field(default_factory=dict)
     """what the final report is made of"""
+    tuned: dict[str, Any] = field(default_factory=dict)
+    """what was chosen on these examples and predictions need, such as a threshold, as JSON; an export has that of its
+    weights in zerobert.json"""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from engine.config import RunConfig, architecture_of
 from engine.data.loading.loader import BatchLayout, training_batches
 from engine.data.loading.source import Cursor, MicroBatch
 from engine.errors import RunError, UserError
-from engine.model.folder import CONFIG_FILE, described, export_huggingface, saved_files
+from engine.model.folder import CONFIG_FILE, TUNED, described, export_huggingface, saved_files
 from engine.optim.build import build_optimizer
 from engine.optim.schedule import learning_rate
 from engine.tasks.task import Best, Evaluation, Task
@@ -394,6 +394,7 @@ class Trainer:
 
     def _write_export(self, weights: dict[str, Tensor]) -> None:
         chosen = None if self.best is None else {"metric": self.task.best_metric, **asdict(self.best)}
-        origin = {"step": self.step, "best": chosen, "facts": self.facts}
+        tuned = {} if self.evaluation is None else self.evaluation.tuned
+        origin = {"step": self.step, "best": chosen, "facts": self.facts, TUNED: tuned}
         samples, out = evaluation.first_samples(self.task), self.output / "export"
         export_huggingface(weights, self.described, self.tokenizer, out, origin, samples=samples)

@@ -24,17 +24,7 @@ from engine.errors import UserError
 from engine.tasks.finetune import model_inputs
 from engine.tasks.sequence import SequenceClassification
 from engine.tasks.task import Evaluation, Task
-
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film", "a", "the", "was"]
-POSITIONS = 16
-TINY = BertConfig(
-    vocab_size=len(WORDS),
-    hidden_size=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    intermediate_size=32,
-    max_position_embeddings=POSITIONS,
-)
+from tests.tasks.tiny import POSITIONS, TINY, WORDS, tiny_bert
 
 MakeTask = Callable[..., SequenceClassification]
 
@@ -51,11 +41,6 @@ def write_examples(path: Path, count: int, seed: int) -> str:
     return str(path)
 
 
-def save_tokenizer(folder: Path) -> None:
-    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS))
-    load_tokenizer(folder / "vocab.txt").save(folder)
-
-
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """More threads only slow a model this small down."""
@@ -67,10 +52,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    BertModel(TINY).save_pretrained(tmp_path / "bert")
-    save_tokenizer(tmp_path / "bert")
-    return tmp_path / "bert"
+    return tiny_bert(tmp_path / "bert")
 
 
 @pytest.fixture

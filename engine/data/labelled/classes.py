@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 
+from engine.config import LabelledConfig
 from engine.data.labelled.files import Examples
+from engine.data.labelled.folds import fold_of
 from engine.data.loading.source import Indices
 from engine.errors import UserError
 
@@ -36,12 +39,36 @@ def class_names(training: Examples) -> tuple[str, ...]:
         only = next(iter(present))
         raise UserError(f"{training.path}: every label is {only!r}; give at least two classes, or set labelled.label")
     _refuse_ids(training)
-    if training.names is not None:
-        return training.names
+    return training.names if training.names is not None else sorted_names(present)
+
+
+def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Names in numeric order where each is a number, else in alphabetical order."""
+    return tuple(sorted(names, key=lambda name: (float(name), name)) if all(map(_is_number, names)) else sorted(names))
+
+
+def check_order(training: Examples, names: Sequence[str]) -> None:
+    """Refuse classes in an order that nobody gave: neither numbers nor declared.
+
+    Raises:
+        UserError: names some of them.
+    """
+    if training.names is None and not all(map(_is_number, names)):
+        raise UserError(
+            f"labelled.loss: 'ordinal' is not allowed; {training.path} tells no order of its classes ({_some(names)}): "
+            "give numbers for labels, or a data set that declares them (a ClassLabel of datasets)"
+        )
+
+
+def _is_number(name: str) -> bool:
     try:
-        return tuple(sorted(present, key=lambda name: (float(name), name)))
+        return math.isfinite(float(name))
     except ValueError:
-        return tuple(sorted(present))
+        return False
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
 def _refuse_ids(training: Examples) -> None:
@@ -63,9 +90,8 @@ def class_ids(examples: Examples, names: Sequence[str]) -> Indices:
     ids = {name: number for number, name in enumerate(names)}
     for index, label in enumerate(examples.labels):
         if label not in ids:
-            known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
             raise UserError(
-                f"{examples.place(index)}: label {label!r} is not among the training examples ({known}); "
+                f"{examples.place(index)}: label {label!r} is not among the training examples ({_some(names)}); "
                 "correct it or add training examples of it"
             )
     return np.array([ids[label] for label in examples.labels], dtype=np.int64)
@@ -87,18 +113,41 @@ def hold_out(labels: Sequence[str], seed: int, share: float = HELD_OUT_SHARE) ->
     return [index for index in range(len(array)) if index not in chosen], sorted(held)
 
 
-def split_validation(training: Examples, seed: int) -> tuple[Examples, Examples]:
-    """Training examples and the tenth of them that is held out for validation.
+def split_validation(training: Examples, labelled: LabelledConfig, seed: int) -> tuple[Examples, Examples]:
+    """Training examples and those of them that are held out for validation, see `held_out`.
 
     Raises:
         UserError: too few examples to hold any out, or most labels occur only once.
     """
     _refuse_ids(training)
-    kept, held = hold_out(training.labels, seed)
-    if not held:
-        count = len(training)
-        raise UserError(f"{training.path}: {count} examples are too few to hold some out; set labelled.validation")
+    kept, held = held_out(labelled, training.labels, seed)
     return select(training, kept), select(training, held)
+
+
+def split_any(training: Examples, labelled: LabelledConfig, seed: int) -> tuple[Examples, Examples]:
+    """As `split_validation`, of examples without classes.
+
+    Raises:
+        UserError: too few examples to hold any out.
+    """
+    kept, held = held_out(labelled, [""] * len(training), seed)
+    return select(training, kept), select(training, held)
+
+
+def held_out(labelled: LabelledConfig, labels: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
+    """The training examples that are kept and those that are held out: a fold where there are folds, else a tenth.
+
+    Raises:
+        UserError: too few examples to hold any out.
+    """
+    if labelled.folds is not None:
+        return fold_of(labelled, labels, seed)
+    kept, held = hold_out(labels, seed)
+    if not held:
+        raise UserError(
+            f"{labelled.train}: {len(labels)} examples are too few to hold some out; set labelled.validation"
+        )
+    return kept, held
 
 
 def select(examples: Examples, indices: Sequence[int]) -> Examples:

@@ -121,6 +121,11 @@ class EncodedSource:
         """Examples."""
         return len(self.encoded.offsets) - 1
 
+    @cached_property
+    def sizes(self) -> Indices:
+        """Tokens of each example, int64 [N]."""
+        return np.diff(self.encoded.offsets)
+
     def targets(self, examples: Indices) -> dict[str, NDArray[Any]]:
         """What is learned of these examples [B]: tensors of the batch by name, beside those of their tokens."""
         raise NotImplementedError
@@ -134,8 +139,7 @@ class EncodedSource:
 
     def lengths(self, epoch: int, indices: Indices) -> Indices:
         """Length in tokens of each of these examples, int64 [B]."""
-        places = self._places(epoch, indices)
-        return self.encoded.offsets[places + 1] - self.encoded.offsets[places]
+        return self.sizes[self._places(epoch, indices)]
 
     def _places(self, epoch: int, indices: Indices) -> Indices:
         return indices if self.fixed else self._epoch_order(epoch)[indices]
@@ -148,19 +152,26 @@ class EncodedSource:
 
     def collate(self, description: Indices) -> dict[str, Tensor]:
         """Packed int64 tensors: input_ids, token_type_ids, position_ids [T]; lengths (and index) [B]; the targets."""
-        starts = self.encoded.offsets[description]
-        lengths = self.encoded.offsets[description + 1] - starts
-        positions = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        arrays = {
-            "input_ids": self.encoded.tokens[np.repeat(starts, lengths) + positions],
-            "token_type_ids": positions >= np.repeat(self.encoded.first_lengths[description], lengths),
-            "position_ids": positions,
-            "lengths": lengths,
-        }
+        arrays = self.packed(self.sequences(description))
         if self.fixed:
             arrays["index"] = description
         integers = {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
         return integers | {name: torch.from_numpy(array) for name, array in self.targets(description).items()}
+
+    def sequences(self, examples: Indices) -> Indices:
+        """Which encoded texts are these examples [B]: here one each, of the same number."""
+        return examples
+
+    def packed(self, texts: Indices) -> dict[str, NDArray[Any]]:
+        """The model's arguments for these encoded texts, end to end."""
+        starts, lengths = self.encoded.offsets[texts], self.encoded.offsets[texts + 1] - self.encoded.offsets[texts]
+        positions = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return {
+            "input_ids": self.encoded.tokens[np.repeat(starts, lengths) + positions],
+            "token_type_ids": positions >= np.repeat(self.encoded.first_lengths[texts], lengths),
+            "position_ids": positions,
+            "lengths": lengths,
+        }
 
     def _epoch_order(self, epoch: int) -> Indices:
         """The epoch's permutation; the two latest are cached, because a global batch may span two epochs."""
@@ -177,19 +188,36 @@ class EncodedSource:
         if self.group is None:
             return order
         begun = -epoch * count % self.group
-        return grouped_order(order, np.diff(self.encoded.offsets), self.group, begun, generator)
+        return grouped_order(order, self.sizes, self.group, begun, generator)
 
 
 class LabelledSource(EncodedSource):
     """Encoded examples with a label each."""
 
     def __init__(
-        self, encoded: EncodedTexts, labels: NDArray[Any], seed: int, fixed: bool = False, group: int | None = None
+        self,
+        encoded: EncodedTexts,
+        labels: NDArray[Any],
+        seed: int,
+        fixed: bool = False,
+        group: int | None = None,
+        weights: NDArray[np.float32] | None = None,
     ) -> None:
-        """Args: labels are [N] class ids, or numbers, or [N, L] of several labels."""
+        """
+        Args:
+            labels: [N] class ids, or numbers, or [N, L] of several labels.
+            weights: what each example counts in a weighted mean, [N]; their sum is then among the totals.
+        """
         super().__init__(encoded, seed, fixed, group)
         assert len(labels) == self.count
-        self.labels = labels
+        self.labels, self.weights = labels, weights
+
+    def totals(self, epoch: int, indices: Indices) -> dict[str, float]:
+        """sequences and, where examples have weights, weights."""
+        counted = super().totals(epoch, indices)
+        if self.weights is None:
+            return counted
+        return counted | {"weights": float(self.weights[self._places(epoch, indices)].sum(dtype=np.float64))}
 
     def targets(self, examples: Indices) -> dict[str, NDArray[Any]]:
         """labels [B]."""

@@ -8,10 +8,11 @@ import lzma
 import math
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -63,28 +64,44 @@ def read_examples(path: str, text: str, text_pair: str | None, label: str) -> Ex
         UserError: nothing there, an unknown format, damaged content, a missing column, text or label, no rows.
     """
     columns = Columns(text, text_pair, label)
+    return read_with(path, columns, lambda record, where, names: label_of(record[label], label, where, names))
+
+
+def read_with(
+    path: str, columns: Columns, label_of: Callable[[Mapping[str, Any], str, tuple[str, ...] | None], str]
+) -> Examples:
+    """Read examples whose label is told by more than one value, or by another kind of value.
+
+    Args:
+        path: see `read_examples`.
+        columns: those to read.
+        label_of: makes the label of a record, given its place for a message and the classes that the file declares.
+
+    Raises:
+        UserError: as `read_examples`.
+    """
     columns.check()
+    texts, pairs, labels, positions = [], [], [], []
     with damage_as_user_error(path):
         records, names = open_records(path, columns)
-        examples = _collect(path, records, columns, names)
-    if not len(examples):
+        for position, record in records:
+            where = _place(path, position)
+            texts.append(text_of(record[columns.text], columns.text, where))
+            if columns.text_pair:
+                pairs.append(text_of(record[columns.text_pair], columns.text_pair, where))
+            labels.append(label_of(record, where, names))
+            positions.append(position)
+    if not labels:
         raise UserError(f"{path}: no examples in it; give a file with at least one row")
-    return examples
-
-
-def _collect(path: str, records: Records, columns: Columns, names: tuple[str, ...] | None) -> Examples:
-    texts, pairs, labels, positions = [], [], [], []
-    for position, record in records:
-        where = _place(path, position)
-        texts.append(_text(record[columns.text], columns.text, where))
-        if columns.text_pair:
-            pairs.append(_text(record[columns.text_pair], columns.text_pair, where))
-        labels.append(_label(record[columns.label], columns.label, where, names))
-        positions.append(position)
     return Examples(path, texts, pairs if columns.text_pair else None, labels, positions, names)
 
 
-def _text(value: object, column: str, where: str) -> str:
+def text_of(value: object, column: str, where: str) -> str:
+    """A text as it is.
+
+    Raises:
+        UserError: it is missing, blank or no text.
+    """
     if value is None or value != value or (isinstance(value, str) and not value.strip()):  # pandas writes null as NaN
         raise UserError(f"{where}: empty text in column {column!r}; fill it in or remove the row")
     if not isinstance(value, str):
@@ -92,8 +109,12 @@ def _text(value: object, column: str, where: str) -> str:
     return value
 
 
-def _label(value: object, column: str, where: str, names: tuple[str, ...] | None) -> str:
-    """The class name of a label value."""
+def label_of(value: object, column: str, where: str, names: tuple[str, ...] | None) -> str:
+    """The class name of a label value.
+
+    Raises:
+        UserError: it is missing, or neither a string nor a number.
+    """
     if names is not None and isinstance(value, int):
         # datasets marks examples without a label by -1
         value = names[value] if 0 <= value < len(names) else None

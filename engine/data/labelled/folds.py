@@ -36,10 +36,11 @@ def fold_of(labelled: LabelledConfig, labels: Sequence[str], seed: int) -> tuple
     for name in np.unique(array):
         members = np.flatnonzero(array == name)
         if len(members) < labelled.folds:
+            which = f" of {str(name)!r}" if name else ""
             remedy = f"give at most {len(members)}" if len(members) > 1 else "join the class to another, or remove it"
             raise UserError(
-                f"labelled.folds: {labelled.folds} is not allowed; {labelled.train} has {len(members)} example(s) of "
-                f"{str(name)!r}, and each fold needs one; {remedy}"
+                f"labelled.folds: {labelled.folds} is not allowed; {labelled.train} has {len(members)} example(s)"
+                f"{which}, and each fold needs one; {remedy}"
             )
         folds[generator.permutation(members)] = (dealt + np.arange(len(members))) % labelled.folds + 1
         dealt += len(members)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from engine.data.labelled.encoded import LabelledSource
+from engine.data.labelled.encoded import EncodedSource, LabelledSource
 
 #: classes that are listed, the largest first
 NAMED_CLASSES = 10
@@ -20,7 +20,9 @@ def describe(names: Sequence[str], sources: Mapping[str, LabelledSource], max_le
         sources: the source of each split by its name, "train" and others.
         max_length: `labelled.max_length`, the tokens that are kept of an example.
     """
-    lines = [f"{split}: {_classes(names, source)}; {_lengths(source, max_length)}" for split, source in sources.items()]
+    lines = [
+        f"{split}: {_classes(names, source)}; {told_lengths(source, max_length)}" for split, source in sources.items()
+    ]
     single = int((np.bincount(sources["train"].labels) == 1).sum())
     if single:
         lines.append(
@@ -42,7 +44,8 @@ def _classes(names: Sequence[str], source: LabelledSource) -> str:
     return f"{total:,} examples: {', '.join(named)}"
 
 
-def _lengths(source: LabelledSource, max_length: int) -> str:
+def told_lengths(source: EncodedSource, max_length: int) -> str:
+    """How long the texts of a source are, and how many are truncated."""
     lengths = source.encoded.full_lengths
     median, most = np.percentile(lengths, [50, 95], method="higher")
     cut = int((lengths > max_length).sum())

@@ -33,10 +33,13 @@ class Columns:
     text: str
     text_pair: str | None
     label: str
+    more: tuple[tuple[str, str], ...] = ()
+    """further fields and the column of each"""
 
     def fields(self) -> dict[str, str]:
         """Column name of each configuration field that is set."""
         named = {"labelled.text": self.text, "labelled.text_pair": self.text_pair, "labelled.label": self.label}
+        named |= dict(self.more)
         return {field: column for field, column in named.items() if column}
 
     def check(self) -> None:
@@ -63,6 +66,20 @@ class Columns:
     def kept(self, available: Sequence[str]) -> Sequence[str]:
         """Those of a record's columns that are read."""
         return tuple(self.fields().values())
+
+
+def columns_in(value: str) -> tuple[str, ...]:
+    """The columns that a field names: one, or several between commas; quotes keep a comma in a name.
+
+    >>> columns_in('a, b,"c, d"')
+    ('a', 'b', 'c, d')
+    """
+    return tuple(name.strip() for name in next(csv.reader([value], skipinitialspace=True), []) if name.strip())
+
+
+def of_field(field: str, columns: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Pairs for `Columns.more` of the columns that one field names; a message tells which of them it is about."""
+    return tuple((f"{field}[{index}]" if index else field, column) for index, column in enumerate(columns))
 
 
 def place(path: str, line: int) -> str:
@@ -156,15 +173,15 @@ def _json_record(line: str, columns: Columns, where: str, cleaned: bool) -> dict
     several = any(line.count(json.dumps(column, ensure_ascii=False)) > 1 for column in wanted)
     columns.require(_names(line) if several else list(record), where)
     if cleaned and "\\u" in line:
-        return {
-            name: without_half_characters(record[name]) if _is_text(record[name]) else record[name]
-            for name in columns.kept(list(record))
-        }
+        return {name: _whole(record[name]) for name in columns.kept(list(record))}
     return record
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
+def _whole(value: Any) -> Any:
+    """A text, or the texts of a list, without halves of characters."""
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return without_half_characters(value) if isinstance(value, str) else value
 
 
 def _names(line: str) -> list[str]:

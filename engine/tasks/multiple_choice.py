@@ -1,0 +1,127 @@
+"""Multiple choice: which of a question's options is right.
+
+Shapes: Q questions of a micro-batch, N of an evaluation, S sequences (a question with an option each), O options of the
+question that has most. Questions may have different numbers of options: nothing is padded but the grid of logits.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from engine.config import RunConfig
+from engine.data.labelled.choices import ChoiceSource, Questions, read_questions, split_questions
+from engine.data.labelled.encoded import encode
+from engine.data.labelled.summary import told_lengths
+from engine.data.loading.source import MicroBatch
+from engine.data.tokenizer.check import check_examples, check_vocabulary, open_with_transformers, sample
+from engine.model.pretrained import check_segments
+from engine.tasks.finetune import FineTuning
+from engine.tasks.grow import growth_lines
+from engine.tasks.losses import choice_grid
+from engine.tasks.reports import multiple_choice as reports
+from engine.tasks.sequence import read_splits
+from engine.tasks.task import Evaluation, StepOutput
+
+#: what a batch has for the model
+_READ = ("input_ids", "token_type_ids", "position_ids", "lengths")
+
+
+class MultipleChoice(FineTuning):
+    """The task of a run that fine-tunes a model with one logit an option.
+
+    Reads and tokenises all its data at once, so that a mistake in it shows before anything is trained.
+
+    Raises:
+        UserError: labelled data, a model folder or a length that cannot be used.
+    """
+
+    head = "multiple_choice"
+    names = None
+    sources: dict[str, ChoiceSource]
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        labelled = config.labelled
+        splits = read_splits(
+            labelled,
+            lambda path: read_questions(path, labelled.text, labelled.text_pair, labelled.options, labelled.label),
+            lambda training: split_questions(training, labelled, config.seed),
+        )
+        self.model_config = self.build_config()
+        check_segments(self.model_config, config.model.init_from, "task multiple_choice")
+        self.sources = {split: self._source(questions, split) for split, questions in splits.items()}
+        self.most = max(int(source.counts.max()) for source in self.sources.values())
+        self.frequent = int(np.bincount(self.sources["train"].labels).argmax())
+        self._check_ids(splits["train"])
+        self.check_unknown()
+
+    def _source(self, questions: Questions, split: str) -> ChoiceSource:
+        labelled, fixed = self.config.labelled, split != "train"
+        encoded = encode(self.vocabulary, *questions.sequences(), labelled.max_length)
+        counts = [len(options) for options in questions.options]
+        group = self.config.train.global_batch if labelled.group_by_length and not fixed else None
+        return ChoiceSource(encoded, counts, questions.right, self.config.seed, fixed, group)
+
+    def _check_ids(self, questions: Questions) -> None:
+        """Compare the ids of the first training sequences with those that a user of the exported model will get."""
+        theirs = open_with_transformers(self.tokenizer)
+        if theirs is None:
+            return
+        check_vocabulary(self.vocabulary, theirs, self.tokenizer)
+        firsts, seconds = questions.sequences()
+        count = len(sample(firsts))
+        encoded = self.sources["train"].encoded
+        rows = [encoded.tokens[start:stop].tolist() for start, stop in pairwise(encoded.offsets[: count + 1])]
+        length = self.config.labelled.max_length
+        check_examples(self.vocabulary, theirs, self.tokenizer, firsts[:count], seconds[:count], rows, length)
+
+    def describe_data(self) -> list[str]:
+        """New rows of the word embeddings, and options and lengths of the questions of each split."""
+        lines = growth_lines(self.config.model.init_from, self.vocabulary)
+        for split, source in self.sources.items():
+            least, most = int(source.counts.min()), int(source.counts.max())
+            options = f"{least} options each" if least == most else f"{least} to {most} options"
+            lengths = told_lengths(source, self.config.labelled.max_length)
+            lines.append(f"{split}: {source.count:,} questions: {options}; of a question with an option, {lengths}")
+        return lines
+
+    def _logits(self, model: nn.Module, batch: MicroBatch) -> Tensor:
+        """The logits of each question's options, [Q, O]; -inf where it has no such option."""
+        inputs = batch.inputs
+        logits: Tensor = model(**{name: inputs[name] for name in _READ}, max_length=batch.max_length)
+        return choice_grid(logits, inputs["question"], inputs["option"], len(inputs["labels"]), self.most)
+
+    def step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:
+        """Shares of the mean cross-entropy (nats) and of the accuracy of the global batch's questions."""
+        logits, labels, total = self._logits(model, batch), batch.inputs["labels"], batch.totals["questions"]
+        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        correct = (logits.detach().argmax(dim=-1) == labels).sum()
+        return StepOutput(loss / total, {"accuracy": correct / total})
+
+    def rows(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
+        """Index and right option [Q] of each question, and the logits of its options [Q, O]."""
+        return {
+            "index": batch.inputs["index"],
+            "truth": batch.inputs["labels"],
+            "logits": self._logits(model, batch),
+        }
+
+    def score(self, rows: dict[str, NDArray[Any]]) -> Evaluation:
+        """Accuracy and mean cross-entropy (nats)."""
+        log_probabilities = torch.from_numpy(rows["logits"]).double().log_softmax(dim=1).numpy()
+        counts = np.isfinite(rows["logits"]).sum(axis=1)
+        predictions = reports.Predictions(self.frequent, rows["truth"], np.exp(log_probabilities), counts)
+        loss = -log_probabilities[np.arange(len(predictions.truth)), predictions.truth].mean()
+        accuracy = (predictions.predicted == predictions.truth).mean()
+        return Evaluation({"loss": float(loss), "accuracy": float(accuracy)}, records={"predictions": predictions})
+
+    def report(self, evaluation: Evaluation, folder: Path) -> str:
+        """See `engine.tasks.reports.multiple_choice.report`."""
+        return reports.report(evaluation, folder)

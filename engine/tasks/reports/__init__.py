@@ -1,0 +1,1 @@
+"""Final reports of fine-tuning tasks."""
