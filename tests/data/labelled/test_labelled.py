@@ -17,6 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.config import LabelledConfig
 from engine.data.labelled.classes import class_ids, class_names, hold_out, split_validation
 from engine.data.labelled.encoded import EncodedTexts, LabelledSource, encode
 from engine.data.labelled.files import Examples, read_examples
@@ -210,7 +211,7 @@ def test_the_held_out_examples_depend_on_the_seed() -> None:
 
 
 def test_held_out_examples_keep_text_label_and_line_together() -> None:
-    training, validation = split_validation(examples(["a", "b"] * 50), seed=3)
+    training, validation = split_validation(examples(["a", "b"] * 50), LabelledConfig(), seed=3)
     assert (len(training), len(validation)) == (90, 10)
     for part in (training, validation):
         for index, line in enumerate(part.positions):
@@ -220,7 +221,7 @@ def test_held_out_examples_keep_text_label_and_line_together() -> None:
 
 def test_too_few_examples_to_hold_out_is_an_error() -> None:
     with pytest.raises(UserError, match=r"2 examples are too few .*labelled\.validation"):
-        split_validation(examples(["a", "b"]), seed=1)
+        split_validation(examples(["a", "b"]), LabelledConfig(), seed=1)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from engine.config import LabelledConfig
 from engine.data.labelled.classes import class_names, split_validation
 from engine.data.labelled.files import Examples, read_examples
 from engine.errors import UserError
@@ -172,7 +173,7 @@ def test_two_fields_cannot_name_one_column(tmp_path: Path) -> None:
 def test_a_column_of_ids_is_no_label() -> None:
     texts = [f"t{i}" for i in range(40)]
     ids = Examples("x.csv", texts, None, [f"id{i}" for i in range(38)] + ["a", "a"], list(range(40)))
-    for use in (class_names, lambda given: split_validation(given, seed=1)):
+    for use in (class_names, lambda given: split_validation(given, LabelledConfig(), seed=1)):
         with pytest.raises(UserError, match=r"38 of 40 examples have a label of their own; set labelled\.label"):
             use(ids)
     classes = Examples("x.csv", texts, None, ["a", "b", "c", "d"] * 10, list(range(40)))
