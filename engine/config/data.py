@@ -108,12 +108,14 @@ class LabelledConfig:
     label_smoothing: float = 0.0
     """share of a training example's label that is spread evenly over all classes, in [0, 1); of cross_entropy"""
     max_length: int = 128
-    """tokens kept of an example, special tokens included; longer ones are truncated, or of token classification cut
-    into windows"""
+    """tokens kept of an example, special tokens included; longer ones are truncated, or of token classification and
+    answers cut into windows"""
     stride: int | None = None
     """tokens that the overlapping windows of a text longer than max_length share; null: a third of max_length"""
     label_pieces: LabelPieces = "first"
     """pieces of a word whose tag is learned: first, or all (I- behind the first); the first one tells the word's tag"""
+    max_answer_length: int = 30
+    """tokens of an answer in a text, at most, in evaluations"""
     group_by_length: bool = False
     """bring training examples of similar length into the same global batch: less padding, less random batches"""
     max_unknown_share: float = 0.2
@@ -122,7 +124,7 @@ class LabelledConfig:
     """the score that chooses the best checkpoint; null: the task's first. Classification: accuracy, macro_f1, matthews
     or loss, with the ordinal loss also quadratic_kappa or rank_error. Regression: pearson, spearman, mse or mae.
     Several labels: micro_f1, macro_f1, exact_match or loss. Choices: accuracy or loss. Token classification: f1,
-    precision, recall (of entities), accuracy (of tokens) or loss"""
+    precision, recall (of entities), accuracy (of tokens) or loss. Answers: f1, exact_match or loss"""
 
     @property
     def overlap(self) -> int:
@@ -137,6 +139,7 @@ class LabelledConfig:
         require(fits, "labelled.stride", self.stride, f"give 0 or more, and less than the {room} pieces of a window")
         pieces, choices = self.label_pieces, get_args(LabelPieces)
         require(pieces in choices, "labelled.label_pieces", pieces, f"choose {' or '.join(choices)}")
+        require(self.max_answer_length >= 1, "labelled.max_answer_length", self.max_answer_length, "give at least 1")
         bound = self.max_unknown_share
         require(0.0 <= bound <= 1.0, "labelled.max_unknown_share", bound, "give a share in [0, 1]")
         require(bool(self.separator), "labelled.separator", self.separator, "give at least one character")

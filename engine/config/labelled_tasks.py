@@ -26,9 +26,12 @@ _ORDINAL_METRICS = {"quadratic_kappa": True, "rank_error": False}
 _REGRESSION_METRICS = {"pearson": True, "spearman": True, "mse": False, "mae": False}
 _MULTI_LABEL_METRICS = {"micro_f1": True, "macro_f1": True, "exact_match": True, "loss": False}
 _CHOICE_METRICS = {"accuracy": True, "loss": False}
+_ANSWER_METRICS = {"f1": True, "exact_match": True, "loss": False}
 
 _ACCURACY = Title("accuracy [share]", "Examples classified right.")
 _MACRO_F1 = Title("macro F1", "Mean of the classes' F1 scores, 0 to 1; rare classes count as frequent ones.")
+_F1 = Title("F1", "Harmonic mean of precision and recall, 0 to 1: of entities, or of an answer's words.")
+_EXACT_MATCH = Title("exact match [share]", "Examples that are right as a whole.")
 
 
 def validate_labelled(config: RunConfig, complete: bool) -> None:
@@ -117,7 +120,7 @@ TOKEN_CLASSIFICATION = TaskEntry(
     compared=("max_length", "stride", "label_pieces", "group_by_length"),
     results=_results(_ENTITY_METRICS),
     scores={
-        "f1": Title("F1 of entities", "Harmonic mean of precision and recall, 0 to 1."),
+        "f1": _F1,
         "precision": Title("precision of entities [share]", "Predicted ones with the words and type of a true one."),
         "recall": Title("recall of entities [share]", "True ones that are predicted with their words and type."),
         "accuracy": _ACCURACY,
@@ -142,7 +145,7 @@ MULTI_LABEL_CLASSIFICATION = TaskEntry(
     scores={
         "micro_f1": Title("micro F1", "F1 of all labels of all examples together, 0 to 1."),
         "macro_f1": _MACRO_F1,
-        "exact_match": Title("exact match [share]", "Examples of which every label is right."),
+        "exact_match": _EXACT_MATCH,
         "label_accuracy": Title("accuracy of labels [share]", "Labels told right at a threshold of 0.5."),
     },
     validate=validate_labelled,
@@ -163,5 +166,33 @@ MULTIPLE_CHOICE = TaskEntry(
     compared=("max_length", "group_by_length"),
     results=_results(_CHOICE_METRICS),
     scores={"accuracy": _ACCURACY},
+    validate=validate_labelled,
+)
+
+QUESTION_ANSWERING = TaskEntry(
+    about="answers in a text",
+    section="labelled",
+    options=LabelledConfig,
+    implementation="engine.tasks.answers.task:QuestionAnswering",
+    length="max_length",
+    inputs=_DATA,
+    required=("train",),
+    starts_fresh=False,
+    read_share=lambda config: 1.0,
+    pools=lambda config: False,
+    fixed=("max_length", "stride", "max_answer_length", "metric", "group_by_length", *_FOLDS),
+    grouping="group_by_length",
+    metrics=_ANSWER_METRICS,
+    compared=("max_length", "stride", "group_by_length"),
+    results=_results(_ANSWER_METRICS),
+    scores={
+        "f1": _F1,
+        "exact_match": _EXACT_MATCH,
+        "has_answer_f1": Title("F1 of questions with an answer", "Mean over those that their context answers."),
+        "has_answer_exact_match": Title(
+            "exact match of questions with an answer [share]", "Of those that their context answers."
+        ),
+        "no_answer_accuracy": Title("accuracy of questions without answer [share]", "Those of them that get none."),
+    },
     validate=validate_labelled,
 )

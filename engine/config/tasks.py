@@ -13,6 +13,7 @@ from engine.config.data import DataConfig
 from engine.config.labelled_tasks import (
     MULTI_LABEL_CLASSIFICATION,
     MULTIPLE_CHOICE,
+    QUESTION_ANSWERING,
     REGRESSION,
     SEQUENCE_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
@@ -77,6 +78,7 @@ TASKS: Registry[TaskEntry] = Registry(
         "regression": REGRESSION,
         "multi_label_classification": MULTI_LABEL_CLASSIFICATION,
         "multiple_choice": MULTIPLE_CHOICE,
+        "question_answering": QUESTION_ANSWERING,
     },
 )
 

@@ -49,7 +49,7 @@ class FineTuning(Task):
 
     head: ClassVar[str]
     #: beginnings of the parameters in the folder that were trained for other examples, and start fresh
-    fresh: ClassVar[tuple[str, ...]] = ("classifier.",)
+    fresh: tuple[str, ...] = ("classifier.",)
     evaluation_samples = 0
     names: tuple[str, ...] | None
     """of the classes, in the order of their ids; None where there are none"""
@@ -177,7 +177,7 @@ def _end_to_end(parts: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArra
 
 
 #: what a batch carries for the loss and for the evaluation
-NOT_READ = ("index", "labels", "split")
+NOT_READ = ("index", "labels", "split", "context")
 
 
 def model_inputs(batch: MicroBatch) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Questions with answers in a text: files -> questions -> windows of tokens."""

@@ -1,0 +1,165 @@
+"""Answers in a text: fine-tune a pre-trained encoder to find the span of a context that answers a question.
+
+Shapes: B windows of a micro-batch, W of a split, K spans that are kept of each, N questions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from engine.config import LabelledConfig, RunConfig, architecture_of
+from engine.data.labelled.answers.encoded import encode_questions
+from engine.data.labelled.answers.files import Question, read_questions
+from engine.data.labelled.answers.source import AnswerSource, hold_out_contexts
+from engine.data.loading.source import MicroBatch
+from engine.data.tokenizer.check import check_examples, check_vocabulary, open_with_transformers, sample
+from engine.errors import UserError
+from engine.model.flops import training_flops
+from engine.model.folder import TUNED, read_origin
+from engine.model.pretrained import check_segments, load_config
+from engine.tasks.answers import report
+from engine.tasks.answers.nbest import ANSWERS, candidates
+from engine.tasks.answers.spans import best_spans, span_losses
+from engine.tasks.finetune import FineTuning, model_inputs
+from engine.tasks.grow import growth_lines
+from engine.tasks.task import Evaluation, StepOutput
+
+#: in an export's zerobert.json, the score of no answer, less that of the best answer, above which none is given
+THRESHOLD = "null_threshold"
+#: beginnings of the heads' parameters in the architectures
+HEADS = ("qa_outputs.", "classifier.")
+
+
+class QuestionAnswering(FineTuning):
+    """The task of a run that learns to answer questions from their contexts.
+
+    A head in the folder that was trained for answers is trained on; another one starts fresh.
+
+    Raises:
+        UserError: labelled data, a model folder or a length that cannot be used.
+    """
+
+    head = "question_answering"
+    names = None
+    sources: dict[str, AnswerSource]
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self.model_config = self.build_config()
+        self.model_config.id2label = {0: "LABEL_0", 1: "LABEL_1"}  # two logits a token, which are no classes
+        self.model_config.label2id = {"LABEL_0": 0, "LABEL_1": 1}
+        self.fresh = () if self._continues() else HEADS
+        check_segments(self.model_config, config.model.init_from, "a question before its context")
+        splits = read_splits(config.labelled, config.seed)
+        self.sources = {split: self._source(number, *pair) for number, pair in enumerate(splits.items())}
+        self.null_threshold: float | None = None
+        if any(source.unanswerable for source in self.sources.values()):
+            self.null_threshold = 0.0
+        self._check_ids()
+        self.check_unknown()
+
+    def _continues(self) -> bool:
+        """Whether the folder's head was trained for answers."""
+        found = load_config(self.tokenizer)
+        return bool(found.architectures == [self.export_class(self.model_config)])
+
+    def _source(self, number: int, split: str, questions: list[Question]) -> AnswerSource:
+        labelled, fixed = self.config.labelled, split != "train"
+        windows = encode_questions(self.vocabulary, questions, labelled.max_length, labelled.overlap)
+        group = self.config.train.global_batch if labelled.group_by_length and not fixed else None
+        return AnswerSource(questions, windows, self.config.seed, fixed, group, number)
+
+    def _check_ids(self) -> None:
+        """Compare the first windows that show a whole context with what a user of the exported model will get."""
+        theirs = open_with_transformers(self.tokenizer)
+        if theirs is None:
+            return
+        check_vocabulary(self.vocabulary, theirs, self.tokenizer)
+        source = self.sources["train"]
+        whole = np.flatnonzero(np.bincount(source.windows.question) == 1)
+        whole = whole[: len(sample(source.questions[number].context for number in whole.tolist()))]
+        first = np.searchsorted(source.windows.question, whole).tolist()
+        bounds = list(pairwise(source.encoded.offsets.tolist()))
+        rows = [source.tokens[slice(*bounds[window])].tolist() for window in first]
+        asked = [source.questions[number] for number in whole.tolist()]
+        texts, contexts = [question.text for question in asked], [question.context for question in asked]
+        limit = self.config.labelled.max_length
+        check_examples(self.vocabulary, theirs, self.tokenizer, texts, contexts, rows, limit)
+
+    def describe_data(self) -> list[str]:
+        """New rows of the word embeddings, and the questions, contexts and windows of each split."""
+        grown = growth_lines(self.config.model.init_from, self.vocabulary)
+        return [*grown, *(source.describe_data(split) for split, source in self.sources.items())]
+
+    def load_export(self, folder: Path) -> nn.Module:
+        """The encoder and the head of an exported folder; from here on its threshold decides on a test split."""
+        if self.null_threshold is not None:
+            self.null_threshold = (read_origin(folder) or {}).get(TUNED, {}).get(THRESHOLD, 0.0)
+        return super().load_export(folder)
+
+    def step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:
+        """Shares of the mean cross-entropy (nats) of the global batch's windows; see `span_losses`."""
+        losses = span_losses(model(**model_inputs(batch)), batch.inputs["lengths"], batch.inputs["labels"])
+        return StepOutput(losses.sum() / batch.totals["sequences"], {})
+
+    def flops(self, batch: MicroBatch) -> float:
+        """FLOPs of the encoder and of a head on every token."""
+        shape = replace(architecture_of(self.model_config).shape_of(self.model_config), decoder=False, pooler=False)
+        lengths = batch.inputs["lengths"].tolist()
+        return training_flops(shape, lengths, sum(lengths))
+
+    def rows(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
+        """Index, split and loss [B] of each window, its best spans and their logits [B, K], the logits of no answer [B, 2]."""
+        inputs, logits = batch.inputs, model(**model_inputs(batch))
+        lengths = inputs["lengths"]
+        spans = best_spans(logits, lengths, inputs["context"], ANSWERS, self.config.labelled.max_answer_length)
+        return {
+            "index": inputs["index"],
+            "split": inputs["split"],
+            "loss": span_losses(logits, lengths, inputs["labels"]),
+            "null": logits[lengths.cumsum(0) - lengths],
+            **vars(spans),
+        }
+
+    def score(self, rows: dict[str, NDArray[Any]]) -> Evaluation:
+        """SQuAD's scores; of validation questions without answer the threshold is the one that gives the highest F1."""
+        split = list(self.sources)[int(rows["split"][0])]
+        source = self.sources[split]
+        found = candidates(source.questions, source.windows, rows)
+        chosen = self.sources["validation"].unanswerable > 0
+        reason = "chosen on the validation questions" if chosen else "for each validation question has an answer"
+        answers = report.Answers.of(source.questions, found, self.null_threshold, reason)
+        if split == "validation" and source.unanswerable:
+            answers = answers.tuned()
+        tuned = {} if answers.threshold is None else {THRESHOLD: answers.threshold}
+        loss = float(rows["loss"].astype(np.float64).mean())
+        return Evaluation({"loss": loss, **answers.scores()}, records={"answers": answers}, tuned=tuned)
+
+    def report(self, evaluation: Evaluation, folder: Path) -> str:
+        """See `engine.tasks.answers.report.report`."""
+        return report.report(evaluation, folder)
+
+
+def read_splits(labelled: LabelledConfig, seed: int) -> dict[str, list[Question]]:
+    """The questions of "train", "validation" (of a tenth of the training contexts unless given) and "test", if given.
+
+    Raises:
+        UserError: a file that can't be used, or training questions without any answer.
+    """
+    assert labelled.train is not None
+    training = read_questions(labelled.train)
+    if labelled.validation is None:
+        training, validation = hold_out_contexts(training, labelled, seed)
+    else:
+        validation = read_questions(labelled.validation)
+    if not any(question.answers for question in training):
+        raise UserError(f"{labelled.train}: no question to learn from has an answer; give some that have one")
+    splits = {"train": training, "validation": validation}
+    return splits if labelled.test is None else splits | {"test": read_questions(labelled.test)}
