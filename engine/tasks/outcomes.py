@@ -59,7 +59,7 @@ def write_outcomes(folder: Path, truth: Sequence[str], scores: Mapping[str, Numb
     """Write outcomes.tsv, the run's main score first.
 
     Args:
-        folder: of the report.
+        folder: of the report; made where it is missing.
         truth: what is right of each example.
         scores: as `Outcomes.scores`; [N] is as [N, 1].
     """
@@ -74,6 +74,7 @@ def write_outcomes(folder: Path, truth: Sequence[str], scores: Mapping[str, Numb
     writer.writerow([*FIRST, *names])
     for index, row in enumerate(np.concatenate(columns, axis=1).tolist()):
         writer.writerow([index, _short(truth[index]), *(f"{value:.9g}" for value in row)])
+    folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / OUTCOMES_FILE, table.getvalue())
 
 

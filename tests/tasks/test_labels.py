@@ -22,9 +22,10 @@ from engine.errors import UserError
 from engine.tasks.finetune import FineTuning, model_inputs
 from engine.tasks.reports import multi_label, regression
 from engine.tasks.task import Evaluation
+from tests.conftest import ROOT
 from tests.tasks.tiny import WORDS, tiny_bert
 
-DATA = Path("/work/shared/data/stsb")
+DATA = ROOT.parent / "shared" / "data" / "stsb"
 Row = dict[str, Any]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.tasks.outcomes import write_outcomes
 from engine.tasks.report_files import table, write
 from engine.tasks.task import Evaluation
 
@@ -110,7 +111,15 @@ def report(evaluation: Evaluation, folder: Path, separator: str, *, tuned_here: 
         for index, (true, guess) in enumerate(zip(predictions.truth, predictions.predicted, strict=True))
     ]
     files = {"predictions.tsv": table(("index", "true", "predicted"), rows)}
+    write_outcomes(folder, [true for _, true, _ in rows], shares(predictions.truth, predictions.predicted))
     return write(folder, files, summary, render(summary, tuned_here))
+
+
+def shares(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> dict[str, NDArray[np.float64]]:
+    """What each example adds to micro F1, [N, 3] of `engine.tasks.outcomes`, and whether all of it is right, [N]."""
+    counts = [(truth & predicted).sum(1), (~truth & predicted).sum(1), (truth & ~predicted).sum(1)]
+    right = (truth == predicted).all(axis=1)
+    return {"micro_f1": np.stack(counts, axis=1).astype(np.float64), "exact_match": right.astype(np.float64)}
 
 
 def summarise(predictions: Predictions) -> dict[str, Any]:

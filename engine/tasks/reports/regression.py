@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.tasks.outcomes import write_outcomes
 from engine.tasks.report import CONFIDENCE
 from engine.tasks.report_files import Files, drawn, table, write
 from engine.tasks.task import Evaluation
@@ -62,7 +63,7 @@ def correlation_interval(value: float, count: int) -> tuple[float, float]:
 
 
 def report(evaluation: Evaluation, folder: Path) -> str:
-    """Write report.txt, report.json, scatter.png and predictions.tsv into `folder`.
+    """Write report.txt, report.json, scatter.png, predictions.tsv and outcomes.tsv into `folder`.
 
     Args:
         evaluation: of `Regression.evaluate`; its record "predictions" is what the report is made of.
@@ -81,6 +82,9 @@ def report(evaluation: Evaluation, folder: Path) -> str:
         "predictions.tsv": table(("index", "true", "predicted"), rows),
         "scatter.png": scatter_picture(truth, predicted),
     }
+    both, errors = np.stack((truth, predicted), axis=1), truth - predicted
+    shares = {"pearson": both, "spearman": both, "mse": np.square(errors), "mae": np.abs(errors)}
+    write_outcomes(folder, [f"{true:.9g}" for true in truth], shares)
     return write(folder, files, summary, render(summary))
 
 

@@ -16,9 +16,10 @@ from engine.data.labelled.answers.files import Answer, Question, read_questions
 from engine.data.labelled.answers.source import AnswerSource, hold_out_contexts
 from engine.data.tokenizer.wordpiece import Vocabulary, load_tokenizer, train_wordpiece
 from engine.errors import UserError
+from tests.conftest import ROOT
 from tests.data.tokenizer.folders import TEXTS, modernbert, roberta, xlm_roberta
 
-SQUAD = Path("/work/shared/data/squad_v1_dev/dev_all.jsonl.gz")
+SQUAD = ROOT.parent / "shared" / "data" / "squad_v1_dev" / "dev_all.jsonl.gz"
 
 
 def wordpiece(folder: Path) -> None:

