@@ -58,7 +58,7 @@ class QuestionAnswering(FineTuning):
         self.fresh = () if self._continues() else HEADS
         check_segments(self.model_config, config.model.init_from, "a question before its context")
         splits = read_splits(config.labelled, config.seed)
-        self.sources = {split: self._source(number, *pair) for number, pair in enumerate(splits.items())}
+        self.sources = {split: self._source(split, number, splits[split]) for number, split in enumerate(splits)}
         self.null_threshold: float | None = None
         if any(source.unanswerable for source in self.sources.values()):
             self.null_threshold = 0.0
@@ -70,7 +70,7 @@ class QuestionAnswering(FineTuning):
         found = load_config(self.tokenizer)
         return bool(found.architectures == [self.export_class(self.model_config)])
 
-    def _source(self, number: int, split: str, questions: list[Question]) -> AnswerSource:
+    def _source(self, split: str, number: int, questions: list[Question]) -> AnswerSource:
         labelled, fixed = self.config.labelled, split != "train"
         windows = encode_questions(self.vocabulary, questions, labelled.max_length, labelled.overlap)
         group = self.config.train.global_batch if labelled.group_by_length and not fixed else None
@@ -116,7 +116,7 @@ class QuestionAnswering(FineTuning):
         return training_flops(shape, lengths, sum(lengths))
 
     def rows(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
-        """Index, split and loss [B] of each window, its best spans and their logits [B, K], the logits of no answer [B, 2]."""
+        """Index, split and loss [B] of each window, its best spans, their logits [B, K], those of no answer [B, 2]."""
         inputs, logits = batch.inputs, model(**model_inputs(batch))
         lengths = inputs["lengths"]
         spans = best_spans(logits, lengths, inputs["context"], ANSWERS, self.config.labelled.max_answer_length)

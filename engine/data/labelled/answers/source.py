@@ -68,7 +68,7 @@ class AnswerSource(EncodedSource):
 def hold_out_contexts(
     questions: Sequence[Question], labelled: LabelledConfig, seed: int
 ) -> tuple[list[Question], list[Question]]:
-    """Split questions into (kept, held out), both in file order: those of a tenth of the contexts, or of a fold of them.
+    """Split questions into (kept, held out), both in file order: those of a tenth of the contexts, or of a fold.
 
     Raises:
         UserError: too few contexts to hold any out.
