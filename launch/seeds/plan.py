@@ -117,6 +117,8 @@ def plan(arguments: Sequence[str], seeds: int | None, folds: int | None) -> tupl
     metric = config.part(task.section).metric
     numbers = [config.seed + number for number in range(seeds or 1)]
     output = Path(config.output)
+    if (output / "config.yaml").exists():
+        raise UserError(f"output: {output} is the folder of a single run; give another --output")
     record = Record(config.task, metric, numbers, folds, shared_options(config))
     check_same_options(output, record)
     members = [

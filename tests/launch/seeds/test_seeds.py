@@ -226,6 +226,35 @@ def test_a_mistake_is_one_line_before_anything_starts(
     assert not (tmp_path / "out").exists()
 
 
+def test_the_folder_of_a_run_is_no_folder_of_seeds(output: Path) -> None:
+    (output / "config.yaml").write_text("task: pretrain\n")
+    with pytest.raises(UserError, match=r"^output: .*out is the folder of a single run; give another --output$"):
+        seeds(output)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["seeds", "--seeds=0", "--", *TRAINING], "error: seeds: 0 is not allowed; give a whole number of at least 1"),
+        (["compare", "none", "none"], "error: none: it is no folder; give the output folder of a finished run"),
+        (["train", *TRAINING, "--train.patience=2"], "error: train.patience: 2 is not allowed; it counts evaluations"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_user_sees_one_line_and_exit_code_2(tmp_path: Path, command: list[str], message: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "launch" / "__main__.py"), *command],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(message)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_options_of_the_training_stand_behind_two_dashes() -> None:
     with pytest.raises(
         UserError, match=r"^training: its options are missing; give them after --, as in zerobert seeds"
