@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.config import TASKS
 from engine.errors import RunError, UserError
 from launch.seeds import report
 from launch.seeds.command import main
-from launch.seeds.plan import Record, read_record, without_own
+from launch.seeds.plan import Record, plan, read_record, without_own
 from launch.seeds.running import check_launcher
 from tests.conftest import ROOT
 from tests.train.runs import environment
@@ -142,6 +143,16 @@ def test_folds_are_runs_whose_examples_are_put_together(output: Path) -> None:
     assert found["pooled"]["accuracy"] == pytest.approx((20 * 0.2 + 30 * 0.3 + 40 * 0.4) / 90)
     assert found["note"].startswith("folds share training examples")
     assert "| all folds together" in (output / "report" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS.names if TASKS.get(name).section == "labelled"])
+def test_every_task_on_labelled_data_can_hold_out_a_fold(name: str, tmp_path: Path) -> None:
+    training = [f"--task={name}", "--model.init_from=bert", "--labelled.train=train", f"--output={tmp_path / 'out'}"]
+    output, record, members = plan(training, None, 3)
+    assert [member.name for member in members] == ["fold-1", "fold-2", "fold-3"]
+    assert record.metric in TASKS.get(name).metrics
+    assert {"folds", "fold"} <= set(TASKS.get(name).fixed)
+    assert not output.exists()
 
 
 def test_folds_may_be_drawn_by_several_seeds() -> None:
