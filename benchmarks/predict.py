@@ -5,36 +5,40 @@
 Both classify the same sentences in fp32 on the CPU, from texts to labels with their probabilities: zerobert by
 `engine.predict.worker.compute_chunk`, what `zerobert predict` does with a chunk; the rival by
 `pipeline("text-classification")` on the list of texts, with the batch size that is fastest of those tried, and, as a
-second rival, with it on texts sorted by length, which a user would have to do, and undo, by hand. Opening the model,
-reading and writing are left out of all. Rounds are run in turn. Rows a processor second are less sensitive to other
-programs on the machine.
+second rival, with it on texts sorted by length, which a user would have to do, and undo, by hand. Each has a process of
+its own, ours set up as the command sets it up. Opening the model, reading and writing are left out of all. Rounds are
+run in turn. Rows a processor second are less sensitive to other programs on the machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT, add_unjudged, finish, goal, spread
 from benchmarks.finetune import minilm
+from engine.zero.quiet import silence_libraries
 
 #: times the rival's rows a second
 GOAL = 2.0
 LABELS = ("negative", "positive")
 #: largest difference of a probability
 CLOSE = 1e-4
-
-Rival = Callable[[], list[tuple[str, float]]]
 
 
 def write_classifier(source: Path, folder: Path) -> None:
@@ -50,55 +54,83 @@ def write_classifier(source: Path, folder: Path) -> None:
     transformers.AutoTokenizer.from_pretrained(source).save_pretrained(folder)
 
 
-def ours(folder: Path, texts: list[str], max_length: int) -> Rival:
+@dataclass(frozen=True)
+class Rival:
+    """One way to classify texts."""
+
+    folder: str
+    max_length: int
+    batch: int | None = None
+    """of the pipeline; None is zerobert"""
+    ordered: bool = False
+    """sort the texts by their characters first"""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a rival found, and how long it took."""
+
+    found: list[tuple[str, float]]
+    """label and its probability"""
+    wall: float
+    processor: float
+
+
+def run(rival: Rival, texts: list[str]) -> Round:
+    """Classify once, with a model that is open."""
+    classify = _opened(rival)
+    wall, processor = time.perf_counter(), time.process_time()
+    found = classify(texts)
+    return Round(found, time.perf_counter() - wall, time.process_time() - processor)
+
+
+@cache
+def _opened(rival: Rival) -> Callable[[list[str]], list[tuple[str, float]]]:
+    """What classifies texts, kept by the process for its next round."""
+    silence_libraries()
+    return _ours(rival) if rival.batch is None else _theirs(rival)
+
+
+def _ours(rival: Rival) -> Callable[[list[str]], list[tuple[str, float]]]:
     """Chunks of rows as `zerobert predict` computes them."""
     from engine.predict.options import PredictConfig
     from engine.predict.rows import Row
     from engine.predict.worker import compute_chunk
 
-    config = PredictConfig(str(folder), "rows", "-", text="text", max_length=max_length)
-    rows = [Row(number, {"text": text}) for number, text in enumerate(texts, 1)]
-    size = config.chunk_rows
+    config = PredictConfig(rival.folder, "rows", "-", text="text", max_length=rival.max_length)
 
-    def run() -> list[tuple[str, float]]:
-        parts = (compute_chunk(config, rows[start : start + size]).columns for start in range(0, len(rows), size))
+    def classify(texts: list[str]) -> list[tuple[str, float]]:
+        rows = [Row(number, {"text": text}) for number, text in enumerate(texts, 1)]
+        starts = range(0, len(rows), config.chunk_rows)
+        parts = (compute_chunk(config, rows[start : start + config.chunk_rows]).columns for start in starts)
         return [(row["label"], row["confidence"]) for part in parts for row in part]
 
-    return run
+    return classify
 
 
-def theirs(folder: Path, texts: list[str], max_length: int, batch: int, *, ordered: bool) -> Rival:
-    """The pipeline on all texts, as they come or sorted by their characters."""
+def _theirs(rival: Rival) -> Callable[[list[str]], list[tuple[str, float]]]:
+    """The pipeline on all texts, as they come or sorted."""
     import transformers
 
-    pipeline = transformers.pipeline("text-classification", model=str(folder), device="cpu")
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index])) if ordered else list(range(len(texts)))
-    given = [texts[index] for index in order]
+    pipeline = transformers.pipeline("text-classification", model=rival.folder, device="cpu")
+    options = {"batch_size": rival.batch, "truncation": True, "max_length": rival.max_length}
 
-    def run() -> list[tuple[str, float]]:
-        found = pipeline(given, batch_size=batch, truncation=True, max_length=max_length)
-        rows = dict(zip(order, found, strict=True))
-        return [(rows[index]["label"], rows[index]["score"]) for index in range(len(texts))]
+    def classify(texts: list[str]) -> list[tuple[str, float]]:
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]) if rival.ordered else index)
+        found = dict(zip(order, pipeline([texts[index] for index in order], **options), strict=True))
+        return [(found[index]["label"], found[index]["score"]) for index in range(len(texts))]
 
-    return run
-
-
-def clocked(run: Rival) -> tuple[float, float]:
-    """Seconds of wall and of processor time of a run."""
-    wall, processor = time.perf_counter(), time.process_time()
-    run()
-    return time.perf_counter() - wall, time.process_time() - processor
+    return classify
 
 
-def fastest_batch(folder: Path, texts: list[str], given: argparse.Namespace) -> tuple[int, dict[str, float]]:
-    """The batch size with which the pipeline takes least processor time, and rows a processor second of each."""
+def fastest_batch(folder: str, texts: list[str], given: argparse.Namespace, pool: Executor) -> dict[int, float]:
+    """Rows a processor second of the pipeline by its batch size, on the first texts."""
     rates = {}
     for batch in given.batches:
-        run = theirs(folder, texts[: given.trial_rows], given.max_length, batch, ordered=False)
-        run()
-        rates[batch] = len(texts[: given.trial_rows]) / clocked(run)[1]
-    best = max(rates, key=lambda batch: rates[batch])
-    return best, {f"batch {batch}": rate for batch, rate in rates.items()}
+        rival = Rival(folder, given.max_length, batch)
+        pool.submit(run, rival, texts[: batch + 1]).result()
+        rates[batch] = len(texts) / pool.submit(run, rival, texts).result().processor
+    return rates
 
 
 def agree(own: list[tuple[str, float]], other: list[tuple[str, float]]) -> float:
@@ -114,43 +146,51 @@ def agree(own: list[tuple[str, float]], other: list[tuple[str, float]]) -> float
     return worst
 
 
-def compare(given: argparse.Namespace, texts: list[str], folder: Path) -> dict[str, dict[str, Any]]:
-    """Run all in turn."""
-    import torch
-
-    write_classifier(given.model, folder)
-    best, tried = fastest_batch(folder, texts, given)
-    names = ("zerobert", f"pipeline (batch {best})", f"pipeline (batch {best}, sorted by length)")
-    runs = [ours(folder, texts, given.max_length)]
-    runs += [theirs(folder, texts, given.max_length, best, ordered=ordered) for ordered in (False, True)]
-    worst = agree(runs[0](), runs[1]())
-    torch.set_num_threads(given.threads)
-    times: list[list[tuple[float, float]]] = [[] for _ in runs]
-    for _ in range(given.repeats):
-        for run, kept in zip(runs, times, strict=True):
-            kept.append(clocked(run))
-    table: dict[str, dict[str, Any]] = {
-        name: {
-            "rows_per_s": statistics.median(len(texts) / wall for wall, _ in kept),
-            "spread": spread([wall for wall, _ in kept]),
-            "per_processor_s": statistics.median(len(texts) / processor for _, processor in kept),
+def compare(given: argparse.Namespace, texts: list[str], folder: str) -> dict[str, dict[str, Any]]:
+    """Run all in turn, each in its process."""
+    write_classifier(given.model, Path(folder))
+    with contextlib.ExitStack() as stack:
+        spawn = multiprocessing.get_context("spawn")
+        pools = [stack.enter_context(ProcessPoolExecutor(1, spawn)) for _ in range(3)]
+        tried = fastest_batch(folder, texts[: given.trial_rows], given, pools[1])
+        best = max(tried, key=lambda batch: tried[batch])
+        rivals = {
+            "zerobert": Rival(folder, given.max_length),
+            f"pipeline (batch {best})": Rival(folder, given.max_length, best),
+            f"pipeline (batch {best}, sorted by length)": Rival(folder, given.max_length, best, ordered=True),
         }
-        for name, kept in zip(names, times, strict=True)
-    }
-    for name, other in zip(("ratio", "ratio, sorted"), times[1:], strict=True):
-        table[name] = ratios(times[0], other)
-    table["ratio"]["largest difference"] = worst
-    table["pipeline's batches, rows a processor second"] = tried
+        rounds: list[list[Round]] = [[] for _ in rivals]
+        for number in range(given.repeats + 1):  # the first isn't counted
+            for rival, pool, kept in zip(rivals.values(), pools, rounds, strict=True):
+                kept[number:] = [pool.submit(run, rival, texts).result()]
+    worst = agree(rounds[0][0].found, rounds[1][0].found)
+    counted = [kept[1:] for kept in rounds]
+    table = {name: speeds(kept, len(texts)) for name, kept in zip(rivals, counted, strict=True)}
+    table["ratio"] = ratios(counted[0], counted[1]) | {"largest difference": worst}
+    table["ratio, sorted"] = ratios(counted[0], counted[2])
+    table["pipeline's batches, rows a processor second"] = {str(batch): rate for batch, rate in tried.items()}
     return table
 
 
-def ratios(own: list[tuple[float, float]], other: list[tuple[float, float]]) -> dict[str, Any]:
+def speeds(rounds: list[Round], rows: int) -> dict[str, Any]:
+    """Medians, and the spread."""
+    return {
+        "rows_per_s": statistics.median(rows / each.wall for each in rounds),
+        "spread": spread([each.wall for each in rounds]),
+        "per_processor_s": statistics.median(rows / each.processor for each in rounds),
+    }
+
+
+def ratios(own: list[Round], other: list[Round]) -> dict[str, Any]:
     """How many times as fast, round by round: medians and spreads, of wall and of processor time."""
-    found: dict[str, Any] = {}
-    for kind, name in enumerate(("rows_per_s", "per_processor_s")):
-        values = [b[kind] / a[kind] for a, b in zip(own, other, strict=True)]
-        found |= {name: statistics.median(values), f"{name}_spread": spread(values)}
-    return found
+    wall = [b.wall / a.wall for a, b in zip(own, other, strict=True)]
+    processor = [b.processor / a.processor for a, b in zip(own, other, strict=True)]
+    return {
+        "rows_per_s": statistics.median(wall),
+        "spread": spread(wall),
+        "per_processor_s": statistics.median(processor),
+        "processor_spread": spread(processor),
+    }
 
 
 def missing(given: argparse.Namespace) -> str | None:
@@ -189,13 +229,11 @@ def main() -> int:
         print(f"skipped: {reason}", file=sys.stderr if given.json else sys.stdout)
         return 0
     os.environ |= {"OMP_NUM_THREADS": str(given.threads), "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
-    from engine.zero.quiet import silence_libraries
-
     silence_libraries()
     with gzip.open(given.data / "train.jsonl.gz", "rt", encoding="utf-8") as file:
         texts = [json.loads(line)["sentence"] for line in islice(file, given.rows)]
     with tempfile.TemporaryDirectory() as name:
-        table = compare(given, texts, Path(name))
+        table = compare(given, texts, name)
     ratio = table["ratio"]["rows_per_s"]
     held_to = [goal("rows/s, times the pipeline's", ratio, at_least=GOAL, judged=not given.unjudged)]
     title = f"classifying {len(texts)} SST-2 sentences, fp32, {given.threads} thread(s), {given.repeats} rounds"

@@ -60,7 +60,9 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     from engine.data.text.progress import ReadingProgress
     from engine.predict.stream import predict_file
+    from engine.train.heap import keep_heap
 
+    keep_heap()
     size = Path(config.input).stat().st_size if Path(config.input).is_file() else 0
     progress = ReadingProgress(size, "predict")
     try:

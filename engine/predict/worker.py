@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import current_process
+from multiprocessing import current_process, parent_process
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from engine.predict.model import open_folder
 from engine.predict.options import PredictConfig
 from engine.predict.predictor import predictor_of
 from engine.predict.rows import Row
+from engine.train.heap import keep_heap
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ def compute_chunk(config: PredictConfig, rows: Sequence[Row]) -> Computed:
 def _opened(config: PredictConfig) -> Any:
     """Predictor, model and device of this process; kept for its next chunk."""
     device = device_of(config.device)
+    if parent_process() is not None:  # a process of ours alone
+        keep_heap()
     dist.set_threads(max(dist.local_size(os.environ), config.processes), None)
     folder = open_folder(config.model)
     if device.type == "cuda":
