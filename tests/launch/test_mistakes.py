@@ -49,6 +49,12 @@ def tagging(train: str, *options: str) -> Arguments:
     return lambda inputs, output: ["train", f"--output={output}", *fill((*start, *options), inputs)]
 
 
+def answering(train: str, *options: str) -> Arguments:
+    start = ["--task=question_answering", "--model.init_from=IN/model", f"--labelled.train=IN/{train}"]
+    start += ["--labelled.max_length=16", "--labelled.stride=4"]
+    return lambda inputs, output: ["train", f"--output={output}", *fill((*start, *options), inputs)]
+
+
 def preparing(source: str, *options: str) -> Arguments:
     return lambda inputs, output: [
         "prepare",
@@ -186,6 +192,30 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
         tagging("tags.jsonl", "--labelled.text_pair=other"),
         "labelled.text_pair: 'other' has no effect while task is token_classification",
     ),
+    "answer not at its offset": (
+        answering("offset.jsonl"),
+        "offset.jsonl, line 1: answer 'Rome' is not at 1, where the context has 'n Ro'; it stands at 3",
+    ),
+    "answer behind its context": (
+        answering("squad.json"),
+        "squad.json, data[0].paragraphs[0].qas[0]: answer 'Rome' at 9 is not within the context of 7 characters",
+    ),
+    "question longer than a window": (
+        answering("asked.jsonl", "--labelled.max_length=8"),
+        "asked.jsonl, line 1: the question has 7 tokens and leaves room for 0 of the context",
+    ),
+    "answers of no length": (
+        answering("asked.jsonl", "--labelled.max_answer_length=0"),
+        "labelled.max_answer_length: 0 is not allowed; give at least 1",
+    ),
+    "label of answers": (
+        answering("asked.jsonl", "--labelled.label=answers"),
+        "labelled.label: 'answers' has no effect while task is question_answering",
+    ),
+    "metric of another task": (
+        answering("asked.jsonl", "--labelled.metric=accuracy"),
+        "labelled.metric: 'accuracy' is not allowed; choose one of f1, exact_match, loss",
+    ),
     "pointer for a source": (preparing("IN/pointer.csv.txt"), "pointer.csv.txt is a Git LFS pointer"),
     "source in UTF-16": (preparing("IN/utf16.txt"), "utf16.txt: UTF-16, not UTF-8"),
     "array of JSON": (preparing("IN/array.json"), "array.json:1: a JSON list, not an object; write one object a line"),
@@ -276,6 +306,11 @@ def rows(count: int, label: Callable[[int], str]) -> str:
     )
 
 
+def asked(question: str, answers: list[list[object]]) -> str:
+    places = [{"text": text, "answer_start": start} for start, text in answers]
+    return json.dumps({"question": question, "context": "in Rome", "answers": places}) + "\n"
+
+
 def write_inputs(folder: Path) -> None:
     """Everything that the mistakes refer to."""
     prepare(PrepareConfig(source=["embedded"], output=str(folder / "store"), vocab_size=300, workers=0))
@@ -320,6 +355,24 @@ def write_inputs(folder: Path) -> None:
         "tags.jsonl": '{"tokens": ["in", "Rome"], "tags": ["O", "B-LOC"]}\n' * 20,
         "lengths.jsonl": '{"tokens": ["in", "Rome"], "tags": ["O"]}\n',
         "spans.jsonl": '{"text": "in Rome", "spans": [[3, 9, "LOC"]]}\n',
+        "offset.jsonl": asked("where", [[1, "Rome"]]),
+        "asked.jsonl": asked("where is it " + "a " * 4, [[3, "Rome"]]),
+        "squad.json": json.dumps(
+            {
+                "data": [
+                    {
+                        "paragraphs": [
+                            {
+                                "context": "in Rome",
+                                "qas": [
+                                    {"id": "a", "question": "where", "answers": [{"text": "Rome", "answer_start": 9}]}
+                                ],
+                            }
+                        ]
+                    }
+                ]
+            }
+        ),
         "onecolumn.conll": "in O\nRome\n",
         "schemes.conll": "in O\nRome U-LOC\n\nRome E-LOC\n",
         "unseen.conll": "the O\nEU B-ORG\n",

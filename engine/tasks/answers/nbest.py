@@ -48,10 +48,14 @@ class Candidates:
         """The score of no answer, less that of the best answer."""
         return self.null.score - self.best[0].score if self.best else CERTAIN
 
-    def answer(self, threshold: float | None) -> str:
+    def chosen(self, threshold: float | None) -> Candidate:
         """The best answer, or none where the odds are above the threshold."""
         empty = not self.best or (threshold is not None and self.odds > threshold)
-        return "" if empty else self.best[0].text
+        return self.null if empty else self.best[0]
+
+    def answer(self, threshold: float | None) -> str:
+        """What it says."""
+        return self.chosen(threshold).text
 
     def ranked(self, null: bool) -> list[tuple[Candidate, float]]:
         """The best, with none among them if `null`, and their probabilities among themselves."""

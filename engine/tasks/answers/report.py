@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from engine.data.labelled.answers.files import Question
 from engine.durable import write_atomically
-from engine.tasks.answers.nbest import Candidates
+from engine.tasks.answers.nbest import Candidate, Candidates
 from engine.tasks.answers.squad import best_scores, tune_threshold
 from engine.tasks.outcomes import write_outcomes
 from engine.tasks.report import accuracy_interval
@@ -68,10 +68,10 @@ class Answers:
         """Which questions have an answer, [N]."""
         return np.array([bool(question.answers) for question in self.questions])
 
-    def texts(self) -> dict[str, str]:
-        """The answer that each question gets, by its id; empty for none."""
+    def given(self) -> dict[str, Candidate]:
+        """The answer that each question gets, by its id; the empty one for none."""
         pairs = zip(self.questions, self.candidates, strict=True)
-        return {question.id: each.answer(self.threshold) for question, each in pairs}
+        return {question.id: each.chosen(self.threshold) for question, each in pairs}
 
     def scores(self) -> dict[str, float]:
         """Mean exact match and F1, 0 to 1; where there are questions without answer, also of each kind."""
@@ -87,7 +87,7 @@ class Answers:
         return scores | {"no_answer_accuracy": float(each[~has, 0].mean())}
 
 
-def report(evaluation: Evaluation, folder: Path) -> str:
+def report(evaluation: Evaluation, folder: Path, texts: bool = True) -> str:
     """Write report.txt, report.json, predictions.json, nbest_predictions.json, outcomes.tsv and, with questions without
     answer, null_odds.json into `folder`.
 
@@ -96,6 +96,7 @@ def report(evaluation: Evaluation, folder: Path) -> str:
     Args:
         evaluation: of `QuestionAnswering.evaluate`; its record "answers" is what the report is made of.
         folder: made where it is missing.
+        texts: whether to write what the answers say; else where they start and stop in their context, in characters.
 
     Returns:
         The text of report.txt.
@@ -104,7 +105,8 @@ def report(evaluation: Evaluation, folder: Path) -> str:
     summary = summarise(answers) | {"scores": evaluation.scalars}
     text = render(summary)
     folder.mkdir(parents=True, exist_ok=True)
-    files: dict[str, Any] = {"predictions.json": answers.texts(), "nbest_predictions.json": nbest(answers)}
+    predictions = {key: each.text if texts else each.span for key, each in answers.given().items()}
+    files: dict[str, Any] = {"predictions.json": predictions, "nbest_predictions.json": nbest(answers, texts)}
     if answers.threshold is not None:
         ids = [question.id for question in answers.questions]
         files["null_odds.json"] = dict(zip(ids, answers.odds.tolist(), strict=True))
@@ -115,12 +117,17 @@ def report(evaluation: Evaluation, folder: Path) -> str:
     return text
 
 
-def nbest(answers: Answers) -> dict[str, list[dict[str, Any]]]:
+def nbest(answers: Answers, texts: bool = True) -> dict[str, list[dict[str, Any]]]:
     """The best answers of each question by its id, falling; the empty text is no answer."""
     null = answers.threshold is not None
     return {
         question.id: [
-            {"text": each.text, "probability": share, "start_logit": each.start_logit, "end_logit": each.end_logit}
+            {
+                **({"text": each.text} if texts else {"span": each.span}),
+                "probability": share,
+                "start_logit": each.start_logit,
+                "end_logit": each.end_logit,
+            }
             for each, share in found.ranked(null)
         ]
         for question, found in zip(answers.questions, answers.candidates, strict=True)
@@ -128,8 +135,8 @@ def nbest(answers: Answers) -> dict[str, list[dict[str, Any]]]:
 
 
 def outcomes(answers: Answers) -> tuple[list[str], dict[str, NDArray[np.float64]]]:
-    """Each question with its true answers, and its scores; see `engine.tasks.outcomes`."""
-    true = [json.dumps([each.id, *(answer.text for answer in each.answers)]) for each in answers.questions]
+    """Each question with where its true answers are, and its scores; see `engine.tasks.outcomes`."""
+    true = [json.dumps([each.id, *(answer.span for answer in each.answers)]) for each in answers.questions]
     exact, f1 = answers.per_question.T
     return true, {"f1": f1, "exact_match": exact}
 

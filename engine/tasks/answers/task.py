@@ -144,7 +144,7 @@ class QuestionAnswering(FineTuning):
 
     def report(self, evaluation: Evaluation, folder: Path) -> str:
         """See `engine.tasks.answers.report.report`."""
-        return report.report(evaluation, folder)
+        return report.report(evaluation, folder, self.config.monitor.texts)
 
 
 def read_splits(labelled: LabelledConfig, seed: int) -> dict[str, list[Question]]:

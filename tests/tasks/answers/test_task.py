@@ -21,6 +21,7 @@ from engine.model.folder import described, export_huggingface, saved_files
 from engine.tasks.answers.nbest import Candidate, Candidates
 from engine.tasks.answers.report import Answers, nbest
 from engine.tasks.answers.task import QuestionAnswering
+from engine.tasks.outcomes import read_outcomes
 from engine.tasks.task import Evaluation
 
 NAMES = [*"bcdefghijklm"]
@@ -99,6 +100,10 @@ def evaluate(task: QuestionAnswering, model: torch.nn.Module, split: str = "vali
     return task.evaluate(model, evaluation_batches(source, 0, 1, size, 0))
 
 
+def texts_of(evaluation: Evaluation) -> dict[str, str]:
+    return {key: each.text for key, each in evaluation.records["answers"].given().items()}
+
+
 def train(task: QuestionAnswering, steps: int) -> tuple[torch.nn.Module, list[float]]:
     model = task.build_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -130,7 +135,7 @@ def check_export(task: QuestionAnswering, model: torch.nn.Module, evaluation: Ev
     out, files = tmp_path / "export", saved_files(task.vocabulary)
     export_huggingface(model.state_dict(), config, files, out, {"tuned": {"null_threshold": -1e4}})
     opened = task.load_export(out)
-    assert evaluate(task, opened, "test").records["answers"].texts() == {f"q{index}": "" for index in range(20)}
+    assert texts_of(evaluate(task, opened, "test")) == {f"q{index}": "" for index in range(20)}
     export_huggingface(model.state_dict(), config, files, out, {"tuned": evaluation.tuned})
     given = evaluate(task, task.load_export(out), "test").records["answers"]
     assert given.threshold == evaluation.tuned["null_threshold"]
@@ -164,7 +169,7 @@ def test_scores_do_not_depend_on_the_batches(make_task: MakeTask) -> None:
     model, _ = train(task, 10)
     one, other = evaluate(task, model, size=1), evaluate(task, model, size=64)
     assert one.scalars == pytest.approx(other.scalars, rel=1e-5)
-    assert one.records["answers"].texts() == other.records["answers"].texts()
+    assert texts_of(one) == texts_of(other)
     assert one.tuned == {}
 
 
@@ -195,6 +200,23 @@ def test_the_report_has_the_official_files(make_task: MakeTask, tmp_path: Path) 
     assert report["questions"] == report["with_answer"] + report["without_answer"] == 31
     assert report["exact_match_interval_95"][0] <= report["exact_match"] <= report["exact_match_interval_95"][1]
     assert (tmp_path / "report" / "report.txt").read_text() == text
+
+
+def test_a_report_without_texts_has_none(make_task: MakeTask, tmp_path: Path) -> None:
+    task = make_task(none=0.3)
+    task.config.monitor.texts = False
+    evaluation = evaluate(task, task.build_model())
+    task.report(evaluation, tmp_path / "report")
+    for path in (tmp_path / "report").glob("*"):
+        content = path.read_text()
+        assert not [name for name in NAMES if f'"{name}"' in content or f'"{name} ' in content], path
+    spans = json.loads((tmp_path / "report" / "predictions.json").read_text())
+    questions = {question.id: question for question in task.sources["validation"].questions}
+    for key, text in texts_of(evaluation).items():
+        assert questions[key].context[slice(*spans[key])] == text
+    outcomes = read_outcomes(tmp_path / "report")
+    assert len(outcomes) == 31
+    assert outcomes.scores["f1"].mean() == pytest.approx(evaluation.scalars["f1"])
 
 
 def test_answers_alone_have_no_odds(make_task: MakeTask, tmp_path: Path) -> None:
