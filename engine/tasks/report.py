@@ -6,7 +6,7 @@ Shapes: N examples, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -105,8 +105,18 @@ def render(predictions: Predictions, summary: dict[str, Any]) -> str:
     return (
         f"accuracy {summary['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}) "
         f"on {summary['examples']} examples\n"
-        f"majority baseline {baseline['accuracy']:.4f} (always {baseline['label']!r})\n\n"
+        f"majority baseline {baseline['accuracy']:.4f} (always {baseline['label']!r})\n"
+        f"{_told_order(summary['scores'])}\n"
         f"{_table(predictions, output_dict=False)}"
+    )
+
+
+def _told_order(scores: Mapping[str, float]) -> str:
+    """A line of the scores of classes in order, where there are any."""
+    if "quadratic_kappa" not in scores:
+        return ""
+    return (
+        f"quadratic weighted kappa {scores['quadratic_kappa']:.4f}, {scores['rank_error']:.4f} ranks off on average\n"
     )
 
 

@@ -22,6 +22,7 @@ from engine.errors import UserError
 from engine.tasks.finetune import FineTuning, model_inputs
 from engine.tasks.reports import multi_label, regression
 from engine.tasks.task import Evaluation
+from engine.train.checkpoint.folder import RunState, check_resumable
 from tests.conftest import ROOT
 from tests.tasks.tiny import WORDS, tiny_bert
 
@@ -186,11 +187,13 @@ def test_weights_and_smoothing_are_torchs_and_leave_the_evaluations_loss(make: M
     assert evaluate(weighted, model).scalars == evaluate(plain, model).scalars
 
 
-def test_scores_of_an_order_count_absent_classes(make: MakeTask) -> None:
+def test_scores_of_an_order_count_absent_classes(make: MakeTask, tmp_path: Path) -> None:
     made = make("sequence_classification", loss="ordinal")
-    predictions = evaluate(made, made.build_model()).records["predictions"]
+    evaluation = evaluate(made, made.build_model())
+    predictions = evaluation.records["predictions"]
     kappa = cohen_kappa_score(predictions.truth, predictions.predicted, labels=range(4), weights="quadratic")
-    scalars = evaluate(made, made.build_model()).scalars
+    assert f"\nquadratic weighted kappa {kappa:.4f}, " in made.report(evaluation, tmp_path / "report")
+    scalars = evaluation.scalars
     assert scalars["quadratic_kappa"] == pytest.approx(kappa)
     assert scalars["rank_error"] == pytest.approx(np.abs(predictions.truth - predictions.predicted).mean())
 
@@ -401,6 +404,24 @@ def test_a_mistake_in_the_test_file_shows_before_training(
     with pytest.raises(UserError) as caught:
         make(task, test=path)
     assert f"{path}, {message}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "field", "value"),
+    [
+        ("sequence_classification", "class_weights", "balanced"),
+        ("sequence_classification", "label_smoothing", 0.1),
+        ("sequence_classification", "loss", "ordinal"),
+        ("multi_label_classification", "separator", ";"),
+        ("multiple_choice", "options", "choices"),
+    ],
+)
+def test_a_resume_keeps_what_the_loss_depends_on(tmp_path: Path, task: str, field: str, value: object) -> None:
+    before, after = (RunConfig(task=task, labelled=LabelledConfig(**more)).to_dict() for more in ({}, {field: value}))
+    state = RunState(step=1, cursor=Cursor(), world_size=1, config=before, facts={})
+    check_resumable(state, tmp_path, before)
+    with pytest.raises(UserError, match=rf"^labelled\.{field}: '?{value}'? differs from "):
+        check_resumable(state, tmp_path, after)
 
 
 def test_a_quoted_name_may_hold_a_comma(make: MakeTask, tmp_path: Path) -> None:

@@ -26,7 +26,9 @@ CLASSES = {
 MORE = {"sequence_classification": ["--labelled.class_weights=balanced", "--labelled.label_smoothing=0.1"]}
 
 
-def train(folder: Path, output: Path, task: str, ranks: int, stage: int, accumulation: int) -> tuple[Curve, Any]:
+def train(
+    folder: Path, output: Path, task: str, ranks: int, stage: int, accumulation: int, *more: str
+) -> tuple[Curve, Any]:
     """The curve of the loss, and the scores of the report."""
     options = [
         f"--task={task}", f"--model.init_from={folder / 'bert'}", f"--labelled.train={folder / 'train.jsonl'}",
@@ -34,7 +36,7 @@ def train(folder: Path, output: Path, task: str, ranks: int, stage: int, accumul
         f"--train.micro_batch={16 // ranks // accumulation}", f"--train.zero_stage={stage}",
         "--train.save_interval=null", "--optim.learning_rate=5e-3", "--optim.schedule=constant", "--optim.warmup=0",
     ]  # fmt: skip
-    run(output, *options, *NO_DROPOUT, *MORE.get(task, []), ranks=ranks)
+    run(output, *options, *NO_DROPOUT, *MORE.get(task, []), *more, ranks=ranks)
     return losses(output), json.loads((output / "report" / "report.json").read_text())["scores"]
 
 
@@ -66,6 +68,20 @@ def test_two_ranks_learn_what_one_learns_and_transformers_opens_it(tmp_path: Pat
     assert transformers_loss(tmp_path / "two" / "export", task, rows) == pytest.approx(
         scores["mse" if task == "regression" else "loss"], rel=1e-4
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["regression", "multi_label_classification", "multiple_choice"])
+def test_a_resumed_run_goes_on_as_if_it_had_not_ended(tmp_path: Path, task: str) -> None:
+    tiny_bert(tmp_path / "bert")
+    write(tmp_path / "train.jsonl", ROWS[task](90, 1))
+    write(tmp_path / "validation.jsonl", ROWS[task](24, 2))
+    often = "--train.eval_interval=2"
+    whole, scores = train(tmp_path, tmp_path / "whole", task, 2, 2, 1, often)
+    train(tmp_path, tmp_path / "parts", task, 2, 2, 1, "--train.steps=2", "--train.save_interval=1", often)
+    resumed, again = train(tmp_path, tmp_path / "parts", task, 1, 0, 2, "--resume=auto", often)
+    assert [value for _, value in resumed] == pytest.approx([value for _, value in whole], rel=BOUND)
+    assert again == pytest.approx(scores, rel=BOUND)
 
 
 def transformers_loss(folder: Path, task: str, rows: list[dict[str, Any]]) -> float:
