@@ -20,12 +20,10 @@ from engine.data.tokenizer.wordpiece import load_tokenizer
 from engine.durable import sha256_of
 from engine.errors import UserError
 from engine.hub import fetch, hub_model
-from engine.model.folder import read_origin
+from engine.model.folder import TUNED, read_origin
 from engine.model.pretrained import load_config, load_pretrained, weight_files
 from engine.precision import DTYPES
 
-#: in an export's zerobert.json, what was chosen on validation examples and predictions need
-TUNED = "tuned"
 #: heads of pre-training: they predict nothing that a task asks for
 NO_TASK = ("pretraining", "masked_lm")
 REMEDY = "give the folder of a fine-tuned model"

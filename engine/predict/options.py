@@ -27,9 +27,14 @@ class PredictConfig:
     format: InputFormat | None = None
     """of the input, whatever its name says; null: by its suffix, and JSON lines on stdin"""
     text: str | None = None
-    """column of the text; null: that of the run, where the model is one, else text or, where there is none, sentence"""
+    """column of the text, or of the question; null: that of the run, where the model is one, else text or, where there
+    is none, sentence; of questions, question"""
     text_pair: str | None = None
-    """column of the second text, for pairs; null: that of the run, else none"""
+    """column of the second text, for pairs, or of a question's context; null: that of the run, else none; of contexts,
+    context"""
+    options: str | None = None
+    """choices: a column of lists of texts, or several columns of one text each, as a,b,c; null: those of the run, else
+    options"""
     max_length: int | None = None
     """tokens that are read of a text or pair; classification cuts longer ones there, other tasks read them in windows;
     null: as the run, else all that the model has positions for"""

@@ -66,7 +66,7 @@ class Predictor(ABC):
         """
         self.model, self.config = model, config
         self.length = model.length(config.max_length)
-        for name in ("probabilities",):
+        for name in ("probabilities", "options"):
             given = getattr(config, name)
             if given != getattr(PredictConfig, name) and name not in self.options:
                 raise UserError(f"{name}: {given!r} has no effect: {model.head} has no such thing; leave it out")
@@ -75,6 +75,11 @@ class Predictor(ABC):
     def run_columns(cls, run: Mapping[str, Any]) -> tuple[str | None, str | None]:
         """The columns of text and second text that the section labelled of a run names."""
         return run.get("text"), run.get("text_pair")
+
+    @classmethod
+    def more_columns(cls, config: PredictConfig, run: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+        """Options and the further columns that each of them, or the section labelled of a run, names."""
+        return ()
 
     def begin(self, first: Row) -> None:  # noqa: B027  (most have the same columns for all inputs)
         """Look at the first row of an input, where `columns` depends on it."""
@@ -106,10 +111,18 @@ class Predictor(ABC):
         Raises:
             UserError: the column is missing, or holds no text; names the row.
         """
+        return self.checked(self.value(row, column), row, column)
+
+    def value(self, row: Row, column: str) -> Any:
+        """What a row's column holds.
+
+        Raises:
+            UserError: the column is missing; names the row.
+        """
         if column not in row.record:
             have = ", ".join(row.record)
             raise UserError(f"{self._place(row)}: no column {column!r}; it has {have}; give every row the same")
-        return self.checked(row.record[column], row, column)
+        return row.record[column]
 
     def checked(self, value: object, row: Row, column: str) -> str:
         """A value of a row's column as a text.
@@ -140,6 +153,7 @@ PREDICTORS: Registry[type[Predictor]] = Registry(
     {
         "sequence_classification": "engine.predict.sequence:SequencePredictor",
         "token_classification": "engine.predict.tokens:TokenPredictor",
+        "question_answering": "engine.predict.answers:AnswerPredictor",
     },
 )
 

@@ -50,7 +50,8 @@ class InputColumns(Columns):
     """what the column of the text is called where nobody names it: the first of these that there is"""
 
     def fields(self) -> dict[str, str]:
-        return {name: column for name, column in (("text", self.text), ("text_pair", self.text_pair)) if column}
+        named = (("text", self.text), ("text_pair", self.text_pair), *self.more)
+        return {name: column for name, column in named if column}
 
     def fits(self, available: Sequence[str]) -> bool:
         return super().fits(available) and (bool(self.text) or not set(available).isdisjoint(self.usual))

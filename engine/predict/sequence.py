@@ -15,8 +15,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from engine.data.labelled.encoded import framed
+from engine.data.tokenizer.vocabulary import Vocabulary
 from engine.errors import UserError
 from engine.model.folder import ORIGIN_FILE
 from engine.model.pretrained import check_segments
@@ -46,8 +48,7 @@ class SequencePredictor(Predictor):
         self.columns = self._columns()
         if self.problem == NUMBER and config.probabilities:
             raise UserError("probabilities: True has no effect: the model predicts numbers; leave it out")
-        self._tokenizer = framed(model.vocabulary)
-        self._tokenizer.enable_truncation(self.length, strategy="longest_first")
+        self._tokenizer = truncating(model.vocabulary, self.length)
 
     def _columns(self) -> dict[str, tuple[str, ...]]:
         if self.problem == NUMBER:
@@ -62,10 +63,8 @@ class SequencePredictor(Predictor):
         inputs: list[Any] = texts
         if self.config.text_pair is not None:
             inputs = list(zip(texts, (self.text(row, self.config.text_pair) for row in rows), strict=True))
-        encodings = self._tokenizer.encode_batch_fast(inputs)
-        tokens = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
-        truncated = sum(bool(encoding.overflowing) for encoding in encodings if len(encoding) == self.length)
-        return Encoded(tokens, [encoding.type_ids.count(0) for encoding in encodings], None, truncated)
+        tokens, first_lengths, cut = sequences(self._tokenizer, inputs, self.length)
+        return Encoded(tokens, first_lengths, None, sum(cut))
 
     def decode(self, encoded: Encoded, logits: list[NDArray[np.float32]]) -> list[dict[str, Any]]:
         values = np.stack(logits).astype(np.float64)
@@ -90,6 +89,23 @@ class SequencePredictor(Predictor):
             shown = map(significant, probabilities.tolist())
             row["probabilities"] = dict(zip(self.names, shown, strict=True))
         return row
+
+
+def truncating(vocabulary: Vocabulary, length: int) -> Tokenizer:
+    """The tokenizer of texts and pairs, which cuts them at `length` tokens as training does."""
+    tokenizer = framed(vocabulary)
+    tokenizer.enable_truncation(length, strategy="longest_first")
+    return tokenizer
+
+
+def sequences(
+    tokenizer: Tokenizer, inputs: Sequence[str] | Sequence[tuple[str, str]], length: int
+) -> tuple[list[NDArray[np.int32]], list[int], list[bool]]:
+    """Of each text or pair its ids, the tokens of its first segment, and whether it was cut."""
+    encodings = tokenizer.encode_batch_fast(inputs)
+    tokens = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+    cut = [len(encoding) == length and bool(encoding.overflowing) for encoding in encodings]
+    return tokens, [encoding.type_ids.count(0) for encoding in encodings], cut
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -135,7 +135,8 @@ def columns_of(config: PredictConfig, folder: ModelFolder) -> InputColumns:
     """The columns of the texts: as given, else those of the run, else as such columns are usually called."""
     kind = predictor_class(folder)
     text, pair = kind.run_columns(folder.run)
-    return InputColumns(config.text or text or "", config.text_pair or pair, "", usual=kind.usual)
+    more = kind.more_columns(config, folder.run)
+    return InputColumns(config.text or text or "", config.text_pair or pair, "", more, kind.usual)
 
 
 def resolved(config: PredictConfig, columns: InputColumns, first: Row) -> PredictConfig:

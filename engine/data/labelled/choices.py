@@ -58,7 +58,7 @@ def read_questions(path: str, text: str, text_pair: str | None, options: str, la
 
     def read(record: Mapping[str, Any], where: str, declared: tuple[str, ...] | None) -> str:
         given = [record[name] for name in names] if len(names) > 1 else record[names[0]]
-        found.append(_options(given, names, where))
+        found.append(options_of(given, names, where))
         right.append(_right(record[label], label, len(found[-1]), where))
         return str(right[-1])
 
@@ -67,7 +67,17 @@ def read_questions(path: str, text: str, text_pair: str | None, options: str, la
     return Questions(path, read_.texts, read_.pairs, read_.labels, read_.positions, None, found, right)
 
 
-def _options(given: object, names: Sequence[str], where: str) -> list[str]:
+def options_of(given: object, names: Sequence[str], where: str) -> list[str]:
+    """The options of a question.
+
+    Args:
+        given: a list of texts.
+        names: the column that holds it, or the column of each.
+        where: file and row, for a message.
+
+    Raises:
+        UserError: no list, fewer than two options, or one that is no text.
+    """
     if not isinstance(given, list):
         raise UserError(f"{where}: column {names[0]!r} holds {given!r:.60}; give a list of at least two texts")
     if len(given) < 2:

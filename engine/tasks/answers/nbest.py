@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from engine.data.labelled.answers.encoded import AnswerWindows
 from engine.data.labelled.answers.files import Question
 
+#: in an export's zerobert.json, the score of no answer, less that of the best answer, above which none is given
+THRESHOLD = "null_threshold"
 #: answers that are kept of a question
 ANSWERS = 20
 #: odds of no answer where the context has no other

@@ -25,14 +25,12 @@ from engine.model.flops import training_flops
 from engine.model.folder import TUNED, read_origin
 from engine.model.pretrained import check_segments, load_config
 from engine.tasks.answers import report
-from engine.tasks.answers.nbest import ANSWERS, candidates
+from engine.tasks.answers.nbest import ANSWERS, THRESHOLD, candidates
 from engine.tasks.answers.spans import best_spans, span_losses
 from engine.tasks.finetune import FineTuning, model_inputs
 from engine.tasks.grow import growth_lines
 from engine.tasks.task import Evaluation, StepOutput
 
-#: in an export's zerobert.json, the score of no answer, less that of the best answer, above which none is given
-THRESHOLD = "null_threshold"
 #: beginnings of the heads' parameters in the architectures
 HEADS = ("qa_outputs.", "classifier.")
 

@@ -23,6 +23,8 @@ from engine.data.loading.source import Indices
 from engine.data.tokenizer.vocabulary import Vocabulary
 from engine.errors import UserError
 
+#: what to do about a question that leaves too little room
+REMEDY = "raise labelled.max_length, or lower labelled.stride"
 #: marks that belong to the character before them, and formatting characters; a tokenizer may drop them
 _DEPENDENT = ("Mn", "Me", "Cf")
 
@@ -71,9 +73,18 @@ class _Frame:
 
 
 def encode_questions(
-    vocabulary: Vocabulary, questions: Sequence[Question], max_length: int, overlap: int
+    vocabulary: Vocabulary,
+    questions: Sequence[Question],
+    max_length: int,
+    overlap: int,
+    remedy: str = REMEDY,
+    empty: bool = False,
 ) -> AnswerWindows:
     """Windows of at most `max_length` tokens; two that follow each other share `overlap` pieces of the context.
+
+    Args:
+        remedy: what to do about a question that leaves too little room, for the message.
+        empty: whether a context may have no piece at all; it has one window then.
 
     Raises:
         UserError: a question that leaves no room for its context, or a context or answer that is no piece at all.
@@ -89,7 +100,11 @@ def encode_questions(
     for number, question in enumerate(questions):
         context = pieces[contexts[question.context]]
         head = np.concatenate([frame.before, asked[number], frame.between])
-        room = _room(question, len(asked[number]), len(context.ids), max_length - frame.size, overlap)
+        if not len(context.ids) and not empty:
+            raise UserError(f"{question.place}: the tokenizer finds nothing in the context; correct it")
+        room = max_length - frame.size - len(asked[number])
+        if room < max(len(context.ids), 1) and room <= overlap:
+            raise _no_room(question, len(asked[number]), room, overlap, remedy)
         place = _place(question, context.spans)
         segment = None if frame.first_segment is None else len(head) - len(frame.between) + frame.first_segment
         for start, stop in windows(len(context.ids), room, overlap if room > overlap else 0):
@@ -145,17 +160,12 @@ def _frame(tokenizer: Tokenizer) -> _Frame:
     return _Frame(ids[:one], ids[begin:other], ids[end:], segment)
 
 
-def _room(question: Question, asked: int, pieces: int, available: int, overlap: int) -> int:
-    """Pieces of the context that fit into a window behind a question of `asked` tokens."""
-    room = available - asked
-    if not pieces:
-        raise UserError(f"{question.place}: the tokenizer finds nothing in the context; correct it")
-    if room < pieces and room <= overlap:
-        raise UserError(
-            f"{question.place}: the question has {asked} tokens and leaves room for {max(room, 0)} of the context, "
-            f"which must be more than labelled.stride {overlap}; raise labelled.max_length, or lower labelled.stride"
-        )
-    return room
+def _no_room(question: Question, asked: int, room: int, overlap: int, remedy: str) -> UserError:
+    """What to say of a question of `asked` tokens that leaves `room` for pieces of its context."""
+    return UserError(
+        f"{question.place}: the question has {asked} tokens and leaves room for {max(room, 0)} of the context, "
+        f"which must be more than the {overlap} that windows share; {remedy}"
+    )
 
 
 def _place(question: Question, spans: NDArray[np.int64]) -> tuple[int, int] | None:
