@@ -19,7 +19,8 @@ DESCRIPTION = """Add a model's predictions to the rows of a file or a pipe, in o
   cat reviews.txt | zerobert predict runs/sst2 --input - --format txt --output - | head
 
 MODEL is a run's folder, an exported one, or a Hugging Face folder (or a model's name on the hub) of one of our
-architectures with a task's head. Classes of texts, several labels, numbers, and spans of texts are predicted.
+architectures with a task's head. Classes of texts, several labels, numbers, spans of texts, answers to questions, and
+choices among options are predicted.
 
 A run that was killed goes on where it stopped when the command is given again; FILE.progress.json beside the output
 tells how far it has come. Under mpirun the ranks, on any nodes, are the processes."""

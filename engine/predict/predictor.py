@@ -154,6 +154,7 @@ PREDICTORS: Registry[type[Predictor]] = Registry(
         "sequence_classification": "engine.predict.sequence:SequencePredictor",
         "token_classification": "engine.predict.tokens:TokenPredictor",
         "question_answering": "engine.predict.answers:AnswerPredictor",
+        "multiple_choice": "engine.predict.choices:ChoicePredictor",
     },
 )
 

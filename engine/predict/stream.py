@@ -132,11 +132,17 @@ def prefixed(config: PredictConfig, columns: Mapping[str, Any]) -> dict[str, Any
 
 
 def columns_of(config: PredictConfig, folder: ModelFolder) -> InputColumns:
-    """The columns of the texts: as given, else those of the run, else as such columns are usually called."""
+    """The columns of the texts: as given, else those of the run, else as such columns are usually called.
+
+    Raises:
+        UserError: one column for two purposes.
+    """
     kind = predictor_class(folder)
     text, pair = kind.run_columns(folder.run)
     more = kind.more_columns(config, folder.run)
-    return InputColumns(config.text or text or "", config.text_pair or pair, "", more, kind.usual)
+    columns = InputColumns(config.text or text or "", config.text_pair or pair, "", more, kind.usual)
+    columns.check()
+    return columns
 
 
 def resolved(config: PredictConfig, columns: InputColumns, first: Row) -> PredictConfig:

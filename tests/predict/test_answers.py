@@ -170,5 +170,7 @@ def test_options_without_effect_are_refused(reader: Path) -> None:
         answers(reader, [GOOD], probabilities=True)
     with pytest.raises(UserError, match="options: 'a,b' has no effect: question_answering has no such thing"):
         answers(reader, [GOOD], options="a,b")
+    with pytest.raises(UserError, match="text_pair: 'context' is text already; name another column"):
+        answers(reader, [GOOD], text="context")
     with pytest.raises(UserError, match="no column question; it has text, context; set text to one of them"):
         answers(reader, [{"text": "who", "context": "fox"}])

@@ -5,10 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from engine.errors import UserError
+from engine.predict.model import open_folder
+from engine.predict.predictor import predictor_class
 from launch.__main__ import dispatch
 from launch.cli import run_command
 from tests.predict.models import change_config, write_model
@@ -19,7 +23,6 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "model of pre-training": (["IN/mlm"], "names 'BertForMaskedLM' in architectures, which has no head of a task"),
     "head without weights": (["IN/fresh"], "IN/fresh has no weights of bert.pooler.dense.weight, a"),
     "head of another size": (["IN/reshaped"], "IN/reshaped has no weights of classifier"),
-    "head that cannot predict": (["IN/choices"], "has a head for multiple_choice, which can't predict yet"),
     "other architecture": (["IN/t5"], "its model_type is 't5'; give a model of type 'bert'"),
     "no tokenizer": (["IN/bare"], "bare has neither tokenizer.json nor vocab.txt"),
     "tokenizer of another model": (["IN/words"], "words has a tokenizer of"),
@@ -76,7 +79,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     model = write_model(folder / "model", "SequenceClassification", ("a", "b"))
     write_model(folder / "mlm", "MaskedLM", ("a", "b"))
-    write_model(folder / "choices", "MultipleChoice", ("a", "b"))
     for name in ("encoder", "fresh", "reshaped", "bare", "words", "weightless", "problem", "thresholds"):
         shutil.copytree(model, folder / name)
     change_config(folder / "encoder", {"architectures": ["BertModel"]})
@@ -130,6 +132,13 @@ def test_a_mistake_is_one_line_with_exit_code_2(
     assert message.replace("IN", str(inputs)) in captured.err
     assert not list(tmp_path.iterdir())
     assert {path: path.stat().st_mtime_ns for path in inputs.rglob("*")} == before
+
+
+def test_a_head_without_a_predictor_is_refused(inputs: Path) -> None:
+    """Another package's architecture may have one."""
+    model = replace(open_folder(str(inputs / "model")), head="ranking")
+    with pytest.raises(UserError, match="model has a head for ranking, which can't predict yet; give sequence_classif"):
+        predictor_class(model)
 
 
 def test_ranks_of_a_launcher_are_refused(
