@@ -27,7 +27,10 @@ def test_the_example_of_the_page_runs(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     loss = next(float(line) for line in lines if re.fullmatch(r"\d+\.\d{6,}", line))
     assert 5.0 < loss < 7.5
-    assert 0.0 < float(lines[-2]) < 1.0
+    assert 0.0 < float(lines[-3]) < 1.0
+    label, confidence = lines[-2].split()
+    assert label == lines[-1]
+    assert 1 / 7 <= float(confidence) < 1.0
     assert lines[-1] in ("language", "graphics", "internet", "concurrency", "testing", "numbers", "imports")
 
 
@@ -42,3 +45,7 @@ def test_mistakes_are_told_in_one_line(tmp_path: Path) -> None:
         api.evaluate(tmp_path)
     with pytest.raises(UserError, match="holds no model"):
         api.load(tmp_path)
+    with pytest.raises(UserError, match="probability: no such field; choose one of text, text_pair"):
+        api.predict(tmp_path, ["a text"], probability=True)
+    with pytest.raises(UserError, match=r"config.json: no such file; give the folder of a Hugging Face encoder"):
+        api.predict(tmp_path, ["a text"])
