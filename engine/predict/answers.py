@@ -62,8 +62,8 @@ class AnswerPredictor(Predictor):
     def _question(self, row: Row) -> Question:
         assert self.config.text is not None
         assert self.config.text_pair is not None
-        texts = [self.text(row, column) for column in (self.config.text, self.config.text_pair)]
-        return Question("", *texts, answers=(), place=self._place(row))
+        text, context = self.text(row, self.config.text), self.text(row, self.config.text_pair)
+        return Question("", text, context, answers=(), place=self._place(row))
 
     def decode(self, encoded: Encoded, logits: list[NDArray[np.float32]]) -> list[dict[str, Any]]:
         questions, windows = encoded.memory
@@ -72,8 +72,7 @@ class AnswerPredictor(Predictor):
 
     def _row(self, found: Candidates) -> dict[str, Any]:
         """The columns of a question; no answer is the empty span at 0."""
-        none = not found.best or (self.threshold is not None and found.odds > self.threshold)
-        given = found.null if none else found.best[0]
+        given = found.chosen(self.threshold)
         ranked = found.ranked(null=self.threshold is not None or not found.best)
         confidence = next((share for each, share in ranked if each is given), 0.0)
         start, end = given.span
