@@ -201,7 +201,7 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
         "squad.json, data[0].paragraphs[0].qas[0]: answer 'Rome' at 9 is not within the context of 7 characters",
     ),
     "question longer than a window": (
-        answering("asked.jsonl", "--labelled.max_length=8"),
+        answering("asked.jsonl", "--labelled.max_length=8", "--labelled.validation=IN/asked.jsonl"),
         "asked.jsonl, line 1: the question has ",
     ),
     "answers of no length": (
