@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from engine.config.check import require
@@ -49,25 +49,50 @@ def _validate_classes(config: RunConfig, complete: bool) -> None:
     require(known, "labelled.metric", metric, f"it needs labelled.loss ordinal, and that is {loss}; give that too")
 
 
-def _results(metrics: Iterable[str]) -> tuple[str, ...]:
-    """The curves of these scores on test and validation examples."""
-    return tuple(f"{part}/{name}" for part in ("test", "eval") for name in metrics)
+def _entry(
+    about: str,
+    implementation: str,
+    *,
+    fixed: tuple[str, ...],
+    metrics: Mapping[str, bool],
+    scores: Mapping[str, Title],
+    compared: tuple[str, ...] = (),
+    on_tokens: bool = False,
+    validate: Callable[[RunConfig, bool], None] = validate_labelled,
+) -> TaskEntry:
+    """A task on labelled data.
+
+    Args:
+        compared: fields that runs are compared by, beside those of all.
+        on_tokens: whether its head reads the state of every token, and not the pooled vector.
+    """
+    return TaskEntry(
+        about=about,
+        section="labelled",
+        options=LabelledConfig,
+        implementation=implementation,
+        length="max_length",
+        inputs=_DATA,
+        required=("train",),
+        starts_fresh=False,
+        read_share=lambda config: float(on_tokens),
+        pools=lambda config: not on_tokens,
+        fixed=fixed,
+        grouping="group_by_length",
+        metrics=metrics,
+        compared=("max_length", "group_by_length", *compared),
+        results=tuple(f"{part}/{name}" for part in ("test", "eval") for name in metrics),
+        scores=scores,
+        validate=validate,
+    )
 
 
-SEQUENCE_CLASSIFICATION = TaskEntry(
-    about="one label a text or pair of texts",
-    section="labelled",
-    options=LabelledConfig,
-    implementation="engine.tasks.sequence:SequenceClassification",
-    length="max_length",
-    inputs=_DATA,
-    required=("train",),
-    starts_fresh=False,
+SEQUENCE_CLASSIFICATION = _entry(
+    "one label a text or pair of texts",
+    "engine.tasks.sequence:SequenceClassification",
     fixed=(*_TEXTS, "loss", "class_weights", "label_smoothing"),
-    grouping="group_by_length",
     metrics=_METRICS | _ORDINAL_METRICS,
-    compared=("max_length", "group_by_length", "loss", "class_weights", "label_smoothing"),
-    results=_results(_METRICS | _ORDINAL_METRICS),
+    compared=("loss", "class_weights", "label_smoothing"),
     scores={
         "accuracy": _ACCURACY,
         "macro_f1": _MACRO_F1,
@@ -80,111 +105,62 @@ SEQUENCE_CLASSIFICATION = TaskEntry(
     validate=_validate_classes,
 )
 
-REGRESSION = TaskEntry(
-    about="a number for a text or pair of texts",
-    section="labelled",
-    options=LabelledConfig,
-    implementation="engine.tasks.regression:Regression",
-    length="max_length",
-    inputs=_DATA,
-    required=("train",),
-    starts_fresh=False,
+REGRESSION = _entry(
+    "a number for a text or pair of texts",
+    "engine.tasks.regression:Regression",
     fixed=_TEXTS,
-    grouping="group_by_length",
     metrics=_REGRESSION_METRICS,
-    compared=("max_length", "group_by_length"),
-    results=_results(_REGRESSION_METRICS),
     scores={
         "pearson": Title("Pearson correlation", "-1 to 1; of predicted and true numbers."),
         "spearman": Title("Spearman correlation", "-1 to 1; of the ranks of predicted and true numbers."),
         "mse": Title("mean squared error", "In squares of the labels' unit."),
         "mae": Title("mean absolute error", "In the labels' unit."),
     },
-    validate=validate_labelled,
 )
 
-TOKEN_CLASSIFICATION = TaskEntry(
-    about="entities: a tag for each word of a text",
-    section="labelled",
-    options=LabelledConfig,
-    implementation="engine.tasks.tokens.classification:TokenClassification",
-    length="max_length",
-    inputs=_DATA,
-    required=("train",),
-    starts_fresh=False,
-    read_share=lambda config: 1.0,
-    pools=lambda config: False,
+TOKEN_CLASSIFICATION = _entry(
+    "entities: a tag for each word of a text",
+    "engine.tasks.tokens.classification:TokenClassification",
+    on_tokens=True,
     fixed=("text", "label", "max_length", "stride", "label_pieces", "metric", "group_by_length", *_FOLDS),
-    grouping="group_by_length",
     metrics=_ENTITY_METRICS,
-    compared=("max_length", "stride", "label_pieces", "group_by_length"),
-    results=_results(_ENTITY_METRICS),
+    compared=("stride", "label_pieces"),
     scores={
         "f1": _F1,
         "precision": Title("precision of entities [share]", "Predicted ones with the words and type of a true one."),
         "recall": Title("recall of entities [share]", "True ones that are predicted with their words and type."),
         "accuracy": _ACCURACY,
     },
-    validate=validate_labelled,
 )
 
-MULTI_LABEL_CLASSIFICATION = TaskEntry(
-    about="any number of labels a text or pair of texts",
-    section="labelled",
-    options=LabelledConfig,
-    implementation="engine.tasks.multi_label:MultiLabelClassification",
-    length="max_length",
-    inputs=_DATA,
-    required=("train",),
-    starts_fresh=False,
+MULTI_LABEL_CLASSIFICATION = _entry(
+    "any number of labels a text or pair of texts",
+    "engine.tasks.multi_label:MultiLabelClassification",
     fixed=(*_TEXTS, "separator"),
-    grouping="group_by_length",
     metrics=_MULTI_LABEL_METRICS,
-    compared=("max_length", "group_by_length"),
-    results=_results(_MULTI_LABEL_METRICS),
     scores={
         "micro_f1": Title("micro F1", "F1 of all labels of all examples together, 0 to 1."),
         "macro_f1": _MACRO_F1,
         "exact_match": _EXACT_MATCH,
         "label_accuracy": Title("accuracy of labels [share]", "Labels told right at a threshold of 0.5."),
     },
-    validate=validate_labelled,
 )
 
-MULTIPLE_CHOICE = TaskEntry(
-    about="the right one of a question's options",
-    section="labelled",
-    options=LabelledConfig,
-    implementation="engine.tasks.multiple_choice:MultipleChoice",
-    length="max_length",
-    inputs=_DATA,
-    required=("train",),
-    starts_fresh=False,
+MULTIPLE_CHOICE = _entry(
+    "the right one of a question's options",
+    "engine.tasks.multiple_choice:MultipleChoice",
     fixed=(*_TEXTS, "options"),
-    grouping="group_by_length",
     metrics=_CHOICE_METRICS,
-    compared=("max_length", "group_by_length"),
-    results=_results(_CHOICE_METRICS),
     scores={"accuracy": _ACCURACY},
-    validate=validate_labelled,
 )
 
-QUESTION_ANSWERING = TaskEntry(
-    about="answers in a text",
-    section="labelled",
-    options=LabelledConfig,
-    implementation="engine.tasks.answers.task:QuestionAnswering",
-    length="max_length",
-    inputs=_DATA,
-    required=("train",),
-    starts_fresh=False,
-    read_share=lambda config: 1.0,
-    pools=lambda config: False,
+QUESTION_ANSWERING = _entry(
+    "answers in a text",
+    "engine.tasks.answers.task:QuestionAnswering",
+    on_tokens=True,
     fixed=("max_length", "stride", "max_answer_length", "metric", "group_by_length", *_FOLDS),
-    grouping="group_by_length",
     metrics=_ANSWER_METRICS,
-    compared=("max_length", "stride", "group_by_length"),
-    results=_results(_ANSWER_METRICS),
+    compared=("stride",),
     scores={
         "f1": _F1,
         "exact_match": _EXACT_MATCH,
@@ -194,5 +170,4 @@ QUESTION_ANSWERING = TaskEntry(
         ),
         "no_answer_accuracy": Title("accuracy of questions without answer [share]", "Those of them that get none."),
     },
-    validate=validate_labelled,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +12,20 @@ import pytest
 import torch
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import cohen_kappa_score, f1_score, mean_absolute_error, mean_squared_error
-from torch import nn
 from torch.nn import functional
 
 from engine.config import TASKS, LabelledConfig, ModelConfig, RunConfig
-from engine.data.loading.loader import BatchLayout, evaluation_batches, training_batches
+from engine.data.loading.loader import BatchLayout, training_batches
 from engine.data.loading.source import Cursor
 from engine.errors import UserError
 from engine.tasks.finetune import FineTuning, model_inputs
 from engine.tasks.reports import multi_label, regression
-from engine.tasks.task import Evaluation
 from engine.train.checkpoint.folder import RunState, check_resumable
 from tests.conftest import ROOT
-from tests.tasks.tiny import WORDS, tiny_bert
+from tests.tasks.tiny import WORDS, evaluate, tiny_bert, train
 
 DATA = ROOT.parent / "shared" / "data" / "stsb"
 Row = dict[str, Any]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def texts(count: int, seed: int) -> list[list[str]]:
@@ -104,25 +94,6 @@ def make(tmp_path: Path) -> MakeTask:
 
 
 SIZES = {"train": (90, 1), "validation": (31, 2)}
-
-
-def evaluate(task: FineTuning, model: nn.Module, micro_batch: int = 8) -> Evaluation:
-    source = task.evaluation_source("validation")
-    assert source is not None
-    return task.evaluate(model, evaluation_batches(source, 0, 1, micro_batch, 0))
-
-
-def train(task: FineTuning, model: nn.Module, steps: int) -> list[float]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    batches = training_batches(task.train_source(), BatchLayout(16, 16), Cursor(), workers=0)
-    losses = []
-    for _, batch in zip(range(steps), batches, strict=False):
-        output = task.step(model, batch)
-        output.loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(output.loss.item())
-    return losses
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from engine.data.tokenizer.wordpiece import Vocabulary, load_tokenizer
 from engine.errors import UserError
 from engine.tasks.finetune import model_inputs
 from engine.tasks.sequence import SequenceClassification
-from engine.tasks.task import Evaluation, Task
-from tests.tasks.tiny import POSITIONS, TINY, WORDS, tiny_bert
+from engine.tasks.task import Task
+from tests.tasks.tiny import POSITIONS, TINY, WORDS, evaluate, tiny_bert, train
 
 MakeTask = Callable[..., SequenceClassification]
 
@@ -39,15 +39,6 @@ def write_examples(path: Path, count: int, seed: int) -> str:
             generator.shuffle(words)
             file.write(json.dumps({"sentence": " ".join(words), "label": label}) + "\n")
     return str(path)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """More threads only slow a model this small down."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -70,25 +61,6 @@ def make_task(tmp_path: Path, folder: Path) -> MakeTask:
 def run_config(folder: Path, labelled: dict[str, Any], seed: int = 1) -> RunConfig:
     model = ModelConfig(init_from=str(folder), hidden_dropout=0.0, attention_dropout=0.0)
     return RunConfig(task="sequence_classification", seed=seed, model=model, labelled=LabelledConfig(**labelled))
-
-
-def evaluate(task: SequenceClassification, model: torch.nn.Module, micro_batch: int = 8) -> Evaluation:
-    source = task.evaluation_source("validation")
-    assert source is not None
-    return task.evaluate(model, evaluation_batches(source, 0, 1, micro_batch, 0))
-
-
-def train(task: SequenceClassification, model: torch.nn.Module, steps: int) -> list[float]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    batches = training_batches(task.train_source(), BatchLayout(16, 16), Cursor(), workers=0)
-    losses = []
-    for _, batch in zip(range(steps), batches, strict=False):
-        output = task.step(model, batch)
-        output.loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(output.loss.item())
-    return losses
 
 
 def test_it_is_a_task(make_task: MakeTask) -> None:

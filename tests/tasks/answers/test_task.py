@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer, BertConfig, BertForQuestionAnswering, BertModel
 
 from engine.config import LabelledConfig, ModelConfig, RunConfig
-from engine.data.loading.loader import BatchLayout, evaluation_batches, training_batches
+from engine.data.loading.loader import BatchLayout, training_batches
 from engine.data.loading.source import Cursor
 from engine.data.tokenizer.wordpiece import load_tokenizer
 from engine.errors import UserError
@@ -23,6 +23,8 @@ from engine.tasks.answers.report import Answers, nbest
 from engine.tasks.answers.task import QuestionAnswering
 from engine.tasks.outcomes import read_outcomes
 from engine.tasks.task import Evaluation
+from tests.tasks import tiny
+from tests.tasks.tiny import evaluate
 
 NAMES = [*"bcdefghijklm"]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "who", "is", "old", "the", "and", "of", ".", *NAMES]
@@ -58,14 +60,6 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def save_folder(folder: Path) -> Path:
     torch.manual_seed(0)
     BertModel(TINY).save_pretrained(folder)
@@ -94,28 +88,13 @@ def make_task(tmp_path: Path, folder: Path) -> MakeTask:
     return make
 
 
-def evaluate(task: QuestionAnswering, model: torch.nn.Module, split: str = "validation", size: int = 8) -> Evaluation:
-    source = task.evaluation_source(split)
-    assert source is not None
-    return task.evaluate(model, evaluation_batches(source, 0, 1, size, 0))
-
-
 def texts_of(evaluation: Evaluation) -> dict[str, str]:
     return {key: each.text for key, each in evaluation.records["answers"].given().items()}
 
 
 def train(task: QuestionAnswering, steps: int) -> tuple[torch.nn.Module, list[float]]:
     model = task.build_model()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    batches = training_batches(task.train_source(), BatchLayout(32, 32), Cursor(), workers=0)
-    losses = []
-    for _, batch in zip(range(steps), batches, strict=False):
-        output = task.step(model, batch)
-        output.loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(output.loss.item())
-    return model, losses
+    return model, tiny.train(task, model, steps, rate=1e-2, batch=32)
 
 
 def test_training_finds_answers_and_lacks_of_them(make_task: MakeTask, tmp_path: Path) -> None:
@@ -135,9 +114,9 @@ def check_export(task: QuestionAnswering, model: torch.nn.Module, evaluation: Ev
     out, files = tmp_path / "export", saved_files(task.vocabulary)
     export_huggingface(model.state_dict(), config, files, out, {"tuned": {"null_threshold": -1e4}})
     opened = task.load_export(out)
-    assert texts_of(evaluate(task, opened, "test")) == {f"q{index}": "" for index in range(20)}
+    assert texts_of(evaluate(task, opened, split="test")) == {f"q{index}": "" for index in range(20)}
     export_huggingface(model.state_dict(), config, files, out, {"tuned": evaluation.tuned})
-    given = evaluate(task, task.load_export(out), "test").records["answers"]
+    given = evaluate(task, task.load_export(out), split="test").records["answers"]
     assert given.threshold == evaluation.tuned["null_threshold"]
     assert given.reason == "chosen on the validation questions"
     theirs, words = BertForQuestionAnswering.from_pretrained(out).eval(), AutoTokenizer.from_pretrained(out)
@@ -167,7 +146,7 @@ def their_answer(model: Any, inputs: Any, context: str) -> str:
 def test_scores_do_not_depend_on_the_batches(make_task: MakeTask) -> None:
     task = make_task()
     model, _ = train(task, 10)
-    one, other = evaluate(task, model, size=1), evaluate(task, model, size=64)
+    one, other = evaluate(task, model, 1), evaluate(task, model, 64)
     assert one.scalars == pytest.approx(other.scalars, rel=1e-5)
     assert texts_of(one) == texts_of(other)
     assert one.tuned == {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,18 @@ from engine.data.tokenizer.folder import load_tokenizer
 from engine.errors import UserError
 from engine.model.build import build_config
 from engine.model.folder import described, export_huggingface, saved_files
-from engine.tasks.task import Evaluation, Task
+from engine.tasks.task import Task
 from engine.tasks.tokens.classification import TokenClassification
 from tests.data.tokenizer.folders import modernbert, roberta, xlm_roberta
+from tests.tasks import tiny
+from tests.tasks.tiny import evaluate
 from tests.tasks.tokens.folders import POSITIONS, save_model, sentences, write_conll, write_spans
 
 NAMES = ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
 
 MakeTask = Callable[..., TokenClassification]
+
+train = partial(tiny.train, rate=1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -49,25 +54,6 @@ def make_task(tmp_path: Path, folder: Path) -> MakeTask:
         return TokenClassification(config)
 
     return make
-
-
-def evaluate(task: TokenClassification, model: torch.nn.Module, micro_batch: int = 8) -> Evaluation:
-    source = task.evaluation_source("validation")
-    assert source is not None
-    return task.evaluate(model, evaluation_batches(source, 0, 1, micro_batch, 0))
-
-
-def train(task: TokenClassification, model: torch.nn.Module, steps: int) -> list[float]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    losses = []
-    batches = training_batches(task.train_source(), BatchLayout(16, 16), Cursor(), workers=0)
-    for _, batch in zip(range(steps), batches, strict=False):
-        output = task.step(model, batch)
-        output.loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(output.loss.item())
-    return losses
 
 
 def test_it_is_a_task(make_task: MakeTask) -> None:
