@@ -140,10 +140,10 @@ def test_mlm_alone_has_no_number_of_nsp(alone: Pretraining) -> None:
 def test_pieces_of_a_sequence_attend_to_themselves_alone(alone: Pretraining) -> None:
     """The loss of a batch is the sum of its pieces' own losses."""
     model = alone.build_model().eval()
-    batch = next(training_batches(alone.train_source(), resolve_layout(32, 32, 1), Cursor(), 0)).inputs
+    batches = training_batches(alone.train_source(), resolve_layout(32, 32, 1), Cursor(), 0)
+    batch = next(each.inputs for each in batches if len(each.inputs["lengths"]) > 32)
     whole = float(model(**batch)["mlm_loss_sum"])
     ends = batch["lengths"].cumsum(0).tolist()
-    assert len(ends) > 32
     parts = 0.0
     for start, end in zip([0, *ends], ends, strict=False):
         own = (batch["mlm_positions"] >= start) & (batch["mlm_positions"] < end)
