@@ -133,6 +133,10 @@ class FineTuning(Task):
             Fact("base weights", "model.init_from", base_weights(self.config.model.init_from)),
         ]
 
+    def group(self, fixed: bool) -> int | None:
+        """The global batch that a source brings examples of similar length into; None of one in the file's order."""
+        return self.config.train.global_batch if self.config.labelled.group_by_length and not fixed else None
+
     def train_source(self) -> SampleSource:
         source: SampleSource = self.sources["train"]
         return source

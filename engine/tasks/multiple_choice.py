@@ -66,7 +66,7 @@ class MultipleChoice(FineTuning):
         labelled, fixed = self.config.labelled, split != "train"
         encoded = encode(self.vocabulary, *questions.sequences(), labelled.max_length)
         counts = [len(options) for options in questions.options]
-        group = self.config.train.global_batch if labelled.group_by_length and not fixed else None
+        group = self.group(fixed)
         return ChoiceSource(encoded, counts, questions.right, self.config.seed, fixed, group)
 
     def _check_ids(self, questions: Questions) -> None:

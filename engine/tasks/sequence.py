@@ -84,7 +84,7 @@ class OnTexts(FineTuning):
         self, examples: Examples, labels: NDArray[Any], weights: NDArray[np.float32] | None, fixed: bool
     ) -> LabelledSource:
         encoded = encode(self.vocabulary, examples.texts, examples.pairs, self.config.labelled.max_length)
-        group = self.config.train.global_batch if self.config.labelled.group_by_length and not fixed else None
+        group = self.group(fixed)
         return LabelledSource(encoded, labels, self.config.seed, fixed, group, weights)
 
 

@@ -71,7 +71,7 @@ class QuestionAnswering(FineTuning):
     def _source(self, split: str, number: int, questions: list[Question]) -> AnswerSource:
         labelled, fixed = self.config.labelled, split != "train"
         windows = encode_questions(self.vocabulary, questions, labelled.max_length, labelled.overlap)
-        group = self.config.train.global_batch if labelled.group_by_length and not fixed else None
+        group = self.group(fixed)
         return AnswerSource(questions, windows, self.config.seed, fixed, group, number)
 
     def _check_ids(self) -> None:

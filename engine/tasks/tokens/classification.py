@@ -64,7 +64,7 @@ class TokenClassification(FineTuning):
             labelled.overlap,
             every_piece=labelled.label_pieces == "all" and not fixed,
         )
-        group = self.config.train.global_batch if labelled.group_by_length and not fixed else None
+        group = self.group(fixed)
         return TaggedSource(windows, self.config.seed, fixed, group, number)
 
     def _check_ids(self) -> None:
