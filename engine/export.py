@@ -6,14 +6,30 @@ today's data and options may be others than those of the run.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from engine.config import TASKS
+from engine.config import TASKS, AdapterConfig
 from engine.errors import UserError
+from engine.model.adapters.adapt import Adaptation
+from engine.model.adapters.folder import (
+    BASE_WEIGHTS,
+    adaptation_of,
+    checked_base,
+    export_adapter,
+    head_of,
+    is_adapter,
+    merged,
+    open_adapted,
+    rebuilt,
+)
 from engine.model.folder import (
     CONFIG_FILE,
     ORIGIN_FILE,
@@ -24,6 +40,7 @@ from engine.model.folder import (
     read_config,
     read_origin,
     tokenizer_files,
+    weights_of,
 )
 from engine.model.roundtrip import RoundTrip
 from engine.train.checkpoint.folder import STATE_FILE, RunState, newest_intact, read_state, refuse_damaged
@@ -59,28 +76,47 @@ def best_of(run: Path) -> dict[str, Any] | None:
     return (origin or {}).get("best")
 
 
-def export_best(run: Path, output: Path, *, check: bool = True) -> RoundTrip | None:
-    """Write the best weights of a run, which its own export holds; what they were compared with, if `check`.
+@dataclass(frozen=True)
+class Wish:
+    """How a user wants an export."""
+
+    check: bool = True
+    """compare the folder with the model, and write nothing that differs"""
+    merge: bool = False
+    """compute adapters into the weights that they are beside"""
+    base: str | None = None
+    """where those weights are, if not where they were"""
+
+
+AS_IT_IS = Wish()
+
+
+def export_best(run: Path, output: Path, wish: Wish = AS_IT_IS) -> RoundTrip | None:
+    """Write the best weights of a run, which its own export holds; what they were compared with, if so wished.
 
     Raises:
         UserError: a file of that is missing or damaged, or what was written isn't the model.
     """
     folder = run / "export"
     if not is_intact(folder):
-        raise UserError(f"run: {folder / WEIGHTS_FILE} is not what was written there; take --weights last")
+        raise UserError(f"run: {weights_of(folder)} is not what was written there; take --weights last")
+    config, origin, tokenizer = _config(folder), read_origin(folder) or {}, tokenizer_files(folder)
+    if is_adapter(folder):
+        adaptation, _ = adaptation_of(folder, wish.base)
+        model = open_adapted(folder, config, head_of(config), wish.base)
+        return _write_adapted(model, config, tokenizer, output, origin, adaptation, wish)
     try:
         weights = load_file(folder / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
         raise UserError(f"run: {folder / WEIGHTS_FILE} cannot be read ({error}); take --weights last") from error
-    origin = read_origin(folder)
-    return export_huggingface(weights, _config(folder), tokenizer_files(folder), output, origin, check=check)
+    return _write_whole(weights, config, tokenizer, output, origin, wish)
 
 
-def export_checkpoint(checkpoint: Path, output: Path, *, check: bool = True) -> tuple[RunState, RoundTrip | None]:
+def export_checkpoint(checkpoint: Path, output: Path, wish: Wish = AS_IT_IS) -> tuple[RunState, RoundTrip | None]:
     """Write a checkpoint as a Hugging Face folder.
 
     Returns:
-        The state of the checkpoint, and what the folder was compared with, if `check`.
+        The state of the checkpoint, and what the folder was compared with, if so wished.
 
     Raises:
         UserError: a file of the checkpoint is missing or damaged, an earlier version saved it, or what was written
@@ -97,7 +133,60 @@ def export_checkpoint(checkpoint: Path, output: Path, *, check: bool = True) -> 
     if config.architectures is None:  # an earlier version saved it
         config = described(config, TASKS.get(state.config["task"]).load().export_class(config))
     weights, tokenizer = full_weights(checkpoint), tokenizer_files(checkpoint)
-    return state, export_huggingface(weights, config, tokenizer, output, origin, check=check)
+    adaptation = _adaptation(state)
+    if adaptation is None:
+        return state, _write_whole(weights, config, tokenizer, output, origin, wish)
+    base = checked_base(wish.base or adaptation.base, state.facts[BASE_WEIGHTS], str(checkpoint))
+    model = rebuilt(config, head_of(config), base, adaptation)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name])
+    return state, _write_adapted(model, config, tokenizer, output, origin, adaptation, wish)
+
+
+def _adaptation(state: RunState) -> Adaptation | None:
+    """Which parts of the model a checkpoint's run trains; None where it trains all."""
+    config = state.config
+    adapter, train = AdapterConfig(**config.get("adapter", {})), config["train"]
+    steps = train["steps"] or state.step
+    adaptation = Adaptation(adapter, train.get("freeze"), config["seed"], steps, config["model"]["init_from"])
+    return adaptation if adaptation.is_partial else None
+
+
+def _write_adapted(
+    model: nn.Module,
+    config: Any,
+    tokenizer: Mapping[str, bytes],
+    output: Path,
+    origin: Mapping[str, Any],
+    adaptation: Adaptation,
+    wish: Wish,
+) -> RoundTrip | None:
+    """Write adapters as they are or, on demand, computed into the base; of a method without them the whole model."""
+    if wish.merge or not adaptation.is_beside_base:
+        _refuse_needless(wish.merge and not adaptation.is_beside_base)
+        weights = merged(model, adaptation.adapter, head_of(config)) if wish.merge else dict(model.named_parameters())
+        return export_huggingface(weights, config, tokenizer, output, origin, check=wish.check)
+    moved = replace(adaptation, base=wish.base or adaptation.base)
+    return export_adapter(dict(model.named_parameters()), config, tokenizer, output, origin, moved, check=wish.check)
+
+
+def _write_whole(
+    weights: Mapping[str, Tensor],
+    config: Any,
+    tokenizer: Mapping[str, bytes],
+    output: Path,
+    origin: Mapping[str, Any],
+    wish: Wish,
+) -> RoundTrip | None:
+    _refuse_needless(wish.merge)
+    return export_huggingface(weights, config, tokenizer, output, origin, check=wish.check)
+
+
+def _refuse_needless(merge: bool) -> None:
+    if merge:
+        raise UserError("merge: the run has no adapters, and its export is a whole model; leave it out")
 
 
 def _config(folder: Path) -> Any:

@@ -78,6 +78,7 @@ def _entry(
         read_share=lambda config: float(on_tokens),
         pools=lambda config: not on_tokens,
         fixed=fixed,
+        freezes=True,
         grouping="group_by_length",
         metrics=metrics,
         compared=("max_length", "group_by_length", *compared),

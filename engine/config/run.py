@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from engine.config.adapter import AdapterConfig
 from engine.config.architecture import ARCHITECTURES, check_options
 from engine.config.check import require
 from engine.config.data import DataConfig, LabelledConfig
@@ -52,6 +53,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     labelled: LabelledConfig = field(default_factory=LabelledConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
@@ -92,8 +94,21 @@ class RunConfig:
             "this run will write its own model there; give another output",
         )
         task = TASKS.get(self.task)
+        self._check_trained_parts(task.freezes)
         task.check_metric(self)
         task.validate(self, complete)
+
+    def _check_trained_parts(self, freezes: bool) -> None:
+        """Refuse frozen weights where the task trains all of them, and rules that leave an adapter no place."""
+        method, freeze = self.adapter.method, self.train.freeze
+        remedy = f"task {self.task} trains all weights; leave it out"
+        require(freezes or method == "none", "adapter.method", method, remedy)
+        require(freezes or freeze is None, "train.freeze", freeze, remedy)
+        ratio, has_b = self.optim.lora_ratio, method in ("lora", "dora")
+        remedy = f"adapter.method {method} has no factors A and B; leave it out"
+        require(has_b or ratio == 1.0, "optim.lora_ratio", ratio, remedy)
+        placed = freeze is None or method not in ("prefix", "prompt")
+        require(placed, "train.freeze", freeze, f"adapter.method {method} freezes the whole encoder; leave it out")
 
     def part(self, name: str) -> Any:
         """The section of a name, also of a task from outside of the package."""

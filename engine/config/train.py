@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from engine.config.adapter import frozen_parts
 from engine.config.check import require
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -29,6 +30,9 @@ class TrainConfig:
     """passes over the training examples; exclusive with steps"""
     zero_stage: int = 2
     """ZeRO stage: 0 replicates; 1, 2, 3 shard optimizer states, gradients, parameters"""
+    freeze: str | None = None
+    """weights of model.init_from that are not trained, separated by commas: embeddings, layers (all), layers:3,
+    layers:0-5 (from 0), pooler, or encoder for all of these; with adapters, layers that get none. Of fine-tuning"""
     precision: Precision = "fp32"
     """fp32, bf16 or fp16 (fp16 scales the loss and needs a GPU)"""
     log_interval: int = 10
@@ -89,6 +93,7 @@ class TrainConfig:
             self.patience,
             "it counts evaluations during training; give train.eval_interval too",
         )
+        frozen_parts(self.freeze)
         require(self.zero_stage in (0, 1, 2, 3), "train.zero_stage", self.zero_stage, "choose 0, 1, 2 or 3")
         require(
             self.zero_stage > 0 or self.precision != "fp16",

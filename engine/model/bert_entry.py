@@ -54,6 +54,15 @@ class BertEntry(Architecture):
     rates = ("initializer_range", "layer_norm_eps")
     growing = ("word_embeddings.weight", "predictions.decoder.weight", "predictions.decoder.bias", "predictions.bias")
 
+    linear: ClassVar = {
+        "query": "attention.self.query",
+        "key": "attention.self.key",
+        "value": "attention.self.value",
+        "attention-output": "attention.output.dense",
+        "feed-forward-input": "intermediate.dense",
+        "feed-forward-output": "output.dense",
+    }
+
     def config_class(self) -> type[Any]:
         from transformers import BertConfig
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,6 +32,8 @@ TOKENIZER_FILES = (
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+#: of adapters over the weights of another folder, as peft names them
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: where the weights come from: step, best score, what the run's checkpoints tell of its data, and the weights' SHA-256
 ORIGIN_FILE = "zerobert.json"
 WEIGHTS_HASH = "weights_sha256"
@@ -74,24 +77,52 @@ def export_huggingface(
     named = described(config, (config.architectures or [""])[0])
     named.dtype = next(iter(weights.values())).dtype
     _check_complete(weights, named)
+    with whole_folder(out) as partial:
+        save_file(weights, partial / WEIGHTS_FILE, metadata={"format": "pt"})
+        write_description(partial, named, tokenizer)
+        compared = check_round_trip(partial, weights, named, samples) if check else None
+        write_origin(partial, origin or {}, compared)
+    return compared
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to write to that becomes `out`, in the place of an earlier export, when all is written, or vanishes.
+
+    Raises:
+        UserError: `out` exists and is no export.
+    """
+    _check_replaceable(out)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        save_file(weights, partial / WEIGHTS_FILE, metadata={"format": "pt"})
-        named.to_json_file(partial / CONFIG_FILE)
-        for name, content in tokenizer.items():
-            (partial / name).write_bytes(content)
-        _complete_options(partial / "tokenizer_config.json", config)
-        told = {**(origin or {}), WEIGHTS_HASH: sha256_of(partial / WEIGHTS_FILE)}
-        compared = check_round_trip(partial, weights, named, samples) if check else None
-        told[ROUND_TRIP] = None if compared is None else compared.record()
-        text = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
-        (partial / ORIGIN_FILE).write_text(text, encoding="utf-8")
+        yield partial
         _replace(out, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return compared
+
+
+def write_description(folder: Path, config: Any, tokenizer: Mapping[str, bytes]) -> None:
+    """Write config.json and the tokenizer's files."""
+    config.to_json_file(folder / CONFIG_FILE)
+    for name, content in tokenizer.items():
+        (folder / name).write_bytes(content)
+    _complete_options(folder / "tokenizer_config.json", config)
+
+
+def write_origin(folder: Path, origin: Mapping[str, Any], compared: RoundTrip | None) -> None:
+    """Write zerobert.json: where the weights in the folder come from, and what they were compared with."""
+    told = {**origin, WEIGHTS_HASH: sha256_of(weights_of(folder))}
+    told[ROUND_TRIP] = None if compared is None else compared.record()
+    text = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+    (folder / ORIGIN_FILE).write_text(text, encoding="utf-8")
+
+
+def weights_of(folder: Path) -> Path:
+    """The file of an export's weights, or of its adapters'."""
+    adapters = folder / ADAPTER_WEIGHTS
+    return adapters if adapters.is_file() else folder / WEIGHTS_FILE
 
 
 def described(config: Any, export_class: str) -> Any:
@@ -193,7 +224,7 @@ def read_origin(folder: Path) -> dict[str, Any] | None:
 
 def is_intact(folder: Path) -> bool:
     """Whether an exported folder's weights are those that were written there."""
-    origin, weights = read_origin(folder), folder / WEIGHTS_FILE
+    origin, weights = read_origin(folder), weights_of(folder)
     return origin is not None and weights.is_file() and sha256_of(weights) == origin.get(WEIGHTS_HASH)
 
 
@@ -203,7 +234,7 @@ def _check_replaceable(out: Path) -> None:
         raise UserError(f"{out}: it is the working directory; give another path")
     if not os.path.lexists(out):
         return
-    ours = {CONFIG_FILE, WEIGHTS_FILE, ORIGIN_FILE, *TOKENIZER_FILES}
+    ours = {CONFIG_FILE, WEIGHTS_FILE, ORIGIN_FILE, ADAPTER_CONFIG, ADAPTER_WEIGHTS, *TOKENIZER_FILES}
     names = {path.name for path in out.iterdir()} if out.is_dir() and not out.is_symlink() else {""}
     if names and not (ORIGIN_FILE in names and names <= ours):
         raise UserError(f"{out}: it exists and is not an exported model alone; give another path or remove it")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +20,15 @@ from torch import Tensor, nn
 
 from engine.config import ARCHITECTURES, Architecture, architecture_of
 from engine.config.architecture import is_rate
+from engine.config.optim.optimizer import LAYER
+from engine.durable import sha256_of
 from engine.errors import UserError, first_line
+from engine.hub import local_folder
 from engine.lfs import refuse_pointer
 
 A_FOLDER = "give the folder of a Hugging Face encoder"
-#: what the layers of an encoder are told as, and what their names begin with: BERT's, and ModernBERT's
-ENCODER, LAYER = "encoder layers", re.compile(r"(?:encoder\.layer|layers)\.(\d+)\.")
+#: what the layers of an encoder are told as
+ENCODER = "encoder layers"
 
 
 @dataclass(frozen=True)
@@ -297,3 +300,11 @@ def _read_json(path: Path, remedy: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: not a JSON object; {remedy}")
     return values
+
+
+def base_weights(folder: str | None) -> str | None:
+    """The sha256 of the weights that a run starts from; None where they are drawn."""
+    if folder is None:
+        return None
+    hashes = [sha256_of(path) for path in weight_files(local_folder(folder))]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()

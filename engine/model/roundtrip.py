@@ -10,9 +10,10 @@ Shape legend: T tokens in all samples, R of them whose logits are compared, V vo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from typing import Any, NoReturn
@@ -66,7 +67,7 @@ class RoundTrip:
     """What was compared, and how far apart it was."""
 
     judge: str
-    """the class of transformers"""
+    """the class that opened it"""
     samples: int
     tokens: int
     of_data: bool
@@ -74,13 +75,15 @@ class RoundTrip:
     dtype: str
     """of the weights"""
     bound: float = BOUND
+    library: str = "transformers'"
+    """whose class"""
     differences: dict[str, float] = field(default_factory=dict)
     """by output, the largest difference of a logit relative to the largest logit; none where only weights and
     configuration were compared, because the model's head is none of ours"""
 
     def __str__(self) -> str:
         """One line."""
-        told = f"weights ({self.dtype}) and configuration are those of transformers' {self.judge}"
+        told = f"weights ({self.dtype}) and configuration are those of {self.library} {self.judge}"
         if not self.differences:
             return f"{told}; its logits were not compared: the head is none of ours"
         samples = f"{self.samples} samples of {'the data' if self.of_data else 'random ids'}, {self.tokens} tokens"
@@ -136,20 +139,45 @@ def check_round_trip(
     architecture, (name,) = architecture_of(config), config.architectures
     heads = {kind: head for head, kind in architecture.export_classes.items() if head in OUTPUTS}
     head = heads.get(name)
-    chosen = random_samples(config) if samples is None else samples
-    ours: dict[str, Tensor] = {}
     _compare_configurations(architecture.config_class().from_json_file(folder / "config.json"), config)
+
+    def ours() -> nn.Module:
+        assert head is not None
+        return _loaded_back(folder, weights, architecture, head, config)
+
+    def theirs() -> nn.Module:
+        return _opened(folder, weights, architecture.export_class(name))
+
+    dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+    return compare_models(ours, theirs, head, config, samples, RoundTrip(name, 0, 0, samples is not None, dtype))
+
+
+def compare_models(
+    ours: Callable[[], nn.Module],
+    theirs: Callable[[], nn.Module],
+    head: str | None,
+    config: Any,
+    samples: Sequence[Sample] | None,
+    told: RoundTrip,
+) -> RoundTrip:
+    """Compare the logits of one of our models with those of another library's, each made when it is its turn.
+
+    Args:
+        head: one of `Architecture.export_classes`; None, and only `theirs` is made, where the head is none of ours.
+        samples: what to compute logits of; random ids if absent.
+        told: what is compared, to be completed.
+
+    Raises:
+        UserError: says what differs, where first, and how much.
+    """
+    chosen = random_samples(config) if samples is None else samples
     batch = packed(chosen)
     read = torch.arange(0, len(batch["input_ids"]), ceil(len(batch["input_ids"]) * config.vocab_size / LOGITS))
     with _undisturbed(), torch.no_grad():
-        if head is not None:
-            ours = own_logits(_loaded_back(folder, weights, architecture, head, config), head, batch, read)
-        theirs = their_logits(
-            _opened(folder, weights, architecture.export_class(name)), head, chosen, read, tuple(ours)
-        )
-    differences = _compare_logits(ours, theirs, name)
-    dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
-    return RoundTrip(name, len(chosen), len(batch["input_ids"]), samples is not None, dtype, BOUND, differences)
+        own = {} if head is None else own_logits(ours(), head, batch, read)
+        other = their_logits(theirs(), head, chosen, read, tuple(own))
+    differences = compare_logits(own, other, f"{told.library} {told.judge}")
+    return replace(told, samples=len(chosen), tokens=len(batch["input_ids"]), differences=differences)
 
 
 def packed(samples: Sequence[Sample]) -> dict[str, Tensor]:
@@ -235,7 +263,8 @@ def _undisturbed() -> Iterator[None]:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of one library about the other
             yield
     finally:
         logging.set_verbosity(level)
@@ -295,7 +324,19 @@ def _compare_configurations(written: Any, config: Any) -> None:
             _refuse(f"its config.json has {name} {left.get(name)!r} and the model {right.get(name)!r}")
 
 
-def _compare_logits(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], judge: str) -> dict[str, float]:
+def random_logits(model: nn.Module, head: str) -> dict[str, Tensor]:
+    """What one of our models computes, in evaluation mode, of the samples that `random_samples` draws for it."""
+    batch = packed(random_samples(model.config))
+    with _undisturbed(), torch.no_grad():
+        return own_logits(model.eval(), head, batch, torch.arange(len(batch["input_ids"])))
+
+
+def compare_logits(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], judge: str) -> dict[str, float]:
+    """The largest difference of each output relative to its largest logit.
+
+    Raises:
+        UserError: one is above the bound.
+    """
     differences = {}
     for name, own in ours.items():
         other = theirs[name]
@@ -307,7 +348,7 @@ def _compare_logits(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], ju
         if differences[name] > BOUND:
             first = int((apart > BOUND).nonzero()[0])
             _refuse(
-                f"{name} of transformers' {judge} differ from ours by {differences[name]:.1e} of the largest, allowed "
+                f"{name} of {judge} differ from ours by {differences[name]:.1e} of the largest, allowed "
                 f"is {BOUND:.1e}; the first is row {first} of {len(apart)}"
             )
     return differences

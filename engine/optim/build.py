@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from engine.config import OPTIMIZERS, OptimConfig
+from engine.config.optim.optimizer import placed_groups
 from engine.kernels import dispatch
 
 #: key of a parameter group: its learning rate as a multiple of the schedule's
@@ -20,7 +21,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     Each has `params`, `weight_decay` and its multiple of the schedule's learning rate (`RATE_MULTIPLIER`).
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    groups = OPTIMIZERS.get(config.name).groups({name: tuple(p.shape) for name, p in trained.items()}, config)
+    groups = placed_groups({name: tuple(p.shape) for name, p in trained.items()}, config)
     placed = sorted(name for group in groups for name in group.names)
     assert placed == sorted(trained), f"{config.name}: not each trained parameter is in one group"
     return [

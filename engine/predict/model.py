@@ -15,12 +15,14 @@ import yaml
 from torch import nn
 
 from engine.config import architecture_of
+from engine.config.adapter import MERGEABLE
 from engine.data.tokenizer.vocabulary import Vocabulary
 from engine.data.tokenizer.wordpiece import load_tokenizer
 from engine.durable import sha256_of
 from engine.errors import UserError
 from engine.hub import fetch, hub_model
-from engine.model.folder import TUNED, read_origin
+from engine.model.adapters.folder import adaptation_of, is_adapter, merged, open_adapted
+from engine.model.folder import TUNED, read_origin, weights_of
 from engine.model.pretrained import load_config, load_pretrained, weight_files
 from engine.precision import DTYPES
 
@@ -83,7 +85,8 @@ class ModelFolder:
 
     def fingerprint(self) -> str:
         """sha256 of weights, configuration, tokenizer and what was tuned."""
-        parts = [sha256_of(path) for path in weight_files(self.folder)]
+        files = [weights_of(self.folder)] if is_adapter(self.folder) else weight_files(self.folder)
+        parts = [sha256_of(path) for path in files]
         parts += [sha256_of(self.folder / "config.json"), self.vocabulary.fingerprint]
         parts += [json.dumps(self.tuned, sort_keys=True)]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
@@ -94,12 +97,25 @@ class ModelFolder:
         Raises:
             UserError: weights that are missing, damaged, or of another shape; a head without weights.
         """
+        if is_adapter(self.folder):
+            return self._load_adapted().to(device, DTYPES[precision]).eval()  # type: ignore[index]
         model = architecture_of(self.config).build(self.head, self.config, False)
         report = load_pretrained(model, self.folder)
         fresh = [*report.initialised, *(each.name for each in report.reshaped)]
         if fresh:
             raise UserError(f"model: {self.folder} has no weights of {fresh[0]}, a part of its head; {REMEDY}")
         return model.to(device, DTYPES[precision]).eval()  # type: ignore[index]
+
+    def _load_adapted(self) -> nn.Module:
+        """Adapters over their base; computed into it where they can be, which takes no more time than the base."""
+        model = open_adapted(self.folder, self.config, self.head)
+        adaptation, _ = adaptation_of(self.folder)
+        if adaptation.adapter.method not in MERGEABLE:
+            return model
+        weights = merged(model, adaptation.adapter, self.head)
+        plain = architecture_of(self.config).build(self.head, self.config, False)
+        plain.load_state_dict(weights)
+        return plain
 
 
 def open_folder(given: str) -> ModelFolder:

@@ -18,9 +18,11 @@ from engine.data.loading.source import MicroBatch, SampleSource
 from engine.data.tokenizer.unknown import check_unknown, count_unknown, share
 from engine.data.tokenizer.wordpiece import Vocabulary, load_tokenizer
 from engine.hub import local_folder
+from engine.model.adapters.adapt import Adaptation
+from engine.model.adapters.folder import is_adapter, open_adapted
 from engine.model.build import build_config, initialise
-from engine.model.pretrained import LoadReport, load_config, load_pretrained
-from engine.tasks.identity import Fact, base_weights
+from engine.model.pretrained import LoadReport, base_weights, load_config, load_pretrained
+from engine.tasks.identity import Fact
 from engine.tasks.task import Evaluation, Task
 
 
@@ -109,10 +111,21 @@ class FineTuning(Task):
         initialise(model, self.config.seed)
         # a head in the folder was trained for classes that need not be these, even when there are as many
         self.loaded = load_pretrained(model, self.tokenizer, without=self.fresh)
+        self.adaptation.apply(model, self.loaded)
         return model
+
+    @property
+    def adaptation(self) -> Adaptation:
+        """Which parts of the model are trained; known once the sources are."""
+        config, base = self.config, self.config.model.init_from
+        assert base is not None
+        steps = config.train.total_steps(self.sources["train"].epoch_size(0))
+        return Adaptation(config.adapter, config.train.freeze, config.seed, steps, base)
 
     def load_export(self, folder: Path) -> nn.Module:
         """The encoder and the head of an exported folder."""
+        if is_adapter(folder):
+            return open_adapted(folder, self.model_config, self.head)
         model = self._new_model()
         load_pretrained(model, folder)
         return model

@@ -6,16 +6,12 @@ numbers of classes and tokens, not their names, and a position in the data means
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.durable import sha256_of
 from engine.errors import UserError
-from engine.hub import local_folder
-from engine.model.pretrained import weight_files
 
 SHOWN_NAMES = 10
 #: characters of a fingerprint that a message shows
@@ -60,14 +56,6 @@ def check_same(facts: Sequence[Fact], saved: dict[str, Any], path: Path) -> None
                 f"({_shown(saved[fact.name])}); put back what that run was given ({MAY_CHANGE}), or start another run "
                 "in another --output"
             )
-
-
-def base_weights(folder: str | None) -> str | None:
-    """The sha256 of the weights that a run starts from; None where they are drawn."""
-    if folder is None:
-        return None
-    hashes = [sha256_of(path) for path in weight_files(local_folder(folder))]
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _shown(value: str | list[str] | None) -> str:

@@ -26,9 +26,9 @@ from engine.errors import UserError
 from engine.hub import local_folder
 from engine.model.build import build_config, initialise
 from engine.model.flops import training_flops
-from engine.model.pretrained import LoadReport, check_segments, load_config, load_pretrained
+from engine.model.pretrained import LoadReport, base_weights, check_segments, load_config, load_pretrained
 from engine.tasks.grow import growth_lines
-from engine.tasks.identity import Fact, base_weights
+from engine.tasks.identity import Fact
 from engine.tasks.task import Evaluation, StepOutput, Task
 
 SHOWN_SENTENCES = 4

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from engine.config import RunConfig, architecture_of
 from engine.data.loading.source import MicroBatch, SampleSource
 from engine.data.tokenizer.vocabulary import Vocabulary
+from engine.model.adapters.adapt import Adaptation
 from engine.model.flops import training_flops
 from engine.model.pretrained import LoadReport
 from engine.tasks.identity import Fact
@@ -78,6 +79,11 @@ class Task(Protocol):
 
     loaded: LoadReport | None
     """what `build_model` took from model.init_from; None before, and where weights are drawn"""
+
+    @property
+    def adaptation(self) -> Adaptation | None:
+        """Which parts of the model are trained, where the task lets a run choose."""
+        return None
 
     @classmethod
     def export_class(cls, config: Any) -> str:

@@ -19,7 +19,9 @@ from engine.config import RunConfig, architecture_of
 from engine.data.loading.loader import BatchLayout, training_batches
 from engine.data.loading.source import Cursor, MicroBatch
 from engine.errors import RunError, UserError
-from engine.model.folder import CONFIG_FILE, TUNED, described, export_huggingface, saved_files
+from engine.model.adapters.adapt import in_base
+from engine.model.adapters.folder import export_trained
+from engine.model.folder import CONFIG_FILE, TUNED, described, saved_files
 from engine.optim.build import build_optimizer
 from engine.optim.schedule import learning_rate
 from engine.tasks.task import Best, Evaluation, Task
@@ -110,7 +112,8 @@ class Trainer:
         self.batches: Generator[MicroBatch, None, None] | None = dist.agreed(self._load)
         model = dist.agreed(self.task.build_model)
         stepping = self.world.device if config.zero.offload_optimizer == "none" else torch.device("cpu")
-        self.zero = ZeroEngine(model, build_optimizer(model, config.optim, stepping, train.zero_stage), deepspeed)
+        optimizer = build_optimizer(model, config.optim, stepping, train.zero_stage)
+        self.zero = ZeroEngine(model, optimizer, deepspeed, in_base(model, self.task.loaded))
         dist.seed_everything(config.seed, self.world.rank)  # building drew numbers; a resume restores states later
 
     def _open_output(self, start: Path | None, state: checkpoint.RunState | None, deepspeed: dict[str, Any]) -> None:
@@ -397,4 +400,4 @@ class Trainer:
         tuned = {} if self.evaluation is None else self.evaluation.tuned
         origin = {"step": self.step, "best": chosen, "facts": self.facts, TUNED: tuned}
         samples, out = evaluation.first_samples(self.task), self.output / "export"
-        export_huggingface(weights, self.described, self.tokenizer, out, origin, samples=samples)
+        export_trained(weights, self.described, self.tokenizer, out, origin, self.task.adaptation, samples)

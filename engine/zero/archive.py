@@ -72,12 +72,14 @@ class Index:
 
     parameters: dict[str, Record]
     frozen: dict[str, list[int]]
-    """shapes of the parameters that are not trained"""
+    """shapes of the other parameters that are not trained"""
     buffers: dict[str, list[int]]
     tied: dict[str, str]
     """a tied parameter's further names, each with the first"""
     counters: dict[str, int]
     loss_scaler: dict[str, float | int | None]
+    base: dict[str, list[int]] = field(default_factory=dict)
+    """shapes of the parameters whose values are in the folder that the run started from, and in no file here"""
 
 
 def rank_file(rank: int) -> str:
@@ -189,7 +191,7 @@ class Archive:
 
 
 def full_weights(folder: Path) -> dict[str, Tensor]:
-    """The whole model's fp32 weights, tied parameters under each of their names.
+    """The whole model's fp32 weights, tied parameters under each of their names; without those of its base.
 
     Raises:
         UserError: a file is missing or damaged.

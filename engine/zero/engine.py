@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,21 @@ class ZeroEngine:
         model: the DeepSpeed engine, callable as the model.
         wrapper: the adapter to its optimizer.
         accumulation: micro-batches of an optimizer step.
+        base: names of frozen parameters that every start of the run has already.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: dict[str, Any],
+        base: Collection[str] = (),
+    ) -> None:
         import deepspeed
 
         share = min(1.0, dist.local_size(os.environ) / torch.distributed.get_world_size())
         config = with_swap_folder(config, model, share)
-        self.config = config
+        self.config, self.base = config, base
         self.accumulation: int = config["gradient_accumulation_steps"]
         self.stage: int = config["zero_optimization"]["stage"]
         with without_compiler(), contextlib.redirect_stdout(io.StringIO()):  # its memory reports can't be turned off

@@ -7,7 +7,7 @@ model's weights as it does after a step, together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -59,11 +59,12 @@ class Snapshot:
         return files if self.index is None else {**files, INDEX_FILE: write_index(folder, self.index)}
 
 
-def snapshot(wrapper: Wrapper, *, copy: bool) -> Snapshot:
+def snapshot(wrapper: Wrapper, base: Collection[str] = (), *, copy: bool) -> Snapshot:
     """Weights, optimizer state and counters after an optimizer step; collective.
 
     Args:
         wrapper: of the engine that trains.
+        base: names of frozen parameters that are not saved, because every start of the run has them already.
         copy: copy into host memory what is else a view that the next step changes: this rank's share of weights and
             states, for AdamW and LAMB 12 bytes a parameter divided by the ranks. What is swapped is always copied.
 
@@ -79,12 +80,14 @@ def snapshot(wrapper: Wrapper, *, copy: bool) -> Snapshot:
     for number, parts in groupby(shares[rank], key=lambda share: own[share[0]][0]):
         pieces = [(own[position][1], part) for position, part in parts]
         tensors |= _share(found[number], pieces, optimizer, copy=copy)
-    frozen, buffers, index = _frozen(wrapper, found), _buffers(engine), None
+    frozen, buffers, index = _frozen(wrapper, found, base), _buffers(engine), None
     if rank == 0:
         untrained = frozen | buffers
         tensors |= {name: tensor.to("cpu", copy=True) for name, tensor in untrained.items()} if copy else untrained
         index = _index(wrapper, found, shares)
         index.frozen, index.buffers = ({name: list(t.shape) for name, t in kept.items()} for kept in (frozen, buffers))
+        named = engine.module.named_parameters()
+        index.base = {name: list(wrapper.shape_of(p)) for name, p in named if name in base}
     return Snapshot(rank, tensors, index)
 
 
@@ -159,7 +162,7 @@ def _read(wrapper: Wrapper, own: list[Shard], folder: Path) -> Archive:
     others = {name: wrapper.shape_of(p) for name, p in engine.module.named_parameters() if name not in trained}
     buffers = {name: tuple(buffer.shape) for name, buffer in _persistent_buffers(engine).items()}
     archive.check("parameter", {name: r.shape for name, r in index.parameters.items()}, trained)
-    archive.check("frozen parameter", index.frozen, others)
+    archive.check("frozen parameter", index.frozen | index.base, others)
     archive.check("buffer", index.buffers, buffers)
     for name in (*index.frozen, *index.buffers):
         archive.kept(name)
@@ -260,12 +263,13 @@ def _index(wrapper: Wrapper, own: list[Shard], shares: list[list[tuple[int, Rang
     )
 
 
-def _frozen(wrapper: Wrapper, own: list[Shard]) -> dict[str, Tensor]:
-    """On rank 0 the parameters that no optimizer steps, whole, on the CPU; collective at stage 3."""
+def _frozen(wrapper: Wrapper, own: list[Shard], base: Collection[str]) -> dict[str, Tensor]:
+    """On rank 0 the parameters that no optimizer steps, whole, on the CPU, without those of the base; collective
+    at stage 3."""
     trained = {info.name for shard in own for info in shard.parameters}
     frozen = {}
     for name, parameter in wrapper.engine.module.named_parameters():
-        if name not in trained:
+        if name not in trained and name not in base:
             with wrapper.gathered(parameter):
                 if torch.distributed.get_rank() == 0:
                     frozen[name] = parameter.detach().cpu().clone()

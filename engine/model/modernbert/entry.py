@@ -73,6 +73,12 @@ class ModernBertEntry(Architecture):
     prefix = "model."
     essential = ("embeddings.", "layers.", "final_norm.")
     growing = ("tok_embeddings.weight", "decoder.weight", "decoder.bias")
+    linear: ClassVar = {
+        **dict.fromkeys(("query", "key", "value"), "attn.Wqkv"),
+        "attention-output": "attn.Wo",
+        "feed-forward-input": "mlp.Wi",
+        "feed-forward-output": "mlp.Wo",
+    }
     options = ("window", "global_every", "rope_theta", "local_rope_theta")
     extensible = ("max_positions",)
     rates = ("initializer_range", "norm_eps", "initializer_cutoff_factor")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from engine import dist
 from engine.config import OPTIMIZERS, OptimConfig
+from engine.config.optim.optimizer import placed_groups
 from engine.durable import written_aside
 from engine.errors import RunError
 from engine.train.certificate.exact import TINY, Comparison, Rule, compare
@@ -178,7 +179,7 @@ class UpdateCertificate:
     def _findings(self, recorded: RecordedUpdate, rate: float, count: int, factor: float) -> list[ParameterFinding]:
         """What all ranks found out together, the same on each."""
         shapes = recorded.layout.shapes
-        groups = {name: group for group in self.entry.groups(shapes, self.config) for name in group.names}
+        groups = {name: group for group in placed_groups(shapes, self.config) for name in group.names}
         compared = {
             place.info.name: compare(whole, Rule.of(self.config, groups[place.info.name], rate, count, factor))
             for place, whole in recorded.whole(first=count == 1)

@@ -33,7 +33,7 @@ import torch
 
 import engine
 from engine import dist
-from engine.config import ModelConfig, RunConfig, task_entries
+from engine.config import AdapterConfig, ModelConfig, RunConfig, task_entries
 from engine.data.loading.source import Cursor
 from engine.durable import SEAL, FileFacts, is_sealed, seal, sha256_of
 from engine.errors import UserError, first_line
@@ -53,8 +53,10 @@ FIXED_FIELDS = (
     "task",
     "seed",
     *(f"model.{part.name}" for part in fields(ModelConfig) if part.name not in FREE_MODEL_FIELDS),
+    *(f"adapter.{part.name}" for part in fields(AdapterConfig)),
     "optim.name",
     "train.precision",
+    "train.freeze",
 )
 #: also fixed where a checkpoint has no fingerprint of the content behind them, as in format 3, which had two tasks
 NAMES_OF_CONTENT = ("model.init_from", "labelled.train")

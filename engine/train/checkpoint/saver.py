@@ -113,7 +113,7 @@ class Saver:
         if any(dist.gather_objects(writer.failure)):
             self._fail(writer)
             return
-        writer.take(states.snapshot(zero.wrapper, copy=self._background), self._meaning)
+        writer.take(states.snapshot(zero.wrapper, zero.base, copy=self._background), self._meaning)
         writer.start()
         self._writer = writer
         if not self._background:

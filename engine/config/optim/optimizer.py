@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from engine.config.optim import OptimConfig
+    from engine.config.optim.options import OptimConfig
+
+#: in a parameter's name, the number of its encoder layer: BERT's, and ModernBERT's
+LAYER = re.compile(r"(?:encoder\.layer|layers)\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,35 @@ class OptimizerEntry(ABC):
     @abstractmethod
     def exact(self, config: OptimConfig, weight_decay: float, step: int) -> ExactRule:
         """The rule of a parameter of a group with this decay in its step number `step`, counted from 1."""
+
+
+def placed_groups(shapes: Mapping[str, Sequence[int]], config: OptimConfig) -> list[Group]:
+    """The groups of a run's optimizer, divided by what `rate_share` says of their parameters."""
+    layers = max((int(found[1]) for name in shapes if (found := LAYER.search(name))), default=-1) + 1
+    divided = []
+    for group in OPTIMIZERS.get(config.name).groups(shapes, config):
+        shares = {name: rate_share(name, layers, config) for name in group.names}
+        for share in sorted(set(shares.values()), reverse=True):
+            names = tuple(name for name in group.names if shares[name] == share)
+            divided.append(Group(names, group.weight_decay, group.rate_multiplier * share))
+    return divided
+
+
+def rate_share(name: str, layers: int, config: OptimConfig) -> float:
+    """The learning rate of a parameter over the full one, by its place in the encoder and in its adapter.
+
+    Args:
+        layers: number of encoder layers up to the highest that is trained; the head above them has the full rate.
+
+    >>> from engine.config.optim.options import OptimConfig
+    >>> rate_share("bert.encoder.layer.3.output.dense.weight", 6, OptimConfig(layer_decay=0.5))
+    0.125
+    """
+    numbered = LAYER.search(name)
+    below = layers - int(numbered[1]) if numbered else layers + 1 if "embeddings." in name else 0
+    ratio = config.lora_ratio if ".lora_B." in name else 1.0
+    share: float = config.layer_decay**below * ratio
+    return share
 
 
 #: the optimizers by name

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engine.config.check import require
-from engine.config.optimizer import OPTIMIZERS
+from engine.config.optim.optimizer import OPTIMIZERS
 
 ScheduleName = Literal["linear", "polynomial", "cosine", "wsd", "constant"]
 
@@ -31,6 +31,11 @@ class OptimConfig:
     """lamb only: largest trust ratio; null for no bound"""
     nvlamb: bool = False
     """lamb only: scale biases and LayerNorm by their trust ratios too, which are 1 by default"""
+    layer_decay: float = 1.0
+    """learning rate of each encoder layer over that of the one above it (Howard and Ruder 2018); the head has the full
+    rate, the embeddings the lowest"""
+    lora_ratio: float = 1.0
+    """learning rate of LoRA's B over that of its A (LoRA+, Hayou et al. 2024); of adapter.method lora and dora"""
     schedule: ScheduleName = "linear"
     """learning rate after warm-up: linear, polynomial, cosine, wsd (warmup-stable-decay) or constant"""
     warmup: float = 0.1
@@ -49,6 +54,9 @@ class OptimConfig:
         require(self.eps > 0, "optim.eps", self.eps, "give a positive number")
         for name in ("weight_decay", "max_grad_norm", "warmup", "decay"):
             require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "give 0 or more")
+        decay = self.layer_decay
+        require(0 < decay <= 1, "optim.layer_decay", decay, "give a share in (0, 1]")
+        require(self.lora_ratio > 0, "optim.lora_ratio", self.lora_ratio, "give a positive number")
         require(self.power > 0, "optim.power", self.power, "give a positive number")
         clamp = self.max_trust_ratio
         require(clamp is None or clamp > 0, "optim.max_trust_ratio", clamp, "give a positive number, or null")

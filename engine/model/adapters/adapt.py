@@ -1,0 +1,109 @@
+"""From a loaded model to one of which a part is trained: adapters put in, the rest frozen.
+
+What the start model's folder doesn't have is always trained: the head, a new pooler, embeddings with rows of new
+tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from engine.config import AdapterConfig, architecture_of
+from engine.config.adapter import IN_FOLDER, Frozen, frozen_parts
+from engine.model.adapters import houlsby
+from engine.model.adapters.places import check_layers, place, plain, targets
+from engine.model.pretrained import LoadReport
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """Which parts of a model are trained."""
+
+    adapter: AdapterConfig
+    freeze: str | None
+    """as train.freeze"""
+    seed: int
+    """of the adapters' initial values"""
+    steps: int
+    """optimizer steps of the run"""
+    base: str
+    """model.init_from of the run"""
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Adaptation:
+        """What `asdict` made plain values of."""
+        return cls(**{**told, "adapter": AdapterConfig(**told["adapter"])})
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether anything isn't trained."""
+        return self.adapter.method != "none" or self.freeze is not None
+
+    @property
+    def is_beside_base(self) -> bool:
+        """Whether what is trained is exported as a folder beside the base."""
+        return self.adapter.method in IN_FOLDER
+
+    def apply(self, model: nn.Module, loaded: LoadReport) -> None:
+        """Put adapters into the model and freeze what isn't trained, in place.
+
+        The adapters' initial values are a function of the seed; torch's global generator isn't moved.
+
+        Args:
+            loaded: what the model has from the folder that it starts from.
+
+        Raises:
+            UserError: targets or frozen layers that the model doesn't have.
+        """
+        if not self.is_partial:
+            return
+        frozen, config = frozen_parts(self.freeze), _config(model)
+        prefix = architecture_of(config).prefix
+        check_layers(frozen, config.num_hidden_layers, self.freeze)
+        own = {id(parameter) for parameter in model.parameters()}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self._insert(model, frozen)
+        new = {*loaded.initialised, *(each.name for each in loaded.reshaped)}
+        for wrapped, parameter in model.named_parameters():
+            name = plain(wrapped)
+            part, layer = place(name, prefix)
+            if id(parameter) not in own:  # of an adapter, which may keep counters beside its weights
+                continue
+            fresh = name in new or part == "head"
+            parameter.requires_grad_(fresh or (self._changes(name) and not frozen.holds(part, layer)))
+
+    def _changes(self, name: str) -> bool:
+        """Whether the method trains a parameter of the base."""
+        return self.adapter.method == "none" or (self.adapter.method == "bitfit" and name.endswith(".bias"))
+
+    def _insert(self, model: nn.Module, frozen: Frozen) -> None:
+        method, architecture = self.adapter.method, architecture_of(_config(model))
+        if not self.adapter.layers():
+            return
+        names = targets(self.adapter, architecture, frozen, [name for name, _ in model.named_modules()])
+        if method == "houlsby":
+            houlsby.insert(model, names, self.adapter.bottleneck, self.adapter.dropout)
+            return
+        import peft
+
+        from engine.model.adapters.methods import peft_config
+
+        peft.inject_adapter_in_model(peft_config(self.adapter, architecture, names, self.steps), model)
+
+
+def in_base(model: nn.Module, loaded: LoadReport | None) -> frozenset[str]:
+    """The frozen parameters whose values are those of the start model's folder, so that no checkpoint needs them."""
+    if loaded is None:
+        return frozenset()
+    held = set(loaded.taken) - {each.name for each in loaded.reshaped}
+    return frozenset(n for n, p in model.named_parameters() if not p.requires_grad and plain(n) in held)
+
+
+def _config(model: nn.Module) -> Any:
+    return model.config

@@ -1,0 +1,300 @@
+"""Adapters as a folder beside their base: written so that peft opens it, read again, and computed into the base.
+
+adapter_model.safetensors   adapters, head and whatever else was trained, under peft's names
+adapter_config.json         what peft needs to know; of a method that it has
+config.json, tokenizer, zerobert.json   as of any export; the last one tells the base by path and SHA-256
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from engine.config import AdapterConfig, architecture_of
+from engine.config.adapter import MERGEABLE
+from engine.errors import UserError
+from engine.hub import local_folder
+from engine.model.adapters.adapt import Adaptation
+from engine.model.adapters.places import BASE, place, plain
+from engine.model.folder import (
+    ADAPTER_WEIGHTS,
+    ORIGIN_FILE,
+    export_huggingface,
+    read_origin,
+    whole_folder,
+    write_description,
+    write_origin,
+)
+from engine.model.pretrained import base_weights, load_pretrained
+from engine.model.roundtrip import RoundTrip, Sample, compare_logits, compare_models, random_logits
+
+#: in zerobert.json, how the model was adapted, and to what
+ADAPTATION = "adaptation"
+#: in a run's facts, the SHA-256 of the weights that it started from
+BASE_WEIGHTS = "base weights"
+#: what peft puts before the names of a model's parameters
+PEFT_PREFIX = "base_model.model."
+#: what it calls the only adapter of a model, in the names of its parameters
+ADAPTER_NAME = ".default"
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds adapters over the weights of another one."""
+    return (folder / ADAPTER_WEIGHTS).is_file()
+
+
+def export_trained(
+    weights: Mapping[str, Tensor],
+    config: Any,
+    tokenizer: Mapping[str, bytes],
+    out: Path,
+    origin: Mapping[str, Any],
+    adaptation: Adaptation | None,
+    samples: Sequence[Sample] | None = None,
+) -> RoundTrip | None:
+    """Write what a run trained: adapters beside their base, or else the whole model.
+
+    See `export_adapter` and `engine.model.folder.export_huggingface` for arguments and errors.
+    """
+    if adaptation is not None and adaptation.is_beside_base:
+        return export_adapter(weights, config, tokenizer, out, origin, adaptation, samples)
+    return export_huggingface(weights, config, tokenizer, out, origin, samples=samples)
+
+
+def export_adapter(
+    weights: Mapping[str, Tensor],
+    config: Any,
+    tokenizer: Mapping[str, bytes],
+    out: Path,
+    origin: Mapping[str, Any],
+    adaptation: Adaptation,
+    samples: Sequence[Sample] | None = None,
+    *,
+    check: bool = True,
+) -> RoundTrip | None:
+    """Write adapters and head to `out`, once peft has computed from them what our modules do; or nothing.
+
+    Args:
+        weights: every parameter of the adapted model, whole, under our names; of these the trained ones are written.
+        config: as `described` returns it.
+        tokenizer: the content of its files.
+        origin: what zerobert.json tells of the weights, with the run's facts.
+        samples: see `check_round_trip`.
+        check: whether peft is asked.
+
+    Returns:
+        What was compared; None of a method that peft doesn't have.
+
+    Raises:
+        UserError: `out` exists and is no export, or the folder isn't the model.
+    """
+    head, base = head_of(config), local_folder(adaptation.base)
+    own = rebuilt(config, head, base, adaptation)
+    trained = {name: weights[name] for name, parameter in own.named_parameters() if parameter.requires_grad}
+    with whole_folder(out) as partial:
+        tensors = {saved_name(name): tensor.detach().cpu().contiguous() for name, tensor in trained.items()}
+        save_file(tensors, partial / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        write_description(partial, config, tokenizer)
+        known = _write_peft_config(partial, own, head, adaptation.base)
+        told = {**origin, ADAPTATION: asdict(adaptation)}
+        fill(own, _read(partial), partial)
+        compare_weights(own, weights)
+        compared = _compare(partial, base, own, config, head, samples) if known and check else None
+        write_origin(partial, told, compared)
+    return compared
+
+
+def saved_name(name: str) -> str:
+    """What peft calls a parameter of an adapted model in a folder.
+
+    >>> saved_name("bert.encoder.layer.0.attention.self.query.lora_A.default.weight")
+    'base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight'
+    """
+    short = name.replace(ADAPTER_NAME, "")
+    return PEFT_PREFIX + short.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+
+
+def head_of(config: Any) -> str:
+    """The head of the class that config.json names."""
+    heads = {name: head for head, name in architecture_of(config).export_classes.items()}
+    return heads[config.architectures[0]]
+
+
+def rebuilt(config: Any, head: str, base: Path, adaptation: Adaptation) -> nn.Module:
+    """The model that a run begins with, but for the values of its head: base weights, adapters as they are drawn."""
+    architecture = architecture_of(config)
+    model = architecture.build(head, config, False).float()
+    own = tuple(name for name, _ in model.named_parameters() if place(name, architecture.prefix)[0] == "head")
+    adaptation.apply(model, load_pretrained(model, base, without=own))
+    return model
+
+
+@torch.no_grad()
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
+    """Give all trained parameters of a model their values, by the names that peft has for them.
+
+    Raises:
+        UserError: one is missing or of another shape.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            tensor = tensors.get(saved_name(name))
+            if tensor is None or tensor.shape != parameter.shape:
+                found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
+                raise UserError(
+                    f"{where}: {name} {found} and {tuple(parameter.shape)} is needed; copy the folder again"
+                )
+            parameter.copy_(tensor)
+
+
+def open_adapted(folder: Path, config: Any, head: str, base: str | None = None) -> nn.Module:
+    """The model of a folder of adapters, over its base.
+
+    Args:
+        base: where the base is, if not where it was.
+
+    Raises:
+        UserError: no adapters of a run, the base isn't there or is another one, or weights that are damaged.
+    """
+    adaptation, path = adaptation_of(folder, base)
+    model = rebuilt(config, head, path, adaptation)
+    fill(model, _read(folder), folder / ADAPTER_WEIGHTS)
+    return model
+
+
+def _read(folder: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(folder / ADAPTER_WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder / ADAPTER_WEIGHTS}: cannot be read ({error}); copy the file again") from error
+    return tensors
+
+
+def adaptation_of(folder: Path, base: str | None = None) -> tuple[Adaptation, Path]:
+    """How the model of a folder was adapted, and the folder of its base, which is verified.
+
+    Raises:
+        UserError: see `open_adapted`.
+    """
+    origin = read_origin(folder) or {}
+    told = origin.get(ADAPTATION)
+    if not isinstance(told, dict):
+        raise UserError(
+            f"{folder}: its adapters are of no run of zerobert; merge them into their base (peft's merge_and_unload) "
+            "and give that folder"
+        )
+    try:
+        adaptation, digest = Adaptation.of(told), origin["facts"][BASE_WEIGHTS]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / ORIGIN_FILE}: it is not what was written there ({error!r}); copy it again"
+        ) from error
+    return adaptation, checked_base(base or adaptation.base, digest, str(folder))
+
+
+def checked_base(base: str, digest: str, what: str) -> Path:
+    """The folder of base weights, verified.
+
+    Raises:
+        UserError: it isn't there, or holds other weights than `what` was trained over.
+    """
+    try:
+        found = base_weights(base)
+    except UserError as error:
+        raise UserError(
+            f"base: the weights that {what} was trained over are not in {base!r} ({error}); name their "
+            "folder with --base"
+        ) from error
+    if found != digest:
+        raise UserError(
+            f"base: {base!r} has other weights (sha256 {str(found)[:12]}) than those that {what} was trained over "
+            f"({digest[:12]}); name their folder with --base"
+        )
+    return local_folder(base)
+
+
+def merged(model: nn.Module, adapter: AdapterConfig, head: str) -> dict[str, Tensor]:
+    """The weights of the plain model that computes the same; changes the model.
+
+    Raises:
+        UserError: the method's adapters are no change of the base's matrices, or the merged model computes other logits
+            on random ids.
+    """
+    if adapter.method not in MERGEABLE:
+        raise UserError(
+            f"merge: adapters of method {adapter.method} can't be merged into the base, only those of "
+            f"{', '.join(MERGEABLE)}; export without --merge"
+        )
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    wrapped = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    before = random_logits(model, head)
+    for _, module in wrapped:
+        module.merge(safe_merge=True)
+    compare_logits(before, random_logits(model, head), "the merged model")
+    bases = {f"{name}{BASE}" for name, _ in wrapped}
+    insides = {f"{name}." for name, _ in wrapped}
+    kept = {}
+    for name, parameter in model.named_parameters():
+        beside = name.startswith(tuple(insides)) and not name.startswith(tuple(bases))
+        if not beside:
+            kept[plain(name)] = parameter.detach()
+    return kept
+
+
+def compare_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Refuse a folder from which other weights are read than were trained."""
+    for name, parameter in model.named_parameters():
+        if not torch.equal(parameter.detach(), weights[name].float().cpu()):
+            raise UserError(f"export: the export is not the model: {name}, as read back, is not what was trained")
+
+
+def _write_peft_config(folder: Path, model: nn.Module, head: str, base: str) -> bool:
+    """Write adapter_config.json, if peft has the method."""
+    configs = getattr(model, "peft_config", None)
+    if configs is None:
+        return False
+    from engine.model.adapters.methods import TASK_TYPES
+
+    (config,) = configs.values()
+    prefix = architecture_of(model.config).prefix
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    modules = {_module_to_save(name, prefix) for name in trained if ADAPTER_NAME not in name}
+    config.modules_to_save = sorted(modules)
+    config.task_type = TASK_TYPES.get(head)
+    config.base_model_name_or_path = base
+    config.inference_mode = True
+    config.save_pretrained(folder)
+    config.inference_mode = False
+    return True
+
+
+def _module_to_save(name: str, prefix: str) -> str:
+    """The module that peft is told to replace for a trained parameter: the head's outermost, else the innermost."""
+    part, _ = place(name, prefix)
+    return name.split(".")[0] if part == "head" else name.removeprefix(prefix).rpartition(".")[0]
+
+
+def _compare(
+    folder: Path, base: Path, ours: nn.Module, config: Any, head: str, samples: Sequence[Sample] | None
+) -> RoundTrip:
+    import peft
+
+    (name,) = config.architectures
+    kind = architecture_of(config).export_class(name)
+
+    def theirs() -> nn.Module:
+        options = {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
+        model = kind.from_pretrained(base, config=config, ignore_mismatched_sizes=True, **options)
+        opened: nn.Module = peft.PeftModel.from_pretrained(model, folder).eval()
+        return opened
+
+    told = RoundTrip(f"PeftModel over {name}", 0, 0, samples is not None, "float32", library="peft's")
+    return compare_models(lambda: ours.eval(), theirs, head, config, samples, told)

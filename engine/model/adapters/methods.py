@@ -1,0 +1,39 @@
+"""The configuration of `peft` for each method that it implements; imported with peft when a run has adapters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peft
+
+from engine.config import AdapterConfig, Architecture
+
+#: by head of `Architecture.export_classes`, what peft calls its task; it has no name for choices
+TASK_TYPES = {
+    "sequence_classification": peft.TaskType.SEQ_CLS,
+    "token_classification": peft.TaskType.TOKEN_CLS,
+    "question_answering": peft.TaskType.QUESTION_ANS,
+}
+
+
+def peft_config(adapter: AdapterConfig, architecture: Architecture, targets: list[str], steps: int) -> Any:
+    """What peft is told of the adapters.
+
+    Args:
+        targets: names of the modules that are adapted.
+        steps: optimizer steps of the run, which AdaLoRA's budget depends on.
+    """
+    method = adapter.method
+    if method == "ia3":
+        inner = architecture.linear["feed-forward-output"]
+        behind = [
+            name for name in targets if name.endswith(f".{inner}") and not name.endswith("attention.output.dense")
+        ]
+        return peft.IA3Config(target_modules=targets, feedforward_modules=behind)
+    terms: dict[str, Any] = {"target_modules": targets, "lora_alpha": adapter.scale, "lora_dropout": adapter.dropout}
+    if method == "adalora":
+        terms |= {"tinit": round(adapter.warmup * steps), "tfinal": round(adapter.final * steps), "total_step": steps}
+        terms |= {"init_r": adapter.initial_rank, "target_r": adapter.rank, "deltaT": adapter.interval}
+        return peft.AdaLoraConfig(**terms, orth_reg_weight=adapter.orthogonality)
+    assert method in ("lora", "dora")
+    return peft.LoraConfig(**terms, r=adapter.rank, use_rslora=adapter.rslora, use_dora=method == "dora")
