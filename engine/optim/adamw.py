@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.config.optim import OptimConfig
-from engine.config.optim.optimizer import ExactRule, ExactStep, ExactSum, OptimizerEntry
+from engine.config.optim import ExactRule, ExactStep, ExactSum, OptimConfig, OptimizerEntry
 
 if TYPE_CHECKING:
     import torch

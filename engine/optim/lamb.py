@@ -9,8 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.config.optim import OptimConfig
-from engine.config.optim.optimizer import ExactRule, OptimizerEntry
+from engine.config.optim import ExactRule, OptimConfig, OptimizerEntry
 from engine.optim.adamw import AdamRule
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,7 @@ from engine.data.loading.loader import BatchLayout, training_batches
 from engine.data.loading.source import Cursor, MicroBatch
 from engine.errors import RunError, UserError
 from engine.model.adapters.adapt import in_base
-from engine.model.adapters.folder import export_trained
-from engine.model.folder import CONFIG_FILE, TUNED, described, saved_files
+from engine.model.folder import CONFIG_FILE, described, saved_files
 from engine.optim.build import build_optimizer
 from engine.optim.schedule import learning_rate
 from engine.tasks.task import Best, Evaluation, Task
@@ -32,6 +31,7 @@ from engine.train.checkpoint import folder as checkpoint
 from engine.train.checkpoint.saver import Saver
 from engine.train.curves.meter import Meter
 from engine.train.curves.monitor import Monitor, Progress, memory_bytes
+from engine.train.exporting import write_export
 from engine.train.heap import keep_heap, release_freed, share_with_forks
 from engine.train.log import say
 from engine.train.observer import StepObserver
@@ -396,8 +396,5 @@ class Trainer:
             raise
 
     def _write_export(self, weights: dict[str, Tensor]) -> None:
-        chosen = None if self.best is None else {"metric": self.task.best_metric, **asdict(self.best)}
-        tuned = {} if self.evaluation is None else self.evaluation.tuned
-        origin = {"step": self.step, "best": chosen, "facts": self.facts, TUNED: tuned}
-        samples, out = evaluation.first_samples(self.task), self.output / "export"
-        export_trained(weights, self.described, self.tokenizer, out, origin, self.task.adaptation, samples)
+        best, out = (self.step, self.best, self.evaluation, self.facts), self.output / "export"
+        write_export(self.task, weights, self.described, self.tokenizer, out, *best)

@@ -1,4 +1,5 @@
-"""What an optimizer says of itself, and the table of optimizers; without torch, so that a command line can ask.
+"""Optimizer and learning-rate schedule: a run's options, what an optimizer says of itself, and the table of optimizers;
+without torch, so that a command line can ask.
 
 `engine.optim` has the optimizers. Whoever adds one derives from `OptimizerEntry` and registers an instance.
 """
@@ -10,16 +11,17 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from engine.config.check import require
 from engine.registry import Registry
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from engine.config.optim.options import OptimConfig
 
+ScheduleName = Literal["linear", "polynomial", "cosine", "wsd", "constant"]
 #: in a parameter's name, the number of its encoder layer: BERT's, and ModernBERT's
 LAYER = re.compile(r"(?:encoder\.layer|layers)\.(\d+)\.")
 
@@ -136,7 +138,6 @@ def rate_share(name: str, layers: int, config: OptimConfig) -> float:
     Args:
         layers: number of encoder layers up to the highest that is trained; the head above them has the full rate.
 
-    >>> from engine.config.optim.options import OptimConfig
     >>> rate_share("bert.encoder.layer.3.output.dense.weight", 6, OptimConfig(layer_decay=0.5))
     0.125
     """
@@ -160,3 +161,55 @@ def optimizers_with_option() -> dict[str, tuple[str, ...]]:
         for own in sorted(OPTIMIZERS.get(name).options):
             readers[f"optim.{own}"] = (*readers.get(f"optim.{own}", ()), name)
     return readers
+
+
+@dataclass
+class OptimConfig:
+    """Optimizer and learning-rate schedule."""
+
+    name: str = "adamw"
+    """optimizer: adamw (Loshchilov & Hutter 2019) or lamb (You et al. 2020), exact at every ZeRO stage"""
+    learning_rate: float = 1e-4
+    """peak learning rate"""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """decay of the first and second moments"""
+    eps: float = 1e-6
+    """added to the denominator of the update"""
+    weight_decay: float = 0.01
+    """decoupled decay of weight matrices and embeddings; never of biases and LayerNorm"""
+    max_grad_norm: float = 1.0
+    """clip the global gradient norm to this; 0 turns clipping off"""
+    max_trust_ratio: float | None = None
+    """lamb only: largest trust ratio; null for no bound"""
+    nvlamb: bool = False
+    """lamb only: scale biases and LayerNorm by their trust ratios too, which are 1 by default"""
+    layer_decay: float = 1.0
+    """learning rate of each encoder layer over that of the one above it (Howard and Ruder 2018); the head has the full
+    rate, the embeddings the lowest"""
+    lora_ratio: float = 1.0
+    """learning rate of LoRA's B over that of its A (LoRA+, Hayou et al. 2024); of adapter.method lora and dora"""
+    schedule: ScheduleName = "linear"
+    """learning rate after warm-up: linear, polynomial, cosine, wsd (warmup-stable-decay) or constant"""
+    warmup: float = 0.1
+    """warm-up: a share of the steps when below 1, else a number of steps"""
+    decay: float = 0.1
+    """wsd only: the decay phase, as a share of the steps when below 1, else a number of steps"""
+    power: float = 2.0
+    """polynomial only: exponent of the decay"""
+    min_ratio: float = 0.0
+    """final learning rate as a share of the peak"""
+
+    def validate(self) -> None:
+        OPTIMIZERS.check(self.name)
+        require(self.learning_rate > 0, "optim.learning_rate", self.learning_rate, "give a positive number")
+        require(all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "give two numbers in [0, 1)")
+        require(self.eps > 0, "optim.eps", self.eps, "give a positive number")
+        for name in ("weight_decay", "max_grad_norm", "warmup", "decay"):
+            require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "give 0 or more")
+        decay = self.layer_decay
+        require(0 < decay <= 1, "optim.layer_decay", decay, "give a share in (0, 1]")
+        require(self.lora_ratio > 0, "optim.lora_ratio", self.lora_ratio, "give a positive number")
+        require(self.power > 0, "optim.power", self.power, "give a positive number")
+        clamp = self.max_trust_ratio
+        require(clamp is None or clamp > 0, "optim.max_trust_ratio", clamp, "give a positive number, or null")
+        require(0 <= self.min_ratio <= 1, "optim.min_ratio", self.min_ratio, "give a share in [0, 1]")
