@@ -104,7 +104,8 @@ class LabelledConfig:
     2016) where classes have an order and a near class is a smaller error than a far one"""
     class_weights: str | None = None
     """what an example of each class counts in training's mean loss: "balanced" (examples / (classes x the class's
-    examples)) or such as "yes=2,no=0.5"; classes that are not named count 1"""
+    examples)) or such as "yes=2,no=0.5"; classes that are not named count 1; of token classification what a word of
+    each tag counts, and the name of a type is that of its two tags, as in LOC=3,O=0.5"""
     label_smoothing: float = 0.0
     """share of a training example's label that is spread evenly over all classes, in [0, 1); of cross_entropy"""
     max_length: int = 128

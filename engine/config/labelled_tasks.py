@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 #: what every task on labelled texts reads
 _DATA = ("train", "validation", "test")
 _FOLDS = ("folds", "fold")
+_WEIGHING = ("class_weights", "label_smoothing")
 _TEXTS = ("text", "text_pair", "label", "max_length", "metric", "group_by_length", *_FOLDS)
 #: scores that choose the best checkpoint, and whether a higher one is better
 _METRICS = {"accuracy": True, "macro_f1": True, "matthews": True, "loss": False}
@@ -91,9 +92,9 @@ def _entry(
 SEQUENCE_CLASSIFICATION = _entry(
     "one label a text or pair of texts",
     "engine.tasks.sequence:SequenceClassification",
-    fixed=(*_TEXTS, "loss", "class_weights", "label_smoothing"),
+    fixed=(*_TEXTS, "loss", *_WEIGHING),
     metrics=_METRICS | _ORDINAL_METRICS,
-    compared=("loss", "class_weights", "label_smoothing"),
+    compared=("loss", *_WEIGHING),
     scores={
         "accuracy": _ACCURACY,
         "macro_f1": _MACRO_F1,
@@ -123,9 +124,12 @@ TOKEN_CLASSIFICATION = _entry(
     "entities: a tag for each word of a text",
     "engine.tasks.tokens.classification:TokenClassification",
     on_tokens=True,
-    fixed=("text", "label", "max_length", "stride", "label_pieces", "metric", "group_by_length", *_FOLDS),
+    fixed=(
+        *("text", "label", "max_length", "stride", "label_pieces", "metric", "group_by_length", *_FOLDS),
+        *_WEIGHING,
+    ),
     metrics=_ENTITY_METRICS,
-    compared=("stride", "label_pieces"),
+    compared=("stride", "label_pieces", *_WEIGHING),
     scores={
         "f1": _F1,
         "precision": Title("precision of entities [share]", "Predicted ones with the words and type of a true one."),

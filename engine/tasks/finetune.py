@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from engine import dist
-from engine.config import TASKS, RunConfig, architecture_of, require
+from engine.config import TASKS, LabelledConfig, RunConfig, architecture_of, require
 from engine.data.loading.source import MicroBatch, SampleSource
 from engine.data.tokenizer.unknown import check_unknown, count_unknown, share
 from engine.data.tokenizer.wordpiece import Vocabulary, load_tokenizer
@@ -21,9 +21,12 @@ from engine.hub import local_folder
 from engine.model.adapters.adapt import Adaptation
 from engine.model.adapters.folder import is_adapter, open_adapted
 from engine.model.build import build_config, initialise
+from engine.model.flops import training_flops
 from engine.model.pretrained import LoadReport, base_weights, load_config, load_pretrained
 from engine.tasks.identity import Fact
 from engine.tasks.task import Evaluation, Task
+
+S = TypeVar("S")
 
 
 class LabelledSamples(SampleSource, Protocol):
@@ -55,6 +58,8 @@ class FineTuning(Task):
     evaluation_samples = 0
     names: tuple[str, ...] | None
     """of the classes, in the order of their ids; None where there are none"""
+    class_weights: Tensor | None = None
+    """of the classes [C], in the training loss; None weighs all 1"""
     sources: Mapping[str, Any]
     """the `LabelledSamples` of each split by its name: train, validation, and test where it is given"""
 
@@ -158,6 +163,12 @@ class FineTuning(Task):
         """The examples of "validation" or "test" in the order of their file; None without labelled.test."""
         return self.sources.get(split)
 
+    def weights_on(self, device: torch.device) -> Tensor | None:
+        """The class weights, moved once."""
+        if self.class_weights is not None:
+            self.class_weights = self.class_weights.to(device)
+        return self.class_weights
+
     def rows(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
         """What an evaluation keeps of a micro-batch: tensors with a row for whatever is scored, of which `index` [rows]
         int64 tells the place among those of all micro-batches."""
@@ -191,6 +202,30 @@ class FineTuning(Task):
 def _end_to_end(parts: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
     """The rows of all parts, one after the other; nothing of no part."""
     return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+
+
+def read_splits(labelled: LabelledConfig, read: Callable[[str], S], split: Callable[[S], tuple[S, S]]) -> dict[str, S]:
+    """The examples of "train", "validation" (held out of the training examples unless given) and, if given, "test".
+
+    Args:
+        read: reads the examples of a path.
+        split: divides the training examples into those that are kept and those that are held out.
+    """
+    assert labelled.train is not None
+    training = read(labelled.train)
+    if labelled.validation is None:
+        training, validation = split(training)
+    else:
+        validation = read(labelled.validation)
+    splits = {"train": training, "validation": validation}
+    return splits if labelled.test is None else splits | {"test": read(labelled.test)}
+
+
+def token_flops(config: Any, batch: MicroBatch) -> float:
+    """FLOPs of the encoder and of a head on its tokens: those that the batch says are read, else all."""
+    shape = replace(architecture_of(config).shape_of(config), decoder=False, pooler=False)
+    lengths, read = batch.inputs["lengths"].tolist(), batch.inputs.get("read")
+    return training_flops(shape, lengths, sum(lengths) if read is None else len(read))
 
 
 #: what a batch carries for the loss and for the evaluation

@@ -17,11 +17,11 @@ from engine.data.labelled.sets import read_sets, set_matrix, set_names, split_se
 from engine.data.labelled.summary import NAMED_CLASSES, told_lengths
 from engine.data.loading.source import MicroBatch
 from engine.model.folder import TUNED, read_origin
-from engine.tasks.finetune import model_inputs
+from engine.tasks.finetune import model_inputs, read_splits
 from engine.tasks.grow import growth_lines
 from engine.tasks.losses import label_loss
 from engine.tasks.reports import multi_label as reports
-from engine.tasks.sequence import OnTexts, read_splits
+from engine.tasks.sequence import OnTexts
 from engine.tasks.task import Evaluation, StepOutput
 
 #: in an export's zerobert.json, under `TUNED`: the probability from which on an example gets a label, by label

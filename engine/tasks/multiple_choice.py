@@ -22,11 +22,10 @@ from engine.data.labelled.summary import told_lengths
 from engine.data.loading.source import MicroBatch
 from engine.data.tokenizer.check import check_examples, check_vocabulary, open_with_transformers, sample
 from engine.model.pretrained import check_segments
-from engine.tasks.finetune import FineTuning
+from engine.tasks.finetune import FineTuning, read_splits
 from engine.tasks.grow import growth_lines
 from engine.tasks.losses import choice_grid
 from engine.tasks.reports import multiple_choice as reports
-from engine.tasks.sequence import read_splits
 from engine.tasks.task import Evaluation, StepOutput
 
 #: what a batch has for the model

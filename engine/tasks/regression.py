@@ -19,11 +19,11 @@ from engine.data.labelled.files import read_examples
 from engine.data.labelled.scores import check_spread, numbers
 from engine.data.labelled.summary import told_lengths
 from engine.data.loading.source import MicroBatch
-from engine.tasks.finetune import model_inputs
+from engine.tasks.finetune import model_inputs, read_splits
 from engine.tasks.grow import growth_lines
 from engine.tasks.losses import squared_error
 from engine.tasks.reports import regression as reports
-from engine.tasks.sequence import OnTexts, read_splits
+from engine.tasks.sequence import OnTexts
 from engine.tasks.task import Evaluation, StepOutput
 
 

@@ -5,10 +5,10 @@ Shapes: B examples of a micro-batch, N of an evaluation, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from engine import dist
-from engine.config import LabelledConfig, RunConfig
+from engine.config import RunConfig
 from engine.data.labelled.classes import check_order, class_ids, class_names, split_validation
 from engine.data.labelled.encoded import LabelledSource, encode
 from engine.data.labelled.files import Examples, read_examples
@@ -26,12 +26,10 @@ from engine.data.loading.source import MicroBatch
 from engine.data.tokenizer.check import check_examples, check_vocabulary, open_with_transformers, sample
 from engine.model.pretrained import check_segments
 from engine.tasks import report
-from engine.tasks.finetune import FineTuning, model_inputs
+from engine.tasks.finetune import FineTuning, model_inputs, read_splits
 from engine.tasks.grow import growth_lines
 from engine.tasks.losses import class_loss
 from engine.tasks.task import Evaluation, StepOutput
-
-E = TypeVar("E", bound=Examples)
 
 
 class OnTexts(FineTuning):
@@ -112,7 +110,6 @@ class SequenceClassification(OnTexts):
         self.model_config = self.build_config(self.names)
         labels = {split: class_ids(examples, self.names) for split, examples in splits.items()}
         self.majority = int(np.bincount(labels["train"]).argmax())
-        self.class_weights: Tensor | None = None
         weights = None
         if labelled.class_weights is not None:
             of_classes = class_weights(labelled.class_weights, self.names, labels["train"])
@@ -127,10 +124,8 @@ class SequenceClassification(OnTexts):
     def step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:
         """Shares of the mean loss, `class_loss` weighted by the classes, and of the accuracy of the global batch."""
         logits, labels, total = model(**model_inputs(batch)), batch.inputs["labels"], batch.totals["sequences"]
-        if self.class_weights is not None:
-            self.class_weights = self.class_weights.to(logits.device)
-        smoothing = self.config.labelled.label_smoothing
-        loss = class_loss(logits, labels, weights=self.class_weights, smoothing=smoothing, ordinal=self.ordinal)
+        weights, smoothing = self.weights_on(logits.device), self.config.labelled.label_smoothing
+        loss = class_loss(logits, labels, weights=weights, smoothing=smoothing, ordinal=self.ordinal)
         correct = (logits.detach().argmax(dim=-1) == labels).sum()
         return StepOutput(loss / batch.totals.get("weights", total), {"accuracy": correct / total})
 
@@ -158,23 +153,6 @@ class SequenceClassification(OnTexts):
     def report(self, evaluation: Evaluation, folder: Path) -> str:
         """See `engine.tasks.report.report`."""
         return report.report(evaluation, folder)
-
-
-def read_splits(labelled: LabelledConfig, read: Callable[[str], E], split: Callable[[E], tuple[E, E]]) -> dict[str, E]:
-    """The examples of "train", "validation" (held out of the training examples unless given) and, if given, "test".
-
-    Args:
-        read: reads the examples of a path.
-        split: divides the training examples into those that are kept and those that are held out.
-    """
-    assert labelled.train is not None
-    training = read(labelled.train)
-    if labelled.validation is None:
-        training, validation = split(training)
-    else:
-        validation = read(labelled.validation)
-    splits = {"train": training, "validation": validation}
-    return splits if labelled.test is None else splits | {"test": read(labelled.test)}
 
 
 def scores(truth: NDArray[np.int64], log_probabilities: NDArray[np.float64]) -> dict[str, float]:

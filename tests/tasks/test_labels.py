@@ -383,6 +383,8 @@ def test_a_mistake_in_the_test_file_shows_before_training(
         ("sequence_classification", "class_weights", "balanced"),
         ("sequence_classification", "label_smoothing", 0.1),
         ("sequence_classification", "loss", "ordinal"),
+        ("token_classification", "class_weights", "balanced"),
+        ("token_classification", "label_smoothing", 0.1),
         ("multi_label_classification", "separator", ";"),
         ("multiple_choice", "options", "choices"),
     ],

@@ -1,10 +1,11 @@
-"""What an example of each class counts in training. Shapes: C classes."""
+"""What an example of each class, or a word of each tag, counts in training. Shapes: C classes."""
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,9 @@ from engine.errors import UserError
 BALANCED = "balanced"
 
 
-def class_weights(given: str, names: Sequence[str], ids: Indices) -> NDArray[np.float32]:
+def class_weights(
+    given: str, names: Sequence[str], ids: Indices, groups: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> NDArray[np.float32]:
     """The weight of each class, [C].
 
     Args:
@@ -24,6 +27,7 @@ def class_weights(given: str, names: Sequence[str], ids: Indices) -> NDArray[np.
             that aren't named weigh 1.
         names: of the classes, in the order of their ids.
         ids: class ids of the training examples.
+        groups: names that stand for several classes each, where no class is called so.
 
     Raises:
         UserError: names the part of labelled.class_weights that is wrong.
@@ -38,13 +42,15 @@ def class_weights(given: str, names: Sequence[str], ids: Indices) -> NDArray[np.
         name, equals, value = (piece.strip() for piece in part.rpartition("="))
         if not equals:
             raise _refused(given, f"{part!r} is no name=weight; give balanced, or such as {names[0]}=2,{names[1]}=0.5")
-        if name not in weights:
-            shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+        chosen = [name] if name in weights else groups.get(name, ())
+        if not chosen:
+            known = [*groups, *names]
+            shown = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
             raise _refused(given, f"{name!r} is not among the classes of labelled.train ({shown})")
-        if name in seen:
-            raise _refused(given, f"{name!r} has two weights; give one")
-        seen.add(name)
-        weights[name] = _weight(given, name, value)
+        if twice := seen.intersection(chosen):
+            raise _refused(given, f"{min(twice)!r} has two weights; give one")
+        seen.update(chosen)
+        weights |= dict.fromkeys(chosen, _weight(given, name, value))
     if not seen:
         raise _refused(given, "it names no class; give balanced, such as yes=2,no=0.5, or null")
     return np.array(list(weights.values()), dtype=np.float32)

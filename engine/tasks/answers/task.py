@@ -5,7 +5,6 @@ Shapes: B windows of a micro-batch, W of a split, K spans that are kept of each,
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from engine.config import LabelledConfig, RunConfig, architecture_of
+from engine.config import RunConfig
 from engine.data.labelled.answers.encoded import encode_questions
 from engine.data.labelled.answers.files import Question, read_questions
 from engine.data.labelled.answers.source import AnswerSource, hold_out_contexts
 from engine.data.loading.source import MicroBatch
 from engine.data.tokenizer.check import check_examples, check_vocabulary, open_with_transformers, sample
 from engine.errors import UserError
-from engine.model.flops import training_flops
 from engine.model.folder import TUNED, read_origin
 from engine.model.pretrained import check_segments, load_config
 from engine.tasks.answers import report
 from engine.tasks.answers.nbest import ANSWERS, THRESHOLD, candidates
 from engine.tasks.answers.spans import best_spans, span_losses
-from engine.tasks.finetune import FineTuning, model_inputs
+from engine.tasks.finetune import FineTuning, model_inputs, read_splits, token_flops
 from engine.tasks.grow import growth_lines
 from engine.tasks.task import Evaluation, StepOutput
 
@@ -55,7 +53,12 @@ class QuestionAnswering(FineTuning):
         self.model_config.label2id = {"LABEL_0": 0, "LABEL_1": 1}
         self.fresh = () if self._continues() else HEADS
         check_segments(self.model_config, config.model.init_from, "a question before its context")
-        splits = read_splits(config.labelled, config.seed)
+        labelled = config.labelled
+        splits = read_splits(
+            labelled, read_questions, lambda training: hold_out_contexts(training, labelled, config.seed)
+        )
+        if not any(question.answers for question in splits["train"]):
+            raise UserError(f"{labelled.train}: no question to learn from has an answer; give some that have one")
         self.sources = {split: self._source(split, number, splits[split]) for number, split in enumerate(splits)}
         self.null_threshold: float | None = None
         if any(source.unanswerable for source in self.sources.values()):
@@ -108,10 +111,7 @@ class QuestionAnswering(FineTuning):
         return StepOutput(losses.sum() / batch.totals["sequences"], {})
 
     def flops(self, batch: MicroBatch) -> float:
-        """FLOPs of the encoder and of a head on every token."""
-        shape = replace(architecture_of(self.model_config).shape_of(self.model_config), decoder=False, pooler=False)
-        lengths = batch.inputs["lengths"].tolist()
-        return training_flops(shape, lengths, sum(lengths))
+        return token_flops(self.model_config, batch)
 
     def rows(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
         """Index, split and loss [B] of each window, its best spans, their logits [B, K], those of no answer [B, 2]."""
@@ -143,21 +143,3 @@ class QuestionAnswering(FineTuning):
     def report(self, evaluation: Evaluation, folder: Path) -> str:
         """See `engine.tasks.answers.report.report`."""
         return report.report(evaluation, folder, self.config.monitor.texts)
-
-
-def read_splits(labelled: LabelledConfig, seed: int) -> dict[str, list[Question]]:
-    """The questions of "train", "validation" (of a tenth of the training contexts unless given) and "test", if given.
-
-    Raises:
-        UserError: a file that can't be used, or training questions without any answer.
-    """
-    assert labelled.train is not None
-    training = read_questions(labelled.train)
-    if labelled.validation is None:
-        training, validation = hold_out_contexts(training, labelled, seed)
-    else:
-        validation = read_questions(labelled.validation)
-    if not any(question.answers for question in training):
-        raise UserError(f"{labelled.train}: no question to learn from has an answer; give some that have one")
-    splits = {"train": training, "validation": validation}
-    return splits if labelled.test is None else splits | {"test": read_questions(labelled.test)}

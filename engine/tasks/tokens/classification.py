@@ -5,7 +5,6 @@ Shapes: B windows of a micro-batch, R tokens whose tags are learned or scored, C
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from engine.config import LabelledConfig, RunConfig, architecture_of
+from engine.config import RunConfig
 from engine.data.labelled.tagged.encoded import FRAME, TaggedSource, encode_tagged, inside
-from engine.data.labelled.tagged.files import TaggedTexts, read_tagged, split_validation, tag_ids, tag_names
+from engine.data.labelled.tagged.files import (
+    read_tagged,
+    split_validation,
+    tag_ids,
+    tag_names,
+    tags_by_type,
+)
 from engine.data.labelled.tagged.summary import describe
+from engine.data.labelled.weights import class_weights
 from engine.data.loading.source import MicroBatch
 from engine.data.tokenizer.check import check_examples, check_vocabulary, open_with_transformers, sample
 from engine.errors import UserError
-from engine.model.flops import training_flops
-from engine.tasks.finetune import FineTuning, model_inputs
+from engine.tasks.finetune import FineTuning, model_inputs, read_splits, token_flops
 from engine.tasks.grow import growth_lines
+from engine.tasks.losses import class_loss
 from engine.tasks.task import Evaluation, StepOutput
 from engine.tasks.tokens import report
 
@@ -34,7 +40,7 @@ class TokenClassification(FineTuning):
     Reads and tokenises all its data at once, so that a mistake in it shows before anything is trained.
 
     Raises:
-        UserError: labelled data, a model folder or a length that cannot be used.
+        UserError: labelled data, a model folder, a length or class weights that cannot be used.
     """
 
     head = "token_classification"
@@ -43,7 +49,14 @@ class TokenClassification(FineTuning):
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
-        self.splits, self.names = read_splits(config.labelled, config.seed)
+        labelled = config.labelled
+        self.splits = read_splits(
+            labelled,
+            lambda path: read_tagged(path, labelled.text, labelled.label),
+            lambda training: split_validation(training, labelled, config.seed),
+        )
+        held_out = [] if labelled.validation is not None else [self.splits["validation"]]
+        self.names = tag_names(self.splits["train"], *held_out)
         self.model_config = self.build_config(self.names)
         self.truth = {name: tag_ids(texts, self.names) for name, texts in self.splits.items()}
         self.sources = {name: self._source(number, name) for number, name in enumerate(self.splits)}
@@ -64,8 +77,11 @@ class TokenClassification(FineTuning):
             labelled.overlap,
             every_piece=labelled.label_pieces == "all" and not fixed,
         )
-        group = self.group(fixed)
-        return TaggedSource(windows, self.config.seed, fixed, group, number)
+        weights = None
+        if labelled.class_weights is not None and not fixed:
+            weights = class_weights(labelled.class_weights, self.names, windows.labels, tags_by_type(self.names))
+            self.class_weights = torch.from_numpy(weights)
+        return TaggedSource(windows, self.config.seed, fixed, self.group(fixed), number, weights)
 
     def _check_ids(self) -> None:
         """Compare the ids of the first training texts with those that a user of the exported model will get."""
@@ -84,16 +100,16 @@ class TokenClassification(FineTuning):
         return [*growth_lines(self.config.model.init_from, self.vocabulary), *lines]
 
     def step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:
-        """Shares of the mean cross-entropy (nats) and of the accuracy of the global batch's labelled tokens."""
+        """Shares of the mean cross-entropy (nats), weighted by the tags, and of the accuracy of the global batch's
+        labelled tokens."""
         logits, labels, total = model(**model_inputs(batch)), batch.inputs["labels"], batch.totals["tokens"]
-        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        weights, smoothing = self.weights_on(logits.device), self.config.labelled.label_smoothing
+        loss = class_loss(logits, labels, weights=weights, smoothing=smoothing)
         correct = (logits.detach().argmax(dim=-1) == labels).sum()
-        return StepOutput(loss / total, {"accuracy": correct / total})
+        return StepOutput(loss / batch.totals.get("weights", total), {"accuracy": correct / total})
 
     def flops(self, batch: MicroBatch) -> float:
-        shape = architecture_of(self.model_config).shape_of(self.model_config)
-        shape = replace(shape, decoder=False, pooler=False)
-        return training_flops(shape, batch.inputs["lengths"].tolist(), len(batch.inputs["read"]))
+        return token_flops(self.model_config, batch)
 
     def rows(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
         """Index, split and tag id [R] of each word's first piece, and its logits [R, C]."""
@@ -123,21 +139,3 @@ class TokenClassification(FineTuning):
     def report(self, evaluation: Evaluation, folder: Path) -> str:
         """See `engine.tasks.tokens.report.report`."""
         return report.report(evaluation, folder, self.config.monitor.texts)
-
-
-def read_splits(labelled: LabelledConfig, seed: int) -> tuple[dict[str, TaggedTexts], tuple[str, ...]]:
-    """The texts of "train", "validation" (a tenth or a fold of the training texts unless given) and of "test", and the
-    tags of all training texts."""
-
-    def read(path: str) -> TaggedTexts:
-        return read_tagged(path, labelled.text, labelled.label)
-
-    assert labelled.train is not None
-    training = read(labelled.train)
-    names = tag_names(training)
-    if labelled.validation is None:
-        training, validation = split_validation(training, labelled, seed)
-    else:
-        validation = read(labelled.validation)
-    splits = {"train": training, "validation": validation}
-    return splits if labelled.test is None else splits | {"test": read(labelled.test)}, names

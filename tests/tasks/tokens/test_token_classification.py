@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from engine.data.tokenizer.folder import load_tokenizer
 from engine.errors import UserError
 from engine.model.build import build_config
 from engine.model.folder import described, export_huggingface, saved_files
+from engine.tasks.finetune import model_inputs
 from engine.tasks.task import Task
 from engine.tasks.tokens.classification import TokenClassification
 from tests.data.tokenizer.folders import modernbert, roberta, xlm_roberta
@@ -78,6 +81,33 @@ def test_training_learns_the_entities(make_task: MakeTask, tmp_path: Path) -> No
     found = task.evaluate(model, evaluation_batches(source, 0, 1, 4, 0)).records["predictions"]
     assert len(found.texts) == 9
     assert found.predicted.tolist() == [NAMES.index(tag) for _, tags in sentences(9, 3) for tag in tags]
+
+
+@pytest.mark.parametrize("pieces", ["first", "all"])
+def test_weights_and_smoothing_are_those_of_torch_over_the_whole_batch(make_task: MakeTask, pieces: str) -> None:
+    task = make_task(class_weights="balanced", label_smoothing=0.2, label_pieces=pieces)
+    plain, model = make_task(label_pieces=pieces), task.build_model()
+    batch = next(training_batches(task.train_source(), BatchLayout(16, 16), Cursor(), workers=0))
+    learned = torch.from_numpy(task.sources["train"].windows.labels)
+    weights = (len(learned) / (len(NAMES) * learned.bincount(minlength=len(NAMES)))).float()
+    logits = model(**model_inputs(batch))
+    expected = torch.nn.functional.cross_entropy(logits, batch.inputs["labels"], weights, label_smoothing=0.2)
+    assert task.step(model, batch).loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    parts = islice(training_batches(task.train_source(), BatchLayout(16, 4), Cursor(), workers=0), 4)
+    assert sum(task.step(model, part).loss.item() for part in parts) == pytest.approx(expected.item(), rel=1e-6)
+    assert evaluate(task, model).scalars == evaluate(plain, model).scalars
+
+
+def test_a_types_weight_is_that_of_both_its_tags(make_task: MakeTask) -> None:
+    given = make_task(class_weights="PER=2, O=0.5, B-LOC=3").class_weights
+    assert given is not None
+    assert given.tolist() == [0.5, 3.0, 1.0, 2.0, 2.0]
+    for weights, why in {
+        "PER=2,I-PER=3": "'I-PER' has two weights; give one",
+        "ORG=2": "'ORG' is not among the classes of labelled.train (LOC, PER, O, B-LOC, I-LOC, B-PER, I-PER)",
+    }.items():
+        with pytest.raises(UserError, match=re.escape(f"labelled.class_weights: {weights!r} is not allowed; {why}")):
+            make_task(class_weights=weights)
 
 
 @pytest.mark.parametrize("pieces", ["first", "all"])

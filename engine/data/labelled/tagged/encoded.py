@@ -177,12 +177,27 @@ class TaggedSource(EncodedSource):
     """
 
     def __init__(
-        self, windows: TaggedWindows, seed: int, fixed: bool = False, group: int | None = None, split: int = 0
+        self,
+        windows: TaggedWindows,
+        seed: int,
+        fixed: bool = False,
+        group: int | None = None,
+        split: int = 0,
+        weights: NDArray[np.float32] | None = None,
     ) -> None:
-        """Args: split is a number by which an evaluation knows whose words are scored."""
+        """
+        Args:
+            split: a number by which an evaluation knows whose words are scored.
+            weights: what a token of each tag counts in a weighted mean, [tags]; their sum is then among the totals.
+        """
         super().__init__(windows.encoded, seed, fixed, group)
         self.windows = windows
         self.split = split
+        self.weights: NDArray[np.float64] | None = None
+        """of each window, [N]"""
+        if weights is not None:
+            window = np.repeat(np.arange(self.count), np.diff(windows.offsets))
+            self.weights = np.bincount(window, weights[windows.labels].astype(np.float64), self.count)
 
     def targets(self, examples: Indices) -> dict[str, NDArray[Any]]:
         """read [R], ascending, among the packed tokens of these windows; labels [R]."""
@@ -194,9 +209,10 @@ class TaggedSource(EncodedSource):
         return {**found, "index": rows, "split": np.full_like(rows, self.split)} if self.fixed else found
 
     def totals(self, epoch: int, indices: Indices) -> dict[str, float]:
-        """Windows, and tokens whose tags are learned."""
-        learned = self._learned(self._places(epoch, indices))
-        return {"sequences": float(len(indices)), "tokens": float(learned.sum())}
+        """Windows, tokens whose tags are learned and, where tags have weights, the sum of theirs."""
+        places = self._places(epoch, indices)
+        counted = {"sequences": float(len(indices)), "tokens": float(self._learned(places).sum())}
+        return counted if self.weights is None else counted | {"weights": float(self.weights[places].sum())}
 
     def _learned(self, examples: Indices) -> Indices:
         return self.windows.offsets[examples + 1] - self.windows.offsets[examples]

@@ -239,16 +239,21 @@ def join_tokens(tokens: Sequence[str]) -> tuple[str, Ranges]:
     return JOINT.join(tokens), np.stack([stops - lengths, stops], axis=1)
 
 
-def tag_names(training: TaggedTexts) -> tuple[str, ...]:
+def tag_names(*training: TaggedTexts) -> tuple[str, ...]:
     """The tags that a model learns, in the order of their ids: O, then B- and I- of every type.
 
     Raises:
         UserError: no word is part of an entity.
     """
-    types = sorted({type_of(tag) for tags in training.tags for tag in tags if tag != OUTSIDE})
+    types = sorted({type_of(tag) for texts in training for tags in texts.tags for tag in tags if tag != OUTSIDE})
     if not types:
-        raise UserError(f"{training.path}: every tag is {OUTSIDE}; give texts with entities, or set labelled.label")
+        raise UserError(f"{training[0].path}: every tag is {OUTSIDE}; give texts with entities, or set labelled.label")
     return (OUTSIDE, *(f"{letter}-{kind}" for kind in types for letter in "BI"))
+
+
+def tags_by_type(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The tags of each type of entities."""
+    return {type_of(begin): (begin, inside) for begin, inside in zip(names[1::2], names[2::2], strict=True)}
 
 
 def tag_ids(texts: TaggedTexts, names: Sequence[str]) -> list[NDArray[np.int64]]:
