@@ -70,20 +70,6 @@ def test_two_ranks_learn_what_one_learns_and_transformers_opens_it(tmp_path: Pat
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("task", ["regression", "multi_label_classification", "multiple_choice"])
-def test_a_resumed_run_goes_on_as_if_it_had_not_ended(tmp_path: Path, task: str) -> None:
-    tiny_bert(tmp_path / "bert")
-    write(tmp_path / "train.jsonl", ROWS[task](90, 1))
-    write(tmp_path / "validation.jsonl", ROWS[task](24, 2))
-    often = "--train.eval_interval=2"
-    whole, scores = train(tmp_path, tmp_path / "whole", task, 2, 2, 1, often)
-    train(tmp_path, tmp_path / "parts", task, 2, 2, 1, "--train.steps=2", "--train.save_interval=1", often)
-    resumed, again = train(tmp_path, tmp_path / "parts", task, 1, 0, 2, "--resume=auto", often)
-    assert [value for _, value in resumed] == pytest.approx([value for _, value in whole], rel=BOUND)
-    assert again == pytest.approx(scores, rel=BOUND)
-
-
 def transformers_loss(folder: Path, task: str, rows: list[dict[str, Any]]) -> float:
     """The mean over examples of what transformers' own loss is of each."""
     model = getattr(transformers, CLASSES[task]).from_pretrained(folder).eval()

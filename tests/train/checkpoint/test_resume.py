@@ -26,14 +26,15 @@ def options(store: Path, stage: int, precision: str) -> list[str]:
     ]
 
 
-def kill_in_mid_run(output: Path, *arguments: str) -> None:
-    """Kill -9 every rank once two checkpoints are there."""
+def kill_in_mid_run(output: Path, *arguments: str, step: int = 6, delay: float = 0.0) -> None:
+    """Kill -9 every rank, some seconds after the checkpoint of a step is there."""
     process = start_warm(output, *arguments, ranks=2)
     deadline = time.monotonic() + 120
-    while not (output / "checkpoints" / "step-000006").is_dir():
+    while not (output / "checkpoints" / f"step-{step:06d}").is_dir():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    time.sleep(delay)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
