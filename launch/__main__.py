@@ -44,6 +44,8 @@ def usage() -> str:
 
 def dispatch(arguments: list[str]) -> int:
     """Run the named command."""
+    if arguments and arguments[0].startswith("--local_rank="):  # deepspeed puts it first
+        arguments = arguments[1:]
     first, *others = arguments or ["help"]
     if first in ("-h", "--help", "help"):
         if not others:

@@ -141,12 +141,13 @@ def test_a_head_without_a_predictor_is_refused(inputs: Path) -> None:
         predictor_class(model)
 
 
+@pytest.mark.parametrize("first", [[], ["--local_rank=0"]], ids=["torchrun", "deepspeed"])
 def test_ranks_of_a_launcher_are_refused(
-    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], first: list[str]
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     paths = [f"--input={inputs / 'in.jsonl'}", f"--output={tmp_path / 'out.jsonl'}"]
     with pytest.raises(SystemExit) as ended:
-        run_command(dispatch, ["predict", str(inputs / "model"), *paths])
+        run_command(dispatch, [*first, "predict", str(inputs / "model"), *paths])
     assert ended.value.code == 2
     assert "WORLD_SIZE: 2 ranks of a launcher are not used" in capfd.readouterr().err
