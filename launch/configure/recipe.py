@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import NoneType
@@ -62,40 +62,62 @@ def _types(hint: Any) -> tuple[type, ...]:
     return tuple(kind for kinds in flat for kind in kinds)
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What a YAML file is, for messages."""
+
+    field: str
+    """the option that names it"""
+    example: str
+    """what could stand in it"""
+    remedy: str
+    """where no such file is there"""
+
+
+RECIPE = Kind("config", "train: {steps: 1000}", "give a recipe, such as those in launch/recipes")
+
+
 def read_recipe(path: str) -> dict[str, Any]:
     """The fields of a recipe, nested as the file nests them.
 
     Raises:
         UserError: the file can't be read or isn't a recipe: a key twice, an empty section, a list, several documents.
     """
-    root = _compose(path, _text(path))
-    if not isinstance(root, yaml.MappingNode):
-        kind = "a list" if isinstance(root, yaml.SequenceNode) else f"only {root.value!r}"
-        raise UserError(f"config: {path} holds {kind}, and no fields; write fields such as train: {{steps: 1000}}")
-    values = _Reader(path).section(root, "")
+    values = Reader(path).section(read_nodes(path, RECIPE), "")
     if "config" in values:
         raise UserError(f"config: {path} names another recipe; give both on the command line, --config twice")
     return values
 
 
-def _text(path: str) -> str:
+def read_nodes(path: str, kind: Kind) -> yaml.MappingNode:
+    """The fields of a YAML file, whose scalars are not interpreted yet.
+
+    Raises:
+        UserError: the file can't be read, is no YAML, or no single mapping.
+    """
+    root = _compose(path, _text(path, kind), kind)
+    if not isinstance(root, yaml.MappingNode):
+        held = "a list" if isinstance(root, yaml.SequenceNode) else f"only {root.value!r}"
+        raise UserError(f"{kind.field}: {path} holds {held}, and no fields; write fields such as {kind.example}")
+    return root
+
+
+def _text(path: str, kind: Kind) -> str:
     file = Path(path)
     if file.is_dir():
         inside = file / "config.yaml"
         remedy = f"give {inside}" if inside.is_file() else "give a YAML file"
-        raise UserError(f"config: {path!r} is a folder; {remedy}")
+        raise UserError(f"{kind.field}: {path!r} is a folder; {remedy}")
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"config: {path} is not UTF-8 text; save it as UTF-8") from error
+        raise UserError(f"{kind.field}: {path} is not UTF-8 text; save it as UTF-8") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"config: {path!r} can't be read ({reason}); give a recipe, such as those in launch/recipes"
-        ) from error
+        raise UserError(f"{kind.field}: {path!r} can't be read ({reason}); {kind.remedy}") from error
 
 
-def _compose(path: str, text: str) -> yaml.Node:
+def _compose(path: str, text: str, kind: Kind) -> yaml.Node:
     """The YAML nodes of a file, whose scalars are not interpreted yet."""
     try:
         documents = list(yaml.compose_all(text, Loader=yaml.BaseLoader))
@@ -103,23 +125,23 @@ def _compose(path: str, text: str) -> yaml.Node:
         mark = error.problem_mark or error.context_mark
         where = path if mark is None else f"{path}, line {mark.line + 1}"
         tab = "; indent with spaces, not tabs" if "'\\t'" in str(error.problem) else "; correct it"
-        raise UserError(f"config: the recipe is not YAML ({where}: {error.problem}){tab}") from error
+        raise UserError(f"{kind.field}: the recipe is not YAML ({where}: {error.problem}){tab}") from error
     except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"config: the recipe is not YAML ({path}: {error}); correct it") from error
+        raise UserError(f"{kind.field}: the recipe is not YAML ({path}: {error}); correct it") from error
     documents = [document for document in documents if document is not None]
     if len(documents) > 1:
         line = documents[1].start_mark.line + 1
-        raise UserError(f"config: {path} holds {len(documents)} documents, the second from line {line}; keep one")
+        raise UserError(f"{kind.field}: {path} holds {len(documents)} documents, the second from line {line}; keep one")
     if not documents or (isinstance(documents[0], yaml.ScalarNode) and documents[0].value in NULLS):
-        raise UserError(f"config: {path} is empty; write fields such as train: {{steps: 1000}}, or leave --config out")
+        raise UserError(f"{kind.field}: {path} is empty; write fields such as {kind.example}, or leave it out")
     return documents[0]
 
 
-class _Reader:
+class Reader:
     """Converts the YAML nodes of one file into values."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, root: str = "config") -> None:
+        self.path, self.root = path, root
         self.lines: dict[str, int] = {}
         """line of each field that was read, by its dotted name"""
         self.trail: list[int] = []
@@ -127,7 +149,7 @@ class _Reader:
 
     def fail(self, name: str, node: yaml.Node, problem: str) -> UserError:
         """The error of a field, with its line."""
-        return UserError(f"{name}: {problem} (line {_line(node)} of {self.path})")
+        return UserError(f"{name}: {problem} (line {line_of(node)} of {self.path})")
 
     def section(self, node: yaml.MappingNode, prefix: str) -> dict[str, Any]:
         """The fields of a mapping; dotted keys are the same as nested ones."""
@@ -152,8 +174,8 @@ class _Reader:
     def once(self, name: str, node: yaml.Node) -> None:
         """Record a field, and refuse it if it was given already, nested or dotted."""
         if name in self.lines:
-            raise self.twice(name, self.lines[name], _line(node))
-        self.lines[name] = _line(node)
+            raise self.twice(name, self.lines[name], line_of(node))
+        self.lines[name] = line_of(node)
 
     def twice(self, name: str, first: int, second: int) -> UserError:
         """The error of a key that is given twice."""
@@ -164,23 +186,23 @@ class _Reader:
     def entries(self, node: yaml.MappingNode, prefix: str) -> Entries:
         """A mapping's own entries, each key once, and those of the mappings that `<<` merges into it."""
         if id(node) in self.trail:
-            raise self.fail(prefix or "config", node, "it contains itself; write the fields out")
+            raise self.fail(prefix or self.root, node, "it contains itself; write the fields out")
         self.trail.append(id(node))
         seen: dict[str, tuple[str, yaml.Node, yaml.Node]] = {}
         merged: list[yaml.Node] = []
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise self.fail(prefix or "config", key, "a list or a mapping can't be a field's name; correct it")
+                raise self.fail(prefix or self.root, key, "a list or a mapping can't be a field's name; correct it")
             if key.value == "<<" and key.style is None:
                 merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
                 continue
             name = f"{prefix}.{key.value}" if prefix else key.value
             if key.value in seen:
-                raise self.twice(name, _line(seen[key.value][1]), _line(key))
+                raise self.twice(name, line_of(seen[key.value][1]), line_of(key))
             seen[key.value] = (key.value, key, value)
         for mapping in merged:
             if not isinstance(mapping, yaml.MappingNode):
-                raise self.fail(prefix or "config", mapping, "<< merges mappings only; correct it")
+                raise self.fail(prefix or self.root, mapping, "<< merges mappings only; correct it")
             for entry in self.entries(mapping, prefix):
                 seen.setdefault(entry[0], entry)
         self.trail.pop()
@@ -207,7 +229,8 @@ class _Reader:
         return converted
 
 
-def _line(node: yaml.Node) -> int:
+def line_of(node: yaml.Node) -> int:
+    """The line that a node begins at, from 1."""
     return int(node.start_mark.line) + 1
 
 

@@ -36,11 +36,9 @@ class Member:
     folder: Path
     options: list[str]
     """of its training"""
-
-    @property
-    def name(self) -> str:
-        """That of its folder."""
-        return self.folder.name
+    name: str
+    log: Path | None = None
+    """the file that gets what it prints; None: it prints where this command prints"""
 
     @property
     def is_finished(self) -> bool:
@@ -93,12 +91,15 @@ def read_record(output: Path) -> Record | None:
         raise UserError(f"{path}: it is no record of seeds ({error}); remove it") from error
 
 
-def plan(arguments: Sequence[str], seeds: int | None, folds: int | None) -> tuple[Path, Record, list[Member]]:
+def plan(
+    arguments: Sequence[str], seeds: int | Sequence[int] | None, folds: int | None
+) -> tuple[Path, Record, list[Member]]:
     """The folder, what it will hold, and its runs.
 
     Args:
         arguments: options of the training.
-        seeds: number of seeds, the training's own and those after it; None: that one.
+        seeds: number of seeds, the training's own and those after it; or the seeds, which are in range; None: the
+            training's own.
         folds: number of folds; None: none.
 
     Raises:
@@ -115,18 +116,18 @@ def plan(arguments: Sequence[str], seeds: int | None, folds: int | None) -> tupl
     if folds and config.labelled.test:
         raise UserError(f"labelled.test: {config.labelled.test!r} is not allowed; each fold is the test of its run")
     metric = config.part(task.section).metric
-    numbers = [config.seed + number for number in range(seeds or 1)]
+    numbers = list(seeds) if isinstance(seeds, Sequence) else [config.seed + number for number in range(seeds or 1)]
     output = Path(config.output)
     if (output / "config.yaml").exists():
         raise UserError(f"output: {output} is the folder of a single run; give another --output")
     record = Record(config.task, metric, numbers, folds, shared_options(config))
     check_same_options(output, record)
     members = [
-        Member(output / name, [*without_own(arguments), f"--output={output / name}", "--resume=auto", *own])
+        Member(output / name, [*without_own(arguments), f"--output={output / name}", "--resume=auto", *own], name)
         for name, own in zip(record.names, _own_options(record), strict=True)
     ]
-    parse_given(members[0].options)
-    parse_given(members[-1].options)
+    if folds or not isinstance(seeds, Sequence):
+        parse_given(members[-1].options)  # its seed, and folds
     return output, record, members
 
 

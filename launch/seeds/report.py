@@ -34,7 +34,7 @@ def write_report(output: Path, record: Record) -> str:
         UserError: a run's report is damaged, or its data is not that of the others.
     """
     runs = {name: read_scores(output / name) for name in record.names}
-    check_alike(output, record)
+    check_alike(output, record, record.names)
     summary = summarise(record, runs)
     if record.folds is not None:
         summary["pooled"] = pooled([output / name for name in record.names])
@@ -61,8 +61,8 @@ def read_scores(run: Path) -> dict[str, float]:
         raise UserError(f"{path}: it tells no scores ({error!r}); remove {run / 'report'} and run again") from error
 
 
-def check_alike(output: Path, record: Record) -> None:
-    """Refuse runs whose data or base weights have changed between them, though their options are the same.
+def check_alike(output: Path, record: Record, names: Sequence[str]) -> None:
+    """Refuse finished runs whose data or base weights have changed between them, though their options are the same.
 
     Raises:
         UserError: names the run and the fact.
@@ -70,8 +70,8 @@ def check_alike(output: Path, record: Record) -> None:
     from engine.model.folder import read_origin
 
     held_out = record.options.get("labelled.validation") is None
-    facts = {name: (read_origin(output / name / "export") or {}).get("facts") or {} for name in record.names}
-    first = record.names[0]
+    facts = {name: (read_origin(output / name / "export") or {}).get("facts") or {} for name in names}
+    first = names[0]
     for name, own in facts.items():
         for fact in own.keys() & facts[first].keys() - set(HELD_OUT if held_out else ()):
             if own[fact] != facts[first][fact]:

@@ -17,6 +17,7 @@ from types import FrameType
 from engine.errors import RunError, UserError
 from launch.launcher import WORLDS, free_port
 from launch.seeds.plan import Member
+from launch.slurm.sbatch import STARTED
 
 SCRIPT = str(Path(__file__).resolve().parents[1] / "train.py")
 #: stands in a launcher's options for a port that is free
@@ -65,18 +66,25 @@ class Runs:
         self.stopped_by: int | None = None
         """the signal"""
 
-    def run_all(self, members: Sequence[Member], ended: Callable[[Member], None]) -> int:
+    def run_all(
+        self,
+        members: Sequence[Member],
+        ended: Callable[[Member], None],
+        lost: Callable[[Member, int], None] | None = None,
+    ) -> int:
         """Run them to their ends, in order.
 
         Args:
             members: what to run.
             ended: called after each that has finished.
+            lost: called with each that failed and its exit code, after which the others go on; None: no other is
+                started.
 
         Returns:
             0, the exit code of a user's mistake, which the run has told, or that of a stop.
 
         Raises:
-            RunError: a run failed, or was stopped alone; those beside it have ended.
+            RunError: a run failed, or was stopped alone, and `lost` is None; those beside it have ended.
         """
         heeded = [number for number in (*PASSED_ON, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN]
         before = {number: signal.signal(number, self._stop) for number in heeded}
@@ -90,6 +98,8 @@ class Runs:
                     member = self._started.pop(process)
                     if process.returncode == 0 and member.is_finished:
                         ended(member)
+                    elif lost is not None:
+                        lost(member, process.returncode)
                     else:
                         failed = failed or (member, process.returncode)
                 time.sleep(INTERVAL)
@@ -113,6 +123,9 @@ class Runs:
     def _start(self, member: Member) -> None:
         words = [word.replace(PORT, str(free_port())) if PORT in word else word for word in self._launcher]
         command = [*words, SCRIPT, *member.options]
+        if member.log is not None:
+            self._started[_logged(command, member.log)] = member
+            return
         if self._at_once == 1:
             self._started[subprocess.Popen(command, text=True)] = member
             return
@@ -124,6 +137,15 @@ class Runs:
         self.stopped_by = number
         for process in self._started if number in PASSED_ON else ():
             process.send_signal(number)
+
+
+def _logged(command: Sequence[str], log: Path) -> subprocess.Popen[str]:
+    """Start a run whose output goes to the end of a file, after its command."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"{STARTED} {shlex.join(command)}\n")
+        file.flush()
+        return subprocess.Popen(command, text=True, stdout=file, stderr=subprocess.STDOUT)
 
 
 def _repeat(process: subprocess.Popen[str], name: str) -> None:

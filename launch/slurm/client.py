@@ -17,6 +17,7 @@ REMEDIES = (
     ("invalid qos", "qos: `sacctmgr show qos` lists them"),
     ("node configuration is not available", "ask for fewer or other nodes, GPUs, CPUs or memory; see `sinfo -N -l`"),
     ("node count specification invalid", "nodes: ask for fewer; `sinfo` lists them"),
+    ("job array", "runs: the cluster takes fewer in an array (`scontrol show config`, MaxArraySize); give --only"),
     ("time limit", "time: it is above the partition's limit, which `sinfo -o '%P %l'` lists"),
     ("feature specification", "constraint: `sinfo -o '%N %f'` lists the features"),
     ("generic resource", "gpus-per-node, gres: `sinfo -o '%N %G'` lists what the nodes have"),
@@ -151,7 +152,7 @@ def find_job(job: str) -> Job:
         jobs = accounted(job)
     if not jobs:
         raise UserError(f"job: {job} is unknown to SLURM, or too long ago; give the run's output folder instead")
-    return next((candidate for candidate in jobs if candidate.state == "RUNNING"), jobs[0])
+    return min(jobs, key=lambda candidate: (candidate.finished, candidate.state != "RUNNING"))
 
 
 def accounted(job: str) -> list[Job]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ PATTERNS = {
     "array": (r"\d+-\d+%1", "give such as 1-5%1: jobs that go on from one another, as all write one folder"),
     "job_name": (WORD, "give letters, digits and . @ + - only"),
 }  # fmt: skip
+#: begins the line of a run's log that tells of a start
+STARTED = "--- started:"
 #: control characters and line ends of any reader, and surrogates, which UTF-8 can't hold
 CONTROL = re.compile("[\x00-\x1f\x7f\x80-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -107,6 +110,17 @@ class JobConfig:
 
 
 @dataclass(frozen=True)
+class Element:
+    """A run of an array job."""
+
+    output: Path
+    log: Path
+    """file that gets what it prints"""
+    arguments: list[str]
+    """of launch/train.py"""
+
+
+@dataclass(frozen=True)
 class Submission:
     """The paths of one submission's files."""
 
@@ -115,6 +129,8 @@ class Submission:
     workdir: Path
     """folder that relative paths in the configuration refer to"""
     python: str
+    elements: tuple[Element, ...] = ()
+    """runs of an array job by their indices; none of a job that is one run"""
 
     @property
     def code(self) -> Path:
@@ -203,16 +219,34 @@ def container_options(job: JobConfig, submission: Submission) -> list[str]:
 
 def settings(job: JobConfig, submission: Submission) -> list[str]:
     """Assignments of the script's shell variables, every value quoted."""
-    arguments = ["--config", str(submission.config)]
+    run = [
+        f"OUTPUT={shlex.quote(str(submission.output))}",
+        f"ARGUMENTS=({shlex.join(['--config', str(submission.config)])})",
+    ]
     return [
         f"CODE={shlex.quote(str(submission.code))}",
         f"PYTHON={shlex.quote(submission.python)}",
         f"RANK_PYTHON={shlex.quote(job.container_python if job.container_image else submission.python)}",
-        f"OUTPUT={shlex.quote(str(submission.output))}",
         f"MAX_RESTARTS={job.max_restarts}",
         f"CONTAINER=({shlex.join(container_options(job, submission))})",
-        f"ARGUMENTS=({shlex.join(arguments)})",
+        *(element_choice(submission.elements) if submission.elements else run),
     ]
+
+
+def element_choice(elements: Sequence[Element]) -> list[str]:
+    """Lines that choose the run of an array job's element, whose output then goes to the run's own log."""
+    cases = [
+        f"{index}) OUTPUT={shlex.quote(str(element.output))} LOG={shlex.quote(str(element.log))} "
+        f"ARGUMENTS=({shlex.join(element.arguments)}) ;;"
+        for index, element in enumerate(elements)
+    ]
+    return [
+        'case "$SLURM_ARRAY_TASK_ID" in', *cases, "esac",
+        'echo "log $LOG"',
+        'mkdir -p "${LOG%/*}"',
+        'exec >>"$LOG" 2>&1',
+        f'echo "{STARTED} job $SLURM_JOB_ID on $SLURM_JOB_NODELIST"',
+    ]  # fmt: skip
 
 
 def render(template: str, job: JobConfig, submission: Submission) -> str:

@@ -167,6 +167,20 @@ def active_job(output: Path) -> str | None:
     return None
 
 
+def check_idle(job: JobConfig, output: Path) -> None:
+    """Refuse a second job into the same folder, unless it waits for others.
+
+    Raises:
+        UserError: names the job that is there.
+    """
+    waiting = None if job.dependency else active_job(output)
+    if waiting:
+        raise UserError(
+            f"output: job {waiting} trains into {str(output)!r}; zerobert cancel {waiting}, or give "
+            f"--dependency afterany:{waiting} or another --output"
+        )
+
+
 def submissions(output: Path) -> list[dict[str, object]]:
     """The records of a run's submissions, oldest first; unreadable ones are left out."""
     records = [read_record(path) for path in sorted((output / "submit").glob(f"*/{RECORD}"))]
@@ -205,8 +219,11 @@ def template() -> str:
     return path.read_text(encoding="utf-8")
 
 
-def submit(job: JobConfig, config: RunConfig, submission: Submission, script: str) -> str:
+def submit(job: JobConfig, config: RunConfig | None, submission: Submission, script: str) -> str:
     """Write the files of a submission and hand its script to sbatch.
+
+    Args:
+        config: of the job's run; None where the script has the options of several.
 
     Returns:
         The job's number.
@@ -219,20 +236,31 @@ def submit(job: JobConfig, config: RunConfig, submission: Submission, script: st
     logs = Path(submission.workdir, log_path(pattern, job.job_name, "%j")).parent
     try:
         snapshot.copy_code(submission.code)
-        snapshot.write_configuration(config, submission.config)
+        if config is not None:
+            snapshot.write_configuration(config, submission.config)
         submission.script.write_text(script, encoding="utf-8")
         if "%" not in str(logs).replace(str(submission.output), ""):
             logs.mkdir(parents=True, exist_ok=True)
-        environment = sbatch_environment(os.environ, job)
-        number = slurm.call("sbatch", "--parsable", str(submission.script), environment=environment)
+        number = hand_in(job, submission.script)
     except BaseException:
         snapshot.discard(submission.folder, submission.output)
         raise
-    match = re.search(r"^(\d+)(;.*)?$", number.strip(), re.MULTILINE)
-    if match is None:
-        raise RunError(f"sbatch printed {number.strip()!r} and no job number; look into squeue")
-    record = {"job": match[1], "name": job.job_name, "output": str(submission.output), "log": pattern}
+    record = {"job": number, "name": job.job_name, "output": str(submission.output), "log": pattern}
     (submission.folder / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+    return number
+
+
+def hand_in(job: JobConfig, script: Path) -> str:
+    """Give a batch script to SLURM; the job's number.
+
+    Raises:
+        UserError: SLURM refuses it.
+        RunError: its controller can't be reached, or it prints something else.
+    """
+    printed = slurm.call("sbatch", "--parsable", str(script), environment=sbatch_environment(os.environ, job)).strip()
+    match = re.search(r"^(\d+)(;.*)?$", printed, re.MULTILINE)
+    if match is None:
+        raise RunError(f"sbatch printed {printed!r} and no job number; look into squeue")
     return match[1]
 
 
@@ -250,12 +278,7 @@ def main(arguments: list[str]) -> int:
     named = hub_model(config.model.init_from or "")
     if named is not None and job.container_image is None:
         fetch(named)  # here, where there is network more often than on the nodes
-    waiting = None if job.dependency else active_job(output)
-    if waiting:
-        raise UserError(
-            f"output: job {waiting} trains into {str(output)!r}; zerobert cancel {waiting}, or give "
-            f"--dependency afterany:{waiting} or another --output"
-        )
+    check_idle(job, output)
     submission = replace(submission, folder=snapshot.submission_folder(output))
     number = submit(job, config, submission, render(template(), job, submission))
     print(f"job {number}: {job.nodes} node(s) x {job.ranks_per_node} rank(s), {config.task} into {output}")
