@@ -197,7 +197,8 @@ class TaggedSource(EncodedSource):
         """of each window, [N]"""
         if weights is not None:
             window = np.repeat(np.arange(self.count), np.diff(windows.offsets))
-            self.weights = np.bincount(window, weights[windows.labels].astype(np.float64), self.count)
+            self.weights = np.zeros(self.count)
+            np.add.at(self.weights, window, weights[windows.labels])
 
     def targets(self, examples: Indices) -> dict[str, NDArray[Any]]:
         """read [R], ascending, among the packed tokens of these windows; labels [R]."""
