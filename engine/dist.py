@@ -78,6 +78,25 @@ def gather_objects(value: T) -> list[T]:
     return gathered  # type: ignore[return-value]
 
 
+def gather_rows(rows: Tensor) -> list[Tensor]:
+    """Every rank's rows, in rank order, on every rank; collective.
+
+    Args:
+        rows: [n, ...] on the device that the ranks' back end works on; n may differ over the ranks.
+    """
+    if not _active():
+        return [rows]
+    world = torch_dist.get_world_size()
+    counts = torch.empty(world, dtype=torch.int64, device=rows.device)
+    torch_dist.all_gather_into_tensor(counts, torch.tensor([len(rows)], device=rows.device))
+    lengths: list[int] = counts.tolist()
+    padded = rows.new_zeros(max(lengths), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    gathered = rows.new_empty(world * len(padded), *rows.shape[1:])
+    torch_dist.all_gather_into_tensor(gathered, padded)
+    return [part[:length] for part, length in zip(gathered.split(len(padded)), lengths, strict=True)]
+
+
 @dataclass(frozen=True)
 class Report:
     """What a rank says of its own mistakes."""

@@ -35,7 +35,8 @@ class Architecture(ABC):
         sizes: those of them that are whole numbers above 0.
         rates: those of them that are numbers of at least 0, or null.
         export_classes: by head the transformers class that opens an export: "pretraining" (MLM and NSP), "masked_lm"
-            (MLM alone), "sequence_classification", "token_classification", "question_answering", "multiple_choice".
+            (MLM alone), "sequence_classification", "token_classification", "question_answering", "multiple_choice",
+            "embeddings" (the encoder alone).
         tied: parameters that an export leaves out, and those that they share their tensor with.
         prefix: what the names of the encoder's parameters begin with in a model with a head.
         essential: beginnings of names behind the prefix: an encoder without these is useless.

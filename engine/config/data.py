@@ -10,6 +10,8 @@ from engine.config.check import require
 Objective = Literal["mlm_nsp", "mlm"]
 LabelPieces = Literal["first", "all"]
 ClassLoss = Literal["cross_entropy", "ordinal"]
+Positives = Literal["pairs", "dropout"]
+Pooling = Literal["mean", "cls"]
 
 
 @dataclass
@@ -89,16 +91,30 @@ class LabelledConfig:
     """column of the text. Token classification: of lists of tokens or of raw text, tokens, words or text where there is
     no such column; in CoNLL files the number of the tokens' column, the first unless given"""
     text_pair: str | None = None
-    """column of the second text, for pairs"""
+    """column of the second text, for pairs; of embeddings the text's positive"""
     label: str = "label"
     """column of the label: any strings or numbers. Several labels a text: a column of lists, or of text with a
     separator, or several columns of 0 and 1, as a,b,c. Choices: the right option's index from 0, or letter from A.
     Token classification: of lists of tags or of spans, tags, ner_tags, spans, entities or labels where there is no such
-    column; in CoNLL files its number, the last unless given"""
+    column; in CoNLL files its number, the last unless given. Embeddings: of evaluation files, a number that tells how
+    alike the two texts are; where there is no such column, pairs are scored as retrieval"""
     separator: str = ","
     """between several labels in a column of text"""
     options: str = "options"
     """choices: a column of lists of texts, or several columns of one text each, as a,b,c"""
+    negatives: str | None = None
+    """embeddings: a column of texts, or of lists of them, that are no positives of the row's text (hard negatives), or
+    several columns of one text each, as a,b,c; evaluation files may lack it"""
+    positives: Positives = "pairs"
+    """embeddings: pairs, the positive of a training text is in the column text_pair; dropout, it is the text itself
+    under another dropout mask (SimCSE, Gao et al. 2021), and only evaluation files have pairs"""
+    temperature: float = 0.05
+    """embeddings: what cosines are divided by in the loss"""
+    symmetric: bool = False
+    """embeddings: half of the loss is that of finding each positive's text among the texts of the global batch"""
+    pooling: Pooling | None = None
+    """embeddings: a text's vector is the mean of its tokens' states, or (cls) the state of its first token; null: as
+    model.init_from says, where it is a folder of sentence-transformers, else mean"""
     loss: ClassLoss = "cross_entropy"
     """of classification: cross_entropy, or ordinal (squared earth mover's distance of the probabilities, Hou et al.
     2016) where classes have an order and a near class is a smaller error than a far one"""
@@ -125,7 +141,8 @@ class LabelledConfig:
     """the score that chooses the best checkpoint; null: the task's first. Classification: accuracy, macro_f1, matthews
     or loss, with the ordinal loss also quadratic_kappa or rank_error. Regression: pearson, spearman, mse or mae.
     Several labels: micro_f1, macro_f1, exact_match or loss. Choices: accuracy or loss. Token classification: f1,
-    precision, recall (of entities), accuracy (of tokens) or loss. Answers: f1, exact_match or loss"""
+    precision, recall (of entities), accuracy (of tokens) or loss. Answers: f1, exact_match or loss. Embeddings:
+    spearman or pearson of pairs with labels, mrr_at_10, ndcg_at_10, recall_at_1 or recall_at_10 of others"""
 
     @property
     def overlap(self) -> int:
@@ -149,6 +166,16 @@ class LabelledConfig:
         require(0.0 <= smoothing < 1.0, "labelled.label_smoothing", smoothing, "give a share in [0, 1)")
         spread = self.loss == "cross_entropy" or smoothing == 0.0
         require(spread, "labelled.label_smoothing", smoothing, "labelled.loss ordinal has no smoothing; leave it out")
+
+        self._validate_embeddings()
+
+    def _validate_embeddings(self) -> None:
+        for name, choices in (("positives", get_args(Positives)), ("pooling", (None, *get_args(Pooling)))):
+            value = getattr(self, name)
+            shown = " or ".join(choice for choice in choices if choice)
+            require(value in choices, f"labelled.{name}", value, f"choose {shown}")
+        sensible = 1e-3 <= self.temperature <= 10.0
+        require(sensible, "labelled.temperature", self.temperature, "give a number from 0.001 to 10")
 
     def _validate_folds(self) -> None:
         fold, folds, given = self.fold, self.folds, self.validation

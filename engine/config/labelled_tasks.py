@@ -27,9 +27,13 @@ _ORDINAL_METRICS = {"quadratic_kappa": True, "rank_error": False}
 _REGRESSION_METRICS = {"pearson": True, "spearman": True, "mse": False, "mae": False}
 _MULTI_LABEL_METRICS = {"micro_f1": True, "macro_f1": True, "exact_match": True, "loss": False}
 _CHOICE_METRICS = {"accuracy": True, "loss": False}
+_SIMILARITY_METRICS = {"spearman": True, "pearson": True}
+_RETRIEVAL_METRICS = {"mrr_at_10": True, "ndcg_at_10": True, "recall_at_1": True, "recall_at_10": True}
 _ANSWER_METRICS = {"f1": True, "exact_match": True, "loss": False}
 
 _ACCURACY = Title("accuracy [share]", "Examples classified right.")
+_PEARSON = Title("Pearson correlation", "-1 to 1; of predicted and true numbers.")
+_SPEARMAN = Title("Spearman correlation", "-1 to 1; of the ranks of predicted and true numbers.")
 _MACRO_F1 = Title("macro F1", "Mean of the classes' F1 scores, 0 to 1; rare classes count as frequent ones.")
 _F1 = Title("F1", "Harmonic mean of precision and recall, 0 to 1: of entities, or of an answer's words.")
 _EXACT_MATCH = Title("exact match [share]", "Examples that are right as a whole.")
@@ -50,6 +54,20 @@ def _validate_classes(config: RunConfig, complete: bool) -> None:
     require(known, "labelled.metric", metric, f"it needs labelled.loss ordinal, and that is {loss}; give that too")
 
 
+def _validate_embeddings(config: RunConfig, complete: bool) -> None:
+    """Also refuse what leaves nothing to learn from or to score: no pairs, or no others beside them."""
+    validate_labelled(config, complete)
+    labelled, batch = config.labelled, config.train.global_batch
+    pair, by_dropout = labelled.text_pair, labelled.positives == "dropout"
+    remedy = "name the column of the positives" + (" in the evaluation files" if by_dropout else "")
+    require(bool(pair) or not complete, "labelled.text_pair", pair, remedy)
+    scored = not by_dropout or bool(labelled.validation) or not complete
+    remedy = "labelled.positives dropout trains on texts without pairs, which can't be scored; give a file of pairs"
+    require(scored, "labelled.validation", labelled.validation, remedy)
+    remedy = "the other pairs of a global batch are its negatives; give at least 2"
+    require(batch > 1 or labelled.negatives is not None, "train.global_batch", batch, remedy)
+
+
 def _entry(
     about: str,
     implementation: str,
@@ -58,6 +76,7 @@ def _entry(
     metrics: Mapping[str, bool],
     scores: Mapping[str, Title],
     compared: tuple[str, ...] = (),
+    metric_of_data: bool = False,
     on_tokens: bool = False,
     validate: Callable[[RunConfig, bool], None] = validate_labelled,
 ) -> TaskEntry:
@@ -65,6 +84,7 @@ def _entry(
 
     Args:
         compared: fields that runs are compared by, beside those of all.
+        metric_of_data: as of `TaskEntry`.
         on_tokens: whether its head reads the state of every token, and not the pooled vector.
     """
     return TaskEntry(
@@ -82,6 +102,7 @@ def _entry(
         freezes=True,
         grouping="group_by_length",
         metrics=metrics,
+        metric_of_data=metric_of_data,
         compared=("max_length", "group_by_length", *compared),
         results=tuple(f"{part}/{name}" for part in ("test", "eval") for name in metrics),
         scores=scores,
@@ -113,8 +134,8 @@ REGRESSION = _entry(
     fixed=_TEXTS,
     metrics=_REGRESSION_METRICS,
     scores={
-        "pearson": Title("Pearson correlation", "-1 to 1; of predicted and true numbers."),
-        "spearman": Title("Spearman correlation", "-1 to 1; of the ranks of predicted and true numbers."),
+        "pearson": _PEARSON,
+        "spearman": _SPEARMAN,
         "mse": Title("mean squared error", "In squares of the labels' unit."),
         "mae": Title("mean absolute error", "In the labels' unit."),
     },
@@ -175,4 +196,26 @@ QUESTION_ANSWERING = _entry(
         ),
         "no_answer_accuracy": Title("accuracy of questions without answer [share]", "Those of them that get none."),
     },
+)
+
+EMBEDDINGS = _entry(
+    "vectors of texts, alike where texts are",
+    "engine.tasks.embeddings.task:Embeddings",
+    on_tokens=True,
+    fixed=(*_TEXTS, "negatives", "positives", "temperature", "symmetric", "pooling"),
+    metrics=_SIMILARITY_METRICS | _RETRIEVAL_METRICS,
+    metric_of_data=True,
+    compared=("positives", "temperature", "symmetric", "pooling"),
+    scores={
+        "in_batch_accuracy": Title(
+            "accuracy in the batch [share]", "Texts whose positive is nearest among those of the global batch."
+        ),
+        "pearson": _PEARSON,
+        "spearman": _SPEARMAN,
+        "mrr_at_10": Title("MRR@10", "Mean over texts of 1 / rank of the first positive; 0 beyond the tenth."),
+        "ndcg_at_10": Title("nDCG@10", "Discounted gain of the positives among the ten nearest, 0 to 1."),
+        "recall_at_1": Title("recall@1 [share]", "Positives of a text that are the nearest to it."),
+        "recall_at_10": Title("recall@10 [share]", "Positives of a text that are among the ten nearest to it."),
+    },
+    validate=_validate_embeddings,
 )

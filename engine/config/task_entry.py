@@ -80,6 +80,8 @@ class TaskEntry:
     """a field that, where set, orders samples by global batches, whose size a resume must then not change either"""
     metrics: Mapping[str, bool] = field(default_factory=dict)
     """scores that can choose the best checkpoint, the default first, and whether a higher one is better"""
+    metric_of_data: bool = False
+    """whether the default among them depends on the validation examples, and so stays open until these are read"""
     compared: tuple[str, ...] = ()
     """fields that runs are compared by on TensorBoard's page of hyper-parameters"""
     results: tuple[str, ...] = ()
@@ -103,8 +105,8 @@ class TaskEntry:
         require(patience is None or bool(self.metrics), "train.patience", patience, remedy)
 
     def with_metric(self, config: RunConfig) -> RunConfig:
-        """The same run, with the score that chooses its best checkpoint named."""
-        if not self.metrics or config.part(self.section).metric is not None:
+        """The same run, with the score that chooses its best checkpoint named, where data don't decide it."""
+        if not self.metrics or self.metric_of_data or config.part(self.section).metric is not None:
             return config
         return self._with(config, metric=next(iter(self.metrics)))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from engine.config.check import require
 from engine.config.data import DataConfig
 from engine.config.labelled_tasks import (
+    EMBEDDINGS,
     MULTI_LABEL_CLASSIFICATION,
     MULTIPLE_CHOICE,
     QUESTION_ANSWERING,
@@ -79,6 +80,7 @@ TASKS: Registry[TaskEntry] = Registry(
         "multi_label_classification": MULTI_LABEL_CLASSIFICATION,
         "multiple_choice": MULTIPLE_CHOICE,
         "question_answering": QUESTION_ANSWERING,
+        "embeddings": EMBEDDINGS,
     },
 )
 

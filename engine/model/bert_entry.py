@@ -43,6 +43,7 @@ class BertEntry(Architecture):
         "token_classification": "BertForTokenClassification",
         "question_answering": "BertForQuestionAnswering",
         "multiple_choice": "BertForMultipleChoice",
+        "embeddings": "BertModel",
     }
     tied: ClassVar = {
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
@@ -103,6 +104,7 @@ class BertEntry(Architecture):
             "token_classification": heads.BertForTokenClassification,
             "question_answering": heads.BertForQuestionAnswering,
             "multiple_choice": heads.BertForMultipleChoice,
+            "embeddings": heads.BertForEmbeddings,
         }
         return built[head](config, activation_checkpointing)
 

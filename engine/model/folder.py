@@ -21,6 +21,7 @@ from engine.data.tokenizer.vocabulary import Vocabulary
 from engine.durable import sha256_of
 from engine.errors import UserError
 from engine.model.roundtrip import RoundTrip, Sample, check_round_trip
+from engine.model.sentence import SENTENCE_FILES, sentence_files
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -53,7 +54,8 @@ def export_huggingface(
     check: bool = True,
     samples: Sequence[Sample] | None = None,
 ) -> RoundTrip | None:
-    """Write config.json, model.safetensors and the tokenizer's files to `out`, in the weights' own precision.
+    """Write config.json, model.safetensors and the tokenizer's files to `out`, in the weights' own precision; beside a
+    model of embeddings also the files of sentence-transformers.
 
     The folder appears whole and, unless it isn't to be checked, once transformers has computed from it what our modules
     do; or not at all. An earlier export at `out` is replaced.
@@ -106,7 +108,8 @@ def whole_folder(out: Path) -> Iterator[Path]:
 def write_description(folder: Path, config: Any, tokenizer: Mapping[str, bytes]) -> None:
     """Write config.json and the tokenizer's files."""
     config.to_json_file(folder / CONFIG_FILE)
-    for name, content in tokenizer.items():
+    for name, content in {**tokenizer, **sentence_files(config)}.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     _complete_options(folder / "tokenizer_config.json", config)
 
@@ -234,7 +237,8 @@ def _check_replaceable(out: Path) -> None:
         raise UserError(f"{out}: it is the working directory; give another path")
     if not os.path.lexists(out):
         return
-    ours = {CONFIG_FILE, WEIGHTS_FILE, ORIGIN_FILE, ADAPTER_CONFIG, ADAPTER_WEIGHTS, *TOKENIZER_FILES}
+    beside = {Path(name).parts[0] for name in SENTENCE_FILES}
+    ours = {CONFIG_FILE, WEIGHTS_FILE, ORIGIN_FILE, ADAPTER_CONFIG, ADAPTER_WEIGHTS, *TOKENIZER_FILES, *beside}
     names = {path.name for path in out.iterdir()} if out.is_dir() and not out.is_symlink() else {""}
     if names and not (ORIGIN_FILE in names and names <= ours):
         raise UserError(f"{out}: it exists and is not an exported model alone; give another path or remove it")

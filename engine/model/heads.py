@@ -6,12 +6,14 @@ Shape legend: B sequences, T tokens in all of them, R tokens whose states are re
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import BertConfig
 
 from engine.model.bert import BertModel
+from engine.model.packing import sequence_means
+from engine.model.sentence import pooling_of
 
 
 def head_dropout(config: BertConfig) -> nn.Dropout:
@@ -126,3 +128,46 @@ class BertForQuestionAnswering(TokenHead):
 
     output_name = "qa_outputs"
     drops = False
+
+
+class BertForEmbeddings(BertModel):
+    """The encoder and, of each sequence, one vector.
+
+    It has the pooler of transformers' class, whose weights nobody reads: they stay what they are.
+    """
+
+    def __init__(self, config: BertConfig, activation_checkpointing: bool = False) -> None:
+        super().__init__(config, activation_checkpointing)
+        assert self.pooler is not None
+        self.pooler.requires_grad_(False)
+        self.pooling = pooling_of(config)
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        position_ids: Tensor,
+        lengths: Tensor,
+        max_length: int | None = None,
+    ) -> Tensor:
+        """Embed a packed batch.
+
+        Args:
+            input_ids, token_type_ids, position_ids, lengths, max_length: see `BertModel.forward`.
+
+        Returns:
+            Vectors, fp32 [B, H], as long as they come.
+        """
+        read = lengths.new_empty(0) if self.pooling == "cls" else None
+        inputs = (input_ids, token_type_ids, position_ids, lengths, max_length)
+        states, first = super().forward(*inputs, read=read)
+        assert first is not None
+        return first.float() if self.pooling == "cls" else sequence_means(states, lengths)
+
+    def _pooled(self, first: Tensor) -> Tensor:
+        """The first tokens' states themselves."""
+        return first
+
+    def states(self, **inputs: Any) -> Tensor:
+        """The last states [T, H] of a packed batch."""
+        return super().forward(**inputs)[0]

@@ -111,6 +111,11 @@ def pick(states: Tensor, rows: Tensor) -> Tensor:
     return with_spare_rows(states.index_select(0, rows))
 
 
+def sequence_means(states: Tensor, lengths: Tensor) -> Tensor:
+    """The mean of each sequence's states [T, H], summed in fp32: fp32 [B, H]; `lengths` [B] add up to T."""
+    return torch.segment_reduce(states.float(), "mean", lengths=lengths, unsafe=True)  # safe is a wait for the device
+
+
 def pack(input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> dict[str, Tensor]:
     """A padded batch as packed keyword arguments of the models.
 

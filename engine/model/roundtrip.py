@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from math import ceil
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,9 +45,10 @@ OUTPUTS = {
     "token_classification": ("logits",),
     "question_answering": ("start_logits", "end_logits"),
     "multiple_choice": ("logits",),
+    "embeddings": ("last_hidden_state",),
 }
 #: heads that give a row for each token that is read
-ON_TOKENS = ("token_classification", "question_answering")
+ON_TOKENS = ("token_classification", "question_answering", "embeddings")
 #: where a model of the first has the head on pairs
 PAIRS = "cls.seq_relationship"
 #: fields of a configuration that tell of the file and not of the model
@@ -200,6 +201,9 @@ def own_logits(model: nn.Module, head: str, batch: Mapping[str, Tensor], read: T
     Returns:
         MLM's logits [R, V] or those of a head on tokens, one row each, and those of a head on whole sequences.
     """
+    if head == "embeddings":
+        states: Tensor = cast(Any, model).states(**batch)
+        return {"last_hidden_state": states[read]}
     if head in ON_TOKENS:
         logits: Tensor = model(**batch, read=read)
         return dict(zip(OUTPUTS[head], [logits] if head == "token_classification" else logits.split(1, 1), strict=True))

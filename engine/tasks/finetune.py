@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from engine import dist
 from engine.config import TASKS, LabelledConfig, RunConfig, architecture_of, require
 from engine.data.loading.source import MicroBatch, SampleSource
+from engine.data.tokenizer.check import check_examples, check_vocabulary, open_with_transformers, sample
 from engine.data.tokenizer.unknown import check_unknown, count_unknown, share
 from engine.data.tokenizer.wordpiece import Vocabulary, load_tokenizer
 from engine.hub import local_folder
@@ -110,6 +112,26 @@ class FineTuning(Task):
             shares = ", ".join(f"{name} {share(*count):.2%}" for name, count in counts.items())
             print(f"[UNK] among word pieces: {shares}", flush=True)
 
+    def check_ids(self, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
+        """Compare the ids of the first training texts with those that a user of the exported model will get.
+
+        Args:
+            texts, pairs: those of the training examples, in the order in which the source keeps them.
+
+        Raises:
+            UserError: they differ.
+        """
+        theirs = open_with_transformers(self.tokenizer)
+        if theirs is None:
+            return
+        check_vocabulary(self.vocabulary, theirs, self.tokenizer)
+        count = len(sample(texts))
+        encoded = self.sources["train"].encoded
+        rows = [encoded.tokens[start:stop].tolist() for start, stop in pairwise(encoded.offsets[: count + 1])]
+        seconds = None if pairs is None else pairs[:count]
+        length = self.config.labelled.max_length
+        check_examples(self.vocabulary, theirs, self.tokenizer, texts[:count], seconds, rows, length)
+
     def build_model(self) -> nn.Module:
         """The pre-trained encoder under a fresh head."""
         model = self._new_model()
@@ -204,15 +226,21 @@ def _end_to_end(parts: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArra
     return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
 
 
-def read_splits(labelled: LabelledConfig, read: Callable[[str], S], split: Callable[[S], tuple[S, S]]) -> dict[str, S]:
+def read_splits(
+    labelled: LabelledConfig,
+    read: Callable[[str], S],
+    split: Callable[[S], tuple[S, S]],
+    read_training: Callable[[str], S] | None = None,
+) -> dict[str, S]:
     """The examples of "train", "validation" (held out of the training examples unless given) and, if given, "test".
 
     Args:
         read: reads the examples of a path.
         split: divides the training examples into those that are kept and those that are held out.
+        read_training: reads the training examples where they are read otherwise.
     """
     assert labelled.train is not None
-    training = read(labelled.train)
+    training = (read_training or read)(labelled.train)
     if labelled.validation is None:
         training, validation = split(training)
     else:
@@ -228,6 +256,8 @@ def token_flops(config: Any, batch: MicroBatch) -> float:
     return training_flops(shape, lengths, sum(lengths) if read is None else len(read))
 
 
+#: what a packed batch has for every model
+PACKED = ("input_ids", "token_type_ids", "position_ids", "lengths")
 #: what a batch carries for the loss and for the evaluation
 NOT_READ = ("index", "labels", "split", "context")
 

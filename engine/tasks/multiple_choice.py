@@ -6,7 +6,6 @@ question that has most. Questions may have different numbers of options: nothing
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,12 @@ from engine.data.labelled.choices import ChoiceSource, Questions, read_questions
 from engine.data.labelled.encoded import encode
 from engine.data.labelled.summary import told_lengths
 from engine.data.loading.source import MicroBatch
-from engine.data.tokenizer.check import check_examples, check_vocabulary, open_with_transformers, sample
 from engine.model.pretrained import check_segments
-from engine.tasks.finetune import FineTuning, read_splits
+from engine.tasks.finetune import PACKED, FineTuning, read_splits
 from engine.tasks.grow import growth_lines
 from engine.tasks.losses import choice_grid
 from engine.tasks.reports import multiple_choice as reports
 from engine.tasks.task import Evaluation, StepOutput
-
-#: what a batch has for the model
-_READ = ("input_ids", "token_type_ids", "position_ids", "lengths")
 
 
 class MultipleChoice(FineTuning):
@@ -58,7 +53,7 @@ class MultipleChoice(FineTuning):
         self.sources = {split: self._source(questions, split) for split, questions in splits.items()}
         self.most = max(int(source.counts.max()) for source in self.sources.values())
         self.frequent = int(np.bincount(self.sources["train"].labels).argmax())
-        self._check_ids(splits["train"])
+        self.check_ids(*splits["train"].sequences())
         self.check_unknown()
 
     def _source(self, questions: Questions, split: str) -> ChoiceSource:
@@ -67,19 +62,6 @@ class MultipleChoice(FineTuning):
         counts = [len(options) for options in questions.options]
         group = self.group(fixed)
         return ChoiceSource(encoded, counts, questions.right, self.config.seed, fixed, group)
-
-    def _check_ids(self, questions: Questions) -> None:
-        """Compare the ids of the first training sequences with those that a user of the exported model will get."""
-        theirs = open_with_transformers(self.tokenizer)
-        if theirs is None:
-            return
-        check_vocabulary(self.vocabulary, theirs, self.tokenizer)
-        firsts, seconds = questions.sequences()
-        count = len(sample(firsts))
-        encoded = self.sources["train"].encoded
-        rows = [encoded.tokens[start:stop].tolist() for start, stop in pairwise(encoded.offsets[: count + 1])]
-        length = self.config.labelled.max_length
-        check_examples(self.vocabulary, theirs, self.tokenizer, firsts[:count], seconds[:count], rows, length)
 
     def describe_data(self) -> list[str]:
         """New rows of the word embeddings, and options and lengths of the questions of each split."""
@@ -94,7 +76,7 @@ class MultipleChoice(FineTuning):
     def _logits(self, model: nn.Module, batch: MicroBatch) -> Tensor:
         """The logits of each question's options, [Q, O]; -inf where it has no such option."""
         inputs = batch.inputs
-        logits: Tensor = model(**{name: inputs[name] for name in _READ}, max_length=batch.max_length)
+        logits: Tensor = model(**{name: inputs[name] for name in PACKED}, max_length=batch.max_length)
         return choice_grid(logits, inputs["question"], inputs["option"], len(inputs["labels"]), self.most)
 
     def step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:

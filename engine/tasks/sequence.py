@@ -6,7 +6,6 @@ Shapes: B examples of a micro-batch, N of an evaluation, C classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from engine.data.labelled.files import Examples, read_examples
 from engine.data.labelled.summary import describe
 from engine.data.labelled.weights import class_weights
 from engine.data.loading.source import MicroBatch
-from engine.data.tokenizer.check import check_examples, check_vocabulary, open_with_transformers, sample
 from engine.model.pretrained import check_segments
 from engine.tasks import report
 from engine.tasks.finetune import FineTuning, model_inputs, read_splits
@@ -63,20 +61,8 @@ class OnTexts(FineTuning):
             split: self._source(examples, labels[split], None if split != "train" else weights, fixed=split != "train")
             for split, examples in splits.items()
         }
-        self._check_ids(splits["train"])
+        self.check_ids(splits["train"].texts, splits["train"].pairs)
         self.check_unknown()
-
-    def _check_ids(self, examples: Examples) -> None:
-        """Compare the ids of the first training examples with those that a user of the exported model will get."""
-        theirs = open_with_transformers(self.tokenizer)
-        if theirs is None:
-            return
-        check_vocabulary(self.vocabulary, theirs, self.tokenizer)
-        count = len(sample(examples.texts))
-        texts, pairs = examples.texts[:count], None if examples.pairs is None else examples.pairs[:count]
-        encoded = self.sources["train"].encoded
-        rows = [encoded.tokens[start:stop].tolist() for start, stop in pairwise(encoded.offsets[: count + 1])]
-        check_examples(self.vocabulary, theirs, self.tokenizer, texts, pairs, rows, self.config.labelled.max_length)
 
     def _source(
         self, examples: Examples, labels: NDArray[Any], weights: NDArray[np.float32] | None, fixed: bool

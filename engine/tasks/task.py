@@ -6,7 +6,7 @@ The loop knows `Task` and never a task's name: a new task is a class that inheri
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -120,8 +120,16 @@ class Task(Protocol):
         """The source of split "validation" or "test"; None where the task has none."""
         ...
 
+    def ahead(self, model: nn.Module, batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
+        """The micro-batches of this rank in an optimizer step, just before the first `step`; may be collective.
+
+        A task whose loss is no sum over micro-batches looks at all of them here and gives each `step` what it needs to
+        know of the others. Here they are passed on one by one.
+        """
+        return batches
+
     def step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:
-        """Forward pass and loss shares of one micro-batch (tensors already on the model's device)."""
+        """Forward pass and loss shares of one micro-batch (tensors already on the model's device); no collective."""
         ...
 
     def flops(self, batch: MicroBatch) -> float:

@@ -110,7 +110,9 @@ class Audit:
         model.register_forward_pre_hook(self._note, with_kwargs=True)
 
     def _note(self, model: nn.Module, _positional: Any, inputs: Mapping[str, Any]) -> None:
-        if model.training:
+        import torch
+
+        if model.training and torch.is_grad_enabled():  # a task may look at the samples before it learns from them
             self._samples += sample_hashes(inputs["input_ids"], inputs["lengths"])
 
     def begin_step(self) -> None:

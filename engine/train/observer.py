@@ -31,8 +31,8 @@ from engine.zero.engine import ZeroEngine
 class StepObserver:
     """Guard, audit, certificate, profile, meter and monitor, as one observer of the training loop's steps.
 
-    Of each step the loop calls `step` around it and, per micro-batch, `before_fetch`, `before_forward`,
-    `before_backward`, `before_update` and `after_update`; then `after_step`.
+    Of each step the loop calls `step` around it and, per micro-batch, `before_fetch`, `before_backward`,
+    `before_update` and `after_update`; then `after_step`.
     """
 
     zero: ZeroEngine
@@ -73,9 +73,6 @@ class StepObserver:
         """A micro-batch is about to be loaded; loading and forward pass are the rank's own time (see `SlowRanks`)."""
         self.guard.watchdog.feed("forward pass")
         self._phase.enter_context(self.guard.own_time())
-
-    def before_forward(self) -> None:
-        """The micro-batch is on the device."""
         self._phase.enter_context(self.profile.part(FORWARD))
 
     def before_backward(self, batch: MicroBatch, output: StepOutput) -> None:

@@ -271,11 +271,11 @@ class Trainer:
         self._leave_out(batches)
         rate = learning_rate(self.step, self.total, self.config.optim)
         with observer.step(self.step + 1, rate, self.cursor):
+            ahead = self.task.ahead(self.zero.model, self.guard.fetched(batches, self.layout.accumulation))
             for index in range(self.layout.accumulation):
                 last = index + 1 == self.layout.accumulation
                 observer.before_fetch()
-                batch = next(batches).to(self.zero.device)
-                observer.before_forward()
+                batch = next(ahead)
                 output = self.task.step(self.zero.model, batch)
                 observer.before_backward(batch, output)
                 self.zero.backward(output.loss)

@@ -116,6 +116,8 @@ def plan(
     if folds and config.labelled.test:
         raise UserError(f"labelled.test: {config.labelled.test!r} is not allowed; each fold is the test of its run")
     metric = config.part(task.section).metric
+    if metric is None:
+        raise UserError(f"{task.section}.metric: name the score by which runs are compared: {', '.join(task.metrics)}")
     numbers = list(seeds) if isinstance(seeds, Sequence) else [config.seed + number for number in range(seeds or 1)]
     output = Path(config.output)
     if (output / "config.yaml").exists():

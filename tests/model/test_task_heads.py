@@ -24,7 +24,7 @@ CONFIGS = {
     "xlm-roberta": transformers.XLMRobertaConfig(**SMALL, **WIDE, pad_token_id=1),
     "modernbert": transformers.ModernBertConfig(**SMALL, **WIDE, pad_token_id=0, local_attention=16),
 }
-HEADS = ("sequence_classification", "token_classification", "question_answering", "multiple_choice")
+HEADS = ("sequence_classification", "token_classification", "question_answering", "multiple_choice", "embeddings")
 
 
 def config_of(name: str, head: str) -> Any:
@@ -57,11 +57,13 @@ def both(name: str, head: str) -> tuple[Any, Any]:
 
 
 def their_logits(model: Any, head: str, ids: Tensor, mask: Tensor) -> Tensor:
-    """[B, classes], or [T, classes] of the tokens that are no padding."""
+    """[B, classes], or [T, classes] of the tokens that are no padding; of embeddings the mean states, [B, H]."""
     if head == "multiple_choice":  # one question, whose choices are the sequences
         logits: Tensor = model(input_ids=ids[None], attention_mask=mask[None]).logits
         return logits.reshape(-1, 1)
     output = model(input_ids=ids, attention_mask=mask)
+    if head == "embeddings":
+        return (output.last_hidden_state * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
     if head == "question_answering":
         return torch.stack((output.start_logits, output.end_logits), -1)[mask.bool()]
     logits = output.logits
@@ -78,10 +80,14 @@ def test_logits_and_gradients_are_theirs(name: str, head: str) -> None:
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
     (logits * weights).sum().backward()
     (expected * weights).sum().backward()
-    peers = {key: parameter.grad for key, parameter in theirs.named_parameters()}
+    peers = {key: parameter.grad for key, parameter in theirs.named_parameters() if parameter.grad is not None}
+    assert [key for key, parameter in ours.named_parameters() if parameter.grad is None] == [
+        key for key in dict(theirs.named_parameters()) if key not in peers
+    ], "the pooler of an encoder alone"
     # the gradient of a key's bias is 0 but for rounding, since attention doesn't depend on it
     least = 1e-3 * max(float(gradient.abs().max()) for gradient in peers.values())
-    for key, parameter in ours.named_parameters():
+    own = {key: parameter for key, parameter in ours.named_parameters() if key in peers}
+    for key, parameter in own.items():
         apart = (parameter.grad - peers[key]).abs().max() / peers[key].abs().max().clamp(min=least)
         assert float(apart) < 1e-5, key
 

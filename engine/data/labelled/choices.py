@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,9 @@ from numpy.typing import NDArray
 
 from engine.config import LabelledConfig
 from engine.data.labelled.classes import held_out, select
-from engine.data.labelled.encoded import EncodedSource, EncodedTexts
+from engine.data.labelled.encoded import EncodedTexts
 from engine.data.labelled.files import Examples, read_with, text_of
+from engine.data.labelled.groups import GroupedSource
 from engine.data.labelled.tables import Columns, columns_in, of_field
 from engine.data.loading.source import Indices
 from engine.errors import UserError
@@ -83,7 +83,16 @@ def options_of(given: object, names: Sequence[str], where: str) -> list[str]:
     if len(given) < 2:
         raise UserError(f"{where}: {len(given)} option(s) in column {names[0]!r}; give at least two")
     columns = names if len(names) > 1 else [f"{names[0]}[{index}]" for index in range(len(given))]
-    return [text_of(option, column, where) for option, column in zip(given, columns, strict=True)]
+    return texts_of(given, columns, where)
+
+
+def texts_of(given: Sequence[object], columns: Sequence[str], where: str) -> list[str]:
+    """Texts as they are, each from its column.
+
+    Raises:
+        UserError: one is missing, blank or no text.
+    """
+    return [text_of(text, column, where) for text, column in zip(given, columns, strict=True)]
 
 
 def _right(value: object, column: str, count: int, where: str) -> int:
@@ -121,7 +130,7 @@ def _select(questions: Questions, indices: Sequence[int]) -> Questions:
     )
 
 
-class ChoiceSource(EncodedSource):
+class ChoiceSource(GroupedSource):
     """Encoded questions: a sample is a question, whose options are sequences of a batch one after the other.
 
     A batch also carries labels [Q], the right options' indices; question [S], each sequence's question among those of
@@ -143,42 +152,13 @@ class ChoiceSource(EncodedSource):
             counts: options of each question, [Q].
             right: index of the right one, [Q].
         """
-        super().__init__(encoded, seed, fixed, group)
-        self.first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        super().__init__(encoded, counts, seed, fixed, group)
         self.labels = np.array(right, dtype=np.int64)
-        assert self.first[-1] == len(encoded.offsets) - 1
-
-    @property
-    def count(self) -> int:
-        """Questions."""
-        return len(self.first) - 1
-
-    @cached_property
-    def counts(self) -> Indices:
-        """Options of each question, [Q]."""
-        return np.diff(self.first)
-
-    @cached_property
-    def sizes(self) -> Indices:
-        """Tokens of all sequences of each question, int64 [Q]."""
-        sizes: Indices = np.diff(self.encoded.offsets[self.first])
-        return sizes
 
     def totals(self, epoch: int, indices: Indices) -> dict[str, float]:
         return {"questions": float(len(indices))}
 
-    def sequences(self, examples: Indices) -> Indices:
-        """Which encoded texts are the options of these questions, in order, [S]."""
-        counts = self.counts[examples]
-        return np.repeat(self.first[examples], counts) + self._options(counts)
-
     def targets(self, examples: Indices) -> dict[str, NDArray[Any]]:
         """labels [Q]; question and option [S]."""
-        counts = self.counts[examples]
-        question = np.repeat(np.arange(len(examples)), counts)
-        return {"labels": self.labels[examples], "question": question, "option": self._options(counts)}
-
-    @staticmethod
-    def _options(counts: Indices) -> Indices:
-        places: Indices = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return places
+        question = np.repeat(np.arange(len(examples)), self.counts[examples])
+        return {"labels": self.labels[examples], "question": question, "option": self.places(examples)}

@@ -186,7 +186,7 @@ def _parquet_records(path: str, columns: Columns) -> tuple[Records, tuple[str, .
     schema = pyarrow.parquet.read_schema(path)
     columns.require(schema.names, path)
     # read_table would take folders called name=value for columns
-    table = pyarrow.parquet.ParquetFile(path).read(columns=sorted(columns.fields().values()))
+    table = pyarrow.parquet.ParquetFile(path).read(columns=sorted(columns.kept(schema.names)))
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     feature = features.get(columns.label, {})
     names = feature.get("names") or (feature.get("feature") or {}).get("names")  # of a class, or of a list of them
@@ -213,7 +213,7 @@ def _dataset_records(
             raise UserError(f"{path}: choose a split ({', '.join(loaded)}): datasets:{name}:<split>")
         loaded = loaded[split]
     columns.require(loaded.column_names, path)
-    feature = loaded.features[columns.label]
+    feature = loaded.features.get(columns.label)
     names = getattr(getattr(feature, "feature", feature), "names", None)
-    rows = loaded.select_columns(sorted(columns.fields().values())).to_list()
+    rows = loaded.select_columns(sorted(columns.kept(loaded.column_names))).to_list()
     return enumerate(rows, 1), tuple(names) if names else None

@@ -68,6 +68,7 @@ class ModernBertEntry(Architecture):
         "token_classification": "ModernBertForTokenClassification",
         "question_answering": "ModernBertForQuestionAnswering",
         "multiple_choice": "ModernBertForMultipleChoice",
+        "embeddings": "ModernBertModel",
     }
     tied: ClassVar = {"decoder.weight": "model.embeddings.tok_embeddings.weight"}
     prefix = "model."
@@ -150,6 +151,7 @@ class ModernBertEntry(Architecture):
             "token_classification": models.ModernBertForTokenClassification,
             "question_answering": models.ModernBertForQuestionAnswering,
             "multiple_choice": models.ModernBertForMultipleChoice,
+            "embeddings": models.ModernBertForEmbeddings,
         }
         return heads[head](config, activation_checkpointing)
 

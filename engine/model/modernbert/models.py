@@ -32,7 +32,8 @@ from engine.model.modernbert.layers import (
 )
 from engine.model.modernbert.rotary import Rotation
 from engine.model.modernbert.window import Window
-from engine.model.packing import Packing, spare_rows, with_spare_rows
+from engine.model.packing import Packing, sequence_means, spare_rows, with_spare_rows
+from engine.model.sentence import pooling_of
 
 
 class ModernBertModel(nn.Module):
@@ -242,3 +243,36 @@ class ModernBertForTokenClassification(ModernBertHead):
 
 class ModernBertForQuestionAnswering(ModernBertForTokenClassification):
     """Two logits a token: of an answer's beginning there, and of its end."""
+
+
+class ModernBertForEmbeddings(ModernBertModel):
+    """The encoder and, of each sequence, one vector."""
+
+    def __init__(self, config: ModernBertConfig, activation_checkpointing: bool = False) -> None:
+        super().__init__(config, activation_checkpointing)
+        self.pooling = pooling_of(config)
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        lengths: Tensor,
+        max_length: int | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Embed a packed batch.
+
+        Args:
+            input_ids, position_ids, lengths, max_length, token_type_ids: as of `ModernBertForSequenceClassification`.
+
+        Returns:
+            Vectors, fp32 [B, H], as long as they come.
+        """
+        if self.pooling == "cls":
+            first = lengths.cumsum(0) - lengths
+            return super().forward(input_ids, position_ids, lengths, max_length, read=first).float()
+        return sequence_means(super().forward(input_ids, position_ids, lengths, max_length), lengths)
+
+    def states(self, input_ids: Tensor, position_ids: Tensor, lengths: Tensor, **_: Tensor) -> Tensor:
+        """The last states [T, H] of a packed batch."""
+        return super().forward(input_ids, position_ids, lengths)

@@ -35,6 +35,7 @@ class RobertaEntry(BertEntry):
         "token_classification": "RobertaForTokenClassification",
         "question_answering": "RobertaForQuestionAnswering",
         "multiple_choice": "RobertaForMultipleChoice",
+        "embeddings": "RobertaModel",
     }
     tied: ClassVar = {
         "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
@@ -68,6 +69,7 @@ class RobertaEntry(BertEntry):
             "token_classification": models.RobertaForTokenClassification,
             "question_answering": models.RobertaForQuestionAnswering,
             "multiple_choice": models.RobertaForMultipleChoice,
+            "embeddings": models.RobertaForEmbeddings,
         }
         return heads[head](config, activation_checkpointing)
 
@@ -119,6 +121,7 @@ class XlmRobertaEntry(RobertaEntry):
         "token_classification": "XLMRobertaForTokenClassification",
         "question_answering": "XLMRobertaForQuestionAnswering",
         "multiple_choice": "XLMRobertaForMultipleChoice",
+        "embeddings": "XLMRobertaModel",
     }
 
     def config_class(self) -> type[Any]:

@@ -12,7 +12,7 @@ from transformers import RobertaConfig
 from engine.kernels.embedding import TiedGradient
 from engine.model.activations import activation
 from engine.model.bert import BertModel, MlmDecoder, with_ignored_rows
-from engine.model.heads import PooledHead, TokenHead, head_dropout
+from engine.model.heads import BertForEmbeddings, PooledHead, TokenHead, head_dropout
 from engine.model.layers import BertActivatedDense, BertEmbeddings, BertLayerNorm
 
 
@@ -140,3 +140,9 @@ class RobertaForQuestionAnswering(TokenHead):
 
     encoder_name, encoder_class = "roberta", RobertaModel
     output_name, drops = "qa_outputs", False
+
+
+class RobertaForEmbeddings(BertForEmbeddings):
+    """RoBERTa's encoder and, of each sequence, one vector."""
+
+    embeddings_class = RobertaEmbeddings

@@ -69,7 +69,6 @@ class Recording:
         self._zero, self._flops = zero, flops
         self._clock = Clock(zero.device)
         self._on_device = zero.device.type == "cuda"
-        self._batch: MicroBatch | None = None
         self.steps, self.tokens, self.flops = 0, 0, 0.0
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self._on_device:
@@ -85,8 +84,6 @@ class Recording:
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
         """A part of a step, which is also a range in the trace."""
-        if name == FORWARD and self._batch is not None:
-            self._count(self._batch)
         with torch.profiler.record_function(name), self._clock.part(name):
             yield
 
@@ -98,10 +95,7 @@ class Recording:
         self.steps += 1
 
     def arrived(self, batch: MicroBatch) -> None:
-        """Note the micro-batch of the next forward pass, still on the host, for its tokens and FLOPs."""
-        self._batch = batch
-
-    def _count(self, batch: MicroBatch) -> None:
+        """Count the tokens and FLOPs of a micro-batch that is still on the host."""
         self.tokens += int(batch.inputs["lengths"].sum())
         self.flops += self._flops(batch)
 

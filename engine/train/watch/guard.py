@@ -11,6 +11,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -129,6 +130,12 @@ class Guard:
             say(f"{fault}: its update was skipped")
         self.heartbeat.update("training", step=step)
         return fault is None
+
+    def fetched(self, batches: Iterator[MicroBatch], count: int) -> Iterator[MicroBatch]:
+        """The next micro-batches, on the device; each is a sign of life, also where a task fetches all at once."""
+        for batch in islice(batches, count):
+            self.watchdog.feed("forward pass")
+            yield batch.to(self.world.device)
 
     @contextlib.contextmanager
     def evaluating(self, step: int) -> Iterator[None]:

@@ -1,0 +1,1 @@
+"""Vectors of texts: contrastive training, similarity, retrieval."""
