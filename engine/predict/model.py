@@ -24,10 +24,11 @@ from engine.hub import fetch, hub_model
 from engine.model.adapters.folder import adaptation_of, is_adapter, merged, open_adapted
 from engine.model.folder import TUNED, read_origin, weights_of
 from engine.model.pretrained import load_config, load_pretrained, weight_files
+from engine.model.sentence import FIELD, read_sentence_config
 from engine.precision import DTYPES
 
-#: heads of pre-training: they predict nothing that a task asks for
-NO_TASK = ("pretraining", "masked_lm")
+#: heads that predict nothing that a task asks for; an encoder alone does with the files of sentence-transformers
+NO_TASK = ("pretraining", "masked_lm", "embeddings")
 REMEDY = "give the folder of a fine-tuned model"
 
 
@@ -80,7 +81,8 @@ class ModelFolder:
             raise UserError(
                 f"max_length: {wanted} is not allowed; {self.folder} has {limit} positions: give at most that"
             )
-        most = min(limit, self.vocabulary.max_length or limit)
+        own = (getattr(self.config, FIELD, None) or {}).get("max_length")
+        most = min(limit, own or self.vocabulary.max_length or limit)
         return wanted or self.run.get("max_length") or most
 
     def fingerprint(self) -> str:
@@ -88,7 +90,7 @@ class ModelFolder:
         files = [weights_of(self.folder)] if is_adapter(self.folder) else weight_files(self.folder)
         parts = [sha256_of(path) for path in files]
         parts += [sha256_of(self.folder / "config.json"), self.vocabulary.fingerprint]
-        parts += [json.dumps(self.tuned, sort_keys=True)]
+        parts += [json.dumps([self.tuned, getattr(self.config, FIELD, None)], sort_keys=True)]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
     def load(self, device: torch.device, precision: str) -> nn.Module:
@@ -101,7 +103,9 @@ class ModelFolder:
             return self._load_adapted().to(device, DTYPES[precision]).eval()  # type: ignore[index]
         model = architecture_of(self.config).build(self.head, self.config, False)
         report = load_pretrained(model, self.folder)
-        fresh = [*report.initialised, *(each.name for each in report.reshaped)]
+        unread = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        fresh = [name for name in report.initialised if name not in unread]
+        fresh += [each.name for each in report.reshaped]
         if fresh:
             raise UserError(f"model: {self.folder} has no weights of {fresh[0]}, a part of its head; {REMEDY}")
         return model.to(device, DTYPES[precision]).eval()  # type: ignore[index]
@@ -132,7 +136,10 @@ def open_folder(given: str) -> ModelFolder:
             raise UserError(f"model: {given!r} is a run without an export; zerobert export {given} makes one")
         path, run = path / "export", _labelled(path / "config.yaml")
     config = load_config(path)
-    return ModelFolder(path, config, _head(path, config), run)
+    sentence = read_sentence_config(path)
+    if sentence is not None:
+        sentence.put_into(config)
+    return ModelFolder(path, config, _head(path, config) if sentence is None else "embeddings", run)
 
 
 def _labelled(path: Path) -> Mapping[str, Any]:

@@ -31,7 +31,7 @@ class PredictConfig:
     is none, sentence; of questions, question"""
     text_pair: str | None = None
     """column of the second text, for pairs, or of a question's context; null: that of the run, else none; of contexts,
-    context"""
+    context. Of embeddings: write how alike the two are instead of a vector; null: none"""
     options: str | None = None
     """choices: a column of lists of texts, or several columns of one text each, as a,b,c; null: those of the run, else
     options"""

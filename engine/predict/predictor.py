@@ -155,6 +155,7 @@ PREDICTORS: Registry[type[Predictor]] = Registry(
         "token_classification": "engine.predict.tokens:TokenPredictor",
         "question_answering": "engine.predict.answers:AnswerPredictor",
         "multiple_choice": "engine.predict.choices:ChoicePredictor",
+        "embeddings": "engine.predict.embeddings:EmbeddingPredictor",
     },
 )
 
