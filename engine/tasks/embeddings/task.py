@@ -101,12 +101,15 @@ class Embeddings(FineTuning):
         return PairSource(encoded, digests(texts), members, counts, self.config.seed, fixed, self.group(fixed), labels)
 
     def _check_count(self, pairs: Pairs) -> None:
-        """A single pair has no negatives."""
-        alone = len(np.unique(self.sources["train"].texts)) < 3 and self.config.labelled.positives == "pairs"
-        if len(pairs) < 2 or alone:
+        """A text and its positive alone have no negatives."""
+        texts, least = (
+            len(np.unique(self.sources["train"].texts)),
+            3 if self.config.labelled.positives == "pairs" else 2,
+        )
+        if texts < least:
             raise UserError(
-                f"{pairs.path}: {len(pairs)} pair(s) of {len(pairs.distinct()[0])} different texts leave no negatives; "
-                "give at least two pairs of different texts"
+                f"{pairs.path}: {len(pairs)} row(s) of {texts} different texts leave no negatives; give at least {least} "
+                "different texts"
             )
 
     def _metric(self, validation: Pairs) -> str:
@@ -124,9 +127,7 @@ class Embeddings(FineTuning):
         """New rows of the word embeddings, the pooling, and examples and lengths of each split."""
         lines = growth_lines(self.config.model.init_from, self.vocabulary)
         pooled = self.model_config.sentence_embedding["pooling"]
-        lines.append(
-            f"pooling: {pooled}; negatives: the global batch's, by cached gradients over accumulation and ranks"
-        )
+        lines.append(f"pooling: {pooled}; negatives: those of the global batch, over all ranks and micro-batches")
         if self.labelled_training:
             label = self.config.labelled.label
             lines.append(f"note: every row of labelled.train is a positive pair; its column {label!r} is not learned")
