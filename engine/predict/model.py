@@ -159,6 +159,6 @@ def _head(path: Path, config: Any) -> str:
     if kind not in heads:
         raise UserError(
             f"model: {path / 'config.json'} names {kind!r} in architectures, which has no head of a task "
-            f"({', '.join(heads)}); {REMEDY}"
+            f"({', '.join(heads)}; or, with the modules.json of sentence-transformers, embeddings); {REMEDY}"
         )
     return heads[kind]

@@ -108,8 +108,8 @@ class Embeddings(FineTuning):
         )
         if texts < least:
             raise UserError(
-                f"{pairs.path}: {len(pairs)} row(s) of {texts} different texts leave no negatives; give at least {least} "
-                "different texts"
+                f"{pairs.path}: {len(pairs)} row(s) of {texts} different texts leave no negatives; give at least "
+                f"{least} different texts"
             )
 
     def _metric(self, validation: Pairs) -> str:

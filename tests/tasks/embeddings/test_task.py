@@ -244,7 +244,7 @@ BAD: dict[str, tuple[Sequence[Mapping[str, Any]], dict[str, Any], str]] = {
         [GOOD, {**GOOD, "negatives": ["good film"]}], {},
         "line 2: column 'negatives' holds the row's own text or positive; give another negative",
     ),
-    "one pair": ([{**GOOD, "negatives": []}], {}, "train.jsonl: 1 row(s) of 2 different texts leave no negatives; give"),
+    "one pair": ([{**GOOD, "negatives": []}], {}, "train.jsonl: 1 row(s) of 2 different texts leave no negatives"),
     "the same pair": ([{"text": "a", "positive": "the"}] * 3, {"negatives": None}, "3 row(s) of 2 different texts"),
     "columns twice": ([GOOD], {"negatives": "text"}, "labelled.negatives: 'text' is labelled.text already; name anot"),
     "no columns": ([GOOD], {"negatives": " , "}, "labelled.negatives: ' , ' is not allowed; give a column of texts or"),
