@@ -29,10 +29,9 @@ from engine.model.sentence import SentenceConfig, read_sentence_config
 from engine.tasks.embeddings import report as reports
 from engine.tasks.embeddings.contrast import Found, Places, contrast, known
 from engine.tasks.embeddings.retrieval import ranks
-from engine.tasks.finetune import PACKED, FineTuning
+from engine.tasks.finetune import PACKED, FineTuning, read_splits
 from engine.tasks.grow import growth_lines
 from engine.tasks.reports.regression import scatter_picture, scores
-from engine.tasks.sequence import read_splits
 from engine.tasks.task import Evaluation, StepOutput
 
 #: scores of pairs with labels; the task's others are of pairs without
