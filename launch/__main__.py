@@ -16,6 +16,7 @@ COMMANDS = {
     "plan": ("forecast.command", "which ZeRO stage and micro-batch fit, what a step costs, and why"),
     "train": ("train", "pre-train or fine-tune (the same as launch/train.py)"),
     "seeds": ("seeds.command", "train with several seeds, or on folds of the data: mean, spread and interval"),
+    "suite": ("suite.command", "tasks x settings x seeds from one YAML file: one table with intervals"),
     "compare": ("compare.command", "whether the difference of two finished runs is real"),
     "submit": ("slurm.submit", "train as a SLURM job that saves, requeues and resumes by itself"),
     "status": ("slurm.status", "where a SLURM job or a run stands"),

@@ -43,7 +43,7 @@ def zerobert(installed: Path, folder: Path, *arguments: str) -> str:
 
 @pytest.mark.slow
 def test_the_wheel_holds_every_file_that_a_command_reads(installed: Path) -> None:
-    for pattern in ("launch/recipes/*.yaml", "ds_configs/*.json", "slurm/*.sbatch", "engine/kernels/csrc/**/*.*"):
+    for pattern in ("launch/recipes/**/*.yaml", "ds_configs/*.json", "slurm/*.sbatch", "engine/kernels/csrc/**/*.*"):
         there = {str(path.relative_to(ROOT)) for path in ROOT.glob(pattern)}
         assert there
         assert there == {str(path.relative_to(installed)) for path in installed.glob(pattern)}
