@@ -163,7 +163,7 @@ def active_job(output: Path) -> str | None:
         except UserError:
             continue
         if not job.finished:
-            return job.id
+            return job.array or job.id
     return None
 
 

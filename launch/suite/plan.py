@@ -24,7 +24,7 @@ from launch.api import in_yaml
 from launch.configure.options import joined
 from launch.seeds.plan import Member, Record, is_finished, plan
 from launch.suite.glue import GLUE, GlueData, glue_data, write_copy
-from launch.suite.reading import NAME, Source, SuiteFile
+from launch.suite.reading import NAME, RESERVED, Source, SuiteFile
 
 SUITE_RECORD = "suite.json"
 #: options that name files of data
@@ -101,8 +101,8 @@ def given_models(models: Sequence[str]) -> dict[str, Source]:
     for text in models:
         name, equals, folder = text.partition("=")
         name, folder = (name, folder) if equals else (name_of(text), text)
-        if not NAME.fullmatch(name) or not folder or name in found:
-            raise UserError(f"models: {text!r} is not allowed; give each as NAME=FOLDER, with different names")
+        if not NAME.fullmatch(name) or name in RESERVED or not folder or name in found:
+            raise UserError(f"models: {text!r} is not allowed; give each as NAME=FOLDER, with a name of its own")
         folder = str(whole(Path(folder))) if Path(folder).exists() else folder
         found[name] = Source("models", {"model.init_from": folder}, {})
     return found
@@ -110,7 +110,8 @@ def given_models(models: Sequence[str]) -> dict[str, Source]:
 
 def name_of(model: str) -> str:
     """A name for a model's folder: its last part that tells anything."""
-    parts = [part for part in Path(model).parts if part not in ("export", "model") and NAME.fullmatch(part)]
+    silent = ("export", "model", *RESERVED)
+    parts = [part for part in Path(model).parts if part not in silent and NAME.fullmatch(part)]
     return parts[-1].partition("@")[0] if parts else "model"
 
 

@@ -130,7 +130,8 @@ def test_options_are_checked_before_anything_runs(tmp_path: Path, changed: dict[
     [
         (["none.yaml"], "suite: 'none.yaml' can't be read (No such file or directory); give a suite, such as those in"),
         (["OWN", "--runs=0"], "runs: 0 is not allowed; give a whole number of at least 1"),
-        (["OWN", "--models", "a=b", "a=c"], "models: 'a=c' is not allowed; give each as NAME=FOLDER, with different"),
+        (["OWN", "--models", "a=b", "a=c"], "models: 'a=c' is not allowed; give each as NAME=FOLDER, with a name"),
+        (["OWN", "--models", "report=b"], "models: 'report=b' is not allowed"),
         (["OWN", "--", "--nodes=2"], "submit: options of a job stand after -- without it; add --submit"),
         (["OWN", "--submit", "--launcher=mpirun"], "launcher: with --submit srun starts the ranks"),
         (["OWN", "--submit", "--", "--array=1-2%1"], "array: '1-2%1' is not allowed; it is the suite's runs"),
