@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from engine.config.run import RunConfig
 
 
+#: what a plan takes the options of a question to be where a column holds them
+USUAL_OPTIONS = 4
 #: what every task on labelled texts reads
 _DATA = ("train", "validation", "test")
 _FOLDS = ("folds", "fold")
@@ -44,6 +46,12 @@ def validate_labelled(config: RunConfig, complete: bool) -> None:
     train, start = config.labelled.train, config.model.init_from
     require(bool(train) or not complete, "labelled.train", train, "give a file of labelled examples")
     require(bool(start) or not complete, "model.init_from", start, "give the folder of a model")
+
+
+def _options(config: RunConfig) -> int:
+    """Options of a question: the columns that hold one each; only the data tells how long a column's lists are."""
+    columns = config.labelled.options.count(",") + 1
+    return columns if columns > 1 else USUAL_OPTIONS
 
 
 def _validate_classes(config: RunConfig, complete: bool) -> None:
@@ -78,6 +86,7 @@ def _entry(
     compared: tuple[str, ...] = (),
     metric_of_data: bool = False,
     on_tokens: bool = False,
+    sequences_per_sample: Callable[[RunConfig], int] = lambda config: 1,
     validate: Callable[[RunConfig, bool], None] = validate_labelled,
 ) -> TaskEntry:
     """A task on labelled data.
@@ -97,6 +106,7 @@ def _entry(
         required=("train",),
         starts_fresh=False,
         read_share=lambda config: float(on_tokens),
+        sequences_per_sample=sequences_per_sample,
         pools=lambda config: not on_tokens,
         fixed=fixed,
         freezes=True,
@@ -177,6 +187,7 @@ MULTIPLE_CHOICE = _entry(
     "engine.tasks.multiple_choice:MultipleChoice",
     fixed=(*_TEXTS, "options"),
     metrics=_CHOICE_METRICS,
+    sequences_per_sample=_options,
     scores={"accuracy": _ACCURACY},
 )
 

@@ -41,6 +41,10 @@ def _always(config: RunConfig) -> bool:
     return True
 
 
+def _one(config: RunConfig) -> int:
+    return 1
+
+
 def _first_alone(config: RunConfig) -> float:
     """The share of a head on the pooled vector, which reads each sequence's first token only."""
     return 0.0
@@ -68,6 +72,8 @@ class TaskEntry:
     """whether it trains fresh weights too; else a run needs model.init_from"""
     read_share: Callable[[RunConfig], float] = _first_alone
     """share of a sequence's tokens, beside the first, whose states the head reads: for FLOPs and memory"""
+    sequences_per_sample: Callable[[RunConfig], int] = _one
+    """as far as the configuration tells, for a plan"""
     decodes: bool = False
     """whether the head maps those states to the vocabulary, by the tied word embeddings"""
     pools: Callable[[RunConfig], bool] = _always

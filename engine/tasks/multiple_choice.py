@@ -51,7 +51,7 @@ class MultipleChoice(FineTuning):
         self.model_config = self.build_config()
         check_segments(self.model_config, config.model.init_from, "task multiple_choice")
         self.sources = {split: self._source(questions, split) for split, questions in splits.items()}
-        self.most = max(int(source.counts.max()) for source in self.sources.values())
+        self.sequences_per_sample = max(int(source.counts.max()) for source in self.sources.values())
         self.frequent = int(np.bincount(self.sources["train"].labels).argmax())
         self.check_ids(*splits["train"].sequences())
         self.check_unknown()
@@ -77,7 +77,8 @@ class MultipleChoice(FineTuning):
         """The logits of each question's options, [Q, O]; -inf where it has no such option."""
         inputs = batch.inputs
         logits: Tensor = model(**{name: inputs[name] for name in PACKED}, max_length=batch.max_length)
-        return choice_grid(logits, inputs["question"], inputs["option"], len(inputs["labels"]), self.most)
+        places = (inputs["question"], inputs["option"], len(inputs["labels"]))
+        return choice_grid(logits, *places, self.sequences_per_sample)
 
     def step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:
         """Shares of the mean cross-entropy (nats) and of the accuracy of the global batch's questions."""

@@ -77,6 +77,8 @@ class Task(Protocol):
     evaluation_samples: int
     """samples of a held-out evaluation; 0 takes all"""
 
+    sequences_per_sample: int = 1
+    """the most that a sample of its sources has: what a micro-batch holds is so many times its samples"""
     loaded: LoadReport | None
     """what `build_model` took from model.init_from; None before, and where weights are drawn"""
 

@@ -49,7 +49,7 @@ def passes(work: Workload) -> Pass:
 
 def _read(work: Workload) -> int:
     """R."""
-    return min(work.tokens, (work.micro_batch if work.shape.pooler else 0) + work.rows)
+    return min(work.tokens, (work.sequences if work.shape.pooler else 0) + work.rows)
 
 
 def _hidden(work: Workload, rows: int | None = None) -> int:
@@ -100,7 +100,7 @@ def attention_bytes(work: Workload) -> int:
     hidden, shape = _hidden(work), work.shape
     if work.attention == "flash":
         return 4 * hidden + FP32 * work.tokens * shape.heads
-    scores = work.micro_batch * shape.heads * work.sequence_length**2
+    scores = work.sequences * shape.heads * work.sequence_length**2
     dropped = _mask(work, scores, FP32) + FP32 * scores if work.dropout > 0 else 0
     return 3 * FP32 * work.tokens * shape.hidden + hidden + FP32 * scores + dropped
 
@@ -131,7 +131,7 @@ def head_bytes(work: Workload) -> int:
     """
     vocabulary, rows = work.shape.vocabulary, work.rows
     if not work.shape.decoder:
-        return 2 * (rows or work.micro_batch) * (work.width * work.shape.hidden + FP32 * work.shape.classes)
+        return 2 * (rows or work.sequences) * (work.width * work.shape.hidden + FP32 * work.shape.classes)
     logits = work.width * rows * vocabulary
     if logits > LOGIT_BYTES:
         logits = LOGIT_BYTES + FP32 * work.shape.largest_parameter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine.config import TASKS, RunConfig, architecture_of
 from engine.config.train import largest_divisor
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 RESERVE = 256 << 20
 
 
-def workload_of(config: RunConfig, model: Any, micro_batch: int, world: World) -> Workload:
+def workload_of(config: RunConfig, made: Task, micro_batch: int, world: World) -> Workload:
     """The run on these ranks as the forecast sees it."""
-    task = TASKS.get(config.task)
+    task, model = TASKS.get(config.task), made.model_config
     return Workload(
         shape=task.with_heads(architecture_of(model).shape_of(model), config),
         sequence_length=task.sequence_length(config),
@@ -37,6 +37,7 @@ def workload_of(config: RunConfig, model: Any, micro_batch: int, world: World) -
         precision=config.train.precision,
         optimizer=config.optim.name,
         activation_checkpointing=config.model.activation_checkpointing,
+        sequences_per_sample=made.sequences_per_sample,
         read_share=task.read_share(config),
         offload_optimizer=config.zero.offload_optimizer,
         offload_parameters=config.zero.offload_parameters,
@@ -74,7 +75,7 @@ def fitting_micro_batch(config: RunConfig, task: Task, world: World) -> int:
     from engine.train.fit import available_memory, fits
 
     share = config.train.global_batch // world.size
-    work = workload_of(config, task.model_config, 1, world)
+    work = workload_of(config, task, 1, world)
     memory = min(dist.gather_objects(available_memory(world.device, world.local_size)))
     first = largest_micro_batch(work, memory, limit=share) or 1
     held = ballast(forecast(work), work.width, work.shape.parameters())
@@ -114,10 +115,11 @@ def default_layout(config: RunConfig, task: Task, start: Path | None, world: Wor
     from engine.train.fit import available_memory
 
     accelerator, train = world.device.type, config.train
-    default = default_micro_batch(accelerator, TASKS.get(config.task).sequence_length(config))
+    length = TASKS.get(config.task).sequence_length(config)
+    default = default_micro_batch(accelerator, length, task.sequences_per_sample)
     if accelerator != "cpu":
         memory = min(dist.gather_objects(available_memory(world.device, world.local_size)))
-        default = within_memory(default, workload_of(config, task.model_config, 1, world), memory)
+        default = within_memory(default, workload_of(config, task, 1, world), memory)
     state = None if start is None else read_state(start)
     if state is not None and state.micro_batch and state.world_size == world.size:
         before = state.config.get("train", {})
@@ -162,7 +164,7 @@ def explained_memory(config: RunConfig, task: Task, layout: BatchLayout, world: 
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        work = workload_of(config, task.model_config, layout.micro_batch, world)
+        work = workload_of(config, task, layout.micro_batch, world)
         raise RunError(
             f"out of memory on rank {world.rank} with micro-batch {layout.micro_batch}: the rank's peak was "
             f"{readable(memory_bytes(world.device))} ({breakdown(forecast(work))}); "

@@ -56,7 +56,15 @@ class Request:
     @property
     def steps(self) -> float | None:
         """Optimizer steps of the whole training."""
-        return None if self.tokens is None else self.tokens / self.sequence_length / self.global_batch
+        return None if self.tokens is None else self.tokens / self.tokens_a_step
+
+    @property
+    def sequences_per_sample(self) -> int:
+        return TASKS.get(self.run.task).sequences_per_sample(self.run)
+
+    @property
+    def tokens_a_step(self) -> int:
+        return self.global_batch * self.sequences_per_sample * self.sequence_length
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ class Candidate:
         return self.work.offload_optimizer != "none"
 
     def tokens_per_second(self, request: Request) -> float:
-        return request.global_batch * request.sequence_length / self.cost.seconds
+        return request.tokens_a_step / self.cost.seconds
 
     def days(self, request: Request) -> float | None:
         return None if request.tokens is None else request.tokens / self.tokens_per_second(request) / 86400
@@ -114,6 +122,7 @@ def workload(request: Request, hardware: Hardware, choice: tuple[int, str, str],
         optimizer=request.optimizer,
         activation_checkpointing=checkpointing,
         attention=request.attention,
+        sequences_per_sample=request.sequences_per_sample,
         read_share=request.read_share,
         offload_optimizer=optimizer_place,
         offload_parameters=parameter_place,
@@ -161,7 +170,7 @@ def recipe_candidate(request: Request, hardware: Hardware) -> Candidate | None:
     if recipe.train.micro_batch == "auto":
         return replace(candidate(request, hardware, choice, checkpointing), of_recipe=True)
     work = workload(request, hardware, choice, checkpointing)
-    default = default_micro_batch(hardware.accelerator, request.sequence_length)
+    default = default_micro_batch(hardware.accelerator, request.sequence_length, request.sequences_per_sample)
     if hardware.accelerator != "cpu":
         default = within_memory(default, work, hardware.memory)
     layout = resolve_layout(request.global_batch, recipe.train.micro_batch, hardware.ranks, default=default)

@@ -95,7 +95,10 @@ def request_of(options: Any, wanted: Wanted, precision: str) -> Request:
         train=replace(run.train, global_batch=batch, precision=precision),  # type: ignore[arg-type]
         optim=replace(run.optim, name=options.optimizer or run.optim.name),
     )
-    tokens = planned_tokens(options, wanted, batch * length)
+    each = task.sequences_per_sample(run)
+    if each > 1:
+        notes += (f"a sample counts as {each} sequences: those of a question, as far as labelled.options tells",)
+    tokens = planned_tokens(options, wanted, batch * each * length)
     if tokens is None:
         notes += (
             f"the recipe counts epochs ({run.train.epochs:g}), so only its data would tell the days; give --steps",

@@ -48,7 +48,7 @@ def step_flops(work: Workload, accumulation: int) -> float:
     """FLOPs that a rank executes for a step; recomputation included."""
     forward = forward_flops(work.shape, [work.sequence_length], work.read_share * work.sequence_length)
     passes = TRAINING_PASSES + work.activation_checkpointing
-    return passes * forward * work.micro_batch * accumulation
+    return passes * forward * work.sequences * accumulation
 
 
 def communicated(work: Workload, accumulation: int) -> tuple[float, float]:

@@ -44,6 +44,8 @@ class Workload:
     activation_checkpointing: bool = False
     attention: str = "flash"
     """flash keeps no scores of tokens by tokens; plain does"""
+    sequences_per_sample: int = 1
+    """of multiple choice the options of a question"""
     read_share: float = 0.15
     """share of a sequence's tokens whose states the head reads; see `TaskEntry`"""
     offload_optimizer: str = "none"
@@ -111,13 +113,18 @@ class Workload:
         return self.accelerator != "cpu" if self.overlap_comm is None else self.overlap_comm
 
     @property
+    def sequences(self) -> int:
+        """Of a micro-batch."""
+        return self.micro_batch * self.sequences_per_sample
+
+    @property
     def tokens(self) -> int:
         """Of a micro-batch of full sequences, so the forecast bounds packed batches with shorter ones."""
-        return self.micro_batch * self.sequence_length
+        return self.sequences * self.sequence_length
 
     @property
     def rows(self) -> int:
         """States that the head reads, beside those of first tokens."""
         if self.read_share == 0:
             return 0
-        return self.micro_batch * max(1, round(self.sequence_length * self.read_share))
+        return self.sequences * max(1, round(self.sequence_length * self.read_share))

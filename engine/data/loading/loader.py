@@ -53,15 +53,18 @@ class Default:
 CPU_DEFAULT = Default(CPU_SEQUENCES, f"the largest that divides a rank's share, up to {CPU_SEQUENCES}")
 
 
-def default_micro_batch(accelerator: str, sequence_length: int) -> Default:
-    """The default of an accelerator ("cuda", "cpu", ...) for sequences of so many tokens at most.
+def default_micro_batch(accelerator: str, sequence_length: int, sequences: int = 1) -> Default:
+    """The default of an accelerator ("cuda", "cpu", ...) for samples of so many sequences of so many tokens at most.
 
     A GPU waits for its host's launches where a pass has few tokens.
     """
+    each = f" x {sequences}" if sequences > 1 else ""
     if accelerator == "cpu":
-        return CPU_DEFAULT
-    limit = -(-GPU_TOKENS // sequence_length)
-    tokens = f"{limit} x {sequence_length} = {limit * sequence_length:,} tokens"
+        limit = max(1, CPU_SEQUENCES // sequences)
+        told = f"{limit}{each} sequences" if each else f"{limit}"
+        return Default(limit, f"the largest that divides a rank's share, up to {told}")
+    limit = -(-GPU_TOKENS // (sequence_length * sequences))
+    tokens = f"{limit}{each} x {sequence_length} = {limit * sequences * sequence_length:,} tokens"
     return Default(limit, f"the largest that divides a rank's share, up to {tokens}")
 
 

@@ -72,7 +72,7 @@ class Step:
 
     def needed_flops(self) -> float:
         """FLOPs that the tokens need, padding and recomputed scores left out: what a share of the peak counts."""
-        lengths = [round(self.length)] * self.work.micro_batch
+        lengths = [round(self.length)] * self.work.sequences
         return self.accumulation * training_flops(self.work.shape, lengths, self.work.read_share * sum(lengths))
 
     def seen(self, variant: Variant) -> float:
@@ -86,7 +86,7 @@ class Step:
 
     def tokens(self, variant: Variant) -> float:
         """T."""
-        return self.work.micro_batch * self.seen(variant)
+        return self.work.sequences * self.seen(variant)
 
     def head_rows(self, variant: Variant) -> float:
         """M; without a decoder none where the classifier reads pooled vectors."""
@@ -94,7 +94,7 @@ class Step:
 
     def behind_attention(self, variant: Variant) -> list[float]:
         """Rows of a micro-batch that each layer's parts behind keys and values see: in the last layer R."""
-        tokens, first = self.tokens(variant), self.work.micro_batch if self.work.shape.pooler else 0
+        tokens, first = self.tokens(variant), self.work.sequences if self.work.shape.pooler else 0
         last = min(tokens, first + self.work.read_share * tokens) if variant.packed else tokens
         return [tokens] * (self.work.shape.layers - 1) + [last]
 

@@ -152,7 +152,7 @@ def _head_backward(step: Step, variant: Variant) -> list[Kernel]:
 
 def _pooler(step: Step) -> list[Kernel]:
     """First tokens, dense, tanh, classifier, its loss."""
-    part, rows, shape = "pooler and classifier", step.work.micro_batch, step.work.shape
+    part, rows, shape = "pooler and classifier", step.work.sequences, step.work.shape
     if not shape.pooler:
         return []
     return [
@@ -163,7 +163,7 @@ def _pooler(step: Step) -> list[Kernel]:
 
 
 def _pooler_backward(step: Step, variant: Variant) -> list[Kernel]:
-    part, rows, shape = "pooler and classifier", step.work.micro_batch, step.work.shape
+    part, rows, shape = "pooler and classifier", step.work.sequences, step.work.shape
     if not shape.pooler:
         return []
     return [

@@ -222,6 +222,16 @@ def test_a_gpus_layout_has_enough_tokens_where_the_batch_leaves_them(
 
 
 @pytest.mark.parametrize(
+    ("accelerator", "sequences", "expected"),
+    [("cuda", 1, 128), ("cuda", 4, 32), ("cuda", 200, 1), ("cpu", 4, 8), ("cpu", 5, 6), ("cpu", 40, 1)],
+)
+def test_a_sample_of_several_sequences_counts_as_so_many(accelerator: str, sequences: int, expected: int) -> None:
+    default = default_micro_batch(accelerator, 128, sequences)
+    assert default.limit == expected
+    assert (f"up to {expected} x {sequences} " in default.reason) is (sequences > 1)
+
+
+@pytest.mark.parametrize(
     ("global_batch", "micro_batch", "world", "message"),
     [
         (10, None, 4, r"train.global_batch: 10 is not a multiple of 4 rank\(s\); give 8 or 12"),

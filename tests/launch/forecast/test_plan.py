@@ -206,6 +206,22 @@ def test_a_recipe_that_leaves_its_micro_batch_open_gets_the_one_of_these_gpus(
     assert plan(capsys, recipe(tmp_path, f"{text[:-1]}, micro_batch: 8}}"), "--gpus=8")["recipe"]["micro_batch"] == 8
 
 
+@pytest.mark.parametrize(("options", "count"), [("ending0,ending1,ending2,ending3,ending4", 5), ("endings", 4)])
+def test_a_question_counts_as_its_options(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, options: str, count: int
+) -> None:
+    text = "model: {size: base}\ntrain: {zero_stage: 2, global_batch: 4096, steps: 100}"
+    given = ["--gpus=2", "--gpu-memory=80"]
+    texts = plan(capsys, recipe(tmp_path, f"{text}\ntask: sequence_classification"), *given)
+    asked = recipe(tmp_path, f"{text}\ntask: multiple_choice\nlabelled: {{options: '{options}'}}")
+    questions = plan(capsys, asked, *given)
+    limit = -(-16384 // (128 * count))
+    assert limit / 2 < questions["recipe"]["micro_batch"] <= limit
+    seconds = [each["recipe"]["cost"]["seconds"] for each in (questions, texts)]
+    assert seconds[0] == pytest.approx(count * seconds[1], rel=0.2)
+    assert any(note.startswith(f"a sample counts as {count} sequences") for note in questions["request"]["notes"])
+
+
 @pytest.mark.parametrize("gpu", ["v100", "t4", "V100-16GB"])
 def test_fp16_is_planned_where_the_gpu_lacks_bf16(capsys: pytest.CaptureFixture[str], gpu: str) -> None:
     found = plan(capsys, "--model=base", "--gpus=8", f"--gpu={gpu}")
