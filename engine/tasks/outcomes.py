@@ -39,6 +39,9 @@ COUNTS = ("tp", "fp", "fn")
 PAIR = ("true", "predicted")
 CORRELATIONS = ("pearson", "spearman")
 
+#: resamples of an interval, and drawn examples that are in memory at once
+RESAMPLES, AT_ONCE = 2_000, 1 << 21
+
 Numbers = NDArray[np.float64]
 
 
@@ -143,3 +146,20 @@ def score_of(name: str, shares: Numbers) -> Numbers:
     with np.errstate(invalid="ignore", divide="ignore"):
         correlation: Numbers = covariance / np.sqrt((centred**2).sum(axis=-2).prod(axis=-1))
     return correlation
+
+
+def interval(name: str, shares: Numbers) -> tuple[float, float]:
+    """The 95 % interval of a score, by the percentile bootstrap over examples (Efron 1979); the same in every call.
+
+    Args:
+        name: of the score.
+        shares: of the examples, [N, K], as `Outcomes.scores`.
+    """
+    generator, count = np.random.default_rng(RESAMPLES), len(shares)
+    size = max(1, AT_ONCE // count)
+    drawn = (
+        generator.integers(count, size=(min(size, RESAMPLES - start), count)) for start in range(0, RESAMPLES, size)
+    )
+    found = np.concatenate([score_of(name, shares[each]) for each in drawn])
+    low, high = np.quantile(found, [0.025, 0.975])
+    return float(low), float(high)

@@ -80,14 +80,24 @@ def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
     return centre - radius, centre + radius
 
 
+def accuracy_summary(right: NDArray[np.bool_]) -> dict[str, Any]:
+    """The accuracy of N answers, and its interval, as plain values."""
+    correct, total = int(right.sum()), len(right)
+    return {"accuracy": correct / total, "accuracy_interval_95": list(accuracy_interval(correct, total))}
+
+
+def told_accuracy(summary: Mapping[str, Any], unit: str) -> str:
+    """The line of a summary with `accuracy_summary` and the number of what was answered, under `unit`."""
+    low, high = summary["accuracy_interval_95"]
+    return f"accuracy {summary['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}) on {summary[unit]} {unit}\n"
+
+
 def summarise(predictions: Predictions) -> dict[str, Any]:
     """The report as plain values, ready for JSON."""
-    truth, total = predictions.truth, len(predictions.truth)
-    correct = int((truth == predictions.predicted).sum())
+    truth = predictions.truth
     return {
-        "examples": total,
-        "accuracy": correct / total,
-        "accuracy_interval_95": list(accuracy_interval(correct, total)),
+        "examples": len(truth),
+        **accuracy_summary(truth == predictions.predicted),
         "majority_baseline": {
             "label": predictions.names[predictions.majority],
             "accuracy": float((truth == predictions.majority).mean()),
@@ -100,11 +110,9 @@ def summarise(predictions: Predictions) -> dict[str, Any]:
 
 def render(predictions: Predictions, summary: dict[str, Any]) -> str:
     """The report as text; it starts with the accuracy against the majority baseline."""
-    low, high = summary["accuracy_interval_95"]
     baseline = summary["majority_baseline"]
     return (
-        f"accuracy {summary['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}) "
-        f"on {summary['examples']} examples\n"
+        f"{told_accuracy(summary, 'examples')}"
         f"majority baseline {baseline['accuracy']:.4f} (always {baseline['label']!r})\n"
         f"{_told_order(summary['scores'])}\n"
         f"{_table(predictions, output_dict=False)}"

@@ -10,7 +10,14 @@ from scipy import stats
 from sklearn.metrics import f1_score
 
 from engine.errors import UserError
-from engine.tasks.outcomes import OUTCOMES_FILE, PREDICTIONS_FILE, read_outcomes, score_of, write_outcomes
+from engine.tasks.outcomes import (
+    OUTCOMES_FILE,
+    PREDICTIONS_FILE,
+    interval,
+    read_outcomes,
+    score_of,
+    write_outcomes,
+)
 
 TRUTH = ["a\tb", 'quoted "x"', "ü\u2028v", "", "two\nlines\r"]
 GENERATOR = np.random.default_rng(1)
@@ -83,3 +90,20 @@ def test_predicted_numbers_are_no_classes(tmp_path: Path) -> None:
 def test_a_report_without_examples_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^\S+: it tells nothing of single examples; it holds no outcomes.tsv$"):
         read_outcomes(tmp_path)
+
+
+def test_the_interval_of_a_mean_is_the_normal_one_of_many_examples() -> None:
+    values = np.random.default_rng(2).random((4000, 1))
+    low, high = interval("f1", values)
+    radius = 1.96 * float(values.std()) / np.sqrt(len(values))
+    assert (low, high) == pytest.approx((values.mean() - radius, values.mean() + radius), abs=0.1 * radius)
+    assert interval("f1", values) == (low, high)
+    assert interval("f1", np.ones((1, 1))) == (1.0, 1.0)
+
+
+def test_the_interval_of_micro_f1_holds_the_truth_about_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(3)
+    rates = np.array([2.0, 0.7, 0.4])
+    truth = 4.0 / (4.0 + 0.7 + 0.4)
+    found = [interval("f1", generator.poisson(rates, (60, 3)).astype(np.float64)) for _ in range(100)]
+    assert 85 <= sum(low <= truth <= high for low, high in found) <= 99

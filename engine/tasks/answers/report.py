@@ -15,7 +15,7 @@ from engine.data.labelled.answers.files import Question
 from engine.durable import write_atomically
 from engine.tasks.answers.nbest import Candidate, Candidates
 from engine.tasks.answers.squad import best_scores, tune_threshold
-from engine.tasks.outcomes import write_outcomes
+from engine.tasks.outcomes import interval, write_outcomes
 from engine.tasks.report import accuracy_interval
 from engine.tasks.task import Evaluation
 
@@ -149,6 +149,7 @@ def summarise(answers: Answers) -> dict[str, Any]:
         "questions": total,
         "exact_match": exact / total,
         "exact_match_interval_95": list(accuracy_interval(exact, total)),
+        "f1_interval_95": list(interval("f1", answers.per_question[:, 1:])),
     }
     if answers.threshold is None:
         return summary
@@ -163,9 +164,10 @@ def summarise(answers: Answers) -> dict[str, Any]:
 def render(summary: dict[str, Any]) -> str:
     """The report as text."""
     scores, (low, high) = summary["scores"], summary["exact_match_interval_95"]
+    f1_low, f1_high = summary["f1_interval_95"]
     lines = [
         f"exact match {summary['exact_match']:.4f} (95 % interval {low:.4f} to {high:.4f}), F1 {scores['f1']:.4f} "
-        f"on {summary['questions']:,} questions"
+        f"({f1_low:.4f} to {f1_high:.4f}) on {summary['questions']:,} questions"
     ]
     if "has_answer_f1" in scores and "no_answer_accuracy" in scores:
         lines.append(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.tasks.report import accuracy_interval
+from engine.tasks.report import accuracy_summary, told_accuracy
 from engine.tasks.report_files import table, write
 from engine.tasks.task import Evaluation
 
@@ -59,12 +59,10 @@ def report(evaluation: Evaluation, folder: Path) -> str:
 
 def summarise(predictions: Predictions) -> dict[str, Any]:
     """The report as plain values, ready for JSON."""
-    truth, total = predictions.truth, len(predictions.truth)
-    correct = int((truth == predictions.predicted).sum())
+    truth = predictions.truth
     return {
-        "questions": total,
-        "accuracy": correct / total,
-        "accuracy_interval_95": list(accuracy_interval(correct, total)),
+        "questions": len(truth),
+        **accuracy_summary(truth == predictions.predicted),
         "guessing_baseline": float((1.0 / predictions.counts).mean()),
         "frequent_baseline": {
             "option": predictions.frequent,
@@ -75,11 +73,9 @@ def summarise(predictions: Predictions) -> dict[str, Any]:
 
 def render(summary: dict[str, Any]) -> str:
     """The report as text."""
-    low, high = summary["accuracy_interval_95"]
     frequent = summary["frequent_baseline"]
     return (
-        f"accuracy {summary['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}) "
-        f"on {summary['questions']} questions\n"
+        f"{told_accuracy(summary, 'questions')}"
         f"guessing baseline {summary['guessing_baseline']:.4f}, most frequent baseline {frequent['accuracy']:.4f} "
         f"(always option {frequent['option']}, counted from 0)\n"
     )

@@ -13,7 +13,7 @@ import numpy as np
 from engine.data.labelled.tagged.files import TaggedTexts
 from engine.data.labelled.tagged.schemes import type_of
 from engine.durable import write_atomically
-from engine.tasks.outcomes import Numbers, write_outcomes
+from engine.tasks.outcomes import Numbers, interval, write_outcomes
 from engine.tasks.task import Evaluation
 from engine.tasks.tokens.entities import Entities, EntityCounts, Tags, count_entities, entities
 
@@ -94,6 +94,7 @@ def summarise(predictions: TaggedPredictions) -> dict[str, Any]:
         "accuracy": float((predictions.truth == predictions.predicted).mean()),
         "outside_baseline": float((predictions.truth == 0).mean()),
         "entities": counts.scores() | {"predicted": int(counts.predicted.sum())},
+        "f1_interval_95": list(interval("f1", predictions.outcomes()[1]["f1"])),
         "types": {name: counts.scores(kind) for kind, name in enumerate(predictions.types)},
         "labels": list(predictions.names),
     }
@@ -101,11 +102,12 @@ def summarise(predictions: TaggedPredictions) -> dict[str, Any]:
 
 def render(summary: dict[str, Any]) -> str:
     """The report as text: scores of all entities, the share of right tags, a table by type."""
-    found = summary["entities"]
+    found, (low, high) = summary["entities"], summary["f1_interval_95"]
     width = max(len("micro average"), *map(len, summary["types"]))
     lines = [
-        f"f1 {found['f1']:.4f} precision {found['precision']:.4f} recall {found['recall']:.4f} of {found['support']} "
-        f"entities in {summary['texts']} texts, {found['predicted']} predicted (exact spans of BIO tags, strict)",
+        f"f1 {found['f1']:.4f} (95 % interval {low:.4f} to {high:.4f}) precision {found['precision']:.4f} "
+        f"recall {found['recall']:.4f} of {found['support']} entities in {summary['texts']} texts, "
+        f"{found['predicted']} predicted (exact spans of BIO tags, strict)",
         f"accuracy {summary['accuracy']:.4f} on {summary['tokens']} tokens "
         f"(always O: {summary['outside_baseline']:.4f})",
         "",

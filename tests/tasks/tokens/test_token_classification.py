@@ -205,7 +205,7 @@ def test_the_report_tells_types_and_predictions(make_task: MakeTask, tmp_path: P
     model = task.build_model()
     train(task, model, 40)
     text = task.report(evaluate(task, model), tmp_path / "report")
-    assert text.startswith("f1 1.0000 precision 1.0000 recall 1.0000 of ")
+    assert text.startswith("f1 1.0000 (95 % interval 1.0000 to 1.0000) precision 1.0000 recall 1.0000 of ")
     summary = json.loads((tmp_path / "report" / "report.json").read_text())
     tags = [tag for _, tags in sentences(23, 2) for tag in tags]
     assert summary["types"]["PER"]["support"] == tags.count("B-PER")
