@@ -1,4 +1,4 @@
-"""Prepare, train, evaluate, predict and load from Python, on one rank and without a launcher: for a notebook.
+"""Prepare, train, evaluate, compare, predict and load from Python, on one rank and without a launcher: for a notebook.
 
 Options have the names of the command line, dots included: `{"train.steps": 100}`. Training on several ranks needs a
 launcher: `deepspeed launch/train.py`.
@@ -6,6 +6,7 @@ launcher: `deepspeed launch/train.py`.
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -81,6 +82,58 @@ def train(options: Options, recipe: str | Path | None = None) -> Path:
         last = told.splitlines()[-1].removeprefix("error: ") if told else f"train: ended with code {code}"
         raise UserError(last) if code == 2 else RunError(last)
     return output
+
+
+def seeds(
+    options: Options,
+    recipe: str | Path | None = None,
+    *,
+    count: int | None = None,
+    folds: int | None = None,
+    runs: int = 1,
+    launcher: str = "",
+) -> dict[str, Any]:
+    """The same training with several seeds, or on folds of its data, as `zerobert seeds`; runs that are over are kept.
+
+    Args:
+        options, recipe: as of `train`.
+        count: of seeds; None: 5, or 1 with folds.
+        folds: of labelled.train.
+        runs: at once.
+        launcher: what starts a run, such as "deepspeed --num_accelerators 2"; by default python, one rank.
+
+    Returns:
+        The report on all runs, what is in report/report.json of the output folder.
+
+    Raises:
+        UserError, RunError: as the command.
+    """
+    from launch.seeds.command import main
+
+    own = {"seeds": count, "folds": folds, "runs": runs, "launcher": launcher or None}
+    given = arguments(options, recipe)
+    code = main([*(f"--{name}={value}" for name, value in own.items() if value is not None), "--", *given])
+    output = Path(parse(given).output)
+    if code == 2:
+        raise UserError("options: a run refused them, in the line that it printed; correct them")
+    if code or not (output / "report" / "report.json").is_file():
+        raise RunError(f"seeds: stopped; the same call goes on in {output}")
+    report: dict[str, Any] = json.loads((output / "report" / "report.json").read_text(encoding="utf-8"))
+    return report
+
+
+def compare(first: str | Path, second: str | Path, metric: str | None = None) -> dict[str, Any]:
+    """Whether the difference of two finished runs, or of two folders of `seeds`, is real, as `zerobert compare --json`.
+
+    Args:
+        metric: the score to compare; None takes all that both tell of single examples.
+
+    Raises:
+        UserError: they can't be compared, or have no such score.
+    """
+    from launch.compare.command import compare as run
+
+    return run(Path(first), Path(second), metric)
 
 
 def evaluate(run: str | Path, split: str = "validation", options: Options | None = None) -> dict[str, float]:
