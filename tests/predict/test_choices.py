@@ -21,8 +21,8 @@ from engine.model.folder import described, export_huggingface, saved_files
 from engine.predict.options import PredictConfig
 from engine.predict.stream import predict_file, predict_rows
 from tests.predict.models import read_jsonl, some_texts, write_model
-from tests.tasks.test_labels import evaluate, questions, train, write
-from tests.tasks.tiny import tiny_bert
+from tests.tasks.labels import questions, write
+from tests.tasks.tiny import evaluate, tiny_bert, train
 
 Rows = list[dict[str, Any]]
 

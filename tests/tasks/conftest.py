@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from tests.tasks.labels import MakeTask, maker
 
 
 @pytest.fixture(autouse=True)
@@ -15,3 +18,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> MakeTask:
+    """Makes tasks on texts."""
+    return maker(tmp_path)

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from launch.curves import Curve
-from tests.tasks.test_labels import ROWS, write
+from tests.tasks.labels import ROWS, write
 from tests.tasks.tiny import tiny_bert
 from tests.train.runs import NO_DROPOUT, losses, run
 

@@ -14,7 +14,7 @@ import pytest
 
 from launch.curves import Curve
 from tests.tasks.answers import test_task as answers
-from tests.tasks.test_labels import ROWS, write
+from tests.tasks.labels import ROWS, write
 from tests.tasks.tiny import tiny_bert
 from tests.tasks.tokens.folders import save_model, write_conll
 from tests.train.checkpoint.test_resume import kill_in_mid_run
