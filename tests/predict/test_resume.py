@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from engine.errors import UserError
@@ -105,21 +107,30 @@ def test_a_bad_row_is_named_and_all_chunks_before_it_stay(classifier: Path, tmp_
 
 #: prints the peak memory of a prediction of so many rows, in MB, after a prediction that has opened everything
 PEAK = """
-import resource, sys
+import sys
+import torch
 from engine.predict.options import PredictConfig
 from engine.predict.stream import predict_file
+from engine.train.curves.monitor import memory_bytes
 model, source, output = sys.argv[1:]
 predict_file(PredictConfig(model, source, output, chunk_rows=500))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(memory_bytes(torch.device("cpu")) / 2**20)
 """
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_input(classifier: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "txt", "parquet"])
+def test_memory_does_not_grow_with_the_input(classifier: Path, tmp_path: Path, kind: str) -> None:
     peaks = []
     for count in (2_000, 20_000):
-        texts = [" ".join(text.split()[:8]) for text in some_texts(count, longest=8)]
-        source = write_rows(tmp_path / f"{count}.jsonl", texts)
+        texts = [" ".join(["fox", *text.replace(",", "").split()[:8]]) for text in some_texts(count, longest=8)]
+        source = tmp_path / f"{count}.{kind}"
+        if kind == "jsonl":
+            write_rows(source, texts)
+        elif kind == "parquet":
+            pq.write_table(pa.table({"text": texts}), source)
+        else:
+            source.write_text("\n".join([*(["text"] if kind == "csv" else []), *texts]) + "\n")
         arguments = [str(classifier), str(source), str(tmp_path / f"{count}-out.jsonl")]
         done = subprocess.run(
             [sys.executable, "-c", PEAK, *arguments],

@@ -134,6 +134,10 @@ def memory_bytes(device: torch.device) -> int:
     """Peak memory of this rank in bytes: allocated on its GPU, or on a CPU the resident set of its process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    status = Path("/proc/self/status")  # Linux's, where ru_maxrss includes the process that started this one
+    for line in status.read_text().splitlines() if status.is_file() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak) if sys.platform == "darwin" else int(peak) * 1024
 

@@ -13,6 +13,7 @@ import sys
 import termios
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -240,6 +241,15 @@ def test_memory_is_the_peak_of_this_process_in_bytes() -> None:
     status = Path("/proc/self/status").read_text()
     peak = 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
     assert memory_bytes(torch.device("cpu")) == pytest.approx(peak, rel=0.05)
+
+
+def test_memory_is_not_that_of_the_process_that_started_this_one() -> None:
+    held = np.ones(1 << 30, dtype=np.uint8)
+    told = (
+        "import torch; from engine.train.curves.monitor import memory_bytes; print(memory_bytes(torch.device('cpu')))"
+    )
+    done = subprocess.run([sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 0 < int(done.stdout) < held.nbytes
 
 
 @pytest.mark.parametrize(
