@@ -54,6 +54,12 @@ def _options(config: RunConfig) -> int:
     return columns if columns > 1 else USUAL_OPTIONS
 
 
+def _members(config: RunConfig) -> int:
+    """A text, its positive, and a hard negative for each column of them, whose lists only the data tells."""
+    negatives = config.labelled.negatives
+    return 2 + (negatives.count(",") + 1 if negatives else 0)
+
+
 def _validate_classes(config: RunConfig, complete: bool) -> None:
     """Also refuse a score of classes with an order where the loss knows none."""
     validate_labelled(config, complete)
@@ -214,6 +220,7 @@ EMBEDDINGS = _entry(
     "engine.tasks.embeddings.task:Embeddings",
     on_tokens=True,
     fixed=(*_TEXTS, "negatives", "positives", "temperature", "symmetric", "pooling"),
+    sequences_per_sample=_members,
     metrics=_SIMILARITY_METRICS | _RETRIEVAL_METRICS,
     metric_of_data=True,
     compared=("positives", "temperature", "symmetric", "pooling"),

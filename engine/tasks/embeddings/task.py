@@ -73,6 +73,7 @@ class Embeddings(FineTuning):
         self._check_dropout()
         self.labelled_training = splits["train"].are_labelled
         self.sources = {split: self._source(pairs, split) for split, pairs in splits.items()}
+        self.sequences_per_sample = max(int(source.counts.max()) for source in self.sources.values())
         self._check_count(splits["train"])
         self.best_metric = self._metric(splits["validation"])
         self.check_ids(splits["train"].distinct()[0], None)
