@@ -63,8 +63,11 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def split(arguments: list[str]) -> tuple[list[str], list[str]]:
+def split(arguments: list[str], command: str = "seeds --seeds 5") -> tuple[list[str], list[str]]:
     """The command's own options, and the training's, which follow a --.
+
+    Args:
+        command: an example of how it is called.
 
     Raises:
         UserError: there is no --.
@@ -74,9 +77,7 @@ def split(arguments: list[str]) -> tuple[list[str], list[str]]:
         return arguments[:place], arguments[place + 1 :]
     if "--help" in arguments or "-h" in arguments:
         return arguments, []
-    raise UserError(
-        "training: its options are missing; give them after --, as in zerobert seeds --seeds 5 -- --config R"
-    )
+    raise UserError(f"training: its options are missing; give them after --, as in zerobert {command} -- --config R")
 
 
 def finish(output: Path, record: Record, members: list[Member], runs: Runs) -> int:
