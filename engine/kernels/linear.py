@@ -64,7 +64,7 @@ def geglu(x: Tensor) -> Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, kernels: ModuleType) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(*_kept(ctx, x, weight))
         ctx.kernels = kernels
         product: Tensor = kernels.linear(x, weight, bias)
         return product
@@ -81,7 +81,7 @@ class _LinearGelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, kernels: ModuleType) -> Tensor:
         product = x @ weight.t()
-        ctx.save_for_backward(x, weight, bias, product)
+        ctx.save_for_backward(*_kept(ctx, x, weight), bias, product)
         ctx.kernels = kernels
         activated: Tensor = kernels.gelu(product, bias)
         return activated
@@ -108,9 +108,12 @@ class _GeGlu(torch.autograd.Function):
         return ctx.kernels.geglu_backward(grad.contiguous(), x), None
 
 
-def _gradients(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _kept(ctx: Any, x: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Those of the product's factors that a gradient of the other one needs: of a frozen weight no input is kept."""
+    needs_x, needs_weight, *_ = ctx.needs_input_grad
+    return x if needs_weight else None, weight if needs_x else None
+
+
+def _gradients(ctx: Any, grad: Tensor, x: Tensor | None, weight: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of the product's factors, as far as they are asked for."""
-    return (
-        grad @ weight if ctx.needs_input_grad[0] else None,
-        grad.t() @ x if ctx.needs_input_grad[1] else None,
-    )
+    return None if weight is None else grad @ weight, None if x is None else grad.t() @ x

@@ -128,6 +128,36 @@ def back_end(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return chosen
 
 
+@pytest.mark.parametrize("name", ["linear", "linear_gelu"])
+@pytest.mark.parametrize("trained", [(0,), (2,), (0, 2), (1,), (0, 1, 2)])
+def test_a_frozen_weight_keeps_no_input_and_the_other_gradients_stay(
+    name: str, trained: tuple[int, ...], back_end: Any
+) -> None:
+    if back_end is cpu and not cpu.multiplies_bf16():
+        pytest.skip("oneDNN has no bf16 products here")
+    generator = torch.Generator().manual_seed(1)
+    given = [torch.randn(shape, generator=generator).bfloat16() for shape in ((40, 64), (16, 64), (16,))]
+    grad = torch.randn(40, 16, generator=generator).bfloat16()
+    every = [tensor.clone().requires_grad_() for tensor in given]
+    getattr(kernels, name)(*every).backward(grad)
+    some = [tensor.clone().requires_grad_(index in trained) for index, tensor in enumerate(given)]
+    kept: set[int] = set()
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.add(id(tensor))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = getattr(kernels, name)(*some)
+    x, weight, _ = some
+    assert (id(x) in kept) == (1 in trained)
+    assert (id(weight) in kept) == (0 in trained)
+    result.backward(grad)
+    for index, (mine, right) in enumerate(zip(some, every, strict=True)):
+        assert (mine.grad is None) == (index not in trained)
+        assert index not in trained or torch.equal(mine.grad, right.grad)
+
+
 @pytest.mark.parametrize("rows", [1, 77])
 @pytest.mark.parametrize("width", [24, 48], ids=["numbers", "vectors"])
 def test_geglu_is_what_modernbert_does_between_its_products(back_end: Any, rows: int, width: int) -> None:
