@@ -12,7 +12,7 @@ from engine.config import RunConfig
 from engine.data.loading.loader import BatchLayout, evaluation_batches
 from engine.tasks.task import Evaluation, Task
 from engine.train.curves.monitor import write_report
-from engine.train.trainer import RunResult
+from engine.train.result import RunResult
 
 
 @torch.no_grad()

@@ -55,12 +55,16 @@ def checked_task(config: RunConfig) -> Task:
     """The task of the run, and its data checked against the length of the run.
 
     Raises:
-        UserError: data or model that don't fit, or too little text for pairs.
+        UserError: data or model that don't fit, too little text for pairs, or too few steps for a schedule.
     """
+    from engine.model.adapters.budget import Schedule
     from engine.optim.schedule import check_phases
 
     task = build_task(config)
-    check_phases(config.optim, config.train.total_steps(task.train_source().epoch_size(0)))
+    steps = config.train.total_steps(task.train_source().epoch_size(0))
+    check_phases(config.optim, steps)
+    if config.adapter.method == "adalora":
+        Schedule.of(config.adapter, steps).check()
     return task
 
 

@@ -104,6 +104,9 @@ class RunConfig:
         remedy = f"task {self.task} trains all weights; leave it out"
         require(freezes or method == "none", "adapter.method", method, remedy)
         require(freezes or freeze is None, "train.freeze", freeze, remedy)
+        offload = self.zero.offload_optimizer
+        remedy = "adapter.method adalora changes weights between steps, which are then in files; give cpu or none"
+        require(method != "adalora" or offload != "nvme", "zero.offload_optimizer", offload, remedy)
         ratio, has_b = self.optim.lora_ratio, method in ("lora", "dora")
         remedy = f"adapter.method {method} has no factors A and B; leave it out"
         require(has_b or ratio == 1.0, "optim.lora_ratio", ratio, remedy)

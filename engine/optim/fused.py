@@ -56,6 +56,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         scale: factor of the gradients in the next steps, applied once per tensor: DeepSpeed's unscaling and clipping,
             which would otherwise be a pass of their own.
         loss_scale: factor of the loss of the next step; None where only DeepSpeed knows it.
+        applied: [] fp32 tensor after a step: what the gradients were multiplied by.
         low_precision: id of an fp32 parameter -> the bf16 weight that the model has in its place. The gradient is read
             from that weight, and the step refreshes it.
         observing: while true, steps keep the norms of every parameter and of its update in `observed`.
@@ -64,6 +65,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     nonfinite: Tensor
     grad_norm: Tensor
+    applied: Tensor
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         beta1, beta2 = defaults["betas"]
@@ -108,7 +110,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         if buckets:
             device = buckets[0].params[0].device
             factor = self.scale() if grad_scale is None else grad_scale
-            scale = self._clip(buckets, _scalar(factor, device))
+            self.applied = scale = self._clip(buckets, _scalar(factor, device))
             flags = [self._update(bucket, scale.to(bucket.params[0].device)) for bucket in buckets]
             self.nonfinite = torch.stack([flag.to(device) for flag in flags]).amax()
         return loss
@@ -159,6 +161,11 @@ class FusedOptimizer(torch.optim.Optimizer):
             return p.grad
         # DeepSpeed also steps weights without a gradient, as if it were zero.
         return torch.zeros_like(low) if low.grad is None else low.grad
+
+    def applied_gradient(self, p: Tensor) -> Tensor | None:
+        """The gradient that the last step used for a parameter, fp32, unscaled and clipped."""
+        grad = self.gradient_of(p)
+        return None if grad is None else grad.float() * self.applied.to(grad.device)
 
     @torch.no_grad()
     def gradient_norm(self) -> Tensor:

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from engine.optim.build import build_optimizer
 from engine.optim.schedule import learning_rate
 from engine.tasks.task import Best, Evaluation, Task
 from engine.train import best, earlier, evaluation
+from engine.train.adapters.adapting import Adapting
 from engine.train.audit import Audit
 from engine.train.certificate.certificate import UpdateCertificate
 from engine.train.checkpoint import folder as checkpoint
@@ -37,25 +38,13 @@ from engine.train.log import say
 from engine.train.observer import StepObserver
 from engine.train.profile.profile import Profile, check_profile
 from engine.train.ranks.neighbours import give_way
+from engine.train.result import RunResult
 from engine.train.start import record_config, tell_loaded
 from engine.train.watch.faults import RollBack, found_late
 from engine.train.watch.guard import Guard, pending_evaluation, unsaved
 from engine.train.watch.preempt import Stop, Stopped
 from engine.train.watch.session import Session
 from engine.zero.engine import ZeroEngine
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """How a run ended, the same on every rank."""
-
-    steps: int
-    loss: float
-    """training loss at the last point of the curve: mean over the steps since the point before"""
-    evaluation: Evaluation | None
-    exported: Path
-    best: Best | None
-    """the evaluation whose weights were exported; None where the task has no best and the last weights were"""
 
 
 class Trainer:
@@ -114,6 +103,7 @@ class Trainer:
         stepping = self.world.device if config.zero.offload_optimizer == "none" else torch.device("cpu")
         optimizer = build_optimizer(model, config.optim, stepping, train.zero_stage)
         self.zero = ZeroEngine(model, optimizer, deepspeed, in_base(model, self.task.loaded))
+        self.adapting = Adapting(self.zero, self.task.adaptation)
         dist.seed_everything(config.seed, self.world.rank)  # building drew numbers; a resume restores states later
 
     def _open_output(self, start: Path | None, state: checkpoint.RunState | None, deepspeed: dict[str, Any]) -> None:
@@ -175,6 +165,7 @@ class Trainer:
         except Stopped as stopped:
             self._save_and_stop(stopped.stop)
             raise
+        self.adapting.prove_trained(self.output)
         self.export_if_last()
         self.saver.wait()
         self.progress.close()
@@ -276,12 +267,13 @@ class Trainer:
                 last = index + 1 == self.layout.accumulation
                 observer.before_fetch()
                 batch = next(ahead)
-                output = self.task.step(self.zero.model, batch)
+                output = self.adapting.penalised(self.task.step(self.zero.model, batch))
                 observer.before_backward(batch, output)
                 self.zero.backward(output.loss)
                 observer.before_update(last=last)
                 self.zero.step(rate, last_micro_batch=last, observe=last and observer.measures_norms)
                 observer.after_update()
+            self.adapting.after_update()
             self.step, self.cursor = self.step + 1, batch.cursor
             observer.after_step(self.cursor)
 
@@ -338,7 +330,7 @@ class Trainer:
             self.evaluation = evaluation.evaluate(
                 self.task, source, self.zero, self.guard, self.world, self.layout.micro_batch
             )
-            better = best.is_better(self.evaluation, self.best, self.task)
+            better = self.adapting.may_be_best and best.is_better(self.evaluation, self.best, self.task)
             if self.world.is_main:
                 praise = f"; the best {self.task.best_metric} so far" if better else ""
                 texts = self.config.monitor.texts

@@ -69,6 +69,11 @@ class ZeroEngine:
     def world_size(self) -> int:
         return int(self.model.world_size)
 
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run so far, also those that changed nothing; one less inside of a step."""
+        return int(self.model.global_steps)
+
     def backward(self, loss_share: Tensor) -> None:
         """Accumulate the gradient of this rank's share of the global batch's loss.
 

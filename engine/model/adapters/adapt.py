@@ -15,7 +15,7 @@ from torch import nn
 
 from engine.config import AdapterConfig, architecture_of
 from engine.config.adapter import IN_FOLDER, Frozen, frozen_parts
-from engine.model.adapters import houlsby
+from engine.model.adapters import budget, houlsby
 from engine.model.adapters.places import check_layers, place, plain, targets
 from engine.model.pretrained import LoadReport
 
@@ -95,6 +95,8 @@ class Adaptation:
         from engine.model.adapters.methods import peft_config
 
         peft.inject_adapter_in_model(peft_config(self.adapter, architecture, names, self.steps), model)
+        if method == "adalora":
+            budget.mark(model)
 
 
 def in_base(model: nn.Module, loaded: LoadReport | None) -> frozenset[str]:

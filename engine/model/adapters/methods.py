@@ -7,6 +7,7 @@ from typing import Any
 import peft
 
 from engine.config import AdapterConfig, Architecture
+from engine.model.adapters.budget import DECAY, Schedule
 
 #: by head of `Architecture.export_classes`, what peft calls its task; it has no name for choices
 TASK_TYPES = {
@@ -32,7 +33,9 @@ def peft_config(adapter: AdapterConfig, architecture: Architecture, targets: lis
         return peft.IA3Config(target_modules=targets, feedforward_modules=behind)
     terms: dict[str, Any] = {"target_modules": targets, "lora_alpha": adapter.scale, "lora_dropout": adapter.dropout}
     if method == "adalora":
-        terms |= {"tinit": round(adapter.warmup * steps), "tfinal": round(adapter.final * steps), "total_step": steps}
+        schedule = Schedule.of(adapter, steps)
+        terms |= {"tinit": schedule.warmup, "tfinal": steps - schedule.last, "total_step": steps}
+        terms |= {"beta1": DECAY, "beta2": DECAY}
         terms |= {"init_r": adapter.initial_rank, "target_r": adapter.rank, "deltaT": adapter.interval}
         return peft.AdaLoraConfig(**terms, orth_reg_weight=adapter.orthogonality)
     assert method in ("lora", "dora")

@@ -255,6 +255,8 @@ def check_resumable(state: RunState, path: Path, config: dict[str, Any]) -> None
 
 def _fixed_by_tasks(state: RunState) -> Iterator[str]:
     saved = flat(state.config)
+    if saved.get("adapter.method") == "adalora":  # its budget is a function of them
+        yield from ("train.steps", "train.epochs")
     for entry in task_entries():
         yield from (f"{entry.section}.{name}" for name in entry.fixed)
         # The order of samples grouped by length depends on the global batch, so a cursor is valid for one size only.
