@@ -28,6 +28,8 @@ READ: dict[str, tuple[str, ...]] = {
 IN_FOLDER = tuple(method for method in READ if method not in ("none", "bitfit"))
 #: methods whose adapters can be computed into the base's weights
 MERGEABLE = ("lora", "dora", "adalora", "ia3")
+#: methods with trained vectors in front of each sequence, which take positions of the model
+VIRTUAL = ("prefix", "prompt")
 #: linear layers of an encoder layer under names that hold for every architecture, and groups of them
 SINGLE = ("query", "key", "value", "attention-output", "feed-forward-input", "feed-forward-output")
 GROUPS = {
@@ -132,6 +134,11 @@ class AdapterConfig:
             remedy = f"houlsby has its bottlenecks behind {' and '.join(outputs)}; give one of them or both"
             require(fits, "adapter.targets", self.targets, remedy)
         return tuple(name for name in SINGLE if name in found)
+
+    @property
+    def positions(self) -> int:
+        """Positions of the model that each sequence needs beside its own tokens'."""
+        return self.virtual_tokens if self.method in VIRTUAL else 0
 
     @property
     def scale(self) -> float:

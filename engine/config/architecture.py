@@ -46,6 +46,7 @@ class Architecture(ABC):
         options: of the section model, beside the dimensions, that the architecture has; no weight depends on them, so
             they also change the model of a folder.
         extensible: dimensions that no weight depends on either.
+        takes_prefix: whether its attention, here and in transformers, takes keys and values that are of no token.
         dropout: of a run that names none.
         feed_forward_matrices, biases: see `Shape`.
     """
@@ -62,6 +63,7 @@ class Architecture(ABC):
     linear: ClassVar[Mapping[str, str]]
     options: tuple[str, ...] = ()
     extensible: tuple[str, ...] = ()
+    takes_prefix: bool = True
     dropout: float = 0.1
     feed_forward_matrices: int = 2
     biases: bool = True

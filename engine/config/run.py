@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from engine.config.adapter import AdapterConfig
+from engine.config.adapter import VIRTUAL, AdapterConfig
 from engine.config.architecture import ARCHITECTURES, check_options
 from engine.config.check import require
 from engine.config.data import DataConfig, LabelledConfig
@@ -110,7 +110,7 @@ class RunConfig:
         ratio, has_b = self.optim.lora_ratio, method in ("lora", "dora")
         remedy = f"adapter.method {method} has no factors A and B; leave it out"
         require(has_b or ratio == 1.0, "optim.lora_ratio", ratio, remedy)
-        placed = freeze is None or method not in ("prefix", "prompt")
+        placed = freeze is None or method not in VIRTUAL
         require(placed, "train.freeze", freeze, f"adapter.method {method} freezes the whole encoder; leave it out")
 
     def part(self, name: str) -> Any:

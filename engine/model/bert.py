@@ -53,6 +53,8 @@ class BertModel(nn.Module):
         self.embeddings = self.embeddings_class(config)
         self.encoder = BertEncoder(config, activation_checkpointing)
         self.pooler = BertPooler(config) if pooler else None
+        #: keys and values that each layer's attention has in front of every sequence's own; they take as many positions
+        self.prefix_length = 0
 
     def forward(
         self,
@@ -76,8 +78,9 @@ class BertModel(nn.Module):
         Returns:
             Hidden states [T, H], or [R, H], and pooled vectors [B, H]; None without a pooler.
         """
-        packing = Packing.from_lengths(lengths, input_ids.numel(), max_length)
-        hidden = self.embeddings(input_ids, token_type_ids, position_ids, tied)
+        packing = Packing.from_lengths(lengths, input_ids.numel(), max_length, self.prefix_length)
+        places = position_ids + self.prefix_length if self.prefix_length else position_ids
+        hidden = self.embeddings(input_ids, token_type_ids, places, tied)
         hidden = with_spare_rows(hidden)
         first = packing.starts if self.pooler is not None else packing.starts[:0]
         if read is None:

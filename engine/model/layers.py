@@ -1,7 +1,7 @@
 """The parts of a BERT encoder (Devlin et al. 2019) on packed tokens, under transformers' parameter names.
 
 Shape legend: T tokens of the packed batch, R those whose states are read, H hidden size, B sequences, S tokens in the
-longest, A heads, D = H / A.
+longest, A heads, D = H / A, V keys and values of a prefix.
 
 Under ZeRO-3 a module's weights are there only while that module's own `forward` runs, so no module reads the
 parameters of another one, and what modules exchange are plain tensors.
@@ -88,6 +88,8 @@ class BertSelfAttention(nn.Module):
         self.key = BertLinear(config.hidden_size, config.hidden_size)
         self.value = BertLinear(config.hidden_size, config.hidden_size)
         self.dropout_probability = config.attention_probs_dropout_prob
+        #: gives keys and values, [V, H] each, that every sequence has in front of its own, as `Packing.prefix` tells
+        self.prefix: nn.Module | None = None
 
     def forward(self, hidden: Tensor, packing: Packing, asking: Tensor, read: Tensor | None) -> Tensor:
         """[T, H] to [T, H], or to [Q, H]: `asking` [Q, H] has the states of the tokens `read`, and rows behind them."""
@@ -95,21 +97,28 @@ class BertSelfAttention(nn.Module):
         kernels = dispatch.attention(hidden, self.heads)
         query = self.query(hidden if kernels is None else asking)
         key, value = self.key(hidden), self.value(hidden)
+        before = (None, None) if self.prefix is None else self.prefix()
         if kernels is not None:
+            key, value = (
+                own if first is None else packing.behind(own, first)
+                for own, first in zip((key, value), before, strict=True)
+            )
             return fused_attention(kernels, query, key, value, packing.asking(read), self.heads, dropout=dropout)
         context = nn.functional.scaled_dot_product_attention(
             self._split(query, packing),
-            self._split(key, packing),
-            self._split(value, packing),
+            self._split(key, packing, before[0]),
+            self._split(value, packing, before[1]),
             attn_mask=packing.key_mask,
             dropout_p=dropout,
         )
         states = packing.from_grid(context.transpose(1, 2).flatten(2), len(hidden))
         return states if read is None else pick(states, read)
 
-    def _split(self, projected: Tensor, packing: Packing) -> Tensor:
-        """[T, H] to [B, A, S, D]."""
+    def _split(self, projected: Tensor, packing: Packing, before: Tensor | None = None) -> Tensor:
+        """[T, H] to [B, A, S, D], or with `before` [V, H] to [B, A, V + S, D]."""
         grid = packing.to_grid(projected)
+        if before is not None:
+            grid = torch.cat((before.expand(packing.batch, -1, -1), grid), 1)
         return grid.view(*grid.shape[:2], self.heads, -1).transpose(1, 2)
 
 

@@ -1,11 +1,12 @@
 """Packed batches: sequences lie one after the other, so padding costs nothing outside attention.
 
-Shape legend: B sequences, T tokens in all of them, S tokens in the longest.
+Shape legend: B sequences, T tokens in all of them, S tokens in the longest, V keys and values of a prefix in front of
+each sequence's own.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -33,19 +34,45 @@ class Packing:
     """T; what is packed may have further rows, which belong to no sequence"""
     sequences: Sequences
     """where every token asks"""
+    prefix: int = 0
+    """V, see `behind`"""
 
     @classmethod
-    def from_lengths(cls, lengths: Tensor, tokens: int, max_length: int | None = None) -> Packing:
+    def from_lengths(cls, lengths: Tensor, tokens: int, max_length: int | None = None, prefix: int = 0) -> Packing:
         """The packing of `tokens` tokens in sequences of `lengths` [B], each at least 1.
 
         Without `max_length` it is read from `lengths`, which waits for the device when they lie on a GPU.
         """
         width = int(lengths.max()) if max_length is None else max_length
-        return cls(lengths.numel(), width, tokens, Sequences.of(lengths, tokens, width))
+        return cls(lengths.numel(), width, tokens, Sequences.of(lengths, tokens, width), prefix)
 
     def asking(self, read: Tensor | None) -> Sequences:
         """The sequences where only the tokens `read` [R] ask, in ascending order; all without."""
-        return self.sequences if read is None else self.sequences.asking(read)
+        return self._all_asking if read is None else self._with_prefix(self.sequences.asking(read))
+
+    @cached_property
+    def _all_asking(self) -> Sequences:
+        return self._with_prefix(self.sequences)
+
+    def _with_prefix(self, asking: Sequences) -> Sequences:
+        """The same queries, which ask each sequence's prefix too."""
+        if not self.prefix:
+            return asking
+        bounds = asking.bounds + torch.arange(self.batch + 1, device=asking.bounds.device) * self.prefix
+        tokens, longest = self.tokens + self.batch * self.prefix, self.max_length + self.prefix
+        return replace(asking, bounds=bounds, tokens=tokens, longest=longest)
+
+    @cached_property
+    def _places(self) -> tuple[Tensor, Tensor]:
+        return places_behind(self.sequences.lengths, self.tokens, self.prefix)
+
+    def behind(self, states: Tensor, prefix: Tensor) -> Tensor:
+        """Keys or values [T or more, H] with `prefix` [V, H] in front of each sequence's: [T + B V, H]."""
+        tokens, virtual = self._places
+        packed = states.new_empty(self.tokens + self.batch * self.prefix, states.shape[1])
+        return packed.index_copy_(0, tokens, states[: self.tokens]).index_copy_(
+            0, virtual, prefix.repeat(self.batch, 1)
+        )
 
     @property
     def starts(self) -> Tensor:
@@ -69,11 +96,11 @@ class Packing:
 
     @cached_property
     def key_mask(self) -> Tensor | None:
-        """[B, 1, 1, S] true where the grid holds a token; None when the sequences fill the grid."""
+        """[B, 1, 1, V + S] true where the grid holds a token or a prefix; None when the sequences fill the grid."""
         if self.full:
             return None
         held = torch.arange(self.max_length, device=self.starts.device) < self.sequences.lengths[:, None]
-        return held[:, None, None, :]
+        return F.pad(held, (self.prefix, 0), value=True)[:, None, None, :]
 
     def to_grid(self, packed: Tensor) -> Tensor:
         """[T or more, ...] to [B, S, ...]; cells without a token hold zeros."""
@@ -87,6 +114,22 @@ class Packing:
         flat = grid.flatten(0, 1)
         packed = flat if self.cells is None else flat.index_select(0, self.cells)
         return F.pad(packed, (0, 0, 0, rows - self.tokens)) if rows > self.tokens else packed
+
+
+def places_behind(lengths: Tensor, tokens: int, count: int) -> tuple[Tensor, Tensor]:
+    """Where rows are when `count` further ones come in front of each sequence's.
+
+    Args:
+        lengths: [B], tokens of each sequence; `tokens` in all.
+
+    Returns:
+        the tokens' rows [T], and the further ones' [B * count], int64.
+    """
+    further = torch.arange(1, len(lengths) + 1, device=lengths.device) * count
+    of_tokens = torch.repeat_interleave(further, lengths, output_size=tokens)
+    first = lengths.cumsum(0) - lengths + further - count
+    virtual = first[:, None] + torch.arange(count, device=lengths.device)
+    return torch.arange(tokens, device=lengths.device) + of_tokens, virtual.flatten()
 
 
 def spare_rows(rows: int, like: Tensor) -> int:

@@ -108,11 +108,15 @@ def packed_samples(inputs: Mapping[str, Tensor]) -> list[Sample] | None:
     return [Sample(*(tuple(inputs[name][piece].tolist()) for name in names)) for piece in pieces]
 
 
-def random_samples(config: Any) -> list[Sample]:
-    """Samples of a few lengths, always the same for a configuration; every second has two segments where it can."""
+def random_samples(config: Any, taken: int = 0) -> list[Sample]:
+    """Samples of a few lengths, always the same for a configuration; every second has two segments where it can.
+
+    Args:
+        taken: positions that no token of a sample may have.
+    """
     architecture, generator = architecture_of(config), torch.Generator().manual_seed(SEED)
     pairs = (architecture.segments(config) or 1) > 1
-    samples, longest = [], architecture.positions(config)
+    samples, longest = [], architecture.positions(config) - taken
     for index, length in enumerate(sorted({min(length, longest) for length in LENGTHS})):
         ids = torch.randint(0, config.vocab_size, (length,), generator=generator)
         if config.pad_token_id is not None:  # RoBERTa gives it no position

@@ -21,7 +21,7 @@ from engine.data.tokenizer.wordpiece import load_tokenizer
 from engine.durable import sha256_of
 from engine.errors import UserError
 from engine.hub import fetch, hub_model
-from engine.model.adapters.folder import adaptation_of, is_adapter, merged, open_adapted
+from engine.model.adapters.folder import adaptation_of, is_adapter, merged, open_adapted, taken_positions
 from engine.model.folder import TUNED, read_origin, weights_of
 from engine.model.pretrained import load_config, load_pretrained, weight_files
 from engine.model.sentence import FIELD, read_sentence_config
@@ -76,10 +76,12 @@ class ModelFolder:
         Raises:
             UserError: more is wanted than the model has positions for.
         """
-        limit = architecture_of(self.config).positions(self.config)
+        taken = taken_positions(self.folder)
+        limit = architecture_of(self.config).positions(self.config) - taken
         if wanted is not None and wanted > limit:
+            beside = f" beside {taken} of its adapters" if taken else ""
             raise UserError(
-                f"max_length: {wanted} is not allowed; {self.folder} has {limit} positions: give at most that"
+                f"max_length: {wanted} is not allowed; {self.folder} has {limit} positions{beside}: give at most that"
             )
         own = (getattr(self.config, FIELD, None) or {}).get("max_length")
         most = min(limit, own or self.vocabulary.max_length or limit)

@@ -75,6 +75,7 @@ class FineTuning(Task):
         self.vocabulary = self._with_positions(load_tokenizer(self.tokenizer))
         self.loaded: LoadReport | None = None
         self._check_length()
+        self._check_method()
 
     @classmethod
     def export_class(cls, config: Any) -> str:
@@ -95,13 +96,24 @@ class FineTuning(Task):
 
     def _check_length(self) -> None:
         config = self.build_config()
-        limit = architecture_of(config).positions(config)
-        length = self.config.labelled.max_length
-        remedy = f"{self.config.model.init_from} has {limit} positions: give at most {limit}"
-        require(length <= limit, "labelled.max_length", length, remedy)
+        limit, folder = architecture_of(config).positions(config), self.config.model.init_from
+        length, taken = self.config.labelled.max_length, self.config.adapter.positions
+        remedy = f"{folder} has {limit} positions, and each sequence needs some of its own: give fewer"
+        require(taken < limit, "adapter.virtual_tokens", taken, remedy)
+        before = f" and adapter.virtual_tokens take {taken} of them" if taken else ""
+        remedy = f"{folder} has {limit} positions{before}: give at most {limit - taken}"
+        require(length <= limit - taken, "labelled.max_length", length, remedy)
         longest = self.vocabulary.max_length
         remedy = f"model_max_length is {longest} in {self.tokenizer}/tokenizer_config.json: give at most that"
         require(longest is None or length <= longest, "labelled.max_length", length, remedy)
+
+    def _check_method(self) -> None:
+        """Refuse a prefix for attention that takes none."""
+        config, method = self.build_config(), self.config.adapter.method
+        remedy = (
+            f"a model of type {config.model_type!r} has no place for keys and values of a prefix; take prompt or lora"
+        )
+        require(method != "prefix" or architecture_of(config).takes_prefix, "adapter.method", method, remedy)
 
     def check_unknown(self) -> None:
         """Say how much of the texts the tokenizer doesn't know, and refuse too much of it."""

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.config import AdapterConfig, architecture_of
-from engine.config.adapter import IN_FOLDER, Frozen, frozen_parts
-from engine.model.adapters import budget, houlsby
+from engine.config import AdapterConfig, architecture_of, require
+from engine.config.adapter import IN_FOLDER, VIRTUAL, Frozen, frozen_parts
+from engine.model.adapters import budget, houlsby, virtual
 from engine.model.adapters.places import check_layers, place, plain, targets
 from engine.model.pretrained import LoadReport
 
@@ -58,10 +58,11 @@ class Adaptation:
             loaded: what the model has from the folder that it starts from.
 
         Raises:
-            UserError: targets or frozen layers that the model doesn't have.
+            UserError: targets or frozen layers that the model doesn't have; a prompt before new word embeddings.
         """
         if not self.is_partial:
             return
+        self._check_vocabulary(loaded)
         frozen, config = frozen_parts(self.freeze), _config(model)
         prefix = architecture_of(config).prefix
         check_layers(frozen, config.num_hidden_layers, self.freeze)
@@ -82,8 +83,19 @@ class Adaptation:
         """Whether the method trains a parameter of the base."""
         return self.adapter.method == "none" or (self.adapter.method == "bitfit" and name.endswith(".bias"))
 
+    def _check_vocabulary(self, loaded: LoadReport) -> None:
+        """Refuse a prompt beside new embeddings: peft takes those of the base, without a word."""
+        grown = any(place(each.name, loaded.prefix)[0] == "embeddings" for each in loaded.reshaped)
+        remedy = (
+            f"{self.base} lacks tokens of the tokenizer, and peft would not see the new ones; choose another method"
+        )
+        require(self.adapter.method != "prompt" or not grown, "adapter.method", "prompt", remedy)
+
     def _insert(self, model: nn.Module, frozen: Frozen) -> None:
         method, architecture = self.adapter.method, architecture_of(_config(model))
+        if method in VIRTUAL:
+            put = virtual.insert_prompt if method == "prompt" else virtual.insert_prefix
+            put(model, self.adapter.virtual_tokens)
         if not self.adapter.layers():
             return
         names = targets(self.adapter, architecture, frozen, [name for name, _ in model.named_modules()])

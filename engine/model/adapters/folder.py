@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -18,11 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from engine.config import AdapterConfig, architecture_of
-from engine.config.adapter import MERGEABLE
+from engine.config.adapter import MERGEABLE, VIRTUAL
 from engine.errors import UserError
 from engine.hub import local_folder
 from engine.model.adapters.adapt import Adaptation
+from engine.model.adapters.judge import VirtualJudge, judged_by
 from engine.model.adapters.places import BASE, place, plain
+from engine.model.adapters.virtual import VECTORS, joined, split
 from engine.model.folder import (
     ADAPTER_WEIGHTS,
     ORIGIN_FILE,
@@ -33,7 +35,7 @@ from engine.model.folder import (
     write_origin,
 )
 from engine.model.pretrained import base_weights, load_pretrained
-from engine.model.roundtrip import RoundTrip, Sample, compare_logits, compare_models, random_logits
+from engine.model.roundtrip import RoundTrip, Sample, compare_logits, compare_models, random_logits, random_samples
 
 #: in zerobert.json, how the model was adapted, and to what
 ADAPTATION = "adaptation"
@@ -41,6 +43,8 @@ ADAPTATION = "adaptation"
 BASE_WEIGHTS = "base weights"
 #: what peft puts before the names of a model's parameters
 PEFT_PREFIX = "base_model.model."
+#: the same of a model with trained vectors in front of each sequence, and what it calls these
+PROMPT_PREFIX, PROMPT = "base_model.", "prompt_embeddings"
 #: what it calls the only adapter of a model, in the names of its parameters
 ADAPTER_NAME = ".default"
 
@@ -99,26 +103,48 @@ def export_adapter(
     own = rebuilt(config, head, base, adaptation)
     trained = {name: weights[name] for name, parameter in own.named_parameters() if parameter.requires_grad}
     with whole_folder(out) as partial:
-        tensors = {saved_name(name): tensor.detach().cpu().contiguous() for name, tensor in trained.items()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in saved(trained).items()}
         save_file(tensors, partial / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         write_description(partial, config, tokenizer)
-        known = _write_peft_config(partial, own, head, adaptation.base)
+        known = _write_peft_config(partial, own, head, adaptation)
         told = {**origin, ADAPTATION: asdict(adaptation)}
         fill(own, _read(partial), partial)
         compare_weights(own, weights)
-        compared = _compare(partial, base, own, config, head, samples) if known and check else None
+        compared = _compare(partial, base, own, adaptation, head, samples) if known and check else None
         write_origin(partial, told, compared)
     return compared
 
 
-def saved_name(name: str) -> str:
+def saved_name(name: str, prefix: str = PEFT_PREFIX) -> str:
     """What peft calls a parameter of an adapted model in a folder.
 
     >>> saved_name("bert.encoder.layer.0.attention.self.query.lora_A.default.weight")
     'base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight'
     """
     short = name.replace(ADAPTER_NAME, "")
-    return PEFT_PREFIX + short.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+    return prefix + short.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+
+
+def saved(trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The trained parameters of a model, in their order, as peft keeps them in a folder."""
+    vectors = joined(trained)
+    if vectors is None:
+        return {saved_name(name): tensor for name, tensor in trained.items()}
+    others = {saved_name(name, PROMPT_PREFIX): each for name, each in trained.items() if not name.endswith(VECTORS)}
+    return {PROMPT: vectors, **others}
+
+
+def restored(tensors: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters of a folder under our names, without those that it lacks: the inverse of `saved`.
+
+    Args:
+        trained: parameters of the model that the folder is read to.
+    """
+    virtual = any(name.endswith(VECTORS) for name in trained)
+    names = {name: saved_name(name, PROMPT_PREFIX if virtual else PEFT_PREFIX) for name in trained}
+    found = {name: tensors[theirs] for name, theirs in names.items() if theirs in tensors}
+    whole = tensors.get(PROMPT) if virtual else None
+    return found | split(whole, trained) if whole is not None and whole.dim() == 2 else found
 
 
 def head_of(config: Any) -> str:
@@ -143,15 +169,14 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
     Raises:
         UserError: one is missing or of another shape.
     """
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            tensor = tensors.get(saved_name(name))
-            if tensor is None or tensor.shape != parameter.shape:
-                found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
-                raise UserError(
-                    f"{where}: {name} {found} and {tuple(parameter.shape)} is needed; copy the folder again"
-                )
-            parameter.copy_(tensor)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    values = restored(tensors, trained)
+    for name, parameter in trained.items():
+        tensor = values.get(name)
+        if tensor is None or tensor.shape != parameter.shape:
+            found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
+            raise UserError(f"{where}: {name} {found} and {tuple(parameter.shape)} is needed; copy the folder again")
+        parameter.copy_(tensor)
 
 
 def open_adapted(folder: Path, config: Any, head: str, base: str | None = None) -> nn.Module:
@@ -183,6 +208,21 @@ def adaptation_of(folder: Path, base: str | None = None) -> tuple[Adaptation, Pa
     Raises:
         UserError: see `open_adapted`.
     """
+    adaptation, digest = _told(folder)
+    return adaptation, checked_base(base or adaptation.base, digest, str(folder))
+
+
+def taken_positions(folder: Path) -> int:
+    """Positions of the model that its adapters need in front of each sequence.
+
+    Raises:
+        UserError: no adapters of a run.
+    """
+    return _told(folder)[0].adapter.positions if is_adapter(folder) else 0
+
+
+def _told(folder: Path) -> tuple[Adaptation, str]:
+    """How the model of a folder was adapted, and the SHA-256 of its base's weights."""
     origin = read_origin(folder) or {}
     told = origin.get(ADAPTATION)
     if not isinstance(told, dict):
@@ -191,12 +231,11 @@ def adaptation_of(folder: Path, base: str | None = None) -> tuple[Adaptation, Pa
             "and give that folder"
         )
     try:
-        adaptation, digest = Adaptation.of(told), origin["facts"][BASE_WEIGHTS]
+        return Adaptation.of(told), origin["facts"][BASE_WEIGHTS]
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{folder / ORIGIN_FILE}: it is not what was written there ({error!r}); copy it again"
         ) from error
-    return adaptation, checked_base(base or adaptation.base, digest, str(folder))
 
 
 def checked_base(base: str, digest: str, what: str) -> Path:
@@ -256,24 +295,33 @@ def compare_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             raise UserError(f"export: the export is not the model: {name}, as read back, is not what was trained")
 
 
-def _write_peft_config(folder: Path, model: nn.Module, head: str, base: str) -> bool:
+def _write_peft_config(folder: Path, model: nn.Module, head: str, adaptation: Adaptation) -> bool:
     """Write adapter_config.json, if peft has the method."""
-    configs = getattr(model, "peft_config", None)
-    if configs is None:
+    config = _peft_config(model, adaptation.adapter)
+    if config is None:
         return False
     from engine.model.adapters.methods import TASK_TYPES
 
-    (config,) = configs.values()
     prefix = architecture_of(model.config).prefix
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    modules = {_module_to_save(name, prefix) for name in trained if ADAPTER_NAME not in name}
+    beside = [name for name in trained if name.endswith(VECTORS) or ADAPTER_NAME in name]
+    modules = {_module_to_save(name, prefix) for name in trained if name not in beside}
     config.modules_to_save = sorted(modules)
     config.task_type = TASK_TYPES.get(head)
-    config.base_model_name_or_path = base
+    config.base_model_name_or_path = adaptation.base
     config.inference_mode = True
     config.save_pretrained(folder)
     config.inference_mode = False
     return True
+
+
+def _peft_config(model: nn.Module, adapter: AdapterConfig) -> Any:
+    """What peft is told of a model's adapters; None of a method that it doesn't have."""
+    if adapter.method in VIRTUAL:
+        from engine.model.adapters.methods import virtual_config
+
+        return virtual_config(adapter, model.config)
+    return next(iter(getattr(model, "peft_config", {}).values()), None)
 
 
 def _module_to_save(name: str, prefix: str) -> str:
@@ -283,10 +331,11 @@ def _module_to_save(name: str, prefix: str) -> str:
 
 
 def _compare(
-    folder: Path, base: Path, ours: nn.Module, config: Any, head: str, samples: Sequence[Sample] | None
+    folder: Path, base: Path, ours: nn.Module, adaptation: Adaptation, head: str, samples: Sequence[Sample] | None
 ) -> RoundTrip:
     import peft
 
+    config, adapter = cast(Any, ours).config, adaptation.adapter
     (name,) = config.architectures
     kind = architecture_of(config).export_class(name)
 
@@ -294,7 +343,9 @@ def _compare(
         options = {"dtype": torch.float32, "attn_implementation": "eager", "local_files_only": True}
         model = kind.from_pretrained(base, config=config, ignore_mismatched_sizes=True, **options)
         opened: nn.Module = peft.PeftModel.from_pretrained(model, folder).eval()
-        return opened
+        return VirtualJudge(opened, adapter.method, head) if adapter.method in VIRTUAL else opened
 
-    told = RoundTrip(f"PeftModel over {name}", 0, 0, samples is not None, "float32", library="peft's")
-    return compare_models(lambda: ours.eval(), theirs, head, config, samples, told)
+    judge, library = judged_by(adapter.method, head, name)
+    told = RoundTrip(judge, 0, 0, samples is not None, "float32", library=library)
+    chosen = random_samples(config, adapter.positions) if samples is None else samples
+    return compare_models(lambda: ours.eval(), theirs, head, config, chosen, told)

@@ -17,6 +17,20 @@ TASK_TYPES = {
 }
 
 
+def virtual_config(adapter: AdapterConfig, config: Any) -> Any:
+    """What peft is told of a prompt or a prefix.
+
+    Args:
+        config: the transformers configuration of the model.
+    """
+    sizes = {"token_dim": config.hidden_size, "num_layers": config.num_hidden_layers}
+    sizes |= {"num_attention_heads": config.num_attention_heads, "num_transformer_submodules": 1}
+    if adapter.method == "prompt":
+        return peft.PromptTuningConfig(num_virtual_tokens=adapter.virtual_tokens, **sizes)
+    sizes |= {"encoder_hidden_size": config.hidden_size}
+    return peft.PrefixTuningConfig(num_virtual_tokens=adapter.virtual_tokens, **sizes)
+
+
 def peft_config(adapter: AdapterConfig, architecture: Architecture, targets: list[str], steps: int) -> Any:
     """What peft is told of the adapters.
 

@@ -82,6 +82,7 @@ class ModernBertEntry(Architecture):
     }
     options = ("window", "global_every", "rope_theta", "local_rope_theta")
     extensible = ("max_positions",)
+    takes_prefix = False
     rates = ("initializer_range", "norm_eps", "initializer_cutoff_factor")
     dropout = 0.0
     feed_forward_matrices = 3
