@@ -57,6 +57,8 @@ class Mark:
     steps: int
     wall: float
     processor: float
+    memory: int = 0
+    """bytes, the most that the process had resident until then"""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,11 @@ class Run:
     marks: list[Mark]
     wall: float
     accuracy: float | None
+
+    @property
+    def memory(self) -> int:
+        """Bytes, the most that the process had resident up to its last step."""
+        return max(mark.memory for mark in self.marks)
 
     def rates(self, job: Job, examples: int, unmeasured: int) -> tuple[float, float]:
         """Sentences a second and a processor second after the unmeasured steps, without `STALLS`.
@@ -115,7 +122,9 @@ def observe(arguments: list[str], threads: int, limit_s: float = LIMIT_S) -> Run
         for line in process.stdout or ():
             printed.append(line)
             if found := re.match(r"step (\d+)", line):
-                marks.append(Mark(int(found[1]), time.perf_counter(), processor_seconds(process.pid)))
+                marks.append(
+                    Mark(int(found[1]), time.perf_counter(), processor_seconds(process.pid), resident(process.pid))
+                )
             elif found := re.match(r"accuracy ([\d.]+)", line):
                 accuracy = float(found[1])
         code = process.wait()
@@ -126,6 +135,14 @@ def observe(arguments: list[str], threads: int, limit_s: float = LIMIT_S) -> Run
     if code:
         raise RuntimeError(f"exit code {code} after {time.perf_counter() - start:.0f} s\n" + "".join(printed[-20:]))
     return Run(marks, time.perf_counter() - start, accuracy)
+
+
+def resident(process: int) -> int:
+    """Bytes, the most that a process has had resident; 0 if it has ended."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return 0
 
 
 def zerobert(job: Job, validation: str, output: str, more: list[str]) -> list[str]:

@@ -38,6 +38,11 @@ class Job:
     compiled: bool = False
     evaluated: bool = True
     """score the test sentences at the end"""
+    columns: tuple[str, ...] = ("sentence",)
+    """of the text, or of the texts of a pair"""
+    lora_rank: int = 0
+    """of adapters on all linear layers of the encoder, by peft; 0 trains all weights"""
+    bf16: bool = True
 
 
 def read(path: str) -> list[dict[str, Any]]:
@@ -47,14 +52,14 @@ def read(path: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file]
 
 
-def tokenised(path: str, tokenizer: Any, max_length: int) -> Any:
+def tokenised(path: str, tokenizer: Any, job: Job) -> Any:
     """A data set of unpadded token ids, labels and lengths."""
     from datasets import Dataset
 
     rows = read(path)
-    texts = [row["sentence"] for row in rows]
+    texts = [[row[column] for row in rows] for column in job.columns]
     # The folder's tokenizer.json would pad everything to 128; Trainer's collator pads to the longest of a batch.
-    encoded = tokenizer(texts, padding=False, truncation=True, max_length=max_length)
+    encoded = tokenizer(*texts, padding=False, truncation=True, max_length=job.max_length)
     columns = dict(encoded) | {
         "labels": [int(row["label"]) for row in rows],
         "length": [len(ids) for ids in encoded["input_ids"]],
@@ -92,7 +97,7 @@ def arguments(job: Job, folder: str) -> Any:
         adam_epsilon=1e-6,
         max_grad_norm=1.0,
         optim="adamw_torch_fused",
-        bf16=True,
+        bf16=job.bf16,
         use_cpu=True,
         torch_compile=job.compiled,
         dataloader_num_workers=job.workers,
@@ -103,6 +108,15 @@ def arguments(job: Job, folder: str) -> Any:
         report_to="none",
         disable_tqdm=True,
     )
+
+
+def adapted(model: Any, rank: int) -> Any:
+    """The model under LoRA as zerobert's defaults have it: alpha twice the rank, no dropout, the head trained too."""
+    import peft
+
+    targets = r".*encoder\.layer\.\d+\..*(query|key|value|dense)"
+    options = {"r": rank, "lora_alpha": 2 * rank, "lora_dropout": 0.0, "target_modules": targets}
+    return peft.get_peft_model(model, peft.LoraConfig(task_type=peft.TaskType.SEQ_CLS, **options))
 
 
 def run(job: Job) -> None:
@@ -120,17 +134,19 @@ def run(job: Job) -> None:
     set_seed(job.seed)
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     model = AutoModelForSequenceClassification.from_pretrained(job.model, num_labels=2)
+    if job.lora_rank:
+        model = adapted(model, job.lora_rank)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=model,
             args=arguments(job, folder),
-            train_dataset=tokenised(job.train, tokenizer, job.max_length),
+            train_dataset=tokenised(job.train, tokenizer, job),
             data_collator=DataCollatorWithPadding(tokenizer),
             callbacks=[progress()],
         )
         trainer.train()
         if job.evaluated:
-            predicted = trainer.predict(tokenised(job.test, tokenizer, job.max_length))
+            predicted = trainer.predict(tokenised(job.test, tokenizer, job))
             hits = predicted.predictions.argmax(-1) == predicted.label_ids
             print(f"accuracy {float(hits.mean())}", flush=True)
 

@@ -180,7 +180,7 @@ def run(config: RunConfig, launcher: Launcher, session: Session, given: frozense
     from engine.dist import agreed, gather_objects
     from engine.evaluate import final_report
     from engine.train.curves.monitor import check_monitor
-    from engine.train.start import find_start, is_over, recorded_facts, told_over, with_hub_model
+    from engine.train.start import find_start, is_over, recorded_facts, told_over, trained_lines, with_hub_model
     from engine.train.trainer import Trainer
     from launch.forecast.fit import default_layout, explained_memory
     from launch.zero.run import complete, record, resolved
@@ -213,7 +213,7 @@ def run(config: RunConfig, launcher: Launcher, session: Session, given: frozense
         trainer = agreed(lambda: Trainer(task, config, deepspeed.values, layout, start, session, facts))
     if world.is_main:
         record(config, deepspeed)
-        for line in task.describe_data():
+        for line in (*task.describe_data(), *trained_lines(task, trainer.zero, trainer.output)):
             print(line)
         ranks = "one process" if launcher.name == "none" else f"{launcher.name}: {world.size} rank(s)"
         print(

@@ -33,9 +33,15 @@ def forward_flops(shape: Shape, lengths: Sequence[int], rows: float) -> float:
     linear = 2 * tokens * shape.layers * of_all + 2 * (tokens * (shape.layers - 1) + read) * of_read
     pairs = sum(map(shape.attended_pairs, lengths)) + (tokens if shape.pooler else 0)
     attention = 4 * pairs * hidden
+    return linear + attention + head_flops(shape, first, rows)
+
+
+def head_flops(shape: Shape, first: float, rows: float) -> float:
+    """FLOPs of the heads alone, and of the layer over first tokens: see `forward_flops`."""
+    hidden = shape.hidden
     head = 2 * rows * (hidden * hidden + hidden * shape.vocabulary if shape.decoder else hidden * shape.classes)
     pooled = 2 * first * (hidden * hidden + hidden * shape.classes)
-    return linear + attention + head + pooled
+    return head + pooled
 
 
 def training_flops(shape: Shape, lengths: Sequence[int], rows: float) -> float:

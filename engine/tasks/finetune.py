@@ -23,7 +23,6 @@ from engine.hub import local_folder
 from engine.model.adapters.adapt import Adaptation
 from engine.model.adapters.folder import is_adapter, open_adapted
 from engine.model.build import build_config, initialise
-from engine.model.flops import training_flops
 from engine.model.pretrained import LoadReport, base_weights, load_config, load_pretrained
 from engine.tasks.identity import Fact
 from engine.tasks.task import Evaluation, Task
@@ -185,6 +184,13 @@ class FineTuning(Task):
             Fact("base weights", "model.init_from", base_weights(self.config.model.init_from)),
         ]
 
+    def token_flops(self, batch: MicroBatch) -> float:
+        """FLOPs of the encoder and of a head on its tokens: those that the batch says are read, else all."""
+        shape = architecture_of(self.model_config).shape_of(self.model_config)
+        lengths, read = batch.inputs["lengths"].tolist(), batch.inputs.get("read")
+        rows = sum(lengths) if read is None else len(read)
+        return self.step_flops(replace(shape, decoder=False, pooler=False), lengths, rows)
+
     def group(self, fixed: bool) -> int | None:
         """The global batch that a source brings examples of similar length into; None of one in the file's order."""
         return self.config.train.global_batch if self.config.labelled.group_by_length and not fixed else None
@@ -259,13 +265,6 @@ def read_splits(
         validation = read(labelled.validation)
     splits = {"train": training, "validation": validation}
     return splits if labelled.test is None else splits | {"test": read(labelled.test)}
-
-
-def token_flops(config: Any, batch: MicroBatch) -> float:
-    """FLOPs of the encoder and of a head on its tokens: those that the batch says are read, else all."""
-    shape = replace(architecture_of(config).shape_of(config), decoder=False, pooler=False)
-    lengths, read = batch.inputs["lengths"].tolist(), batch.inputs.get("read")
-    return training_flops(shape, lengths, sum(lengths) if read is None else len(read))
 
 
 #: what a packed batch has for every model

@@ -6,7 +6,7 @@ The loop knows `Task` and never a task's name: a new task is a class that inheri
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from engine.config import RunConfig, architecture_of
+from engine.config import RunConfig, Shape, architecture_of
 from engine.data.loading.source import MicroBatch, SampleSource
 from engine.data.tokenizer.vocabulary import Vocabulary
 from engine.model.adapters.adapt import Adaptation
-from engine.model.flops import training_flops
+from engine.model.adapters.flops import step_flops
+from engine.model.adapters.trained import Trained
 from engine.model.pretrained import LoadReport
 from engine.tasks.identity import Fact
 
@@ -140,7 +141,14 @@ class Task(Protocol):
         Here those of a classifier on the pooled vector; see `engine.model.flops`.
         """
         shape = replace(architecture_of(self.model_config).shape_of(self.model_config), decoder=False)
-        return training_flops(shape, batch.inputs["lengths"].tolist(), 0)
+        return self.step_flops(shape, batch.inputs["lengths"].tolist(), 0)
+
+    def step_flops(self, shape: Shape, lengths: Sequence[int], rows: float) -> float:
+        """See `engine.model.adapters.flops.step_flops`: of what the run trains."""
+        chosen, trained = self.adaptation, None
+        if chosen is not None and chosen.is_partial:
+            trained = Trained(shape, chosen.adapter, chosen.freeze, architecture_of(self.model_config))
+        return step_flops(shape, lengths, rows, trained)
 
     def evaluate(self, model: nn.Module, batches: Iterable[MicroBatch]) -> Evaluation:
         """Run the model over this rank's batches and combine the results of all ranks."""

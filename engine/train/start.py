@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,15 @@ from typing import Any
 import yaml
 
 from engine import dist
-from engine.config import RunConfig
+from engine.config import RunConfig, architecture_of
 from engine.errors import UserError
 from engine.hub import HubModel, fetch, hub_model
+from engine.model.adapters.places import place, plain
 from engine.tasks import identity
 from engine.tasks.task import Task
 from engine.train import best
 from engine.train.checkpoint import folder as checkpoint
+from engine.zero.engine import ZeroEngine
 
 #: the file that is written last in a report's folder
 LAST_OF_REPORT = "report.txt"
@@ -97,6 +101,38 @@ def tell_loaded(task: Task, config: RunConfig) -> None:
         print(f"weights of {folder}: {task.loaded}", flush=True)
         values = {"folder": folder, **asdict(task.loaded)}
         (Path(config.output) / "loaded_weights.json").write_text(json.dumps(values, indent=1) + "\n")
+
+
+def trained_lines(task: Task, zero: ZeroEngine, output: Path) -> list[str]:
+    """Which share of the weights is trained, in a line if it isn't all of them; main rank only, writes trained.json."""
+    if task.loaded is None:
+        return []
+    known = {*task.loaded.taken, *task.loaded.initialised, *(each.name for each in task.loaded.reshaped)}
+    prefix = architecture_of(task.model_config).prefix
+    parts: Counter[str] = Counter()
+    base = frozen = 0
+    for name, parameter in zero.model.module.named_parameters():
+        size = math.prod(zero.wrapper.shape_of(parameter))
+        own = plain(name) in known
+        base += size if own else 0
+        frozen += 0 if parameter.requires_grad else size
+        if parameter.requires_grad:
+            parts[place(plain(name), prefix)[0] if own else "adapters"] += size
+    told = {"base": base, "trained": parts.total(), "parts": dict(parts)}
+    (output / "trained.json").write_text(json.dumps(told, indent=1) + "\n")
+    if not frozen:
+        return []
+    share = parts.total() / (parts.total() + frozen)
+    shown = ", ".join(f"{part} {_count(size)}" for part, size in parts.most_common())
+    return [f"trained: {_count(parts.total())} of {_count(parts.total() + frozen)} parameters ({share:.2%}): {shown}"]
+
+
+def _count(parameters: int) -> str:
+    """
+    >>> _count(23400000), _count(770)
+    ('23.4 M', '770')
+    """
+    return f"{parameters / 1e6:.3g} M" if parameters >= 1e5 else f"{parameters:,}"
 
 
 def record_config(output: Path, values: dict[str, Any], deepspeed: dict[str, Any]) -> None:

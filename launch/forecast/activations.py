@@ -37,14 +37,18 @@ class Pass:
 
 def passes(work: Workload) -> Pass:
     """The bytes of a micro-batch's passes."""
-    layers, read = work.shape.layers, _read(work)
+    layers, read = work.shape.layers - work.first_layer, _read(work)
+    if layers == 0:
+        return Pass(0, head_bytes(work), 0, 0)
     if work.activation_checkpointing:
         # The first layer's input is the embeddings' output; one layer at a time is computed again.
         encoder = (layers - 1) * _hidden(work)
     else:  # without the last layer's output, which is the head's
-        encoder = (layers - 1) * layer_bytes(work) + layer_bytes(work, read) - _hidden(work, read)
+        encoder = (layers - 1) * layer_bytes(work) + layer_bytes(work, read) - _hidden(work, read) + adapter_bytes(work)
     layer = _tied_gradient(work) + _widest_backward(work)
-    return Pass(embedding_bytes(work) + encoder, head_bytes(work), layer, _end_bytes(work))
+    if work.trains_embeddings:
+        return Pass(embedding_bytes(work) + encoder, head_bytes(work), layer, _end_bytes(work))
+    return Pass(_hidden(work) + encoder, head_bytes(work), layer, 2 * _hidden(work))
 
 
 def _read(work: Workload) -> int:
@@ -105,6 +109,23 @@ def attention_bytes(work: Workload) -> int:
     return 3 * FP32 * work.tokens * shape.hidden + hidden + FP32 * scores + dropped
 
 
+def adapter_bytes(work: Workload) -> int:
+    """What adapters keep beside the layers: LoRA's inner states, DoRA's two products, ia3's states before they are
+    scaled, of a bottleneck its input and what is before and behind its GELU."""
+    trained = work.trained
+    if trained is None:
+        return 0
+    method = trained.adapter.method
+    kept = 0
+    for layer in range(work.shape.layers):
+        for matrix in trained.matrices():
+            if trained.adapts(matrix, layer):
+                low = trained.rank + (2 * matrix.outputs if method == "dora" else 0)
+                bottleneck = matrix.outputs + 2 * trained.adapter.bottleneck
+                kept += {"ia3": matrix.outputs, "houlsby": bottleneck}.get(method, low)
+    return work.width * work.tokens * kept
+
+
 def _branches(work: Workload) -> int:
     """Matrices that the feed-forward network multiplies its input by: 2 where one gates the other."""
     return work.shape.feed_forward_matrices - 1
@@ -146,7 +167,7 @@ def _widest_backward(work: Workload) -> int:
     behind = last - attention_bytes(work)
     gradients = 5 * _hidden(work) - behind  # of context, residual, queries, keys and values, with what is behind gone
     widest = (last if again else 0) + max(_feed_forward_backward(work, read), gradients)
-    if work.shape.layers == 1:
+    if work.shape.layers - work.first_layer == 1:
         return widest
     released = _hidden(work) - layer_bytes(work) if again else last
     return max(widest, _feed_forward_backward(work, work.tokens) - released)

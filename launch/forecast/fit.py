@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from engine.config import TASKS, RunConfig, architecture_of
 from engine.config.train import largest_divisor
 from engine.errors import RunError
+from engine.model.adapters.trained import trained_of
 from launch.forecast.hardware import readable
 from launch.forecast.memory import Forecast, Workload, forecast, largest_micro_batch
 
@@ -27,8 +28,10 @@ RESERVE = 256 << 20
 def workload_of(config: RunConfig, made: Task, micro_batch: int, world: World) -> Workload:
     """The run on these ranks as the forecast sees it."""
     task, model = TASKS.get(config.task), made.model_config
+    architecture = architecture_of(model)
+    shape = task.with_heads(architecture.shape_of(model), config)
     return Workload(
-        shape=task.with_heads(architecture_of(model).shape_of(model), config),
+        shape=shape,
         sequence_length=task.sequence_length(config),
         micro_batch=micro_batch,
         stage=config.train.zero_stage,
@@ -42,8 +45,9 @@ def workload_of(config: RunConfig, made: Task, micro_batch: int, world: World) -
         offload_optimizer=config.zero.offload_optimizer,
         offload_parameters=config.zero.offload_parameters,
         accelerator=world.device.type,
-        dropout=architecture_of(model).dropouts(config.model)[0],
+        dropout=architecture.dropouts(config.model)[0],
         kernels=config.train.kernels != "reference",
+        trained=trained_of(config, shape, architecture),
     )
 
 
@@ -59,10 +63,10 @@ def halvings(share: int, first: int) -> Iterator[int]:
         limit = size // 2
 
 
-def ballast(memory: Forecast, precision_bytes: int, parameters: int) -> int:
-    """Bytes of a run that the trial's own plain model doesn't hold: its weights and gradients are there already."""
+def ballast(memory: Forecast, work: Workload) -> int:
+    """Bytes of a run that the trial's own model doesn't hold: its weights and gradients are there already."""
     run = memory.total - memory.activations - memory.head
-    return RESERVE + max(0, run - 2 * precision_bytes * parameters)
+    return RESERVE + max(0, run - work.width * (work.parameters + work.trained_parameters))
 
 
 def fitting_micro_batch(config: RunConfig, task: Task, world: World) -> int:
@@ -78,7 +82,7 @@ def fitting_micro_batch(config: RunConfig, task: Task, world: World) -> int:
     work = workload_of(config, task, 1, world)
     memory = min(dist.gather_objects(available_memory(world.device, world.local_size)))
     first = largest_micro_batch(work, memory, limit=share) or 1
-    held = ballast(forecast(work), work.width, work.shape.parameters())
+    held = ballast(forecast(work), work)
     for size in halvings(share, first):
         if all(dist.gather_objects(fits(task, size, config.train.precision, world.device, held))):
             return size

@@ -113,7 +113,7 @@ def forecast(workload: Workload) -> Forecast:
         margin=libraries if workload.accelerator == "cuda" else 0,
         host=model_states.host,
         nvme=model_states.nvme,
-        startup=FP32 * (shape.parameters() + (shape.largest_parameter() if shape.decoder else 0)),
+        startup=FP32 * (workload.parameters + (shape.largest_parameter() if shape.decoder else 0)),
     )
 
 
@@ -134,8 +134,8 @@ def _certificate(workload: Workload, kept: States) -> int:
         return 0
     copies = 2 * FP32 * workload.share if workload.accelerator == "cpu" else 0
     rows = 3 + len(OPTIMIZERS.get(workload.optimizer).states)
-    blocks = (2 if workload.ranks == 1 else 3) * rows * FP32 * workload.shape.largest_parameter()
-    chunk = min(DEVICE_CHUNK, workload.shape.largest_parameter()) if workload.accelerator != "cpu" else 0
+    blocks = (2 if workload.ranks == 1 else 3) * rows * FP32 * workload.largest_trained
+    chunk = min(DEVICE_CHUNK, workload.largest_trained) if workload.accelerator != "cpu" else 0
     freed = 0 if workload.stage == 3 else kept.gradients
     return copies + max(blocks + DEVICE_CHUNK_BYTES * chunk - freed, kept.step)
 

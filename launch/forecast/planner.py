@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from engine.config import ARCHITECTURES, TASKS, ModelConfig, RunConfig
 from engine.config.train import largest_divisor
 from engine.errors import UserError
+from engine.model.adapters.trained import trained_of
 from launch.forecast.fit import within_memory
 from launch.forecast.hardware import Hardware, compared, readable
 from launch.forecast.memory import Forecast, Workload, forecast, largest_micro_batch, shape_of
@@ -110,9 +111,10 @@ class Candidate:
 def workload(request: Request, hardware: Hardware, choice: tuple[int, str, str], checkpointing: bool) -> Workload:
     """A choice as a workload, with a micro-batch of 1."""
     stage, optimizer_place, parameter_place = choice
-    task = TASKS.get(request.run.task)
+    task, architecture = TASKS.get(request.run.task), ARCHITECTURES.get(request.model.fresh_architecture)
+    shape = task.with_heads(shape_of(request.model, request.vocabulary), request.run)
     return Workload(
-        shape=task.with_heads(shape_of(request.model, request.vocabulary), request.run),
+        shape=shape,
         sequence_length=request.sequence_length,
         micro_batch=1,
         stage=stage,
@@ -127,9 +129,10 @@ def workload(request: Request, hardware: Hardware, choice: tuple[int, str, str],
         offload_optimizer=optimizer_place,
         offload_parameters=parameter_place,
         accelerator=hardware.accelerator,
-        dropout=ARCHITECTURES.get(request.model.fresh_architecture).dropouts(request.model)[0],
+        dropout=architecture.dropouts(request.model)[0],
         kernels=request.run.train.kernels != "reference",
         verify_update=request.run.train.verify_update,
+        trained=trained_of(request.run, shape, architecture),
     )
 
 

@@ -2,6 +2,7 @@
 
 DeepSpeed wraps the optimizer in one of four classes, by stage and precision, and each keeps other things; what is said
 here was read in their source and measured (benchmarks/memory_forecast.py). N parameters, R ranks, e bytes a weight.
+Where a part of the weights is trained, the others are there in e bytes and have nothing else.
 """
 
 from __future__ import annotations
@@ -61,14 +62,14 @@ def _optimizer(work: Workload, elements: int) -> tuple[int, int]:
 def _gathered(work: Workload) -> int:
     """gloo collects the ranks' parts in a copy; NCCL writes them in place."""
     on_cpu = work.accelerator == "cpu" and work.ranks > 1
-    return work.width * work.shape.parameters() if on_cpu else 0
+    return work.width * work.trained_parameters if on_cpu else 0
 
 
 def _flattened(work: Workload, limit: int, *, even_alone: bool = False) -> int:
     """Elements of the flat copy that a reduction makes: at most the limit, or a parameter that is larger."""
     if work.ranks == 1 and not even_alone:
         return 0
-    return min(work.shape.parameters(), max(limit, work.shape.largest_parameter()))
+    return min(work.trained_parameters, max(limit, work.largest_trained))
 
 
 def _stage_0(work: Workload) -> States:
@@ -76,13 +77,13 @@ def _stage_0(work: Workload) -> States:
 
     On a GPU our optimizers need none, but their first step moves each list of fp32 tensors into a flat one.
     """
-    count = work.shape.parameters()
+    count = work.trained_parameters
     master, kept = _optimizer(work, count)
     half = work.width < FP32
     moved = OPTIMIZERS.get(work.optimizer).flat_copies if work.accelerator != "cpu" else 0
     step = FP32 * count * max(int(half), moved)
     return States(
-        parameters=work.width * count,
+        parameters=work.width * work.parameters,
         master=master if half else 0,
         gradients=work.width * count,
         optimizer=kept,
@@ -96,15 +97,15 @@ def _bf16_stage_1(work: Workload) -> States:
 
     The fp32 gradients are flattened once more for the reduction, and again in bf16, in which they travel.
     """
-    count = work.shape.parameters()
+    count = work.trained_parameters
     master, kept = _optimizer(work, work.share)
     flat = _flattened(work, WHOLE_REDUCTION)
     return States(
-        parameters=work.width * count,
+        parameters=work.width * work.parameters,
         master=master,
         gradients=(FP32 + work.width) * count,
         optimizer=kept,
-        reduction=max((FP32 + work.width) * flat, FP32 * work.shape.largest_parameter()),
+        reduction=max((FP32 + work.width) * flat, FP32 * work.largest_trained),
         step=_gathered(work),
     )
 
@@ -116,13 +117,13 @@ def _stage_1_and_2(work: Workload) -> States:
     there is freed. Stage 2 keeps the rank's part, in bf16 in a flat fp32 tensor that the step takes as it is. In other
     precisions each micro-batch fills a new part beside the accumulated one, and the step flattens and widens it.
     """
-    count, share, width = work.shape.parameters(), work.share, work.width
+    count, share, width = work.trained_parameters, work.share, work.width
     master, kept = _optimizer(work, share)
     bucket = width * work.bucket * (2 if work.overlaps else 1)
     compact = work.stage == 2 and work.precision == "bf16"
     flat = width * _flattened(work, work.bucket, even_alone=compact)
     if compact:  # a reduced slice is widened before it is added
-        flat += FP32 * min(share, work.shape.largest_parameter())
+        flat += FP32 * min(share, work.largest_trained)
     part = 0 if compact else width * share
     widened = FP32 * share if width < FP32 and not compact else 0
     if work.stage == 1:
@@ -134,7 +135,7 @@ def _stage_1_and_2(work: Workload) -> States:
         reduction = bucket + flat + (part if work.accumulates else 0)
         step = part + widened
     found = States(
-        parameters=width * count,
+        parameters=width * work.parameters,
         master=master,
         gradients=gradients,
         optimizer=kept,
@@ -151,7 +152,7 @@ def _offloaded_1_and_2(work: Workload, kept: States, compact: bool) -> States:
 
     A buffer of the largest parameter goes on either side. bf16's accumulated part stays on the device.
     """
-    share, width, largest = work.share, work.width, work.shape.largest_parameter()
+    share, width, largest = work.share, work.width, work.largest_trained
     accumulated = width * share if work.accumulates and not compact else 0
     host = kept.master + kept.optimizer + FP32 * share + width * share + accumulated + width * largest
     stays = kept.gradients if compact or work.stage == 1 else 0
@@ -167,16 +168,16 @@ def _stage_3(work: Workload) -> States:
     that all of them do, until the backward pass. The reduction sorts a bucket by rank into a copy, of which gloo makes
     another one.
     """
-    count, share, width = work.shape.parameters(), work.share, work.width
+    count, share, width = work.trained_parameters, work.share, work.width
     master, kept = _optimizer(work, share)
     accumulated = width if work.precision == "fp16" else FP32
-    reduced = min(count, max(work.bucket, work.shape.largest_parameter()))
+    reduced = min(count, max(work.bucket, work.largest_trained))
     copies = 2 if work.accelerator == "cpu" else 1
     persistent, live = _gathered_parameters(work)
-    largest = width * work.shape.largest_parameter()
+    largest = width * work.largest_trained
     widened = FP32 * reduced // work.ranks if width < accumulated else 0
     found = States(
-        parameters=width * share,
+        parameters=width * -(-work.parameters // work.ranks),
         master=master,
         gradients=accumulated * share,
         optimizer=kept,

@@ -9,10 +9,11 @@ Communication follows Rajbhandari et al. 2020 (ZeRO), section 7, for Ψ paramete
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.config import OPTIMIZERS
-from engine.model.flops import TRAINING_PASSES, forward_flops
+from engine.model.adapters.flops import step_flops as needed_flops
+from engine.model.flops import forward_flops
 from launch.forecast.hardware import Hardware
 from launch.forecast.kernels.bound import attainable, bound
 from launch.forecast.kernels.counting import Step
@@ -46,9 +47,9 @@ class StepCost:
 
 def step_flops(work: Workload, accumulation: int) -> float:
     """FLOPs that a rank executes for a step; recomputation included."""
-    forward = forward_flops(work.shape, [work.sequence_length], work.read_share * work.sequence_length)
-    passes = TRAINING_PASSES + work.activation_checkpointing
-    return passes * forward * work.sequences * accumulation
+    given = (work.shape, [work.sequence_length], work.read_share * work.sequence_length)
+    again = forward_flops(*given) if work.activation_checkpointing else 0.0
+    return (needed_flops(*given, work.trained) + again) * work.sequences * accumulation
 
 
 def communicated(work: Workload, accumulation: int) -> tuple[float, float]:
@@ -59,11 +60,11 @@ def communicated(work: Workload, accumulation: int) -> tuple[float, float]:
     (n-1)/n of the data, an all-reduce twice that.
     """
     ring = (work.ranks - 1) / work.ranks
-    size = work.shape.parameters() * work.width * ring
+    size = work.trained_parameters * work.width * ring
     if work.stage == 0:
         return 2 * size, 0.0
     if work.stage == 3:
-        return size * accumulation, 2 * size * accumulation
+        return size * accumulation, 2 * work.parameters * work.width * ring * accumulation
     return size * (accumulation if work.stage == 2 else 1), size
 
 
@@ -91,11 +92,15 @@ def exposed(work: Workload, accumulation: int, compute: float, hardware: Hardwar
 
 
 def pass_seconds(work: Workload, accumulation: int, hardware: Hardware) -> tuple[float, str]:
-    """Seconds of a step's forward and backward passes, and what bounds them where it isn't a given utilisation."""
+    """Seconds of a step's forward and backward passes, and what bounds them where it isn't a given utilisation.
+
+    Where a part of the weights is trained, they are taken to shrink as their FLOPs do.
+    """
     if hardware.utilisation is not None:
         return step_flops(work, accumulation) / (hardware.peak_flops * hardware.utilisation), ""
     least = bound(passes(Step(work, accumulation)), attainable(hardware))
-    return least.seconds, least.limit
+    everything = step_flops(replace(work, trained=None), accumulation)
+    return least.seconds * step_flops(work, accumulation) / everything, least.limit
 
 
 def step_cost(work: Workload, accumulation: int, hardware: Hardware) -> StepCost:
@@ -104,7 +109,7 @@ def step_cost(work: Workload, accumulation: int, hardware: Hardware) -> StepCost
     compute, limit = pass_seconds(work, accumulation, hardware)
     measured = hardware.accelerator == "cpu"
     bandwidth = hardware.memory_bandwidth if measured else attainable(hardware).memory_bandwidth
-    shard = work.shape.parameters() / (work.ranks if work.stage > 0 else 1)
+    shard = work.trained_parameters / (work.ranks if work.stage > 0 else 1)
     offloaded = work.offload_optimizer != "none"
     stepped = shard * OPTIMIZERS.get(work.optimizer).step_bytes
     update = stepped / bandwidth

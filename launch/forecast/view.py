@@ -7,6 +7,7 @@ from pathlib import Path
 from engine.errors import UserError
 from launch.forecast.hardware import GIB, Hardware, compared, digits_between, readable
 from launch.forecast.planner import Candidate, Request, options_for, reason, recipe_verdict
+from launch.forecast.workload import Workload
 
 #: a colour-blind safe order (Okabe and Ito 2008)
 COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#F0E442", "#E69F00", "#D55E00", "#CC79A7", "#999999")
@@ -69,12 +70,12 @@ def render(
         own: what the recipe itself chooses.
         config: the recipe's file.
     """
-    shape = rows[0].work.shape
+    work = rows[0].work
     every = [*rows, *([] if own is None else [own])]
     closest = min((row.memory.total for row in every), key=lambda total: abs(total - hardware.memory))
     costs = cost_table(request, every)
     lines = [
-        f"{shape.parameters() / 1e6:,.1f} M parameters, {request.sequence_length} tokens, global batch "
+        f"{work.parameters / 1e6:,.1f} M parameters{trained(work)}, {request.sequence_length} tokens, global batch "
         f"{request.global_batch}, {request.precision}, {request.optimizer}{length(request)}",
         f"{hardware.ranks} x {hardware.name} with {compared(closest, hardware.memory)[1]}, "
         f"{hardware.ranks_per_node} a node",
@@ -92,6 +93,11 @@ def render(
         recipe = "" if config is None else f"--config {config} "
         lines.append(f"launch/train.py {recipe}{options_for(request, chosen)}")
     return "\n".join([*lines, "", assumptions(request, hardware, chosen or rows[0])])
+
+
+def trained(work: Workload) -> str:
+    """Which share of the parameters is trained, if not all."""
+    return "" if work.trained is None else f", {work.trained_parameters / work.parameters:.2%} of them trained"
 
 
 def length(request: Request) -> str:

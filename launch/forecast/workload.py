@@ -13,6 +13,7 @@ from engine.config import (
     ZeroConfig,
     require,
 )
+from engine.model.adapters.trained import Trained
 from launch.zero.build import shape_bucket
 
 #: bytes of an element
@@ -68,6 +69,8 @@ class Workload:
     stage3_max_live_parameters: int = 1_000_000_000
     stage3_max_reuse_distance: int = 1_000_000_000
     """parameters that are used again within so many aren't released (DeepSpeed's default)"""
+    trained: Trained | None = None
+    """what is trained of the weights; None for all"""
     verify_update: int = 1
     """updates that the certificate compares (train.verify_update): the first ones need copies"""
 
@@ -94,9 +97,34 @@ class Workload:
         return shape_bucket(self.shape)
 
     @property
+    def parameters(self) -> int:
+        """Elements of the model, adapters among them."""
+        return self.shape.parameters() if self.trained is None else self.trained.all_parameters()
+
+    @property
+    def trained_parameters(self) -> int:
+        """Elements that have gradients and optimizer states."""
+        return self.shape.parameters() if self.trained is None else self.trained.parameters()
+
+    @property
+    def largest_trained(self) -> int:
+        """Elements of the largest parameter that is trained."""
+        return self.shape.largest_parameter() if self.trained is None else max(self.trained.tensors())
+
+    @property
     def share(self) -> int:
-        """Elements of a rank's part of the parameters, rounded up."""
-        return -(-self.shape.parameters() // self.ranks)
+        """Elements of a rank's part of the trained parameters, rounded up."""
+        return -(-self.trained_parameters // self.ranks)
+
+    @property
+    def first_layer(self) -> int:
+        """The lowest layer that a backward pass reaches; the number of layers where it reaches none."""
+        return 0 if self.trained is None else self.trained.first_layer()
+
+    @property
+    def trains_embeddings(self) -> bool:
+        """Whether a backward pass reaches the embeddings."""
+        return self.trained is None or self.trained.trains_embeddings()
 
     @property
     def width(self) -> int:

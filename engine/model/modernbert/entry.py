@@ -229,7 +229,7 @@ class ModernBertEntry(Architecture):
 
     def _shape(self, sizes: Sequence[int], vocabulary: int) -> Shape:
         shape = super()._shape(sizes, vocabulary)
-        norms = {"norm_biases": False, "head_norm": True}
+        norms = {"norm_biases": False, "head_norm": True, "pre_norm": True, "pools_in_head": True}
         return replace(shape, learned_positions=False, segments=0, **norms)
 
     def layer_of(self, name: str) -> str:

@@ -109,7 +109,7 @@ class RobertaEntry(BertEntry):
     def _shape(self, sizes: Sequence[int], vocabulary: int) -> Shape:
         """With the padding token's id of the published vocabularies."""
         shape = super()._shape(sizes, vocabulary)
-        return replace(shape, positions=shape.positions + self.first_position(None), segments=1)
+        return replace(shape, positions=shape.positions + self.first_position(None), segments=1, pools_in_head=True)
 
 
 class XlmRobertaEntry(RobertaEntry):

@@ -26,7 +26,7 @@ from engine.model.pretrained import check_segments, load_config
 from engine.tasks.answers import report
 from engine.tasks.answers.nbest import ANSWERS, THRESHOLD, candidates
 from engine.tasks.answers.spans import best_spans, span_losses
-from engine.tasks.finetune import FineTuning, model_inputs, read_splits, token_flops
+from engine.tasks.finetune import FineTuning, model_inputs, read_splits
 from engine.tasks.grow import growth_lines
 from engine.tasks.task import Evaluation, StepOutput
 
@@ -112,7 +112,7 @@ class QuestionAnswering(FineTuning):
         return StepOutput(losses.sum() / batch.totals["sequences"], {})
 
     def flops(self, batch: MicroBatch) -> float:
-        return token_flops(self.model_config, batch)
+        return self.token_flops(batch)
 
     def rows(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
         """Index, split and loss [B] of each window, its best spans, their logits [B, K], those of no answer [B, 2]."""

@@ -27,7 +27,7 @@ from engine.data.labelled.weights import class_weights
 from engine.data.loading.source import MicroBatch
 from engine.data.tokenizer.check import check_examples, check_vocabulary, open_with_transformers, sample
 from engine.errors import UserError
-from engine.tasks.finetune import FineTuning, model_inputs, read_splits, token_flops
+from engine.tasks.finetune import FineTuning, model_inputs, read_splits
 from engine.tasks.grow import growth_lines
 from engine.tasks.losses import class_loss
 from engine.tasks.task import Evaluation, StepOutput
@@ -109,7 +109,7 @@ class TokenClassification(FineTuning):
         return StepOutput(loss / batch.totals.get("weights", total), {"accuracy": correct / total})
 
     def flops(self, batch: MicroBatch) -> float:
-        return token_flops(self.model_config, batch)
+        return self.token_flops(batch)
 
     def rows(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
         """Index, split and tag id [R] of each word's first piece, and its logits [R, C]."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.model.flops import training_flops
+from engine.model.adapters.flops import step_flops
 from launch.forecast.workload import Workload
 
 #: bytes of an fp32 number
@@ -73,7 +73,8 @@ class Step:
     def needed_flops(self) -> float:
         """FLOPs that the tokens need, padding and recomputed scores left out: what a share of the peak counts."""
         lengths = [round(self.length)] * self.work.sequences
-        return self.accumulation * training_flops(self.work.shape, lengths, self.work.read_share * sum(lengths))
+        rows = self.work.read_share * sum(lengths)
+        return self.accumulation * step_flops(self.work.shape, lengths, rows, self.work.trained)
 
     def seen(self, variant: Variant) -> float:
         """Tokens of a sequence that are computed."""

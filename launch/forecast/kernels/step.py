@@ -53,7 +53,7 @@ def reduction(step: Step) -> Kernel:
 
 def update(step: Step, variant: Variant = OURS) -> list[Kernel]:
     """Once a step: the gradients' norm and the optimizer; unfused ones clip and cast in passes of their own."""
-    share = step.work.shape.parameters() / (step.work.ranks if step.work.stage > 0 else 1)
+    share = step.work.trained_parameters / (step.work.ranks if step.work.stage > 0 else 1)
     launches = 2.0 if variant.fused else 2 + share / MULTI_TENSOR
     clipping = FULL if variant.fused else 3 * FULL
     stepped = OPTIMIZERS.get(step.work.optimizer).step_bytes - FULL + (0 if variant.fused else FULL)
@@ -81,7 +81,7 @@ def gradient_copies(step: Step) -> float:
     rank's share.
     """
     work, times = step.work, step.accumulation
-    count, low = work.shape.parameters(), work.width
+    count, low = work.trained_parameters, work.width
     added = low + 2 * FULL
     if work.stage == 0:
         return float(count * ((times - 1) * 3 * low + (4 * low if work.ranks > 1 else 0)))

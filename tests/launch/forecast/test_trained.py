@@ -1,0 +1,78 @@
+"""Forecasts of runs that train a part of the weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from engine.config import ARCHITECTURES, AdapterConfig, Shape
+from engine.model.adapters.trained import Trained
+from launch.forecast.activations import passes
+from launch.forecast.command import main
+from launch.forecast.fit import RESERVE, ballast
+from launch.forecast.memory import Workload, forecast
+from launch.forecast.step_time import communicated, step_flops
+from tests.conftest import ROOT
+
+SHAPE = Shape(768, 12, 12, 3072, 30522, decoder=False)
+FULL = Workload(SHAPE, 128, 32, 1, 2, 2, "bf16", read_share=0)
+
+
+def with_trained(work: Workload, freeze: str | None = None, **adapter: object) -> Workload:
+    trained = Trained(work.shape, AdapterConfig(**adapter), freeze, ARCHITECTURES.get("bert"))  # type: ignore[arg-type]
+    return replace(work, trained=trained)
+
+
+LORA = with_trained(FULL, method="lora", rank=8)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_states_are_those_of_trained_parameters(stage: int) -> None:
+    full, lora = (forecast(replace(work, stage=stage)) for work in (FULL, LORA))
+    trained = LORA.trained_parameters // (2 if stage else 1)
+    # the pooler is the base's; the classifier has 2 x 768 + 2
+    assert LORA.trained_parameters == 8 * 12 * (4 * 2 * 768 + 2 * (768 + 3072)) + 2 * 768 + 2
+    assert (lora.master, lora.optimizer) == (4 * trained, 8 * trained)
+    assert lora.parameters == pytest.approx(full.parameters, rel=0.02)
+    assert lora.parameters > full.parameters
+    assert lora.gradients < full.gradients / 50
+
+
+def test_nothing_is_kept_below_the_lowest_trained_place() -> None:
+    top = with_trained(FULL, freeze="embeddings,layers:0-8")
+    head = with_trained(FULL, freeze="encoder")
+    assert passes(head).kept == 0
+    assert passes(top).kept < passes(FULL).kept / 3
+    assert step_flops(head, 1) < step_flops(top, 1) < 0.6 * step_flops(FULL, 1)
+    assert 0.6 * step_flops(FULL, 1) < step_flops(LORA, 1) < 0.75 * step_flops(FULL, 1)
+
+
+def test_only_trained_parameters_are_communicated_but_stage_3_gathers_all() -> None:
+    size = LORA.trained_parameters * 2 / 2
+    assert communicated(LORA, 1) == (size, size)
+    gradients, parameters = communicated(replace(LORA, stage=3), 1)
+    assert (gradients, parameters) == (size, LORA.parameters * 2.0)
+
+
+def test_ballast_is_what_the_trial_lacks() -> None:
+    work = replace(LORA, accelerator="cpu", ranks=1, stage=0, precision="fp32")
+    run = forecast(work)
+    held = ballast(run, work)
+    assert held == RESERVE + run.total - run.activations - run.head - run.parameters - run.gradients
+    assert held - RESERVE < ballast(forecast(replace(work, trained=None)), replace(work, trained=None)) - RESERVE
+
+
+def test_a_plan_of_the_recipe_tells_the_trained_share(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(ROOT / "launch" / "recipes" / "finetune_lora.yaml")
+    options = ["--model", "bert-base", "--gpus", "1", "--gpu", "t4", "--precision", "fp16"]
+    assert main(["--config", recipe, *options]) == 0
+    assert "110.8 M parameters, 1.20% of them trained" in capsys.readouterr().out
+    plans = []
+    for name in (recipe, recipe.replace("_lora", "")):
+        assert main(["--config", name, *options, "--json"]) == 0
+        plans.append(json.loads(capsys.readouterr().out)["choice"])
+    lora, full = plans
+    assert lora["memory"]["optimizer"] < full["memory"]["optimizer"] / 50
+    assert lora["cost"]["seconds"] < 0.8 * full["cost"]["seconds"]
