@@ -95,8 +95,7 @@ class Case:
         return "pretraining" in ARCHITECTURES.get(self.architecture).export_classes
 
     def workload(self, accelerator: str) -> Workload:
-        """What the forecast is asked for; CPUs have fused attention with dropout of BERT in bf16 only (AVX512-BF16)."""
-        plain = self.architecture == "bert" and self.dropout > 0 and self.precision == "fp32"
+        """What the forecast is asked for."""
         config = self.config()
         return Workload(
             TASKS.get(config.task).with_heads(shape_of(config.model, self.vocabulary), config),
@@ -108,7 +107,6 @@ class Case:
             self.precision,  # type: ignore[arg-type]
             optimizer=self.optimizer,
             activation_checkpointing=self.checkpointing,
-            attention="plain" if accelerator == "cpu" and plain else "flash",
             accelerator=accelerator,
             dropout=self.dropout,
             accumulates=self.accumulation > 1,

@@ -10,9 +10,10 @@ An answer is a back end, or plain torch: where a run asks for it (`select`), whe
     geglu                                      CPUs, in fp32 and bf16; GPUs, in bf16 and fp16
     sums of a bias's gradient over loss rows   GPUs (on CPUs the loss rows make them)
     normalised_sum                             CPUs, in fp32 and bf16; GPUs, whole rows that fit into registers
-    attention                                  CPUs with AVX512-BF16, in bf16; torch's flash attention of packed tokens
+    attention                                  CPUs, in fp32 and bf16; torch's flash attention of packed tokens
                                                on GPUs from compute capability 8.0, in fp16 and bf16
-    attention with rotary positions            CPUs, in fp32 and bf16, but for bf16 where the kernel above takes it
+    attention with rotary positions            CPUs, in fp32 and bf16, but for bf16 to whole sequences on CPUs with
+                                               AVX512-BF16
     the tied embedding                         CPUs, in bf16, in training, where ZeRO-3 doesn't partition it
 
 Torch's deterministic mode changes nothing here: no result of our kernels depends on the order of threads.
@@ -220,18 +221,21 @@ def attention(states: Tensor, heads: int, window: Window = EVERYWHERE) -> Module
     """The back end of attention on packed tokens [T, H]; None for torch's, on the padded grid."""
     kernels = ours(states.device, "attention") if states.numel() else None
     if kernels is cpu:
-        takes = states.dtype == torch.bfloat16 and states.shape[1] % (heads * cpu.LANES) == 0 and window == EVERYWHERE
-        return cpu if takes and cpu.attends_bf16() else None
+        return cpu if _attends_on_cpu(states.dtype, states.shape[1], heads) and window == EVERYWHERE else None
     return cuda if kernels is cuda and cuda.attends(states.dtype, states.shape[1], heads) else None
 
 
 def rotary_attention(projected: Tensor, heads: int, window: Window = EVERYWHERE) -> ModuleType | None:
     """The back end of attention on packed tokens [T, 3 H] that turns queries and keys itself; None for `attention`."""
     kernels = ours(projected.device, "attention") if projected.numel() else None
-    width = projected.shape[1] // 3
-    if kernels is not cpu or projected.dtype not in (torch.float32, torch.bfloat16) or width % (heads * cpu.LANES):
+    if kernels is not cpu or not _attends_on_cpu(projected.dtype, projected.shape[1] // 3, heads):
         return None
-    return None if attention(projected[:, :width], heads, window) is cpu else cpu
+    multiplies_bf16 = projected.dtype == torch.bfloat16 and window == EVERYWHERE and cpu.attends_bf16()
+    return None if multiplies_bf16 else cpu
+
+
+def _attends_on_cpu(dtype: torch.dtype, width: int, heads: int) -> bool:
+    return dtype in (torch.float32, torch.bfloat16) and width % (heads * cpu.LANES) == 0
 
 
 def tied_embedding(weight: Tensor) -> ModuleType | None:

@@ -37,8 +37,8 @@ QUESTIONS: dict[str, Callable[[torch.device, torch.dtype], ModuleType | bool | N
 }
 #: the answers on a CPU with the kernels but without bf16 instructions, by type; in the order of the questions
 ON_CPU: dict[torch.dtype, list[Any]] = {
-    FP32: [cpu, cpu, True, True, True, False, None, None, cpu, cpu, None, cpu, None],
-    BF16: [cpu, cpu, True, True, True, False, None, None, cpu, cpu, None, cpu, cpu],
+    FP32: [cpu, cpu, True, True, True, False, None, None, cpu, cpu, cpu, cpu, None],
+    BF16: [cpu, cpu, True, True, True, False, None, None, cpu, cpu, cpu, cpu, cpu],
     FP16: [cpu, cpu, True, True, True, False, None, None, None, None, None, None, None],
 }
 #: the same where oneDNN multiplies bf16 and the CPU has AVX512-BF16

@@ -14,8 +14,6 @@ from engine.kernels.cpu.layers import (
     LANES,
     add_rows,
     attends_bf16,
-    attention,
-    attention_backward,
     column_sum,
     geglu,
     geglu_backward,
@@ -27,7 +25,7 @@ from engine.kernels.cpu.layers import (
     multiplies_bf16,
 )
 from engine.kernels.cpu.library import available
-from engine.kernels.cpu.rotary import rotary_attention, rotary_attention_backward
+from engine.kernels.cpu.packed import attention, attention_backward, rotary_attention, rotary_attention_backward
 
 __all__ = [
     "LANES",

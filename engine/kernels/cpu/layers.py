@@ -62,7 +62,7 @@ class _AttentionGradients(ctypes.Structure):
 
 
 def attends_bf16() -> bool:
-    """Whether this CPU has the instructions that `attention` needs: AVX512-BF16."""
+    """Whether this CPU has the instructions that `attention_bf16` needs: AVX512-BF16."""
     return bool(loaded().attention_usable())
 
 
@@ -150,7 +150,7 @@ def _norm_rows(
     )
 
 
-def attention(
+def attention_bf16(
     query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, heads: int, dropout: Dropout
 ) -> tuple[Tensor, Tensor]:
     """Scaled dot-product attention of packed sequences.
@@ -169,7 +169,7 @@ def attention(
     return context, log_sum
 
 
-def attention_backward(
+def attention_backward_bf16(
     grad: Tensor,
     query: Tensor,
     key: Tensor,

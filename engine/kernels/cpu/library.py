@@ -130,9 +130,9 @@ def load(path: Path) -> ctypes.CDLL:
         forward, backward = getattr(lib, f"layer_norm_{name}"), getattr(lib, f"layer_norm_backward_{name}")
         forward.argtypes, forward.restype = [pointer, number], None
         backward.argtypes, backward.restype = [*[pointer] * 7, number], None
-        forward, backward = (getattr(lib, f"rotary_attention{way}_{name}") for way in ("", "_backward"))
+        forward, backward = (getattr(lib, f"packed_attention{way}_{name}") for way in ("", "_backward"))
         forward.argtypes, forward.restype = [pointer, number], None
-        backward.argtypes, backward.restype = [pointer, pointer, pointer, number], None
+        backward.argtypes, backward.restype = [*[pointer] * 3, number], None
     rows = {"gelu_bf16": 3, "gelu_backward_bf16": 5, "column_sum_bf16": 2, "add_rows_bf16": 4}
     rows |= {f"geglu_{kind}": 2 for kind in ("fp32", "bf16")} | {
         f"geglu_backward_{kind}": 3 for kind in ("fp32", "bf16")

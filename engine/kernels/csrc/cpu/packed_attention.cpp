@@ -1,7 +1,7 @@
-// Attention of packed sequences with rotary positions (Su et al. 2021, RoFormer), to all of a sequence or to a window
-// around each query, in fp32 arithmetic on any CPU; what lies in memory is fp32 or bf16.
+// Attention of packed sequences, with rotary positions (Su et al. 2021, RoFormer) or without, to all of a sequence or
+// to a window around each query, in fp32 arithmetic on any CPU; what lies in memory is fp32 or bf16.
 //
-// Queries and keys turn while they are copied from the projection's output into a thread's memory, and their gradients
+// Queries and keys turn while they are copied from the projections' output into a thread's memory, and their gradients
 // turn back while they are written, so positions cost no pass of their own. As in FlashAttention (Dao et al. 2022;
 // backward: Dao 2023) probabilities are never stored: the forward pass keeps a row's log-sum-exp, the backward pass
 // makes them again. A head of a sequence is one thread's work; a block of queries meets only the keys that one of them
@@ -15,98 +15,21 @@
 #include "../dropout.cuh"
 #include "../math.cuh"
 #include "arena.h"
+#include "products.h"
 
 namespace {
 
-using Index = long long;
-
-#ifdef __AVX512F__
-constexpr int kLanes = 16;
-#else
-constexpr int kLanes = 8;
-#endif
-typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
-
-constexpr int kRows = 6, kPanel = 2 * kLanes;
 // Queries of a block: few where a window bounds the keys, as a block meets the keys of all its queries.
 constexpr int kNarrow = 4 * kRows, kBroad = 8 * kRows;
-// Inner indices that a product takes at a time: their panel stays in the first-level cache, and sums of sums round
-// less than one long sum.
-constexpr int kDepth = 128;
-
-// C [ROWS, COLUMNS vectors] = A B, or C += A B; A's elements are `step` apart along the inner index.
-template <int ROWS, int COLUMNS>
-inline void tile(const float* a, Index lda, Index step, const float* b, Index ldb, float* c, Index ldc, int depth,
-                 bool add) {
-    Lanes sum[ROWS][COLUMNS];
-#pragma GCC unroll 8
-    for (int i = 0; i < ROWS; i++)
-#pragma GCC unroll 2
-        for (int j = 0; j < COLUMNS; j++) sum[i][j] = Lanes{};
-    for (int k = 0; k < depth; k++) {
-        Lanes right[COLUMNS];
-#pragma GCC unroll 2
-        for (int j = 0; j < COLUMNS; j++) memcpy(&right[j], b + k * ldb + j * kLanes, sizeof(Lanes));
-#pragma GCC unroll 8
-        for (int i = 0; i < ROWS; i++) {
-            const float left = a[i * lda + k * step];
-#pragma GCC unroll 2
-            for (int j = 0; j < COLUMNS; j++) sum[i][j] += left * right[j];
-        }
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < ROWS; i++)
-#pragma GCC unroll 2
-        for (int j = 0; j < COLUMNS; j++) {
-            float* to = c + i * ldc + j * kLanes;
-            Lanes before{};
-            if (add) memcpy(&before, to, sizeof(Lanes));
-            sum[i][j] += before;
-            memcpy(to, &sum[i][j], sizeof(Lanes));
-        }
-}
-
-template <int COLUMNS>
-void panel(int rows, const float* a, Index lda, Index step, const float* b, Index ldb, float* c, Index ldc, int depth,
-           bool add) {
-    int i = 0;
-    for (; i + kRows <= rows; i += kRows)
-        tile<kRows, COLUMNS>(a + i * lda, lda, step, b, ldb, c + i * ldc, ldc, depth, add);
-    for (; i + 2 <= rows; i += 2) tile<2, COLUMNS>(a + i * lda, lda, step, b, ldb, c + i * ldc, ldc, depth, add);
-    if (i < rows) tile<1, COLUMNS>(a + i * lda, lda, step, b, ldb, c + i * ldc, ldc, depth, add);
-}
-
-// A matrix whose element (i, k) is at[i * row + k * step].
-struct Left {
-    const float* at;
-    Index row, step;
-};
-
-// C [rows, columns] = A B, or C += A B; B is [depth, columns], columns are a multiple of a vector.
-void multiply(int rows, int columns, int depth, Left a, const float* b, Index ldb, float* c, Index ldc, bool add) {
-    for (int k = 0; k < depth; k += kDepth) {
-        const int part = std::min(kDepth, depth - k);
-        const float *left = a.at + k * a.step, *right = b + k * ldb;
-        int j = 0;
-        for (; j + kPanel <= columns; j += kPanel)
-            panel<2>(rows, left, a.row, a.step, right + j, ldb, c + j, ldc, part, add || k);
-        if (j < columns) panel<1>(rows, left, a.row, a.step, right + j, ldb, c + j, ldc, part, add || k);
-    }
-}
-
-// C [rows, keys] = A B, B in panels: [keys / kPanel][depth][kPanel].
-void multiply_panels(int rows, int keys, int depth, Left a, const float* b, float* c, Index ldc) {
-    for (int j = 0; j < keys; j += kPanel)
-        panel<2>(rows, a.at, a.row, a.step, b + Index(j) * depth, kPanel, c + j, ldc, depth, false);
-}
 
 template <class T>
 struct Attention {
-    const T* projected;               // [rows, 3, heads, D]: query, key and value of each token
-    const float *cos, *sin;           // [tokens, D / 2]
+    const T *query, *key, *value;     // rows of [heads, D]
+    Index stride;                     // from row to row, of all three and of their gradients
+    const float *cos, *sin;           // [tokens, D / 2]; missing where nothing turns
     const long long *start, *length;  // [sequences], of keys and values
     const long long *query_start, *query_length;
-    const long long* asking;  // [queries], the token that each query is, ascending; missing where every token asks
+    const long long* asking;  // [queries], token and row of each query, ascending; missing where a row is a query
     int sequences, heads, width;
     int reach;  // tokens before and behind its own that a query sees; negative for all
     float scale;
@@ -114,6 +37,11 @@ struct Attention {
     T* context;      // [queries, heads, D]
     float* log_sum;  // [heads, queries]
     Index queries;   // with rows behind the last one
+};
+
+template <class T>
+struct Gradients {
+    T *query, *key, *value;
 };
 
 // One head of one sequence.
@@ -134,8 +62,10 @@ struct Head {
           query_start(all.query_start[sequence]),
           key(hash32(all.dropout.seed + uint32_t(which))) {}
     Index row() const { return Index(t.heads) * width; }
-    // Of query (0), key (1) or value (2), in the projection's output or its gradient.
-    Index projected(int part) const { return 3 * start * row() + part * row() + head * width; }
+    // Of a query, and of the token at a place of the sequence, in the projections' output or its gradient.
+    Index asked(int query) const { return at(t.asking ? t.asking[query_start + query] : query_start + query); }
+    Index token(int place) const { return at(start + place); }
+    Index at(Index row) const { return row * t.stride + head * width; }
     Index context() const { return query_start * row() + head * width; }
     float* log_sum() const { return t.log_sum + head * t.queries + query_start; }
     // The place of a query in its sequence.
@@ -158,11 +88,15 @@ void copied(const T* x, Index ld, int n, int width, float* to) {
         for (int d = 0; d < width; d++) to[Index(i) * width + d] = to_f(x[i * ld + d]);
 }
 
-// Query (0) or key (1) of the token at a place of its sequence, turned by its angles, and scaled.
+// Query or key of the token at a place of its sequence, turned by its angles, and scaled.
 template <class T>
-void turned(const Head<T>& h, int part, int place, float scale, float* to) {
+void turned(const Head<T>& h, const T* x, int place, float scale, float* to) {
+    if (!h.t.cos) {
+#pragma omp simd
+        for (int d = 0; d < h.width; d++) to[d] = to_f(x[d]) * scale;
+        return;
+    }
     const int half = h.width / 2;
-    const T* x = h.t.projected + h.projected(part) + place * 3 * h.row();
     const float *cos = h.t.cos + (h.start + place) * half, *sin = h.t.sin + (h.start + place) * half;
 #pragma omp simd
     for (int d = 0; d < half; d++) {
@@ -174,19 +108,24 @@ void turned(const Head<T>& h, int part, int place, float scale, float* to) {
 
 template <class T>
 void turned_keys(const Head<T>& h, float* to) {
-    for (int i = 0; i < h.length; i++) turned(h, 1, i, 1.f, to + Index(i) * h.width);
+    for (int i = 0; i < h.length; i++) turned(h, h.t.key + h.token(i), i, 1.f, to + Index(i) * h.width);
 }
 
 template <class T>
 void turned_queries(const Head<T>& h, int first, int n, float* to) {
-    for (int i = 0; i < n; i++) turned(h, 0, h.place(first + i), h.t.scale, to + Index(i) * h.width);
+    for (int i = 0; i < n; i++)
+        turned(h, h.t.query + h.asked(first + i), h.place(first + i), h.t.scale, to + Index(i) * h.width);
 }
 
 // The gradient of what `turned` made turns back into the projection's.
 template <class T>
-void turned_back(const Head<T>& h, const float* grad, int part, int place, float scale, T* projected) {
+void turned_back(const Head<T>& h, const float* grad, int place, float scale, T* out) {
+    if (!h.t.cos) {
+#pragma omp simd
+        for (int d = 0; d < h.width; d++) out[d] = from_f<T>(grad[d] * scale);
+        return;
+    }
     const int half = h.width / 2;
-    T* out = projected + h.projected(part) + place * 3 * h.row();
     const float *cos = h.t.cos + (h.start + place) * half, *sin = h.t.sin + (h.start + place) * half;
 #pragma omp simd
     for (int d = 0; d < half; d++) {
@@ -198,8 +137,8 @@ void turned_back(const Head<T>& h, const float* grad, int part, int place, float
 
 // Tokens that ask nothing have no gradient of a query.
 template <class T>
-void clear_queries(const Head<T>& h, T* projected) {
-    for (int i = 0; i < h.length; i++) std::fill_n(projected + h.projected(0) + i * 3 * h.row(), h.width, T{});
+void clear_queries(const Head<T>& h, T* grad) {
+    for (int i = 0; i < h.length; i++) std::fill_n(grad + h.token(i), h.width, T{});
 }
 
 // [S, D] to panels [P / kPanel][D][kPanel], zeros from S to P.
@@ -252,7 +191,7 @@ void forward(const Head<T>& h, Arena& arena) {
     auto* scores = arena.take<float>(size_t(block) * (padded + kPanel));
     turned_keys(h, rows);
     in_panels(rows, h.length, padded, width, keys);
-    copied(h.t.projected + h.projected(2), 3 * h.row(), h.length, width, rows);
+    copied(h.t.value + h.token(0), h.t.stride, h.length, width, rows);
     std::fill(rows + Index(h.length) * width, rows + Index(padded) * width, 0.f);
     for (int first = 0; first < h.queries; first += block) {
         const int n = std::min(block, h.queries - first);
@@ -304,7 +243,7 @@ void grad_row(const Head<T>& h, int query, float delta, float* scores, float* gr
 }
 
 template <class T>
-void backward(const Head<T>& h, const T* grad, T* grad_projected, Arena& arena) {
+void backward(const Head<T>& h, const T* grad, const Gradients<T>& found, Arena& arena) {
     arena.reset();
     const int width = h.width, padded = h.padded(), block = h.block();
     const size_t all = size_t(padded) * width, part = size_t(block) * width;
@@ -313,12 +252,12 @@ void backward(const Head<T>& h, const T* grad, T* grad_projected, Arena& arena) 
     auto *query = arena.take<float>(part), *of_query = arena.take<float>(part), *of_context = arena.take<float>(part);
     auto* scores = arena.take<float>(size_t(block) * (padded + kPanel));
     auto* slopes = arena.take<float>(size_t(block) * (padded + kPanel));
-    copied(h.t.projected + h.projected(2), 3 * h.row(), h.length, width, rows);
+    copied(h.t.value + h.token(0), h.t.stride, h.length, width, rows);
     in_panels(rows, h.length, padded, width, values);
     turned_keys(h, rows);
     std::fill(rows + Index(h.length) * width, rows + all, 0.f);
     in_panels(rows, h.length, padded, width, keys);
-    if (h.queries < h.length) clear_queries(h, grad_projected);
+    if (h.t.asking) clear_queries(h, found.query);
     std::fill(of_key, of_key + all, 0.f);
     std::fill(of_value, of_value + all, 0.f);
     for (int first = 0; first < h.queries; first += block) {
@@ -343,11 +282,12 @@ void backward(const Head<T>& h, const T* grad, T* grad_projected, Arena& arena) 
         multiply(wide, width, n, {slopes, 1, ld}, query, width, of_key + base, width, true);
         multiply(n, width, wide, {slopes, ld, 1}, rows + base, width, of_query, width, false);
         for (int i = 0; i < n; i++)
-            turned_back(h, of_query + Index(i) * width, 0, h.place(first + i), h.t.scale, grad_projected);
+            turned_back(h, of_query + Index(i) * width, h.place(first + i), h.t.scale,
+                        found.query + h.asked(first + i));
     }
     for (int i = 0; i < h.length; i++) {
-        turned_back(h, of_key + Index(i) * width, 1, i, 1.f, grad_projected);
-        T* to = grad_projected + h.projected(2) + i * 3 * h.row();
+        turned_back(h, of_key + Index(i) * width, i, 1.f, found.key + h.token(i));
+        T* to = found.value + h.token(i);
         const float* from = of_value + Index(i) * width;
 #pragma omp simd
         for (int d = 0; d < width; d++) to[d] = from_f<T>(from[d]);
@@ -376,13 +316,13 @@ void each_head(const Attention<T>& t, int threads, Work work) {
 
 }  // namespace
 
-#define ROTARY_ATTENTION(NAME, T)                                                                                  \
-    extern "C" void rotary_attention_##NAME(const Attention<T>* t, int threads) {                                  \
-        each_head(*t, threads, [](const Head<T>& h, Arena& arena) { forward(h, arena); });                         \
-    }                                                                                                              \
-    extern "C" void rotary_attention_backward_##NAME(const Attention<T>* t, const T* grad, T* grad_projected,      \
-                                                     int threads) {                                                \
-        each_head(*t, threads, [=](const Head<T>& h, Arena& arena) { backward(h, grad, grad_projected, arena); }); \
+#define ATTENTION(NAME, T)                                                                                            \
+    extern "C" void packed_attention_##NAME(const Attention<T>* t, int threads) {                                     \
+        each_head(*t, threads, [](const Head<T>& h, Arena& arena) { forward(h, arena); });                            \
+    }                                                                                                                 \
+    extern "C" void packed_attention_backward_##NAME(const Attention<T>* t, const T* grad, const Gradients<T>* found, \
+                                                     int threads) {                                                   \
+        each_head(*t, threads, [=](const Head<T>& h, Arena& arena) { backward(h, grad, *found, arena); });            \
     }
-ROTARY_ATTENTION(fp32, float)
-ROTARY_ATTENTION(bf16, bf16)
+ATTENTION(fp32, float)
+ATTENTION(bf16, bf16)
