@@ -135,7 +135,7 @@ def row(task: str, given: argparse.Namespace) -> dict[str, Any]:
         job = Job(
             str(given.model), train, str(folder / "dev.jsonl.gz"), seed=1, epochs=given.epochs, batch=given.batch,
             learning_rate=given.learning_rate, warmup=0.1, max_length=work.max_length, threads=given.threads,
-            columns=work.columns, bf16=False,
+            columns=work.columns, precision="fp32",
         )  # fmt: skip
         table = compare(job, examples, given, Path(name))
     title = (

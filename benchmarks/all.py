@@ -36,6 +36,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "time_to_loss": ("--unjudged",),
     "architectures": ("--minutes=0.2", "--seeds=1", "--rates=1e-3", "--held-out=64"),
     "finetune": ("--limit=1500", "--epochs=1", "--seeds=1", "--variant=plain", "--unjudged"),
+    "tasks": (),
     "predict": ("--rows=64", "--trial-rows=32", "--repeats=3", "--batches=8", "--unjudged"),
     "prepare": (),
     "startup": ("--repeats=5", "--unjudged"),

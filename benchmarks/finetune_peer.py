@@ -31,6 +31,8 @@ class Job:
     warmup: float
     max_length: int
     threads: int
+    precision: str = "bf16"
+    """or fp32"""
     max_steps: int = -1
     """ends the run early; -1 trains all epochs"""
     group_by_length: bool = False
@@ -42,7 +44,6 @@ class Job:
     """of the text, or of the texts of a pair"""
     lora_rank: int = 0
     """of adapters on all linear layers of the encoder, by peft; 0 trains all weights"""
-    bf16: bool = True
 
 
 def read(path: str) -> list[dict[str, Any]]:
@@ -97,7 +98,7 @@ def arguments(job: Job, folder: str) -> Any:
         adam_epsilon=1e-6,
         max_grad_norm=1.0,
         optim="adamw_torch_fused",
-        bf16=job.bf16,
+        bf16=job.precision == "bf16",
         use_cpu=True,
         torch_compile=job.compiled,
         dataloader_num_workers=job.workers,
