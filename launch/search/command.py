@@ -19,7 +19,6 @@ from engine.config import RunConfig
 from engine.errors import RunError, UserError
 from launch.cli import CommandParser
 from launch.configure.options import parse_given
-from launch.search.report import write_report
 from launch.search.running import Run, best_step, points
 from launch.search.space import Dimension, read_space
 from launch.search.study import PRUNERS, SAMPLERS, SECONDS, Objective, Study, read_objectives
@@ -102,6 +101,8 @@ def main(arguments: list[str]) -> int:
     code = search.run(min(values.trials, study.most))
     if code is not None:
         return code
+    from launch.search.report import write_report
+
     print(f"\n{write_report(study)}\nreport    {output / 'report'}", flush=True)
     return again(study, config, shared, values.seeds, values.launcher)
 

@@ -1,4 +1,4 @@
-"""AdaLoRA's ranks are moved as peft moves them, whatever the layout, and over a resume in the middle of the schedule."""
+"""AdaLoRA's ranks are moved as peft moves them, whatever the layout, and over a resume in mid-schedule."""
 
 from __future__ import annotations
 
