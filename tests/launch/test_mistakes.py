@@ -158,6 +158,18 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
         finetune("--task=multiple_choice"),
         "train.jsonl, line 1: no column 'options'; it has",
     ),
+    "embeddings without positives": (
+        finetune("--task=embeddings"),
+        "labelled.text_pair: None is not allowed; name the column of the positives",
+    ),
+    "temperature of 0": (
+        finetune("--task=embeddings", "--labelled.text_pair=other", "--labelled.temperature=0"),
+        "labelled.temperature: 0.0 is not allowed; give a number from 0.001 to 10",
+    ),
+    "temperature of a classifier": (
+        finetune("--labelled.temperature=0.1"),
+        "labelled.temperature: 0.1 has no effect while task is sequence_classification; give --task embeddings",
+    ),
     "row with a quote": (finetune("--labelled.train=IN/quoted.csv"), "quoted.csv, line 4: ',' expected after"),
     "ids for labels": (finetune("--labelled.label=id"), "40 of 40 examples have a label of their own"),
     "one column twice": (finetune("--labelled.text_pair=sentence"), "labelled.text_pair: 'sentence' is labelled.text"),

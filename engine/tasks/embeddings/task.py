@@ -88,9 +88,7 @@ class Embeddings(FineTuning):
     def _check_dropout(self) -> None:
         dropouts = architecture_of(self.model_config).dropouts(self.config.model)[:2]
         by_dropout = self.config.labelled.positives == "dropout"
-        remedy = (
-            "without dropout a text and its positive are the same (labelled.positives dropout); give it, such as 0.1"
-        )
+        remedy = "a text and its positive are then the same (labelled.positives dropout); give it, such as 0.1"
         require(any(dropouts) or not by_dropout, "model.hidden_dropout", dropouts[0], remedy)
 
     def _source(self, pairs: Pairs, split: str) -> PairSource:
@@ -102,10 +100,8 @@ class Embeddings(FineTuning):
 
     def _check_count(self, pairs: Pairs) -> None:
         """A text and its positive alone have no negatives."""
-        texts, least = (
-            len(np.unique(self.sources["train"].texts)),
-            3 if self.config.labelled.positives == "pairs" else 2,
-        )
+        texts = len(np.unique(self.sources["train"].texts))
+        least = 3 if self.config.labelled.positives == "pairs" else 2
         if texts < least:
             raise UserError(
                 f"{pairs.path}: {len(pairs)} row(s) of {texts} different texts leave no negatives; give at least "
@@ -115,9 +111,8 @@ class Embeddings(FineTuning):
     def _metric(self, validation: Pairs) -> str:
         """The score of the best checkpoint: as the run says, else the first that the validation examples can have."""
         given = self.config.labelled.metric
-        possible = [
-            name for name in TASKS.get(self.config.task).metrics if (name in OF_LABELLED) is validation.are_labelled
-        ]
+        metrics = TASKS.get(self.config.task).metrics
+        possible = [name for name in metrics if (name in OF_LABELLED) is validation.are_labelled]
         label, has = self.config.labelled.label, "has" if validation.are_labelled else "has no"
         remedy = f"{validation.path} {has} column {label!r} (labelled.label); give one of {', '.join(possible)}"
         require(given is None or given in possible, "labelled.metric", given, remedy)

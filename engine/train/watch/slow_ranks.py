@@ -2,7 +2,8 @@
 
 A rank's own time is that of loading its micro-batches and of their forward passes. The backward pass is left out,
 because it waits for the reduction of gradients. At ZeRO stage 3 the forward pass waits too, for gathered parameters,
-so there a slow device is hidden and only slow loading shows. On a GPU it is measured by events of the device.
+so there a slow device is hidden and only slow loading shows, as where a task looks ahead at all ranks (`Task.ahead`).
+On a GPU it is measured by events of the device.
 """
 
 from __future__ import annotations

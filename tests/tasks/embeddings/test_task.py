@@ -176,6 +176,16 @@ def test_some_are_held_out_and_labels_of_training_are_not_learned(
     assert make_task(folder, train=unread, negatives=None).sources["train"].labels is None
 
 
+def test_texts_alone_are_their_own_positives_and_pairs_score_them(folder: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "texts.jsonl", [{"text": row["text"]} for row in triples(30, 5)])
+    alone = {"train": path, "positives": "dropout", "negatives": None, "validation": str(folder / "graded.jsonl")}
+    task = make_task(folder, dropout=0.1, **alone)
+    model = task.build_model()
+    assert train(task, model, 40)[-1] < 0.5
+    assert 0.0 < evaluate(task, model).scalars["spearman"] < 1.0
+    assert task.sources["train"].counts.tolist() == [2] * 30
+
+
 def test_pooling_and_files_of_a_start_model_are_heeded(folder: Path, tmp_path: Path) -> None:
     task = make_task(folder, pooling="cls")
     for name, content in sentence_files(task.model_config).items():
@@ -253,7 +263,7 @@ BAD: dict[str, tuple[Sequence[Mapping[str, Any]], dict[str, Any], str]] = {
     "pooling": ([GOOD, MORE], {"pooling": "max"}, "labelled.pooling: 'max' is not allowed; choose mean or cls"),
     "positives": ([GOOD, MORE], {"positives": "self"}, "labelled.positives: 'self' is not allowed; choose pairs or"),
     "no positives": ([GOOD, MORE], {"text_pair": None}, "labelled.text_pair: None is not allowed; name the column of"),
-    "nothing drops out": ([GOOD, MORE], {"positives": "dropout"}, "model.hidden_dropout: 0.0 is not allowed; without"),
+    "nothing drops out": ([GOOD, MORE], {"positives": "dropout"}, "model.hidden_dropout: 0.0 is not allowed; a text"),
     "nothing to score": (
         [GOOD, MORE], {"positives": "dropout", "validation": None},
         "labelled.validation: None is not allowed; labelled.positives dropout trains on texts without pairs",
