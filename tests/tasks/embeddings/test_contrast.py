@@ -15,9 +15,10 @@ from transformers import AutoTokenizer, BertModel
 
 from engine.data.loading.loader import BatchLayout, training_batches
 from engine.data.loading.source import Cursor
+from engine.model.sentence import sentence_files
 from engine.tasks.embeddings import contrast as contrasts
 from engine.tasks.embeddings.contrast import Found, Places, contrast
-from tests.tasks.embeddings.worlds import GLOBAL_BATCH, global_step, inputs, make_task
+from tests.tasks.embeddings.worlds import GLOBAL_BATCH, global_step, inputs, make_task, write
 from tests.train.runs import execute
 
 BOUND = 1e-5
@@ -173,3 +174,33 @@ def test_copies_of_an_example_are_each_others_positives_no_negatives() -> None:
     assert found.loss.abs().max() == 0.0
     assert found.gradient.abs().max() == 0.0
     assert found.hits.tolist() == [0.5, 0.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_loss_is_that_of_sentence_transformers(folder: Path, tmp_path: Path, symmetric: bool) -> None:
+    library = pytest.importorskip("sentence_transformers", exc_type=ImportError)
+    losses = pytest.importorskip("sentence_transformers.losses", exc_type=ImportError)
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    texts: set[str] = set()
+    apart_from_others = []
+    for row in rows:  # the library knows no duplicates
+        if not texts & {row["text"], row["positive"]} and row["text"] != row["positive"]:
+            apart_from_others.append(row)
+            texts |= {row["text"], row["positive"]}
+    path = write(tmp_path / "pairs.jsonl", apart_from_others[:GLOBAL_BATCH])
+    task = make_task(folder, train=path, negatives=None, symmetric=symmetric)
+    gradients, curves = global_step(task, task.build_model(), BatchLayout(GLOBAL_BATCH, 4))
+    for name, content in sentence_files(task.model_config).items():
+        (folder / "bert" / name).parent.mkdir(exist_ok=True)
+        (folder / "bert" / name).write_bytes(content)
+    model = library.SentenceTransformer(str(folder / "bert"), device="cpu").eval()
+    (folder / "bert" / "modules.json").unlink()
+    kind = losses.MultipleNegativesSymmetricRankingLoss if symmetric else losses.MultipleNegativesRankingLoss
+    features = [
+        model.tokenize([row[name] for row in apart_from_others[:GLOBAL_BATCH]]) for name in ("text", "positive")
+    ]
+    loss = kind(model, scale=20.0)(features, None)
+    loss.backward()
+    assert curves["loss"] == pytest.approx(float(loss), rel=BOUND)
+    theirs = {name: p.grad for name, p in model[0].auto_model.named_parameters() if p.grad is not None}
+    assert apart(gradients, theirs) < BOUND
