@@ -94,7 +94,8 @@ def test_every_recipe_is_planned_as_it_is(capsys: pytest.CaptureFixture[str], pa
     length = config.data.sequence_length if config.task == "pretrain" else config.labelled.max_length
     assert (request["sequence_length"], request["precision"]) == (length, config.train.precision)
     assert request["optimizer"] == config.optim.name
-    read = {"pretrain": config.data.mask_probability, "token_classification": 1.0, "question_answering": 1.0}
+    of_all_tokens = ("token_classification", "question_answering", "embeddings")
+    read = {"pretrain": config.data.mask_probability} | dict.fromkeys(of_all_tokens, 1.0)
     assert request["read_share"] == read.get(config.task, 0.0)
     assert (own["stage"], own["fits"]) == (config.train.zero_stage, True)
     assert own["offload_optimizer"] == config.zero.offload_optimizer
