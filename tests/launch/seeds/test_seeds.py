@@ -273,6 +273,12 @@ def test_options_of_the_training_stand_behind_two_dashes() -> None:
         main(["--seeds=3", "--config=launch/recipes/finetune.yaml"])
 
 
+def test_a_score_that_data_decide_is_named_first(tmp_path: Path) -> None:
+    data = ["--model.init_from=m", "--labelled.train=t", "--labelled.text_pair=b", f"--output={tmp_path / 'out'}"]
+    with pytest.raises(UserError, match=r"^labelled\.metric: name the score by which runs are compared: spearman, "):
+        main(["--seeds=3", "--", "--task=embeddings", *data])
+
+
 def test_patience_of_pretraining_is_refused() -> None:
     from launch.configure.options import parse
 
