@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.bench import Bench
+from tests.cluster.bench import Bench, slurm_environment
 from tests.cluster.slurm_cluster import Cluster, wait_for
 from tests.launch.suite.real import write_real_suite
 
@@ -16,7 +17,7 @@ STEPS = 200
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_an_array_goes_on_after_a_signal_and_a_report_comes_behind_it(
     cluster: Cluster, store: Path, tmp_path: Path
 ) -> None:
@@ -31,8 +32,10 @@ def test_an_array_goes_on_after_a_signal_and_a_report_comes_behind_it(
     cell = output / "tiny" / "kinds" / "learning_rate=0.01"
     log = cell / "seed-2.log"
     wait_for(lambda: log.is_file() and f"step 5/{STEPS}" in log.read_text(), 200, "5 steps")
-    cluster.run("scancel", "--ctld", "--signal=USR1", f"{array}_1")  # asks no node, and so waits for none
-    wait_for(lambda: "requeued, restart 1 of 50" in log.read_text(), 60, "the requeue")
+    # scancel itself doesn't return while elements of the array are waiting
+    with subprocess.Popen(["scancel", "--signal=USR1", f"{array}_1"], env=slurm_environment(cluster)) as scancel:
+        wait_for(lambda: "requeued, restart 1 of 50" in log.read_text(), 100, "the requeue")
+        scancel.kill()
     cluster.wait_state(last, "COMPLETED", "FAILED", "CANCELLED", seconds=400)
     assert cluster.state(last) == "COMPLETED"
     assert "0: resumed " in log.read_text()
