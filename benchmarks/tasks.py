@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import sys
 import tempfile
@@ -137,8 +138,8 @@ def chosen(task: str, given: argparse.Namespace) -> Trial:
     """The task of that name, or a shorter one."""
     trial = TRIALS[task]
     if given.quick:
-        return replace(trial, **QUICK, stride=trial.stride // 4)
-    return replace(trial, train_limit=given.limit) if given.limit else trial
+        return replace(trial, **QUICK, stride=trial.stride // 16)
+    return replace(trial, train_limit=given.limit or trial.train_limit, epochs=given.epochs or trial.epochs)
 
 
 def written(rows: list[dict[str, Any]], path: Path) -> str:
@@ -206,6 +207,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--variant-limit", type=float, default=600.0, help="seconds that a trial may take (default 600)")
     add("--seeds", type=int, default=3, help="runs of each, seeds 1 to this (default 3)")
     add("--limit", type=int, default=0, help="train on so many rows of each data set; 0: as many as the task says")
+    add("--epochs", type=float, help="passes over them; without it as many as the task says")
     add("--batch", type=int, default=32)
     add("--unmeasured", type=int, default=SHOWN, help=f"steps that the clock leaves out (default {SHOWN})")
     add("--zerobert", nargs="*", default=[], help="further options of launch/train.py, as in --zerobert=--x.y=1")
@@ -215,12 +217,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     if given.seeds < 1 or given.unmeasured < 1 or given.limit < 0 or given.variant_steps < 2 * SHOWN:
         parser.error(f"--seeds and --unmeasured take 1 or more, --limit 0 or more, --variant-steps {2 * SHOWN} or more")
+    if given.epochs is not None and given.epochs <= 0:
+        parser.error(f"--epochs: {given.epochs:g} is not a positive number")
     if given.quick:
         given.seeds, given.batch, given.variant = 1, 4, given.variant or "plain"
     return given
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the training under way too
     given = parse()
     if reason := missing(given):
         print(f"skipped: {reason}", file=sys.stderr if given.json else sys.stdout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -123,12 +124,21 @@ def test_goals_are_a_score_within_the_rival_s_deviation_and_the_speed() -> None:
     assert [one["result"] for one in bad["goals"]] == [MISSED, MISSED]
 
 
-@pytest.mark.parametrize("wrong", ["--seeds=0", "--unmeasured=0", "--variant-steps=5", "--limit=-1"])
+def test_a_task_may_be_shorter() -> None:
+    whole, short, quick = (
+        tasks.chosen("SQuAD", tasks.parse(options)) for options in ([], ["--limit=5", "--epochs=1"], ["--quick"])
+    )
+    assert whole == tasks_data.TRIALS["SQuAD"]
+    assert (short.train_limit, short.epochs, short.stride) == (5, 1.0, whole.stride)
+    assert quick.train_limit < whole.train_limit
+
+
+@pytest.mark.parametrize("wrong", ["--seeds=0", "--unmeasured=0", "--variant-steps=5", "--limit=-1", "--epochs=0"])
 def test_wrong_options(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         tasks.parse([wrong])
     assert ended.value.code == 2
-    assert "or more" in capsys.readouterr().err
+    assert re.search("or more|positive", capsys.readouterr().err)
 
 
 def test_missing_data_is_told_in_a_line(tmp_path: Path) -> None:
