@@ -107,7 +107,7 @@ def kept(scores: Tensor, budget: int) -> Tensor:
 def mark(model: nn.Module) -> None:
     """Give each adapted layer the buffer of its kept triplets, which checkpoints hold: at first all."""
     for layer in adapted(model).values():
-        layer.register_buffer(KEPT, torch.ones(len(layer.lora_E["default"]), dtype=torch.bool))
+        layer.register_buffer(KEPT, torch.ones(len(layer.get_parameter("lora_E.default")), dtype=torch.bool))
 
 
 def adapted(model: nn.Module) -> dict[str, nn.Module]:
@@ -122,4 +122,5 @@ def penalty(factor: Tensor, name: str) -> Tensor:
     """
     whole = factor.to(torch.float32, copy=True)
     gram = whole @ whole.T if ".lora_A." in name else whole.T @ whole
-    return torch.linalg.matrix_norm(gram - torch.eye(len(gram), device=gram.device))
+    distance: Tensor = torch.linalg.matrix_norm(gram - torch.eye(len(gram), device=gram.device))
+    return distance

@@ -77,7 +77,7 @@ class Allocation:
                 for name in STATES:
                     state.setdefault(name, torch.zeros_like(tensor, requires_grad=False))
                 used = 1.0 if fused is None else fused.nonfinite == 0
-                budget.observe(*(state[name] for name in STATES), tensor.detach(), gradient, used)
+                budget.observe(state[STATES[0]], state[STATES[1]], tensor.detach(), gradient, used)
 
     @torch.no_grad()
     def after_update(self) -> None:

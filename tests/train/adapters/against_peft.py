@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,22 @@ import transformers
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from engine.config import TASKS, AdapterConfig, LabelledConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from engine.config import (
+    TASKS,
+    AdapterConfig,
+    LabelledConfig,
+    ModelConfig,
+    OptimConfig,
+    Precision,
+    RunConfig,
+    TrainConfig,
+)
 from engine.data.loading.loader import BatchLayout, training_batches
 from engine.data.loading.source import Cursor, MicroBatch
 from engine.model.adapters import budget
 from engine.optim.build import build_optimizer
-from engine.train.adapters.allocation import STATES, Allocation
+from engine.train.adapters.adapting import Adapting
+from engine.train.adapters.allocation import STATES
 from engine.zero.engine import ZeroEngine
 from launch.zero.build import deepspeed_config
 
@@ -24,21 +35,42 @@ STEPS, RATE, BATCH = 12, 5e-3, 16
 ADAPTER = AdapterConfig(method="adalora", initial_rank=6, rank=3, warmup=0.2, final=0.25, interval=2)
 
 
-def task_of(bert: Path, data: str, stage: int) -> Any:
-    """A classifier with adapters."""
-    labelled = LabelledConfig(train=data, validation=data, max_length=14)
-    model = ModelConfig(init_from=str(bert), hidden_dropout=0.0, attention_dropout=0.0)
-    train = TrainConfig(steps=STEPS, global_batch=BATCH, zero_stage=stage)
+def build(
+    bert: Path,
+    data: str,
+    stage: int,
+    adapter: AdapterConfig = ADAPTER,
+    *,
+    freeze: str | None = None,
+    precision: Precision = "fp32",
+    seed: int = 1,
+) -> tuple[Any, nn.Module]:
+    """A classifier's task, and its model with adapters."""
     config = RunConfig(
         task="sequence_classification",
-        model=model,
-        labelled=labelled,
-        adapter=ADAPTER,
-        train=train,
+        seed=seed,
+        model=ModelConfig(init_from=str(bert), hidden_dropout=0.0, attention_dropout=0.0),
+        labelled=LabelledConfig(train=data, validation=data, max_length=14),
+        adapter=adapter,
+        train=TrainConfig(steps=STEPS, global_batch=BATCH, zero_stage=stage, freeze=freeze, precision=precision),
         optim=OptimConfig(),
     )
     config.validate()
-    return TASKS.get(config.task).load()(config)
+    task = TASKS.get(config.task).load()(config)
+    return task, task.build_model()
+
+
+def engine(task: Any, model: nn.Module, stage: int) -> tuple[ZeroEngine, Adapting]:
+    """On one rank, with nothing left whole at stage 3."""
+    values = deepspeed_config(task.config, BatchLayout(BATCH, BATCH), "cpu")
+    values["zero_optimization"] |= {"stage3_param_persistence_threshold": 0} if stage == 3 else {}
+    optimizer = build_optimizer(model, task.config.optim, torch.device("cpu"), stage)
+    zero = ZeroEngine(model, optimizer, values)
+    return zero, Adapting(zero, task.adaptation)
+
+
+def micro_batches(task: Any) -> Iterator[MicroBatch]:
+    return training_batches(task.train_source(), BatchLayout(BATCH, BATCH), Cursor(), workers=0)
 
 
 def theirs(task: Any, bert: Path, ours: nn.Module) -> nn.Module:
@@ -80,34 +112,28 @@ def padded(batch: MicroBatch) -> dict[str, Tensor]:
     }
 
 
-def differences(bert: Path, data: str, stage: int) -> list[dict[str, float]]:
-    """Of each step the largest differences of weights, sensitivity and uncertainty, and in how many triplets the masks
-    differ; in the end the number of triplets that are kept."""
-    task = task_of(bert, data, stage)
-    own = task.build_model()
-    reference = theirs(task, bert, own)
-    config = task.config
-    values = deepspeed_config(config, BatchLayout(BATCH, BATCH), "cpu")
-    values["zero_optimization"] |= {"stage3_param_persistence_threshold": 0} if stage == 3 else {}
-    zero = ZeroEngine(own, build_optimizer(own, config.optim, torch.device("cpu"), stage), values)
-    allocation = Allocation(zero, ADAPTER, STEPS)
+def differences(bert: Path, data: str, stage: int, precision: Precision = "fp32") -> list[dict[str, float]]:
+    """Of each step the largest differences of weights, sensitivity and uncertainty, in how many triplets the masks
+    differ, and how many are kept."""
+    task, own = build(bert, data, stage, precision=precision)
+    reference: Any = theirs(task, bert, own)
+    zero, adapting = engine(task, own, stage)
+    terms = task.config.optim
     trained = [p for p in reference.parameters() if p.requires_grad]
-    decay = [{"params": [p for p in trained if p.dim() > 1], "weight_decay": config.optim.weight_decay}]
-    decay.append({"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0})
-    optimizer = torch.optim.AdamW(decay, lr=RATE, eps=config.optim.eps)
-    allocator = reference.base_model.rankallocator
+    groups = [{"params": [p for p in trained if p.dim() > 1], "weight_decay": terms.weight_decay}]
+    groups.append({"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW(groups, lr=RATE, eps=terms.eps)
     found = []
-    batches = training_batches(task.train_source(), BatchLayout(BATCH, BATCH), Cursor(), workers=0)
-    for step, batch in zip(range(1, STEPS + 1), batches, strict=False):
-        zero.backward(allocation.penalised(task.step(zero.model, batch)).loss)
+    for step, batch in zip(range(1, STEPS + 1), micro_batches(task), strict=False):
+        zero.backward(adapting.penalised(task.step(zero.model, batch)).loss)
         zero.step(RATE, last_micro_batch=True)
-        allocation.after_update()
+        adapting.after_update()
         reference(**padded(batch)).loss.backward()
-        nn.utils.clip_grad_norm_(trained, config.optim.max_grad_norm)
+        nn.utils.clip_grad_norm_(trained, terms.max_grad_norm)
         optimizer.step()
         reference.base_model.update_and_allocate(step)
         optimizer.zero_grad()
-        found.append(compared(zero, reference, allocator))
+        found.append(compared(zero, reference, reference.base_model.rankallocator))
     return found
 
 
