@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,12 @@ TABLE = "adapter_updates.tsv"
 COLUMNS = ("module", "parameters", "norm", "change", "ratio")
 #: modules that the message names
 NAMED = 3
+#: elements that are compared at a time
+CHUNK = 1 << 20
+#: a change of which less than this share is in another direction than the initial weights is one of their length alone
+STRAIGHT = 0.05
+#: elements below which such a change may well be of a gradient
+FEWEST = 8
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class Moved:
     change: float
     """L2 norm of the difference"""
     stuck: bool
-    """whether nothing changed, or of an adapter a factor that began as zeros, so that it does nothing"""
+    """whether nothing changed but by weight decay, or of an adapter a factor stays zeros, so that it does nothing"""
 
     @property
     def ratio(self) -> float:
@@ -49,6 +56,30 @@ class Moved:
     def figures(self) -> list[str]:
         """Norm, change and ratio in the table."""
         return [f"{value:.7g}" for value in (self.norm, self.change, self.ratio)]
+
+
+class Sums(NamedTuple):
+    """Of one parameter's elements, in fp64."""
+
+    elements: int
+    now: float
+    """sum of squares of the weights"""
+    change: float
+    """sum of squares of their differences from the initial ones"""
+    before: float
+    """sum of squares of the initial weights"""
+    product: float
+    """sum of products of the weights and the initial ones"""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing changed but that weight decay shrank the whole, which takes no gradient."""
+        if self.change == 0.0:
+            return True
+        if self.before == 0.0 or self.elements < FEWEST or self.product >= self.before:
+            return False
+        turned = self.now - self.product**2 / self.before
+        return turned < STRAIGHT**2 * self.change
 
 
 class Movement:
@@ -70,24 +101,27 @@ class Movement:
             if name in squares:
                 module, is_adapter = owner(model, name)
                 grouped.setdefault(module, []).append((name, is_adapter))
-        return {module: _together(squares, names) for module, names in grouped.items()}
+        return {module: together(squares, names) for module, names in grouped.items()}
 
     @torch.no_grad()
-    def _squares(self) -> dict[str, tuple[int, float, float, float]]:
-        """Of each trained parameter: elements, and sums of squares of its weights, of their change, and at first."""
+    def _squares(self) -> dict[str, Sums]:
+        """Of each trained parameter by name; collective."""
         found = {}
         for shard, initial in zip(self.zero.wrapper.shards(), self._initial, strict=True):
-            sums = torch.zeros(len(shard.parameters), 3, dtype=torch.float64)
+            sums = torch.zeros(len(shard.parameters), 4, dtype=torch.float64)
             with shard.reading():
                 for piece in shard.fragments:
                     part = slice(piece.start, piece.start + piece.length)
-                    now, before = shard.tensor.detach().view(-1)[part].cpu(), initial[part]
-                    for column, values in enumerate((now, now - before, before)):
-                        sums[piece.parameter, column] += torch.linalg.vector_norm(values, dtype=torch.float64).square()
+                    chunks = zip(
+                        shard.tensor.detach().view(-1)[part].split(CHUNK), initial[part].split(CHUNK), strict=True
+                    )
+                    for now, before in ((a.cpu().double(), b.double()) for a, b in chunks):
+                        pairs = ((now, now), (now - before, now - before), (before, before), (now, before))
+                        sums[piece.parameter] += torch.stack([torch.dot(*pair) for pair in pairs])
             if shard.process_group is not None:
                 sums = dist.sum_over_ranks(sums, shard.process_group)
             for info, row in zip(shard.parameters, sums.tolist(), strict=True):
-                found[info.name] = (info.numel, *row)
+                found[info.name] = Sums(info.numel, *row)
         return found
 
 
@@ -105,11 +139,13 @@ def owner(model: nn.Module, name: str) -> tuple[str, bool]:
     return plain(path), False
 
 
-def _together(squares: Mapping[str, tuple[int, float, float, float]], names: Iterable[tuple[str, bool]]) -> Moved:
+def together(squares: Mapping[str, Sums], names: Iterable[tuple[str, bool]]) -> Moved:
+    """Parameters of one module, by name and whether they are of its adapter."""
     parts = [(squares[name], is_adapter) for name, is_adapter in names]
-    norm, change = (sum(part[column] for part, _ in parts) ** 0.5 for column in (1, 2))
-    idle = any(is_adapter and before == 0.0 and moved == 0.0 for (_, _, moved, before), is_adapter in parts)
-    return Moved(sum(part[0] for part, _ in parts), norm, change, change == 0.0 or idle)
+    idle = all(part.idle for part, _ in parts)
+    useless = any(is_adapter and part.idle and part.before == 0.0 for part, is_adapter in parts)
+    norm, change = sum(part.now for part, _ in parts) ** 0.5, sum(part.change for part, _ in parts) ** 0.5
+    return Moved(sum(part.elements for part, _ in parts), norm, change, idle or useless)
 
 
 def prove(movement: Movement, output: Path, emptied: frozenset[str] = frozenset()) -> None:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 from transformers import BertForSequenceClassification
@@ -14,7 +15,7 @@ from transformers import BertForSequenceClassification
 from engine.config import AdapterConfig
 from engine.errors import RunError
 from engine.model.adapters.folder import saved_name
-from engine.train.adapters.movement import COLUMNS, TABLE, Moved
+from engine.train.adapters.movement import COLUMNS, TABLE, Moved, Sums
 from tests.single_rank import single_rank
 from tests.tasks.test_labels import ROWS, write
 from tests.tasks.tiny import tiny_bert
@@ -130,14 +131,31 @@ def moved_by(bert: Path, data: str, stage: int, adapter: AdapterConfig, freeze: 
     return adapting._movement.measured()
 
 
+@pytest.mark.parametrize(("rate", "steps"), [(1e-3, 1000), (1e-4, 20), (1e-2, 3)])
+def test_weight_decay_alone_is_no_training(rate: float, steps: int) -> None:
+    """torch's AdamW with gradients of zero, as a parameter has that ZeRO forgets, and with others."""
+    for factor, idle in ((0.0, True), (1e-3, False)):
+        weight = torch.nn.Parameter(torch.ones(4, 16))  # as IA3's vectors begin
+        initial = weight.detach().clone()
+        optimizer = torch.optim.AdamW([weight], lr=rate, weight_decay=0.01)
+        for step in range(steps):
+            weight.grad = factor * torch.randn(4, 16, generator=torch.Generator().manual_seed(step))
+            optimizer.step()
+        now, before = weight.detach().double(), initial.double()
+        found = [float((a * b).sum()) for a, b in ((now, now), (now - before,) * 2, (before, before), (now, before))]
+        sums = Sums(64, *found)
+        assert sums.change > 0
+        assert sums.idle is idle
+
+
 def test_a_factor_of_zeros_that_moves_only_by_decay_elsewhere_is_stuck(tmp_path: Path) -> None:
     """As LoRA's B in https://github.com/huggingface/peft/issues/1402, whose A weight decay still moves."""
     from engine.train.adapters import movement
 
-    squares = {"A": (8, 2.0, 0.1, 2.2), "B": (8, 0.0, 0.0, 0.0)}
-    assert movement._together(squares, [("A", True), ("B", True)]).stuck
-    assert not movement._together(squares, [("A", False), ("B", False)]).stuck  # a layer's weight, and its bias
-    assert movement._together(squares, [("B", False)]).stuck
+    squares = {"A": movement.Sums(8, 2.0, 0.1, 2.2, 2.05), "B": movement.Sums(8, 0.0, 0.0, 0.0, 0.0)}
+    assert movement.together(squares, [("A", True), ("B", True)]).stuck
+    assert not movement.together(squares, [("A", False), ("B", False)]).stuck  # a layer's weight, and its bias
+    assert movement.together(squares, [("B", False)]).stuck
 
     class Measured(movement.Movement):
         def __init__(self) -> None:
