@@ -165,6 +165,7 @@ class Trainer:
         except Stopped as stopped:
             self._save_and_stop(stopped.stop)
             raise
+        self.saver.wait()
         self.adapting.prove_trained(self.output)
         self.export_if_last()
         self.saver.wait()

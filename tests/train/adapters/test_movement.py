@@ -82,7 +82,8 @@ def test_the_table_is_what_export_and_base_tell(folder: Path) -> None:
 def test_adapters_that_stay_as_they_are_end_the_run(folder: Path) -> None:
     """Their learning rate is too small for fp32; that of the head is not. A resume at the last step says so again."""
     output = folder / "stuck"
-    small = options(folder, "--adapter.method=lora", "--optim.learning_rate=1e-3", "--optim.layer_decay=1e-46")
+    rates = ["--optim.learning_rate=1e-3", "--optim.layer_decay=1e-46"]
+    small = options(folder, "--adapter.method=lora", *rates, "--train.verify_update=0")  # the certificate would see it
     said = [run(output, *small, code=1), run(output, *small, "--resume=auto", code=1)]
     for text in said:
         (line,) = [line for line in text.splitlines() if "not trained: " in line]
