@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from engine.config import AdapterConfig, architecture_of
 from engine.errors import UserError
-from engine.kernels import cpu, dispatch
+from engine.kernels import cpu, dispatch, reference
 from engine.kernels.terms import Sequences
+from engine.model import layers
 from engine.model.adapters.adapt import Adaptation
 from engine.model.adapters.folder import saved
 from engine.model.adapters.methods import TASK_TYPES, virtual_config
@@ -240,23 +241,51 @@ def test_bf16_is_as_near_to_fp32_as_plain_torch(method: str, name: str, head: st
         assert float((ours - truth).norm()) < 1.5 * float((plain - truth).norm()) + 1e-3 * float(truth.norm())
 
 
-@pytest.mark.usefixtures("_fused")
-def test_a_prefix_is_attended_to_by_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not cpu.attends_bf16():
-        pytest.skip("this CPU has no kernel for attention in bf16")
-    _, exact = adapted("bert", "sequence_classification", "prefix")
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_packed_attention_asks_prefixes_as_the_grid_does(name: str, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, whose operator has a plain version here; the last layer asks for what is read alone."""
+    _, ours = adapted(name, head, "prefix")
+    batch = pack(*padded(ours.config))
     asked: list[Sequences] = []
-    plain = cpu.attention
-    monkeypatch.setattr(cpu, "attention", lambda *given: asked.append(given[3]) or plain(*given))
-    wide = copy.deepcopy(exact.config)
-    wide.hidden_size = 2 * cpu.LANES
-    model = architecture_of(wide).build("sequence_classification", wide, False).to(torch.bfloat16)
+    fused = layers.fused_attention
+
+    def recorded(*given: Any, **options: Any) -> Tensor:
+        asked.append(given[4])
+        return fused(*given, **options)
+
+    monkeypatch.setattr(layers, "fused_attention", recorded)
+    results = []
+    for kernels in (reference, None):
+        monkeypatch.setattr(dispatch, "attention", lambda *_, kernels=kernels: kernels)
+        ours.zero_grad()
+        logits = ours(**batch)
+        logits.square().sum().backward()
+        results.append([logits.detach(), *(each.grad.clone() for each in vectors_of(ours).values())])
+    for packed, grid in zip(*results, strict=True):
+        assert float((packed - grid).abs().max()) < 1e-5 * max(1.0, float(grid.abs().max()))
+    tokens, longest = sum(LENGTHS) + len(LENGTHS) * VECTORS, max(LENGTHS) + VECTORS
+    last = sum(LENGTHS) if head in ON_TOKENS else len(LENGTHS)
+    expected = [(tokens, queries, longest) for queries in (sum(LENGTHS), sum(LENGTHS), last)]
+    assert [(each.tokens, each.queries, each.longest) for each in asked] == expected
+
+
+@pytest.mark.skipif(not cpu.attends_bf16(), reason="this CPU has no kernel for attention in bf16")
+def test_the_cpu_kernel_asks_prefixes_as_the_grid_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = copy.deepcopy(CONFIGS["bert"])
+    config.hidden_size, config.hidden_dropout_prob, config.attention_probs_dropout_prob = 2 * cpu.LANES, 0.0, 0.0
+    model = architecture_of(config).build("token_classification", config, False).eval()
     adaptation("prefix").apply(model, NOTHING_LOADED)
-    asked.clear()
-    model(**pack(*padded(wide))).sum().backward()
-    assert [(each.tokens, each.queries, each.longest) for each in asked] == [
-        (sum(LENGTHS) + 3 * VECTORS, queries, max(LENGTHS) + VECTORS) for queries in (sum(LENGTHS), sum(LENGTHS), 3)
-    ]
+    model, batch = model.to(torch.bfloat16), pack(*padded(config))
+    results = []
+    for kernels in (cpu, None):
+        monkeypatch.setattr(dispatch, "attention", lambda *_, kernels=kernels: kernels)
+        model.zero_grad()
+        logits = model(**batch)
+        logits.square().sum().backward()
+        results.append([logits.detach(), *(each.grad.float() for each in vectors_of(model).values())])  # type: ignore[union-attr]
+    for packed, grid in zip(*results, strict=True):
+        assert float((packed - grid).abs().max()) < 4e-2 * max(1.0, float(grid.abs().max()))
 
 
 @pytest.mark.parametrize("lengths", [(2, 3, 1), (4, 4)])
