@@ -9,11 +9,11 @@ import peft
 from engine.config import AdapterConfig, Architecture
 from engine.model.adapters.budget import DECAY, Schedule
 
-#: by head of `Architecture.export_classes`, what peft calls its task; it has no name for choices
+#: by head of `Architecture.export_classes`, what peft calls its task; it has no name for choices, and its class for
+#: answers (0.21) keeps the segments of question and context from the model, which its class without a task doesn't
 TASK_TYPES = {
     "sequence_classification": peft.TaskType.SEQ_CLS,
     "token_classification": peft.TaskType.TOKEN_CLS,
-    "question_answering": peft.TaskType.QUESTION_ANS,
 }
 
 
