@@ -181,6 +181,8 @@ def _write_whole(
     wish: Wish,
 ) -> RoundTrip | None:
     _refuse_needless(wish.merge)
+    if wish.base is not None:
+        raise UserError(f"base: {wish.base!r} has no effect: the run's weights are whole; leave it out")
     return export_huggingface(weights, config, tokenizer, output, origin, check=wish.check)
 
 

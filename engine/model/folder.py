@@ -20,6 +20,7 @@ from engine.data.tokenizer.folder import with_max_length
 from engine.data.tokenizer.vocabulary import Vocabulary
 from engine.durable import sha256_of
 from engine.errors import UserError
+from engine.model.pretrained import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from engine.model.roundtrip import RoundTrip, Sample, check_round_trip
 from engine.model.sentence import SENTENCE_FILES, sentence_files
 
@@ -33,8 +34,6 @@ TOKENIZER_FILES = (
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-#: of adapters over the weights of another folder, as peft names them
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: where the weights come from: step, best score, what the run's checkpoints tell of its data, and the weights' SHA-256
 ORIGIN_FILE = "zerobert.json"
 WEIGHTS_HASH = "weights_sha256"

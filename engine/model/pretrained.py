@@ -27,6 +27,8 @@ from engine.hub import local_folder
 from engine.lfs import refuse_pointer
 
 A_FOLDER = "give the folder of a Hugging Face encoder"
+#: of adapters over the weights of another folder, as peft names them
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: what the layers of an encoder are told as
 ENCODER = "encoder layers"
 
@@ -258,6 +260,11 @@ def weight_files(folder: Path) -> list[Path]:
         if index.is_file():
             shards = _read_json(index, "restore the file").get("weight_map", {})
             return [folder / shard for shard in sorted(set(shards.values()))]
+    if (folder / ADAPTER_WEIGHTS).is_file() or (folder / ADAPTER_CONFIG).is_file():
+        raise UserError(
+            f"{folder}: it holds adapters without the weights below them; give a whole model, as zerobert export RUN "
+            "--merge --output FOLDER writes one of adapters that can be merged"
+        )
     raise UserError(f"{folder}: it holds no weights; add model.safetensors or pytorch_model.bin")
 
 

@@ -43,6 +43,8 @@ class ModelFolder:
     """one of `Architecture.export_classes`"""
     run: Mapping[str, Any]
     """the section labelled of the run that the folder is of; empty where it is of none"""
+    base: str | None = None
+    """of adapters, where their base is, if not where it was"""
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -114,8 +116,8 @@ class ModelFolder:
 
     def _load_adapted(self) -> nn.Module:
         """Adapters over their base; computed into it where they can be, which takes no more time than the base."""
-        model = open_adapted(self.folder, self.config, self.head)
-        adaptation, _ = adaptation_of(self.folder)
+        model = open_adapted(self.folder, self.config, self.head, self.base)
+        adaptation, _ = adaptation_of(self.folder, self.base)
         if adaptation.adapter.method not in MERGEABLE:
             return model
         weights = merged(model, adaptation.adapter, self.head)
@@ -124,11 +126,14 @@ class ModelFolder:
         return plain
 
 
-def open_folder(given: str) -> ModelFolder:
+def open_folder(given: str, base: str | None = None) -> ModelFolder:
     """The model that a user names: a run's folder, an export, any folder of our architectures, or one of the hub.
 
+    Args:
+        base: of adapters, where their base is, if not where it was.
+
     Raises:
-        UserError: nothing there, another architecture, or no head of a task.
+        UserError: nothing there, another architecture, no head of a task, or adapters that aren't a run's.
     """
     named = hub_model(given, "model")
     path = Path(given) if named is None else fetch(named, "model")
@@ -137,11 +142,15 @@ def open_folder(given: str) -> ModelFolder:
         if not (path / "export" / "config.json").is_file():
             raise UserError(f"model: {given!r} is a run without an export; zerobert export {given} makes one")
         path, run = path / "export", _labelled(path / "config.yaml")
+    if is_adapter(path):
+        adaptation_of(path, base)
+    elif base is not None:
+        raise UserError(f"base: {given!r} is a whole model, which has no base; leave it out")
     config = load_config(path)
     sentence = read_sentence_config(path)
     if sentence is not None:
         sentence.put_into(config)
-    return ModelFolder(path, config, _head(path, config) if sentence is None else "embeddings", run)
+    return ModelFolder(path, config, _head(path, config) if sentence is None else "embeddings", run, base)
 
 
 def _labelled(path: Path) -> Mapping[str, Any]:

@@ -40,6 +40,8 @@ class PredictConfig:
     null: as the run, else all that the model has positions for"""
     probabilities: bool = False
     """also write the probability of every class"""
+    base: str | None = None
+    """of adapters, where the weights below them are, if moved"""
     prefix: str = "predicted_"
     """what the names of the new columns begin with"""
     precision: Literal["fp32", "bf16"] = "fp32"

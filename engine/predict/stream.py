@@ -26,7 +26,7 @@ from engine.predict.worker import Computed, compute_chunk, device_of, release
 #: chunks a process that are read and not yet written
 AHEAD = 2
 #: options that change no prediction beyond rounding, or that something else tells
-FREE = ("model", "input", "output", "device", "processes")
+FREE = ("model", "base", "input", "output", "device", "processes")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def predict_file(
     with open_executor(config.processes) as opened:
         if opened is None:
             return None
-        folder = open_folder(config.model)
+        folder = open_folder(config.model, config.base)
         columns = columns_of(config, folder)
         first, rows = peek(read_rows(config.input, config.format, columns, read), input_path(config.input))
         config = resolved(config, columns, first)
@@ -103,7 +103,7 @@ def predict_rows(config: PredictConfig, records: Iterable[Mapping[str, Any] | st
         UserError: as `predict_file`.
     """
     config.validate()
-    folder = open_folder(config.model)
+    folder = open_folder(config.model, config.base)
     columns = columns_of(config, folder)
     column = columns.text or columns.usual[0]
     rows = (

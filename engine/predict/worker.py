@@ -49,7 +49,7 @@ def _opened(config: PredictConfig) -> Any:
     if parent_process() is not None:  # a process of ours alone
         keep_heap()
     dist.set_threads(max(dist.local_size(os.environ), config.processes), None)
-    folder = open_folder(config.model)
+    folder = open_folder(config.model, config.base)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cuda.enable_cudnn_sdp(False)  # it makes a plan for each shape, without a bound

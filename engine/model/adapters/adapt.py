@@ -6,7 +6,7 @@ tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,7 @@ class Adaptation:
             loaded: what the model has from the folder that it starts from.
 
         Raises:
-            UserError: targets or frozen layers that the model doesn't have; a prompt before new word embeddings.
+            UserError: targets, biases, or frozen parts that the model doesn't have; a prompt before new word embeddings.
         """
         if not self.is_partial:
             return
@@ -71,13 +71,25 @@ class Adaptation:
             torch.manual_seed(self.seed)
             self._insert(model, frozen)
         new = {*loaded.initialised, *(each.name for each in loaded.reshaped)}
+        self._check_pooler(frozen, {name for name, _ in model.named_parameters()} - new, prefix)
+        changed = 0
         for wrapped, parameter in model.named_parameters():
             name = plain(wrapped)
             part, layer = place(name, prefix)
             if id(parameter) not in own:  # of an adapter, which may keep counters beside its weights
                 continue
             fresh = name in new or part == "head"
-            parameter.requires_grad_(fresh or (self._changes(name) and not frozen.holds(part, layer)))
+            changes = self._changes(name) and not frozen.holds(part, layer)
+            changed += changes and not fresh
+            parameter.requires_grad_(fresh or changes)
+        remedy = "the model has no bias that it may train; choose another method, or freeze less"
+        require(changed > 0 or self.adapter.method != "bitfit", "adapter.method", self.adapter.method, remedy)
+
+    def _check_pooler(self, frozen: Frozen, given: Collection[str], prefix: str) -> None:
+        """Refuse to freeze what isn't there, or has nothing but initial values."""
+        has = any(place(plain(name), prefix)[0] == "pooler" for name in given)
+        remedy = f"the model has no pooler with weights from {self.base}; leave pooler out"
+        require(has or "pooler" not in frozen.parts, "train.freeze", self.freeze, remedy)
 
     def _changes(self, name: str) -> bool:
         """Whether the method trains a parameter of the base."""
@@ -99,6 +111,7 @@ class Adaptation:
         if not self.adapter.layers():
             return
         names = targets(self.adapter, architecture, frozen, [name for name, _ in model.named_modules()])
+        require(bool(names), "train.freeze", self.freeze, "it leaves no layer to adapt; freeze less")
         if method == "houlsby":
             houlsby.insert(model, names, self.adapter.bottleneck, self.adapter.dropout)
             return

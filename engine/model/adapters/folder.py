@@ -8,7 +8,7 @@ config.json, tokenizer, zerobert.json   as of any export; the last one tells the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,21 +20,21 @@ from torch import Tensor, nn
 from engine.config import AdapterConfig, architecture_of
 from engine.config.adapter import MERGEABLE, VIRTUAL
 from engine.errors import UserError
-from engine.hub import local_folder
+from engine.hub import hub_model, local_folder
 from engine.model.adapters.adapt import Adaptation
 from engine.model.adapters.judge import VirtualJudge, judged_by
 from engine.model.adapters.places import BASE, place, plain
 from engine.model.adapters.virtual import VECTORS, joined, split
 from engine.model.folder import (
-    ADAPTER_WEIGHTS,
     ORIGIN_FILE,
     export_huggingface,
+    is_intact,
     read_origin,
     whole_folder,
     write_description,
     write_origin,
 )
-from engine.model.pretrained import base_weights, load_pretrained
+from engine.model.pretrained import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_weights, load_pretrained
 from engine.model.roundtrip import RoundTrip, Sample, compare_logits, compare_models, random_logits, random_samples
 
 #: in zerobert.json, how the model was adapted, and to what
@@ -50,8 +50,8 @@ ADAPTER_NAME = ".default"
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds adapters over the weights of another one."""
-    return (folder / ADAPTER_WEIGHTS).is_file()
+    """Whether a folder holds adapters over the weights of another one, ours or another library's."""
+    return any((folder / name).is_file() for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG))
 
 
 def export_trained(
@@ -100,18 +100,19 @@ def export_adapter(
         UserError: `out` exists and is no export, or the folder isn't the model.
     """
     head, base = head_of(config), local_folder(adaptation.base)
+    found = str(base.absolute()) if hub_model(adaptation.base) is None else adaptation.base
     own = rebuilt(config, head, base, adaptation)
     trained = {name: weights[name] for name, parameter in own.named_parameters() if parameter.requires_grad}
     with whole_folder(out) as partial:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in saved(trained).items()}
         save_file(tensors, partial / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         write_description(partial, config, tokenizer)
-        known = _write_peft_config(partial, own, head, adaptation)
-        told = {**origin, ADAPTATION: asdict(adaptation)}
+        told = replace(adaptation, base=found)
+        known = _write_peft_config(partial, own, head, told)
         fill(own, _read(partial), partial)
         compare_weights(own, weights)
         compared = _compare(partial, base, own, adaptation, head, samples) if known and check else None
-        write_origin(partial, told, compared)
+        write_origin(partial, {**origin, ADAPTATION: asdict(told)}, compared)
     return compared
 
 
@@ -189,6 +190,8 @@ def open_adapted(folder: Path, config: Any, head: str, base: str | None = None) 
         UserError: no adapters of a run, the base isn't there or is another one, or weights that are damaged.
     """
     adaptation, path = adaptation_of(folder, base)
+    if not is_intact(folder):
+        raise UserError(f"{folder / ADAPTER_WEIGHTS}: it is not what was written there; copy the folder again")
     model = rebuilt(config, head, path, adaptation)
     fill(model, _read(folder), folder / ADAPTER_WEIGHTS)
     return model

@@ -55,15 +55,13 @@ def targets(adapter: AdapterConfig, architecture: Architecture, frozen: Frozen, 
         modules: names of all modules of the model.
 
     Raises:
-        UserError: a part of a matrix that the architecture has in one piece, or no module at all.
+        UserError: a part of a matrix that the architecture has in one piece.
     """
     wanted = adapter.layers()
     if adapter.targets is not None:
         _check_whole(adapter, architecture, wanted)
     ends = {architecture.linear[name] for name in wanted}
-    found = [name for name in modules if _fits(name, architecture.prefix, ends, frozen)]
-    require(bool(found), "adapter.targets", adapter.targets, "train.freeze leaves no layer to adapt; leave one out")
-    return found
+    return [name for name in modules if _fits(name, architecture.prefix, ends, frozen)]
 
 
 def _fits(name: str, prefix: str, ends: set[str], frozen: Frozen) -> bool:
