@@ -303,14 +303,14 @@ def _write_peft_config(folder: Path, model: nn.Module, head: str, adaptation: Ad
     config = _peft_config(model, adaptation.adapter)
     if config is None:
         return False
-    from engine.model.adapters.methods import TASK_TYPES
+    from engine.model.adapters.methods import task_type
 
     prefix = architecture_of(model.config).prefix
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     beside = [name for name in trained if name.endswith(VECTORS) or ADAPTER_NAME in name]
     modules = {_module_to_save(name, prefix) for name in trained if name not in beside}
     config.modules_to_save = sorted(modules)
-    config.task_type = TASK_TYPES.get(head)
+    config.task_type = task_type(adaptation.adapter, head)
     config.base_model_name_or_path = adaptation.base
     config.inference_mode = True
     config.save_pretrained(folder)

@@ -7,14 +7,25 @@ from typing import Any
 import peft
 
 from engine.config import AdapterConfig, Architecture
+from engine.config.adapter import VIRTUAL
 from engine.model.adapters.budget import DECAY, Schedule
 
-#: by head of `Architecture.export_classes`, what peft calls its task; it has no name for choices, and its class for
-#: answers (0.21) keeps the segments of question and context from the model, which its class without a task doesn't
+#: by head of `Architecture.export_classes`, what peft calls its task; it has no name for choices
 TASK_TYPES = {
     "sequence_classification": peft.TaskType.SEQ_CLS,
     "token_classification": peft.TaskType.TOKEN_CLS,
+    "question_answering": peft.TaskType.QUESTION_ANS,
 }
+
+
+def task_type(adapter: AdapterConfig, head: str) -> str | None:
+    """What peft is told of the task, which decides the class that opens a folder.
+
+    Its class for answers (0.21) keeps the segments of question and context from the model. Its class without a task
+    doesn't, and opens all but virtual tokens.
+    """
+    plain = head == "question_answering" and adapter.method not in VIRTUAL
+    return None if plain else TASK_TYPES.get(head)
 
 
 def virtual_config(adapter: AdapterConfig, config: Any) -> Any:
