@@ -117,11 +117,13 @@ class Adaptation:
             return
         import peft
 
+        from engine.model.adapters.lora import take_over
         from engine.model.adapters.methods import peft_config
 
         peft.inject_adapter_in_model(peft_config(self.adapter, architecture, names, self.steps), model)
         if method == "adalora":
             budget.mark(model)
+        take_over(model)
 
 
 def in_base(model: nn.Module, loaded: LoadReport | None) -> frozenset[str]:
