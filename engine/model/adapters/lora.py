@@ -33,7 +33,8 @@ class LoraLinear(lora.Linear):
             return computed
         base = cast("nn.Linear", self.base_layer)
         down, up = self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight
-        return _LoraLinear.apply(x, base.weight, base.bias, down, up, self.scaling[ADAPTER])
+        product: Tensor = _LoraLinear.apply(x, base.weight, base.bias, down, up, self.scaling[ADAPTER])
+        return product
 
     def _is_simple(self, x: Tensor) -> bool:
         """Whether it is one adapter at work on a frozen layer, without dropout. ZeRO-3 fetches weights for a module's
