@@ -223,3 +223,28 @@ def test_frozen_factors_get_no_gradient() -> None:
     assert bias.grad.tolist() == [4.0] * 3
     assert x.grad is None
     assert weight.grad is None
+
+
+@pytest.mark.parametrize("name", ["linear", "linear_gelu"])
+def test_a_frozen_weight_keeps_no_input(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels.dispatch, "linear", lambda *_: emulated_kernels())
+    x, weight, bias = (torch.randn(shape).bfloat16() for shape in ((40, 8), (24, 8), (24,)))
+
+    def passed(*trained: Tensor) -> tuple[bool, Tensor]:
+        for tensor in (x, weight, bias):
+            tensor.requires_grad_(any(tensor is one for one in trained)).grad = None
+        kept: list[Tensor] = []
+
+        def keep(saved: Tensor) -> Tensor:
+            kept.append(saved)
+            return saved
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+            result = getattr(kernels, name)(x, weight, bias)
+        result.backward(torch.ones_like(result))
+        assert x.grad is not None
+        return any(saved.data_ptr() == x.data_ptr() for saved in kept), x.grad
+
+    frozen, all_trained = passed(x), passed(x, weight, bias)
+    assert (frozen[0], all_trained[0]) == (False, True)
+    assert torch.equal(frozen[1], all_trained[1])
