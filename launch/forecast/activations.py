@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.model.adapters.trained import Matrix, Trained
 from launch.forecast.workload import Workload
 
 #: `engine.kernels.decoder_loss.LOGIT_BYTES`: more logits than this are worked off in chunks
@@ -44,7 +45,7 @@ def passes(work: Workload) -> Pass:
         # The first layer's input is the embeddings' output; one layer at a time is computed again.
         encoder = (layers - 1) * _hidden(work)
     else:  # without the last layer's output, which is the head's
-        encoder = (layers - 1) * layer_bytes(work) + layer_bytes(work, read) - _hidden(work, read) + adapter_bytes(work)
+        encoder = (layers - 1) * layer_bytes(work) + layer_bytes(work, read) - _hidden(work, read) + partial_bytes(work)
     layer = _tied_gradient(work) + _widest_backward(work)
     if work.trains_embeddings:
         return Pass(embedding_bytes(work) + encoder, head_bytes(work), layer, _end_bytes(work))
@@ -109,21 +110,36 @@ def attention_bytes(work: Workload) -> int:
     return 3 * FP32 * work.tokens * shape.hidden + hidden + FP32 * scores + dropped
 
 
-def adapter_bytes(work: Workload) -> int:
-    """What adapters keep beside the layers: LoRA's inner states, DoRA's two products, ia3's states before they are
-    scaled, of a bottleneck its input and what is before and behind its GELU."""
-    trained = work.trained
+def partial_bytes(work: Workload) -> int:
+    """What layers keep more where a part of the weights is trained, in all: what adapters keep, without the inputs of
+    linear layers that a frozen weight doesn't need. Attention keeps that of its own output's projection.
+    """
+    trained, kept = work.trained, 0
     if trained is None:
         return 0
+    for layer in range(work.first_layer, work.shape.layers):
+        rows = _read(work) if layer == work.shape.layers - 1 else work.tokens
+        matrices = {name: matrix for matrix in trained.matrices() for name in matrix.names}
+        projections = [matrices[name] for name in ("query", "key", "value")]
+        if not any(trained.keeps_input(matrix, layer) for matrix in projections):
+            kept -= work.tokens * work.shape.hidden
+        for name in ("feed-forward-input", "feed-forward-output"):
+            kept -= 0 if trained.keeps_input(matrices[name], layer) else rows * matrices[name].inputs
+        for matrix in {*matrices.values()}:
+            seen = rows if matrix.names[0].startswith(("attention", "feed")) else work.tokens
+            kept += seen * _adapter_states(trained, matrix) if trained.adapts(matrix, layer) else 0
+    return work.width * kept
+
+
+def _adapter_states(trained: Trained, matrix: Matrix) -> int:
+    """Elements a row: LoRA's inner states, DoRA's two products, what ia3 scales, a bottleneck's input and what is
+    before and behind its GELU."""
     method = trained.adapter.method
-    kept = 0
-    for layer in range(work.shape.layers):
-        for matrix in trained.matrices():
-            if trained.adapts(matrix, layer):
-                low = trained.rank + (2 * matrix.outputs if method == "dora" else 0)
-                bottleneck = matrix.outputs + 2 * trained.adapter.bottleneck
-                kept += {"ia3": matrix.outputs, "houlsby": bottleneck}.get(method, low)
-    return work.width * work.tokens * kept
+    if method == "ia3":
+        return 0 if trained.scales_input(matrix) else matrix.outputs
+    if method == "houlsby":
+        return matrix.outputs + 2 * trained.adapter.bottleneck
+    return trained.rank + (2 * matrix.outputs if method == "dora" else 0)
 
 
 def _branches(work: Workload) -> int:

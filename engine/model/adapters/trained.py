@@ -102,6 +102,12 @@ class Trained:
         """Whether ia3's vector is on a linear layer's input, not on its output (Liu et al. 2022, section 3.3)."""
         return matrix.names == ("feed-forward-output",)
 
+    def keeps_input(self, matrix: Matrix, layer: int) -> bool:
+        """Whether a linear layer's input is needed in the backward pass: for its weight, or for its adapter."""
+        adapted, method = self.adapts(matrix, layer), self.adapter.method
+        reads = method in LOW_RANK or (method == "ia3" and self.scales_input(matrix))
+        return self.trains("layers", layer) or (adapted and reads)
+
     def added(self) -> list[int]:
         """Elements of each parameter that adapters add to the model."""
         tokens, hidden, layers = self.adapter.virtual_tokens, self.shape.hidden, self.shape.layers

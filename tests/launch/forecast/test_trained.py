@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 
 from engine.config import ARCHITECTURES, AdapterConfig, Shape
 from engine.model.adapters.trained import Trained
+from engine.model.packing import pack
 from launch.forecast.activations import passes
 from launch.forecast.command import main
 from launch.forecast.fit import RESERVE, ballast
 from launch.forecast.memory import Workload, forecast
 from launch.forecast.step_time import communicated, step_flops
 from tests.conftest import ROOT
+from tests.model.adapters.test_counts import adapted
 
 SHAPE = Shape(768, 12, 12, 3072, 30522, decoder=False)
 FULL = Workload(SHAPE, 128, 32, 1, 2, 2, "bf16", read_share=0)
@@ -76,3 +80,33 @@ def test_a_plan_of_the_recipe_tells_the_trained_share(capsys: pytest.CaptureFixt
     lora, full = plans
     assert lora["memory"]["optimizer"] < full["memory"]["optimizer"] / 50
     assert lora["cost"]["seconds"] < 0.8 * full["cost"]["seconds"]
+
+
+@pytest.mark.parametrize(
+    ("options", "freeze", "bound"),
+    [
+        ({"method": "lora"}, None, 1.02),
+        ({"method": "lora"}, "layers:0-1", 1.02),
+        ({"method": "ia3"}, None, 1.02),
+        ({"method": "bitfit"}, None, 1.02),
+        ({}, "embeddings,layers:0-1", 1.02),
+        ({"method": "houlsby", "bottleneck": 8}, None, 1.3),  # of whose first layer attention keeps nothing
+    ],
+)
+def test_activations_are_those_that_autograd_keeps(options: dict[str, Any], freeze: str | None, bound: float) -> None:
+    model, trained = adapted("bert", options, freeze)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: list[torch.Tensor] = []
+
+    def keep(saved: torch.Tensor) -> torch.Tensor:
+        kept.append(saved)
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+        model.eval()(**pack(torch.randint(5, 1000, (16, 48)), torch.ones(16, 48)), max_length=48)
+    storages = {saved.untyped_storage().data_ptr(): saved.untyped_storage().nbytes() for saved in kept}
+    size = sum(nbytes for place, nbytes in storages.items() if place not in weights)
+    work = Workload(
+        trained.shape, 48, 16, 0, 1, 1, "fp32", accelerator="cpu", read_share=0, dropout=0.0, trained=trained
+    )
+    assert size / 1.02 < passes(work).kept < size * bound
