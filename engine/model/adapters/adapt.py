@@ -58,7 +58,7 @@ class Adaptation:
             loaded: what the model has from the folder that it starts from.
 
         Raises:
-            UserError: targets, biases, or frozen parts that the model doesn't have; a prompt before new word embeddings.
+            UserError: targets, biases or frozen parts that the model lacks; a prompt before new word embeddings.
         """
         if not self.is_partial:
             return
