@@ -18,7 +18,7 @@ from engine.kernels import cpu, dispatch, reference
 from engine.kernels.terms import Sequences
 from engine.model import layers
 from engine.model.adapters.adapt import Adaptation
-from engine.model.adapters.folder import saved
+from engine.model.adapters.folder import compare_weights, saved
 from engine.model.adapters.methods import TASK_TYPES, virtual_config
 from engine.model.adapters.virtual import PromptedEmbeddings
 from engine.model.bert import BertModel
@@ -265,27 +265,48 @@ def test_packed_attention_asks_prefixes_as_the_grid_does(name: str, head: str, m
     for packed, grid in zip(*results, strict=True):
         assert float((packed - grid).abs().max()) < 1e-5 * max(1.0, float(grid.abs().max()))
     tokens, longest = sum(LENGTHS) + len(LENGTHS) * VECTORS, max(LENGTHS) + VECTORS
-    last = sum(LENGTHS) if head in ON_TOKENS else len(LENGTHS)
+    last = len(LENGTHS) if head in ("sequence_classification", "multiple_choice") else sum(LENGTHS)
     expected = [(tokens, queries, longest) for queries in (sum(LENGTHS), sum(LENGTHS), last)]
     assert [(each.tokens, each.queries, each.longest) for each in asked] == expected
 
 
-@pytest.mark.skipif(not cpu.attends_bf16(), reason="this CPU has no kernel for attention in bf16")
-def test_the_cpu_kernel_asks_prefixes_as_the_grid_does(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_fused")
+@pytest.mark.parametrize(("kind", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 4e-2)], ids=str)
+def test_the_cpu_kernel_asks_prefixes_as_the_grid_does(
+    kind: torch.dtype, bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = copy.deepcopy(CONFIGS["bert"])
     config.hidden_size, config.hidden_dropout_prob, config.attention_probs_dropout_prob = 2 * cpu.LANES, 0.0, 0.0
     model = architecture_of(config).build("token_classification", config, False).eval()
     adaptation("prefix").apply(model, NOTHING_LOADED)
-    model, batch = model.to(torch.bfloat16), pack(*padded(config))
+    model, batch, chosen = model.to(kind), pack(*padded(config)), []
+    choose = dispatch.attention
     results = []
-    for kernels in (cpu, None):
-        monkeypatch.setattr(dispatch, "attention", lambda *_, kernels=kernels: kernels)
+    for plain in (False, True):
+        answer = (lambda *_: None) if plain else (lambda *given: chosen.append(choose(*given)) or chosen[-1])
+        monkeypatch.setattr(dispatch, "attention", answer)
         model.zero_grad()
         logits = model(**batch)
         logits.square().sum().backward()
         results.append([logits.detach(), *(each.grad.float() for each in vectors_of(model).values())])  # type: ignore[union-attr]
+    assert chosen == [cpu] * config.num_hidden_layers
     for packed, grid in zip(*results, strict=True):
-        assert float((packed - grid).abs().max()) < 4e-2 * max(1.0, float(grid.abs().max()))
+        assert float((packed - grid).abs().max()) < bound * max(1.0, float(grid.abs().max()))
+
+
+def test_frozen_weights_come_back_rounded_from_half_precision_and_trained_ones_do_not() -> None:
+    _, ours = both("bert", "sequence_classification")
+    adaptation("prompt").apply(ours, NOTHING_LOADED)
+    weights = {name: parameter.detach().clone() for name, parameter in ours.named_parameters()}
+    rounded = {
+        name: each if ours.get_parameter(name).requires_grad else each.bfloat16() for name, each in weights.items()
+    }
+    compare_weights(ours, weights)
+    compare_weights(ours, rounded)
+    for name in ("bert.embeddings.word_embeddings.prompt.weight", "bert.pooler.dense.weight"):
+        other = {**rounded, name: rounded[name] * 1.01}
+        with pytest.raises(UserError, match=rf"{name}, as read back, is not what was trained"):
+            compare_weights(ours, other)
 
 
 @pytest.mark.parametrize("lengths", [(2, 3, 1), (4, 4)])
