@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -209,5 +210,16 @@ def test_a_short_run_ends_in_one_line(folder: Path) -> None:
     said = run(folder / "short", *options(folder, "--train.steps=2"), code=2)
     assert "adapter.interval: 2" in said
     assert "Traceback" not in said
-    said = run(folder / "nvme", *options(folder, "--zero.offload_optimizer=nvme", "--train.zero_stage=3"), code=2)
-    assert "zero.offload_optimizer: 'nvme'" in said
+    swapped = ["--zero.offload_optimizer=nvme", f"--zero.nvme_path={folder}", "--train.zero_stage=3"]
+    said = run(folder / "nvme", *options(folder, *swapped), code=2)
+    assert "zero.offload_optimizer: 'nvme' is not allowed; adapter.method adalora changes weights between steps" in said
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("initial_rank", 2), ("interval", 0), ("warmup", 1.0), ("final", -0.1), ("final", 0.9), ("orthogonality", -1.0)],
+)
+def test_values_that_make_no_budget_are_refused(field: str, value: float) -> None:
+    adapter = replace(ADAPTER, **{field: value})
+    with pytest.raises(UserError, match=f"^adapter.{field}: {value} is not allowed; "):
+        adapter.validate()

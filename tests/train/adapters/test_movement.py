@@ -101,6 +101,8 @@ CASES = [
     (AdapterConfig(method="adalora", interval=1), None, LINEAR),
     (AdapterConfig(method="ia3"), None, [LINEAR[1], LINEAR[2], LINEAR[5]]),
     (AdapterConfig(method="houlsby", bottleneck=4), None, [LINEAR[3], LINEAR[5]]),
+    (AdapterConfig(method="prompt", virtual_tokens=2), None, ["bert.embeddings.word_embeddings"]),
+    (AdapterConfig(method="prefix", virtual_tokens=2), None, [f"{PREFIX}.attention.self.prefix"]),
     (AdapterConfig(method="bitfit"), None, [*LINEAR, "bert.embeddings.LayerNorm", "bert.pooler.dense"]),
     (AdapterConfig(), "embeddings,layers", ["bert.pooler.dense"]),
 ]
