@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from engine import dist
 from engine.config import TASKS, LabelledConfig, RunConfig, architecture_of, require
+from engine.config.adapter import VIRTUAL
 from engine.data.loading.source import MicroBatch, SampleSource
 from engine.data.tokenizer.check import check_examples, check_vocabulary, open_with_transformers, sample
 from engine.data.tokenizer.unknown import check_unknown, count_unknown, share
@@ -107,8 +108,10 @@ class FineTuning(Task):
         require(longest is None or length <= longest, "labelled.max_length", length, remedy)
 
     def _check_method(self) -> None:
-        """Refuse a prefix for attention that takes none."""
+        """Refuse a prefix for attention that takes none, and vectors in front of what is pooled."""
         config, method = self.build_config(), self.config.adapter.method
+        remedy = "task embeddings pools all states of a sequence, and those of trained vectors are no text's; take lora"
+        require(method not in VIRTUAL or self.head != "embeddings", "adapter.method", method, remedy)
         remedy = (
             f"a model of type {config.model_type!r} has no place for keys and values of a prefix; take prompt or lora"
         )

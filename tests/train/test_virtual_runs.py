@@ -16,6 +16,7 @@ from engine.predict.options import PredictConfig
 from engine.predict.stream import predict_rows
 from launch.curves import Curve
 from tests.tasks.answers.test_task import rows_of, save_folder
+from tests.tasks.embeddings import worlds
 from tests.tasks.test_labels import ROWS, write
 from tests.tasks.tiny import TINY, WORDS, save_tokenizer, tiny_bert
 from tests.train.runs import NO_DROPOUT, losses, run
@@ -235,3 +236,13 @@ def test_modernbert_takes_a_prompt_and_no_prefix(data: Path, tmp_path: Path) -> 
     told = json.loads((tmp_path / "prompt" / "export" / "zerobert.json").read_text())["round_trip"]
     assert told["judge"] == "PeftModel over ModernBertForSequenceClassification"
     assert max(told["differences"].values()) < told["bound"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_embeddings_take_no_vectors(tmp_path: Path, method: str) -> None:
+    folder = worlds.inputs(tmp_path / "inputs")
+    given = [f"--labelled.train={folder / 'train.jsonl'}", "--labelled.text=text", "--labelled.text_pair=positive"]
+    given += [f"--model.init_from={folder / 'bert'}", "--labelled.max_length=8", f"--adapter.method={method}"]
+    printed = run(tmp_path / "run", "--task=embeddings", *given, "--adapter.virtual_tokens=2", code=2)
+    assert f"adapter.method: {method!r} is not allowed; task embeddings pools all states of a sequence" in printed
+    assert "Traceback" not in printed

@@ -25,9 +25,12 @@ from engine.model.bert import BertModel
 from engine.model.layers import BertSelfAttention
 from engine.model.packing import Packing, pack
 from engine.model.pretrained import LoadReport, Reshaped
-from tests.model.test_task_heads import CONFIGS, HEADS, LENGTHS, both, padded
+from tests.model import test_task_heads
+from tests.model.test_task_heads import CONFIGS, LENGTHS, both, padded
 
 VECTORS = 7
+#: embeddings take no vectors in front of a text
+HEADS = tuple(head for head in test_task_heads.HEADS if head != "embeddings")
 ON_TOKENS = ("token_classification", "question_answering")
 #: ModernBERT's attention takes no prefix
 PAIRS = [
