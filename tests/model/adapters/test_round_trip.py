@@ -177,6 +177,16 @@ def test_what_the_base_lacks_is_trained_and_saved(
         assert max(merged.differences.values()) < BOUND
 
 
+@pytest.mark.parametrize(("method", "name"), [("prompt", "bert"), ("prompt", "modernbert"), ("prefix", "bert")])
+def test_virtual_tokens_of_answers_keep_the_segments(
+    method: str, name: str, bases: dict[tuple[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CASES, method, ({"method": method, "virtual_tokens": 3}, None))
+    model, config, adaptation = trained(bases[name, "encoder"], name, "question_answering", method)
+    told = write(model, config, adaptation, tmp_path / "adapters")
+    assert max(told.differences.values()) < BOUND
+
+
 @pytest.mark.parametrize("case", ["bitfit", "freeze", "freeze the encoder"])
 def test_methods_without_adapters_export_a_whole_model(
     case: str, bases: dict[tuple[str, str], Path], tmp_path: Path
