@@ -155,9 +155,13 @@ def head_of(config: Any) -> str:
 
 
 def rebuilt(config: Any, head: str, base: Path, adaptation: Adaptation) -> nn.Module:
-    """The model that a run begins with, but for the values of its head: base weights, adapters as they are drawn."""
+    """The model that a run begins with, but for the values of its head: base weights, adapters as they are drawn.
+
+    Torch's global generator isn't moved: a run that exports goes on with the same dropout.
+    """
     architecture = architecture_of(config)
-    model = architecture.build(head, config, False).float()
+    with torch.random.fork_rng(devices=[]):
+        model = architecture.build(head, config, False).float()
     own = tuple(name for name, _ in model.named_parameters() if place(name, architecture.prefix)[0] == "head")
     adaptation.apply(model, load_pretrained(model, base, without=own))
     return model

@@ -1,8 +1,8 @@
 """Who computes what a folder of trained vectors means, to be compared with our modules.
 
-peft has no prefix for the encoders of today's transformers, whose models call a cache otherwise than peft expects, and
-no forward pass for choices; for answers it has one (0.21) that keeps the segments of question and context from the
-model. There transformers' own model gets what peft makes of the folder.
+peft has no prefix for the encoders of today's transformers, whose models call a cache otherwise than peft expects, no
+forward pass for choices, and one for answers that drops the segments. There transformers' own model gets what peft
+makes of the folder.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from engine.model.roundtrip import ON_TOKENS, OUTPUTS
 
-CHOICES = "multiple_choice"
-#: heads that peft has no prompt for, or none with segments
-APART = (CHOICES, "question_answering")
+#: heads of which peft doesn't compute a prompt as transformers would
+NOT_IN_PEFT = ("multiple_choice", "question_answering")
 
 
 def judged_by(method: str, head: str, name: str) -> tuple[str, str]:
@@ -28,7 +27,7 @@ def judged_by(method: str, head: str, name: str) -> tuple[str, str]:
     """
     if method == "prefix":
         return f"{name} with the prefix, as peft reads it, for its cache", "transformers'"
-    if method == "prompt" and head in APART:
+    if method == "prompt" and head in NOT_IN_PEFT:
         return f"{name} with the prompt, as peft reads it, before its word embeddings", "transformers'"
     return f"PeftModel over {name}", "peft's"
 
@@ -52,7 +51,7 @@ class VirtualJudge(nn.Module):
             mask = input_ids.new_ones(*input_ids.shape[:-1], vectors + input_ids.shape[-1])
             cache = self.opened.get_prompt(input_ids.shape[-2])
             output = self.base(**given, attention_mask=mask, past_key_values=cache)
-        elif self.head in APART:
+        elif self.head in NOT_IN_PEFT:
             output = self._prompted(given, vectors)
         else:
             output = self.opened(**given)
@@ -61,9 +60,7 @@ class VirtualJudge(nn.Module):
 
     def _prompted(self, given: dict[str, Tensor], vectors: int) -> Any:
         words = self.base.get_input_embeddings()(given.pop("input_ids"))
-        prompts = self.opened.get_prompt(words.shape[-3])
-        if self.head == CHOICES:
-            prompts = prompts[None]
+        prompts = self.opened.get_prompt(words.shape[-3]).view(*words.shape[:-2], vectors, -1)
         if "token_type_ids" in given:
             given["token_type_ids"] = nn.functional.pad(given["token_type_ids"], (vectors, 0))
         return self.base(**given, inputs_embeds=torch.cat((prompts, words), -2))

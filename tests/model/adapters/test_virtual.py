@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -18,15 +19,20 @@ from engine.kernels import cpu, dispatch, reference
 from engine.kernels.terms import Sequences
 from engine.model import layers
 from engine.model.adapters.adapt import Adaptation
-from engine.model.adapters.folder import compare_weights, saved
+from engine.model.adapters.folder import compare_weights, rebuilt, saved
+from engine.model.adapters.judge import VirtualJudge
 from engine.model.adapters.methods import TASK_TYPES, virtual_config
 from engine.model.adapters.virtual import PromptedEmbeddings
 from engine.model.bert import BertModel
 from engine.model.layers import BertSelfAttention
 from engine.model.packing import Packing, pack
 from engine.model.pretrained import LoadReport, Reshaped
+from engine.model.roundtrip import compare_logits, own_logits, random_samples
+from engine.model.roundtrip import packed as batch_of
+from engine.model.roundtrip import their_logits as logits_of_samples
 from tests.model import test_task_heads
 from tests.model.test_task_heads import CONFIGS, LENGTHS, both, padded
+from tests.tasks.tiny import TINY, tiny_bert
 
 VECTORS = 7
 #: embeddings take no vectors in front of a text
@@ -154,6 +160,21 @@ def test_segments_are_the_texts_own(method: str) -> None:
     assert not torch.allclose(logits, ours(**pack(ids, mask)), atol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(("method", "name"), PAIRS)
+def test_the_judge_of_an_export_computes_the_same_of_segments(method: str, name: str, head: str) -> None:
+    theirs, ours = adapted(name, head, method)
+    samples = random_samples(ours.config, VECTORS)
+    batch = batch_of(samples)
+    read = torch.arange(len(batch["input_ids"]))
+    judge = VirtualJudge(with_vectors(theirs, ours, head, method), method, head)
+    with torch.no_grad():
+        own = own_logits(ours, head, batch, read)
+        other = logits_of_samples(judge, head, samples, read, tuple(own))
+    assert max(compare_logits(own, other, "the judge").values()) < 1e-5
+
+
 @pytest.mark.parametrize("head", ["sequence_classification", "token_classification"])
 @pytest.mark.parametrize(("method", "name"), [("prompt", "modernbert"), ("prompt", "bert"), ("prefix", "roberta")])
 def test_recomputed_layers_give_the_same_gradients(method: str, name: str, head: str) -> None:
@@ -186,6 +207,13 @@ def test_only_the_vectors_and_the_head_are_trained_from_values_of_the_seed(metho
     for key, values in vectors_of(first).items():
         assert torch.equal(values, vectors_of(second)[key])
         assert not torch.equal(values, vectors_of(third)[key])
+
+
+def test_a_model_rebuilt_for_an_export_leaves_the_dropout_of_its_run(tmp_path: Path) -> None:
+    base, config = tiny_bert(tmp_path), copy.deepcopy(TINY)
+    state = torch.random.get_rng_state()
+    rebuilt(config, "sequence_classification", base, adaptation("prefix", vectors=3))
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_a_prompt_begins_as_words() -> None:
