@@ -16,7 +16,7 @@ from torch import nn
 from engine.config import AdapterConfig, architecture_of, require
 from engine.config.adapter import IN_FOLDER, VIRTUAL, Frozen, frozen_parts
 from engine.model.adapters import budget, houlsby, virtual
-from engine.model.adapters.places import check_layers, place, plain, targets
+from engine.model.adapters.places import check_layers, place, plain, prefix_of, targets
 from engine.model.pretrained import LoadReport
 
 
@@ -64,7 +64,7 @@ class Adaptation:
             return
         self._check_vocabulary(loaded)
         frozen, config = frozen_parts(self.freeze), _config(model)
-        prefix = architecture_of(config).prefix
+        prefix = prefix_of((name for name, _ in model.named_parameters()), architecture_of(config))
         check_layers(frozen, config.num_hidden_layers, self.freeze)
         own = {id(parameter) for parameter in model.parameters()}
         with torch.random.fork_rng(devices=[]):
@@ -81,7 +81,7 @@ class Adaptation:
             fresh = name in new or part == "head"
             changes = self._changes(name) and not frozen.holds(part, layer)
             changed += changes and not fresh
-            parameter.requires_grad_(fresh or changes)
+            parameter.requires_grad_(parameter.requires_grad and (fresh or changes))  # some are never read
         remedy = "the model has no bias that it may train; choose another method, or freeze less"
         require(changed > 0 or self.adapter.method != "bitfit", "adapter.method", self.adapter.method, remedy)
 

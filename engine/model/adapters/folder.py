@@ -23,7 +23,7 @@ from engine.errors import UserError
 from engine.hub import hub_model, local_folder
 from engine.model.adapters.adapt import Adaptation
 from engine.model.adapters.judge import VirtualJudge, judged_by
-from engine.model.adapters.places import BASE, place, plain
+from engine.model.adapters.places import BASE, place, plain, prefix_of
 from engine.model.adapters.virtual import VECTORS, joined, split
 from engine.model.folder import (
     ORIGIN_FILE,
@@ -69,6 +69,9 @@ def export_trained(
     """
     if adaptation is not None and adaptation.is_beside_base:
         return export_adapter(weights, config, tokenizer, out, origin, adaptation, samples)
+    if adaptation is not None and adaptation.is_partial:  # in half precision the frozen ones have been rounded
+        own = rebuilt(config, head_of(config), local_folder(adaptation.base), adaptation)
+        weights = {name: weights[name] if each.requires_grad else each for name, each in own.named_parameters()}
     return export_huggingface(weights, config, tokenizer, out, origin, samples=samples)
 
 
@@ -162,7 +165,9 @@ def rebuilt(config: Any, head: str, base: Path, adaptation: Adaptation) -> nn.Mo
     architecture = architecture_of(config)
     with torch.random.fork_rng(devices=[]):
         model = architecture.build(head, config, False).float()
-    own = tuple(name for name, _ in model.named_parameters() if place(name, architecture.prefix)[0] == "head")
+    names = [name for name, _ in model.named_parameters()]
+    prefix = prefix_of(names, architecture)
+    own = tuple(name for name in names if place(name, prefix)[0] == "head")
     adaptation.apply(model, load_pretrained(model, base, without=own))
     return model
 
@@ -314,7 +319,7 @@ def _write_peft_config(folder: Path, model: nn.Module, head: str, adaptation: Ad
         return False
     from engine.model.adapters.methods import task_type
 
-    prefix = architecture_of(model.config).prefix
+    prefix = prefix_of((name for name, _ in model.named_parameters()), architecture_of(model.config))
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     beside = [name for name in trained if name.endswith(VECTORS) or ADAPTER_NAME in name]
     modules = {_module_to_save(name, prefix) for name in trained if name not in beside}

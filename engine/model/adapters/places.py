@@ -37,6 +37,11 @@ def place(name: str, prefix: str) -> tuple[str, int | None]:
     return ("layers", int(numbered[1])) if numbered else (own.split(".")[0], None)
 
 
+def prefix_of(names: Iterable[str], architecture: Architecture) -> str:
+    """What names of the encoder's parameters or modules begin with: nothing in a model that is the encoder alone."""
+    return architecture.prefix if any(name.startswith(architecture.prefix) for name in names) else ""
+
+
 def check_layers(frozen: Frozen, layers: int, rules: str | None) -> None:
     """Refuse numbers of layers that the model doesn't have.
 
