@@ -121,15 +121,20 @@ def test_an_optimizer_on_the_cpu_learns_the_same(data: Path, alone: Alone, tmp_p
     assert apart(together, alone(method)) < BOUND
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("method", "stage"), [("lora", 2), ("ia3", 3), ("houlsby", 0), ("bitfit", 1)])
+@pytest.mark.parametrize(
+    ("method", "stage"),
+    [
+        ("lora", 2),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("ia3", 3), ("houlsby", 0), ("bitfit", 1))),
+    ],
+)
 def test_bf16_learns_the_same_but_for_rounding(
     data: Path, alone: Alone, tmp_path: Path, method: str, stage: int
 ) -> None:
     rounded = train(data, tmp_path, method, 2, stage, 1, "--train.precision=bf16")
     worst = apart(rounded, alone(method))
     print(f"{method}, bf16, ZeRO-{stage}: {worst:.1e}")
-    assert worst < 0.03
+    assert worst < 5e-3
 
 
 @pytest.mark.parametrize(
