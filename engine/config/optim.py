@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 
 ScheduleName = Literal["linear", "polynomial", "cosine", "wsd", "constant"]
+#: in the names of IA3's vectors, which peft keeps as matrices
+SCALE = ".ia3_l."
 #: in a parameter's name, the number of its encoder layer: BERT's, and ModernBERT's
 LAYER = re.compile(r"(?:encoder\.layer|layers)\.(\d+)\.")
 
@@ -98,10 +100,11 @@ class OptimizerEntry(ABC):
     def groups(self, shapes: Mapping[str, Sequence[int]], config: OptimConfig) -> list[Group]:
         """The groups of trained parameters of these shapes, each in one group; the certificate relies on them too.
 
-        Here two: matrices and embeddings with weight decay; biases and LayerNorm (one dimension) without.
+        Here two: matrices and embeddings with weight decay; biases, LayerNorm (one dimension) and the scales of IA3,
+        which begin at 1, without.
         """
-        decayed = tuple(name for name, shape in shapes.items() if len(shape) >= 2)
-        others = tuple(name for name, shape in shapes.items() if len(shape) < 2)
+        decayed = tuple(name for name, shape in shapes.items() if len(shape) >= 2 and SCALE not in name)
+        others = tuple(name for name in shapes if name not in decayed)
         return [Group(decayed, config.weight_decay), Group(others, 0.0)]
 
     @abstractmethod
