@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig
 
 from engine.config import ModelConfig, Shape
+from engine.kernels import select
 from engine.model.bert import BertForMaskedLM, BertForPreTraining
 from engine.model.flops import forward_flops
 from engine.model.heads import BertForSequenceClassification
@@ -22,6 +24,14 @@ from launch.forecast.step_time import communicated, step_cost, step_flops
 
 LARGE = shape_of(ModelConfig(size="large"), 30522)
 WORK = Workload(LARGE, 128, 32, stage=1, ranks=8, ranks_per_node=8, precision="bf16")
+
+
+@pytest.fixture(autouse=True)
+def plain_torch() -> Iterator[None]:
+    """The counter doesn't know our kernels."""
+    select("reference")
+    yield
+    select("auto")
 
 
 def test_flops_are_those_that_torch_counts() -> None:
