@@ -24,7 +24,6 @@ from engine.data.labelled.scores import numbers
 from engine.data.labelled.summary import told_lengths
 from engine.data.loading.source import MicroBatch
 from engine.errors import UserError
-from engine.model.flops import training_flops
 from engine.model.sentence import SentenceConfig, read_sentence_config
 from engine.tasks.embeddings import report as reports
 from engine.tasks.embeddings.contrast import Found, Places, contrast, known
@@ -185,7 +184,7 @@ class Embeddings(FineTuning):
         architecture = architecture_of(self.model_config)
         shape = replace(architecture.shape_of(self.model_config), decoder=False, pooler=False, classes=0)
         lengths = batch.inputs["lengths"].tolist()
-        return training_flops(shape, lengths, sum(lengths))
+        return self.step_flops(shape, lengths, sum(lengths))
 
     def rows(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
         """Of examples with labels: index, truth and cosine [B]; of others: number, member, text [s] and vector [s, H]
