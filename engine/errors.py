@@ -61,3 +61,9 @@ class LateRanksError(RunError):
 
 #: exit code of a rank that has made no progress for fault.hang_timeout (EX_TEMPFAIL): start the job again
 HANG_EXIT_CODE = 75
+
+
+def require(condition: bool, name: str, value: object, remedy: str) -> None:
+    """Raise a `UserError` that names the field, its value and the remedy unless `condition` holds."""
+    if not condition:
+        raise UserError(f"{name}: {value!r} is not allowed; {remedy}")

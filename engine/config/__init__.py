@@ -6,17 +6,18 @@ of one field live in the part that owns it; checks across parts live in `RunConf
 
 from engine.config.adapter import AdapterConfig
 from engine.config.architecture import ARCHITECTURES, Architecture, architecture_of
-from engine.config.check import require
 from engine.config.data import DataConfig, LabelledConfig, Objective
 from engine.config.fault import FaultConfig, NonFinitePolicy, SpikePolicy
 from engine.config.model import DEFAULT_ARCHITECTURE, MODEL_SIZES, ModelConfig, sizes_of
-from engine.config.optim import OPTIMIZERS, OptimConfig, ScheduleName, optimizers_with_option
+from engine.config.optim import OptimConfig, ScheduleName
+from engine.config.optimizer import OPTIMIZERS, optimizers_with_option
 from engine.config.run import RunConfig, extra_sections, section_names
 from engine.config.shape import Shape
 from engine.config.task_entry import TaskEntry, Title
 from engine.config.tasks import TASKS, task_choices, task_entries, tasks_with_field
 from engine.config.train import MonitorConfig, Precision, TrainConfig
 from engine.config.zero import ZeroConfig
+from engine.errors import require
 
 __all__ = [
     "ARCHITECTURES",

@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from engine.config.check import require
-from engine.errors import UserError
+from engine.errors import UserError, require
 
 Method = Literal["none", "lora", "dora", "adalora", "ia3", "prefix", "prompt", "houlsby", "bitfit"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from engine.config.check import require
+from engine.errors import require
 
 Objective = Literal["mlm_nsp", "mlm"]
 LabelPieces = Literal["first", "all"]

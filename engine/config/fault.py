@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.config.check import require
+from engine.errors import require
 
 NonFinitePolicy = Literal["stop", "skip", "rollback"]
 SpikePolicy = Literal["ignore", "skip", "rollback"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from engine.config.check import require
 from engine.config.data import LabelledConfig
 from engine.config.task_entry import TaskEntry, Title
+from engine.errors import require
 
 if TYPE_CHECKING:
     from engine.config.run import RunConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.config.check import require
+from engine.errors import require
 
 #: of fresh weights, where nothing names another
 DEFAULT_ARCHITECTURE = "bert"

@@ -9,7 +9,6 @@ from typing import Any, get_type_hints
 
 from engine.config.adapter import VIRTUAL, AdapterConfig
 from engine.config.architecture import ARCHITECTURES, check_options
-from engine.config.check import require
 from engine.config.data import DataConfig, LabelledConfig
 from engine.config.fault import FaultConfig
 from engine.config.model import ModelConfig
@@ -18,6 +17,7 @@ from engine.config.task_entry import Section
 from engine.config.tasks import TASKS, task_entries
 from engine.config.train import MonitorConfig, TrainConfig
 from engine.config.zero import ZeroConfig
+from engine.errors import require
 
 
 def extra_sections() -> dict[str, type[Section]]:

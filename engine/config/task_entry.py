@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from engine.config.check import require
 from engine.config.shape import Shape
+from engine.errors import require
 
 if TYPE_CHECKING:
     from engine.config.run import RunConfig

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.config.check import require
 from engine.config.data import DataConfig
 from engine.config.labelled_tasks import (
     EMBEDDINGS,
@@ -20,6 +19,7 @@ from engine.config.labelled_tasks import (
     TOKEN_CLASSIFICATION,
 )
 from engine.config.task_entry import TaskEntry, Title
+from engine.errors import require
 from engine.registry import Registry
 
 if TYPE_CHECKING:

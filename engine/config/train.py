@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engine.config.adapter import frozen_parts
-from engine.config.check import require
+from engine.errors import require
 
 Precision = Literal["fp32", "bf16", "fp16"]
 

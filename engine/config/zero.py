@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.config.check import require
+from engine.errors import require
 
 OffloadTarget = Literal["none", "cpu", "nvme"]
 

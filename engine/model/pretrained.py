@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from engine.config import ARCHITECTURES, Architecture, architecture_of
 from engine.config.architecture import is_rate
-from engine.config.optim import LAYER
+from engine.config.optimizer import LAYER
 from engine.durable import sha256_of
 from engine.errors import UserError, first_line
 from engine.hub import local_folder

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.config.optim import ExactRule, ExactStep, ExactSum, OptimConfig, OptimizerEntry
+from engine.config import OptimConfig
+from engine.config.optimizer import ExactRule, ExactStep, ExactSum, OptimizerEntry
 
 if TYPE_CHECKING:
     import torch

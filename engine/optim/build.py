@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from engine.config import OPTIMIZERS, OptimConfig
-from engine.config.optim import placed_groups
+from engine.config.optimizer import placed_groups
 from engine.kernels import dispatch
 
 #: key of a parameter group: its learning rate as a multiple of the schedule's

@@ -9,7 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.config.optim import ExactRule, OptimConfig, OptimizerEntry
+from engine.config import OptimConfig
+from engine.config.optimizer import ExactRule, OptimizerEntry
 from engine.optim.adamw import AdamRule
 
 if TYPE_CHECKING:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.config.check import require
-from engine.errors import UserError
+from engine.errors import UserError, require
 
 InputFormat = Literal["csv", "tsv", "jsonl", "parquet", "txt"]
 

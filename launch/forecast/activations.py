@@ -68,8 +68,8 @@ def _mask(work: Workload, elements: int, width: int) -> int:
 
 
 def _norm_mask(work: Workload, rows: int) -> int:
-    """Of a LayerNorm's dropout over so many rows: on GPUs our kernel draws it again from a hash."""
-    return 0 if work.keeps_less else _mask(work, rows * work.shape.hidden, work.width)
+    """Of a LayerNorm's dropout over so many rows: our kernels draw it again from a hash."""
+    return 0 if work.kernels else _mask(work, rows * work.shape.hidden, work.width)
 
 
 def _norm_statistics(rows: int) -> int:
@@ -83,8 +83,8 @@ def layer_bytes(work: Workload, rows: int | None = None) -> int:
     In fp32: its attention; of each of its two residual outputs the mask and the LayerNorm's input; the two LayerNorms'
     outputs, which are inputs of linear layers; input and output of GELU, or where the feed-forward network is gated
     both branches, the activation and the product. With masks of one byte and without attention's scores that is the
-    34 T H of Korthikanti et al. 2022, equation 2, in 16 bits. Our kernels on GPUs keep no masks; those on CPUs, and in
-    16 bits on GPUs, don't keep the gated network's activation.
+    34 T H of Korthikanti et al. 2022, equation 2, in 16 bits. Our kernels keep no masks of these; those on CPUs, and
+    in 16 bits on GPUs, don't keep the gated network's activation.
     """
     rows = work.tokens if rows is None else rows
     hidden = _hidden(work, rows)

@@ -132,11 +132,6 @@ class Workload:
         return WIDTH[self.precision]
 
     @property
-    def keeps_less(self) -> bool:
-        """Whether our kernels run between a layer's products on a GPU."""
-        return self.kernels and self.accelerator != "cpu"
-
-    @property
     def overlaps(self) -> bool:
         return self.accelerator != "cpu" if self.overlap_comm is None else self.overlap_comm
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.config import OPTIMIZERS, OptimConfig
-from engine.config.optim import ExactRule, ExactStep, ExactSum, Group, OptimizerEntry
+from engine.config.optimizer import ExactRule, ExactStep, ExactSum, Group, OptimizerEntry
 from engine.errors import RunError
 from engine.train.certificate.certificate import UpdateCertificate
 from launch.cli import run_command

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from engine.config import AdapterConfig, Architecture, require
 from engine.config.adapter import SINGLE, Frozen
-from engine.config.optim import LAYER
+from engine.config.optimizer import LAYER
 
 #: what a wrapper calls the layer that it wraps
 BASE = ".base_layer."

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.config.architecture import DIMENSIONS, Architecture, is_rate
-from engine.config.check import require
-from engine.errors import UserError
+from engine.errors import UserError, require
 
 if TYPE_CHECKING:
     import torch

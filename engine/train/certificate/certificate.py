@@ -18,7 +18,7 @@ from pathlib import Path
 
 from engine import dist
 from engine.config import OPTIMIZERS, OptimConfig
-from engine.config.optim import placed_groups
+from engine.config.optimizer import placed_groups
 from engine.durable import written_aside
 from engine.errors import RunError
 from engine.train.certificate.exact import TINY, Comparison, Rule, compare

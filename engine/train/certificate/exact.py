@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.config import OPTIMIZERS, OptimConfig
-from engine.config.optim import ExactRule, ExactStep, Group
+from engine.config.optimizer import ExactRule, ExactStep, Group
 
 #: elements of a chunk on CPUs: its float64 temporaries stay in a core's second-level cache
 CHUNK = 16384

@@ -19,9 +19,9 @@ import torch
 
 from engine import dist
 from engine.config import RunConfig, TrainConfig
-from engine.config.check import require
 from engine.data.loading.source import MicroBatch
 from engine.durable import write_atomically
+from engine.errors import require
 from engine.kernels.gemm import GemmPeak, measure_peak
 from engine.precision import DTYPES
 from engine.train.log import say

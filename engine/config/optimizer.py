@@ -1,0 +1,166 @@
+"""What an optimizer says of itself, and the table of optimizers; without torch, so that a command line can ask.
+
+`engine.optim` has the optimizers. Whoever adds one derives from `OptimizerEntry` and registers an instance.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engine.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from engine.config.optim import OptimConfig
+
+
+#: in the names of IA3's vectors, which peft keeps as matrices
+SCALE = ".ia3_l."
+#: in a parameter's name, the number of its encoder layer: BERT's, and ModernBERT's
+LAYER = re.compile(r"(?:encoder\.layer|layers)\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that are updated with the same terms."""
+
+    names: tuple[str, ...]
+    weight_decay: float
+    rate_multiplier: float = 1.0
+    """the learning rate of these parameters, over that of the schedule"""
+
+
+@dataclass(frozen=True)
+class ExactSum:
+    """Exact values, [c] fp64, and the sizes of the terms that they are sums of, by which errors are measured."""
+
+    value: Tensor
+    terms: Tensor
+
+
+@dataclass(frozen=True)
+class ExactStep:
+    """What a step makes of a part of a parameter: new weights are weight - rate * scale * direction."""
+
+    states: dict[str, ExactSum]
+    """the new states, by name"""
+    direction: ExactSum
+
+
+class ExactRule(ABC):
+    """The update of one parameter at one step, as the optimizer's paper writes it; shares nothing with its kernels."""
+
+    @abstractmethod
+    def step(self, old: Mapping[str, Tensor]) -> ExactStep:
+        """The step of some elements.
+
+        Args:
+            old: [c] fp64 each: weight, gradient (unscaled and clipped), and the states by name, zero before the first
+                step.
+        """
+
+    def scale(self, weight_norm: float, direction_norm: float) -> float:
+        """What multiplies the direction, from the L2 norms of the whole parameter: a trust ratio."""
+        return 1.0
+
+    @property
+    def gradient_share(self) -> float:
+        """What the first state gains for each unit of the gradient, to tell what a wrong gradient was multiplied by.
+
+        NaN where the first state is no linear function of the gradient.
+        """
+        return math.nan
+
+
+class OptimizerEntry(ABC):
+    """An optimizer under a name of `optim.name`.
+
+    Attributes:
+        states: names, in torch's `state`, of the states that have an fp32 element for each of the parameter's.
+        step_bytes: bytes per parameter that a step reads and writes, with the copy of half precision.
+        options: fields of OptimConfig that the optimizer reads, besides those of the rate, the schedule and clipping.
+        deepspeed_types: what `optimizer.type` of a DeepSpeed JSON calls it, the plainest first.
+        flat_copies: fp32 tensors of all parameters that a step at stage 0 makes on a GPU.
+    """
+
+    states: tuple[str, ...]
+    step_bytes: int
+    options: frozenset[str]
+    deepspeed_types: tuple[str, ...] = ()
+    flat_copies: int = 0
+
+    def groups(self, shapes: Mapping[str, Sequence[int]], config: OptimConfig) -> list[Group]:
+        """The groups of trained parameters of these shapes, each in one group; the certificate relies on them too.
+
+        Here two: matrices and embeddings with weight decay; biases, LayerNorm (one dimension) and the scales of IA3,
+        which begin at 1, without.
+        """
+        decayed = tuple(name for name, shape in shapes.items() if len(shape) >= 2 and SCALE not in name)
+        others = tuple(name for name in shapes if name not in decayed)
+        return [Group(decayed, config.weight_decay), Group(others, 0.0)]
+
+    @abstractmethod
+    def build(
+        self, groups: list[dict[str, Any]], config: OptimConfig, device: torch.device, zero_stage: int
+    ) -> torch.optim.Optimizer:
+        """The optimizer over parameter groups, with a learning rate of 0 and without clipping.
+
+        Args:
+            groups: torch's, of whole parameters, each with its weight_decay and rate_multiplier.
+            device: where the run steps.
+        """
+
+    @abstractmethod
+    def exact(self, config: OptimConfig, weight_decay: float, step: int) -> ExactRule:
+        """The rule of a parameter of a group with this decay in its step number `step`, counted from 1."""
+
+
+def placed_groups(shapes: Mapping[str, Sequence[int]], config: OptimConfig) -> list[Group]:
+    """The groups of a run's optimizer, divided by what `rate_share` says of their parameters."""
+    layers = max((int(found[1]) for name in shapes if (found := LAYER.search(name))), default=-1) + 1
+    divided = []
+    for group in OPTIMIZERS.get(config.name).groups(shapes, config):
+        shares = {name: rate_share(name, layers, config) for name in group.names}
+        for share in sorted(set(shares.values()), reverse=True):
+            names = tuple(name for name in group.names if shares[name] == share)
+            divided.append(Group(names, group.weight_decay, group.rate_multiplier * share))
+    return divided
+
+
+def rate_share(name: str, layers: int, config: OptimConfig) -> float:
+    """The learning rate of a parameter over the full one, by its place in the encoder and in its adapter.
+
+    Args:
+        layers: number of encoder layers up to the highest that is trained; the head above them has the full rate.
+
+    >>> from engine.config.optim import OptimConfig
+    >>> rate_share("bert.encoder.layer.3.output.dense.weight", 6, OptimConfig(layer_decay=0.5))
+    0.125
+    """
+    numbered = LAYER.search(name)
+    below = layers - int(numbered[1]) if numbered else layers + 1 if "embeddings." in name else 0
+    ratio = config.lora_ratio if ".lora_B." in name else 1.0
+    share: float = config.layer_decay**below * ratio
+    return share
+
+
+#: the optimizers by name
+OPTIMIZERS: Registry[OptimizerEntry] = Registry(
+    "optim.name", {"adamw": "engine.optim.adamw:ADAMW", "lamb": "engine.optim.lamb:LAMB"}
+)
+
+
+def optimizers_with_option() -> dict[str, tuple[str, ...]]:
+    """The dotted options that only some optimizers read, and those that do."""
+    readers: dict[str, tuple[str, ...]] = {}
+    for name in OPTIMIZERS.names:
+        for own in sorted(OPTIMIZERS.get(name).options):
+            readers[f"optim.{own}"] = (*readers.get(f"optim.{own}", ()), name)
+    return readers
