@@ -44,7 +44,7 @@ from engine.model.folder import (
 )
 from engine.model.roundtrip import RoundTrip
 from engine.train.checkpoint.folder import STATE_FILE, RunState, newest_intact, read_state, refuse_damaged
-from engine.zero.archive import full_weights
+from engine.zero.archive import Archive, full_weights
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -134,7 +134,7 @@ def export_checkpoint(checkpoint: Path, output: Path, wish: Wish = AS_IT_IS) -> 
         config = described(config, TASKS.get(state.config["task"]).load().export_class(config))
     weights, tokenizer = full_weights(checkpoint), tokenizer_files(checkpoint)
     adaptation = _adaptation(state)
-    if adaptation is None:
+    if not adaptation.is_partial and not Archive(checkpoint).index.base:
         return state, _write_whole(weights, config, tokenizer, output, origin, wish)
     base = checked_base(wish.base or adaptation.base, state.facts[BASE_WEIGHTS], str(checkpoint))
     model = rebuilt(config, head_of(config), base, adaptation)
@@ -145,13 +145,12 @@ def export_checkpoint(checkpoint: Path, output: Path, wish: Wish = AS_IT_IS) -> 
     return state, _write_adapted(model, config, tokenizer, output, origin, adaptation, wish)
 
 
-def _adaptation(state: RunState) -> Adaptation | None:
-    """Which parts of the model a checkpoint's run trains; None where it trains all."""
+def _adaptation(state: RunState) -> Adaptation:
+    """Which parts of the model a checkpoint's run trains."""
     config = state.config
     adapter, train = AdapterConfig(**config.get("adapter", {})), config["train"]
     steps = train["steps"] or state.step
-    adaptation = Adaptation(adapter, train.get("freeze"), config["seed"], steps, config["model"]["init_from"])
-    return adaptation if adaptation.is_partial else None
+    return Adaptation(adapter, train.get("freeze"), config["seed"], steps, config["model"]["init_from"])
 
 
 def _write_adapted(

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from engine.config import ARCHITECTURES, ModelConfig, architecture_of
 from engine.data.store.store import open_store
 from engine.errors import UserError
+from engine.kernels.dispatch import select
 from engine.model.build import build_config, initialise
 from engine.model.flops import forward_flops
 from engine.model.folder import described, export_huggingface, tokenizer_files
@@ -63,6 +64,15 @@ def test_the_shape_has_the_parameters_of_the_module() -> None:
     assert shape.parameters() != shape_of(AS_BERT, TOKENS).parameters()
 
 
+@pytest.fixture
+def plain_torch() -> Iterator[None]:
+    """torch's counter doesn't know our kernels."""
+    select("reference")
+    yield
+    select("auto")
+
+
+@pytest.mark.usefixtures("plain_torch")
 def test_flops_are_those_that_torch_counts() -> None:
     model = built().eval()
     batch = pack(torch.randint(5, TOKENS, (2, 40)), torch.ones(2, 40))

@@ -66,7 +66,7 @@ class Adaptation:
         frozen, config = frozen_parts(self.freeze), _config(model)
         prefix = prefix_of((name for name, _ in model.named_parameters()), architecture_of(config))
         check_layers(frozen, config.num_hidden_layers, self.freeze)
-        own = {id(parameter) for parameter in model.parameters()}
+        own = {id(parameter): parameter.requires_grad for parameter in model.parameters()}  # some are never read
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self._insert(model, frozen)
@@ -81,7 +81,7 @@ class Adaptation:
             fresh = name in new or part == "head"
             changes = self._changes(name) and not frozen.holds(part, layer)
             changed += changes and not fresh
-            parameter.requires_grad_(parameter.requires_grad and (fresh or changes))  # some are never read
+            parameter.requires_grad_(own[id(parameter)] and (fresh or changes))
         remedy = "the model has no bias that it may train; choose another method, or freeze less"
         require(changed > 0 or self.adapter.method != "bitfit", "adapter.method", self.adapter.method, remedy)
 

@@ -83,7 +83,7 @@ def test_a_rank_with_less_memory_decides_for_all(store: Path, tmp_path: Path) ->
 
 
 def test_running_out_is_one_line_with_forecast_fact_and_remedy(store: Path, tmp_path: Path) -> None:
-    code, printed = limited(tmp_path / "run", store, "--train.micro_batch=1024")
+    code, printed = limited(tmp_path / "run", store, "--train.micro_batch=1024", mebibytes=700)
     assert code == 1, printed
     lines = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, printed

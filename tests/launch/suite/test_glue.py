@@ -84,7 +84,7 @@ def test_columns_of_the_datasets_library_are_known_and_hidden_labels_are_no_test
         (["train.jsonl"], r"folder: .* must have one file dev or validation \(.tsv, .jsonl, ...\), and has none"),
         (
             ["train.jsonl", "train.tsv", "dev.jsonl"],
-            r"folder: .* must have one file train .*  train.tsv, train.jsonl",
+            r"folder: .* must have one file train .*, and has train.tsv, train.jsonl",
         ),
         (["train.jsonl", "dev.jsonl"], r"train.jsonl, line 1: no column 'sentence1'; it has text; set labelled.text"),
     ],

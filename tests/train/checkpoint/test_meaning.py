@@ -60,7 +60,7 @@ def options(folder: Path, steps: int = 16) -> list[str]:
         f"--labelled.train={folder / 'train.csv'}",
         f"--labelled.test={folder / 'test.csv'}",
         "--labelled.max_length=16",
-        "--optim.learning_rate=0.005",
+        "--optim.learning_rate=0.003",
         "--train.zero_stage=1",
         f"--train.steps={steps}",
         "--train.eval_interval=4",
@@ -243,7 +243,7 @@ def test_a_resume_from_an_earlier_step_reports_its_own_best(folder: Path, tmp_pa
     first = run(tmp_path / "run", *options(folder), "--train.save_interval=4", "--train.keep=9")
     start = tmp_path / "run" / "checkpoints" / "step-000004"
     late = [*options(folder, 12), "--train.save_interval=4", "--train.keep=9", "--optim.learning_rate=1e-9"]
-    late.remove("--optim.learning_rate=0.005")
+    late.remove("--optim.learning_rate=0.003")
     printed = run(tmp_path / "run", *late, f"--resume={start}")
     origin = json.loads((tmp_path / "run" / "export" / "zerobert.json").read_text())
     assert origin["best"]["step"] in (4, 8, 12)
