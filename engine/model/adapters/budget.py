@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.config import AdapterConfig, require
+from engine.model.adapters.places import ADAPTER
 
 #: decay of the smoothed sensitivity and of its uncertainty (beta 1 and 2 of the paper, section 4.1)
 DECAY = 0.85
@@ -107,7 +108,7 @@ def kept(scores: Tensor, budget: int) -> Tensor:
 def mark(model: nn.Module) -> None:
     """Give each adapted layer the buffer of its kept triplets, which checkpoints hold: at first all."""
     for layer in adapted(model).values():
-        layer.register_buffer(KEPT, torch.ones(len(layer.get_parameter("lora_E.default")), dtype=torch.bool))
+        layer.register_buffer(KEPT, torch.ones(len(layer.get_parameter(f"lora_E.{ADAPTER}")), dtype=torch.bool))
 
 
 def adapted(model: nn.Module) -> dict[str, nn.Module]:

@@ -23,7 +23,7 @@ from engine.errors import UserError
 from engine.hub import hub_model, local_folder
 from engine.model.adapters.adapt import Adaptation
 from engine.model.adapters.judge import VirtualJudge, judged_by
-from engine.model.adapters.places import BASE, place, plain, prefix_of
+from engine.model.adapters.places import ADAPTER, BASE, place, plain, prefix_of
 from engine.model.adapters.virtual import VECTORS, joined, split
 from engine.model.folder import (
     ORIGIN_FILE,
@@ -46,7 +46,7 @@ PEFT_PREFIX = "base_model.model."
 #: the same of a model with trained vectors in front of each sequence, and what it calls these
 PROMPT_PREFIX, PROMPT = "base_model.", "prompt_embeddings"
 #: what it calls the only adapter of a model, in the names of its parameters
-ADAPTER_NAME = ".default"
+ADAPTER_NAME = f".{ADAPTER}"
 
 
 def is_adapter(folder: Path) -> bool:

@@ -16,9 +16,8 @@ from peft.tuners import lora
 from torch import Tensor, nn
 
 from engine.kernels.linear import linear
+from engine.model.adapters.places import ADAPTER
 
-#: what peft calls the only adapter of a model
-ADAPTER = "default"
 #: kinds of linear layer whose forward pass is no more than a product and a bias
 PLAIN = ("Linear", "BertLinear", "ModernBertLinear")
 

@@ -10,6 +10,8 @@ from engine.config.optimizer import LAYER
 
 #: what a wrapper calls the layer that it wraps
 BASE = ".base_layer."
+#: what peft calls the only adapter of a model
+ADAPTER = "default"
 
 
 def plain(name: str) -> str:
@@ -65,8 +67,9 @@ def targets(adapter: AdapterConfig, architecture: Architecture, frozen: Frozen, 
     wanted = adapter.layers()
     if adapter.targets is not None:
         _check_whole(adapter, architecture, wanted)
-    ends = {architecture.linear[name] for name in wanted}
-    return [name for name in modules if _fits(name, architecture.prefix, ends, frozen)]
+    ends, names = {architecture.linear[name] for name in wanted}, list(modules)
+    prefix = prefix_of(names, architecture)
+    return [name for name in names if _fits(name, prefix, ends, frozen)]
 
 
 def _fits(name: str, prefix: str, ends: set[str], frozen: Frozen) -> bool:
