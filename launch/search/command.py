@@ -17,13 +17,14 @@ import yaml
 
 from engine.config import RunConfig
 from engine.errors import RunError, UserError
+from launch.api import in_yaml
 from launch.cli import CommandParser
 from launch.configure.options import parse_given
 from launch.search.running import Run, best_step, points
 from launch.search.space import Dimension, read_space
 from launch.search.study import PRUNERS, SAMPLERS, SECONDS, Objective, Study, read_objectives
 from launch.seeds.command import split
-from launch.seeds.plan import is_finished
+from launch.seeds.plan import is_finished, without
 from launch.seeds.running import PASSED_ON, check_launcher
 
 DESCRIPTION = """Search for the best options of a training.
@@ -41,7 +42,7 @@ machine or many that share the folder, adds to the same search until there are s
 taken over and resumes. The report is <output>/report, with the best options as a recipe. With --seeds that recipe is
 trained again with seeds that no trial had, and scored on the test data, which chose nothing."""
 #: options of a training that each trial has for itself
-PLACED = ("output", "resume")
+PLACED = ("--output", "--resume")
 #: trials that fail one after the other before the search gives up
 FAILURES = 3
 
@@ -96,7 +97,7 @@ def main(arguments: list[str]) -> int:
     check_pruner(values.pruner, objectives, config)
     output = Path(config.output)
     study = Study(output, values.storage, objectives, space, values.sampler, values.pruner, config.seed)
-    shared = without_fields(training, [*PLACED, *(each.field for each in space)])
+    shared = without(training, [*PLACED, *(f"--{each.field}" for each in space)])
     search = Search(study, shared, launcher)
     code = search.run(min(values.trials, study.most))
     if code is not None:
@@ -127,22 +128,6 @@ def check_training(training: Sequence[str], space: Sequence[Dimension]) -> RunCo
     return config
 
 
-def without_fields(training: Sequence[str], fields: Sequence[str]) -> list[str]:
-    """The options of a training without those of fields, which each trial gives itself."""
-    kept: list[str] = []
-    dropping = False
-    for argument in training:
-        name, equals, _ = argument.partition("=")
-        if name.startswith("--"):
-            dropping = name[2:] in fields
-            if not dropping:
-                kept.append(argument)
-            dropping = dropping and not equals
-        elif not dropping:
-            kept.append(argument)
-    return kept
-
-
 def check_pruner(pruner: str, objectives: Sequence[Objective], config: RunConfig) -> None:
     """Refuse pruning that nothing could decide.
 
@@ -157,8 +142,7 @@ def check_pruner(pruner: str, objectives: Sequence[Objective], config: RunConfig
 
 def option(field: str, value: Any) -> str:
     """A field and its value as an option of a training."""
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    return f"--{field}={text}"
+    return f"--{field}={in_yaml(value)}"
 
 
 @dataclass
@@ -206,14 +190,15 @@ class Search:
         )
         print(f"trial {trial.number}: {told}", flush=True)
         options = [*self.training, f"--output={output}", "--resume=auto"]
-        start, first = time.monotonic(), self.study.objectives[0]
+        start, is_single = time.monotonic(), len(self.study.objectives) == 1
         run = Run(output, [*options, *(option(name, value) for name, value in values.items())], self.launcher)
         pruned = False
 
         def look() -> bool:
             nonlocal pruned
             self.study.touch(trial.number)
-            pruned = pruned or self._should_prune(trial, run, first)
+            self._report(trial, run)
+            pruned = pruned or (is_single and trial.should_prune())
             return not pruned and self.stopped_by is None
 
         by_itself = run.watch(look)
@@ -228,14 +213,15 @@ class Search:
             return True
         return self._record(trial, run, values, seconds)
 
-    def _should_prune(self, trial: Any, run: Run, objective: Objective) -> bool:
-        for step, value in run.news(objective.tag) if len(self.study.objectives) == 1 else ():
+    def _report(self, trial: Any, run: Run) -> None:
+        """Tell Optuna the evaluations that it hasn't been told; with several objectives it takes none."""
+        first, *others = self.study.objectives
+        for step, value in () if others else run.news(first.tag):
             if math.isfinite(value):
                 trial.report(value, step)
-        return len(self.study.objectives) == 1 and trial.should_prune()
 
     def _record(self, trial: Any, run: Run, values: dict[str, Any], seconds: float) -> bool:
-        self._should_prune(trial, run, self.study.objectives[0])  # what came since the last look is told too
+        self._report(trial, run)  # what came since the last look
         if run.code != 0 or not is_finished_run(run.output):
             self.study.tell_failed(trial, run.last_words())
             print(f"trial {trial.number}: failed: {run.last_words()}", flush=True)

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from engine.errors import UserError
 from launch.curves import read_curves
-from launch.launcher import free_port
-from launch.seeds.running import PORT, SCRIPT
+from launch.seeds.running import command_of
 
 #: seconds between looks at a run
 INTERVAL = 0.5
@@ -29,13 +28,12 @@ class Run:
     """A training in a process group of its own, which ends with this process whatever becomes of it."""
 
     def __init__(self, output: Path, options: Sequence[str], launcher: Sequence[str]) -> None:
-        words = [word.replace(PORT, str(free_port())) if PORT in word else word for word in launcher]
         output.mkdir(parents=True, exist_ok=True)
         self.output, self.log = output, output / "output.txt"
         self._told: dict[int, float] = {}
         with self.log.open("a") as log:
             self._process = subprocess.Popen(
-                [*words, SCRIPT, *options],
+                command_of(launcher, options),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

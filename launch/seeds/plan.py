@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -145,13 +145,19 @@ def _own_options(record: Record) -> list[list[str]]:
 
 def without_own(arguments: Sequence[str]) -> list[str]:
     """The options of the training without those that each run gets from this command."""
-    kept, skipped = [], False
+    return without(arguments, OWN)
+
+
+def without(arguments: Sequence[str], names: Collection[str]) -> list[str]:
+    """Options without those of some names, such as --seed, and their values."""
+    kept, dropping = [], False
     for argument in arguments:
-        if skipped:
-            skipped = False
-        elif argument in OWN:
-            skipped = True
-        elif argument.partition("=")[0] not in OWN:
+        name, equals, _ = argument.partition("=")
+        if name.startswith("--"):
+            dropping = name in names and not equals
+            if name in names:
+                continue
+        if not dropping:
             kept.append(argument)
     return kept
 

@@ -121,8 +121,7 @@ class Runs:
         raise RunError(f"{member.name}: {how} before its end; the same command goes on")
 
     def _start(self, member: Member) -> None:
-        words = [word.replace(PORT, str(free_port())) if PORT in word else word for word in self._launcher]
-        command = [*words, SCRIPT, *member.options]
+        command = command_of(self._launcher, member.options)
         if member.log is not None:
             self._started[_logged(command, member.log)] = member
             return
@@ -137,6 +136,12 @@ class Runs:
         self.stopped_by = number
         for process in self._started if number in PASSED_ON else ():
             process.send_signal(number)
+
+
+def command_of(launcher: Sequence[str], options: Sequence[str]) -> list[str]:
+    """The command line of a training, with a free port where the launcher asks for one."""
+    words = [word.replace(PORT, str(free_port())) if PORT in word else word for word in launcher]
+    return [*words, SCRIPT, *options]
 
 
 def _logged(command: Sequence[str], log: Path) -> subprocess.Popen[str]:

@@ -17,7 +17,8 @@ import yaml
 
 from engine.errors import RunError, UserError
 from launch.search import study
-from launch.search.command import main, without_fields
+from launch.search.command import main
+from launch.seeds.plan import without
 from tests.conftest import ROOT
 from tests.train.runs import environment
 
@@ -241,5 +242,5 @@ def test_a_folder_that_cannot_be_written_is_refused(space: Path, monkeypatch: py
 
 def test_fields_of_the_space_are_taken_out_of_the_training() -> None:
     given = ["--optim.betas", "0.9", "0.99", "--seed=1", "--optim.learning_rate", "1e-3", "--config", "a.yaml"]
-    kept = without_fields(given, ["optim.learning_rate", "optim.betas"])
+    kept = without(given, ["--optim.learning_rate", "--optim.betas"])
     assert kept == ["--seed=1", "--config", "a.yaml"]
