@@ -17,12 +17,18 @@ from tests.model.test_task_heads import HEADS, LENGTHS, padded, their_logits
 BOUND = 1e-5
 RATE, DECAY = 1e-3, 0.1
 #: so large that an element whose gradient is rounding alone doesn't step the whole rate
-EPS = 0.1
+EPS = 0.2
 
 
 def cases() -> list[tuple[str, str, str]]:
     """ModernBERT has no biases, nor a linear layer under embeddings that a freeze leaves alone."""
-    every = [(name, head, case) for name in ("bert", "modernbert") for head in HEADS[:-1] for case in CASES]
+    every = [
+        (name, head, case)
+        for name in ("bert", "modernbert")
+        for head in HEADS
+        if head != "embeddings"
+        for case in CASES
+    ]
     return [given for given in every if (given[0], given[2]) != ("modernbert", "bitfit")]
 
 
@@ -49,7 +55,7 @@ def test_logits_gradients_and_a_step_are_theirs(name: str, head: str, case: str)
     for key, parameter in pair.own.items():
         moved, right = parameter - before[key], pair.other[key] - before[key]
         assert float(right.abs().max()) > 0.01 * RATE or "key.bias" in key, key
-        assert float((moved - right).abs().max()) < 3 * BOUND * max(RATE, float(before[key].abs().max())), key
+        assert float((moved - right).abs().max()) < BOUND * max(RATE, float(before[key].abs().max())), key
 
 
 def step(ours: torch.nn.Module, theirs: Mapping[str, torch.nn.Parameter]) -> None:
