@@ -256,6 +256,8 @@ def run(job: Job) -> None:
         )
         trainer.train()
         if job.evaluated:
+            # Trainer groups the rows that it predicts by length too, and gives the predictions in that order.
+            trainer.args.train_sampling_strategy = "random"
             predicted = task.predict(
                 finetune_peer.read(job.test), lambda columns: trainer.predict(data_set(columns)).predictions
             )
