@@ -11,12 +11,12 @@ from engine.config.fault import FaultConfig, NonFinitePolicy, SpikePolicy
 from engine.config.model import DEFAULT_ARCHITECTURE, MODEL_SIZES, ModelConfig, sizes_of
 from engine.config.optim import OptimConfig, ScheduleName
 from engine.config.optimizer import OPTIMIZERS, optimizers_with_option
+from engine.config.regularise import RegulariseConfig
 from engine.config.run import RunConfig, extra_sections, section_names
 from engine.config.shape import Shape
 from engine.config.task_entry import TaskEntry, Title
 from engine.config.tasks import TASKS, task_choices, task_entries, tasks_with_field
-from engine.config.train import MonitorConfig, Precision, TrainConfig
-from engine.config.zero import ZeroConfig
+from engine.config.train import MonitorConfig, Precision, TrainConfig, ZeroConfig
 from engine.errors import require
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "Objective",
     "OptimConfig",
     "Precision",
+    "RegulariseConfig",
     "RunConfig",
     "ScheduleName",
     "Shape",

@@ -13,10 +13,10 @@ from engine.config.data import DataConfig, LabelledConfig
 from engine.config.fault import FaultConfig
 from engine.config.model import ModelConfig
 from engine.config.optim import OptimConfig
+from engine.config.regularise import RegulariseConfig
 from engine.config.task_entry import Section
 from engine.config.tasks import TASKS, task_entries
-from engine.config.train import MonitorConfig, TrainConfig
-from engine.config.zero import ZeroConfig
+from engine.config.train import MonitorConfig, TrainConfig, ZeroConfig
 from engine.errors import require
 
 
@@ -56,6 +56,7 @@ class RunConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    regularise: RegulariseConfig = field(default_factory=RegulariseConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     fault: FaultConfig = field(default_factory=FaultConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
@@ -104,6 +105,9 @@ class RunConfig:
         remedy = f"task {self.task} trains all weights; leave it out"
         require(freezes or method == "none", "adapter.method", method, remedy)
         require(freezes or freeze is None, "train.freeze", freeze, remedy)
+        for name in () if freezes else self.regularise.given:
+            value = getattr(self.regularise, name.partition(".")[2])
+            require(False, name, value, f"task {self.task} is no task on labelled data; leave it out")
         offload = self.zero.offload_optimizer
         remedy = "adapter.method adalora changes weights between steps, which are then in files; give cpu or none"
         require(method != "adalora" or offload != "nvme", "zero.offload_optimizer", offload, remedy)

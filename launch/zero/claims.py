@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.config import OPTIMIZERS
-from engine.config.zero import OffloadTarget
+from engine.config.train import OffloadTarget
 from launch.zero.keys import fail, find, nearest, remove
 
 #: schedule of DeepSpeed -> value of optim.schedule with the same shape

@@ -1,0 +1,74 @@
+"""What keeps fine-tuning from learning its examples by heart, beside weight decay and label smoothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from engine.errors import require
+
+Adversary = Literal["none", "fgm", "freelb"]
+
+
+@dataclass
+class RegulariseConfig:
+    """Regularisers of tasks on labelled data; all are off by default."""
+
+    r_drop: float = 0.0
+    """R-Drop (Liang et al. 2021): weight of the divergence between two passes of a micro-batch under different dropout;
+    0 makes one pass"""
+    adversarial: Adversary = "none"
+    """noise on word embeddings that raises the loss: fgm (one step, Miyato et al. 2017), whose loss is added to that of
+    the clean texts, or freelb (Zhu et al. 2020), the mean loss of several steps"""
+    adversarial_norm: float = 1.0
+    """largest L2 norm of a sequence's noise"""
+    adversarial_steps: int = 3
+    """freelb only: steps of the noise, each a forward and backward pass"""
+    adversarial_rate: float = 0.1
+    """freelb only: length of a step of a sequence's noise"""
+    mixup: float = 0.0
+    """mixup of pooled vectors (Zhang et al. 2018): both parameters of the beta distribution that mixing weights are
+    drawn from; 0 mixes nothing"""
+    start_decay: float = 0.0
+    """decoupled decay of pre-trained weights towards what they were at the start (L2-SP, Li et al. 2018)"""
+    ema: float = 0.0
+    """decay of a moving average of the weights, which is what is evaluated and exported; 0 keeps none"""
+    layer_drop: float = 0.0
+    """chance that a sequence skips the last layer in a step; it falls linearly to 0 below the first one (stochastic
+    depth, Huang et al. 2016)"""
+    dropout_end: float | None = None
+    """dropout at the last step as a share of that at the first, changing linearly between them; null keeps it"""
+    fresh_layers: int = 0
+    """top layers of the encoder that start afresh instead of from model.init_from (Zhang et al. 2021)"""
+
+    def validate(self) -> None:
+        require(
+            self.adversarial in ("none", "fgm", "freelb"),
+            "regularise.adversarial",
+            self.adversarial,
+            "choose none, fgm or freelb",
+        )
+        for name in ("r_drop", "mixup", "start_decay", "fresh_layers"):
+            require(getattr(self, name) >= 0, f"regularise.{name}", getattr(self, name), "give 0 or more")
+        for name in ("adversarial_norm", "adversarial_rate"):
+            require(getattr(self, name) > 0, f"regularise.{name}", getattr(self, name), "give a positive number")
+        steps = self.adversarial_steps
+        require(steps >= 1, "regularise.adversarial_steps", steps, "give a whole number of at least 1")
+        for name in ("ema", "layer_drop"):
+            require(0 <= getattr(self, name) < 1, f"regularise.{name}", getattr(self, name), "give a share in [0, 1)")
+        end = self.dropout_end
+        require(end is None or end >= 0, "regularise.dropout_end", end, "give a share of the first dropout, or null")
+        self._check_alone()
+
+    def _check_alone(self) -> None:
+        """Refuse what is given and would not be read."""
+        for name in ("adversarial_norm", "adversarial_steps", "adversarial_rate"):
+            needed = ("fgm", "freelb") if name == "adversarial_norm" else ("freelb",)
+            read = self.adversarial in needed or getattr(self, name) == getattr(RegulariseConfig, name)
+            remedy = f"it needs regularise.adversarial {' or '.join(needed)}"
+            require(read, f"regularise.{name}", getattr(self, name), remedy)
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The dotted names of the fields that are not at their defaults."""
+        return tuple(f"regularise.{one.name}" for one in fields(self) if getattr(self, one.name) != one.default)
