@@ -6,7 +6,8 @@ Each cell is a run of `launch/train.py` on a small model (MiniLM out of the pack
 thread: the first `--limit` training examples, `--epochs` passes in batches of 16, a linear schedule with a tenth of
 warm-up, and a fixed recipe for each method (`METHODS`); its rate is within those of the method's paper, or a few
 times higher where so few steps follow. Tasks: SST-2 sentences and MRPC (accuracy) and WikiGold's entities (F1 of exact
-entities), on held-out examples. A cell that is done is a JSON file in `--output`, and isn't run again.
+entities), on held-out examples. Seconds are the processor's, which other programs disturb little. A cell that is done
+is a JSON file in `--output`, and isn't run again.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Cell:
     parameters: int
     """of the model without adapters"""
     seconds: float
-    """of all but the first steps of training, for all of them"""
+    """of the processor in all but the first steps of training, for all of them"""
     memory: int
     """bytes, the most that the process had resident up to its last step"""
     checkpoint: int
@@ -126,7 +127,7 @@ def run(method: str, task: str, seed: int, given: argparse.Namespace, scratch: P
         score=json.loads((output / "report" / "report.json").read_text())["scores"][WORK[task].score],
         trained=trained["trained"],
         parameters=trained["base"],
-        seconds=(last.wall - first.wall) / (last.steps - first.steps) * last.steps,
+        seconds=(last.processor - first.processor) / (last.steps - first.steps) * last.steps,
         memory=seen.memory,
         checkpoint=sum(path.stat().st_size for path in (output / "checkpoints").rglob("*") if path.is_file()),
     )
@@ -182,7 +183,8 @@ def summary(cells: list[Cell]) -> dict[str, float]:
 
 def markdown(tables: list[dict[str, Any]]) -> str:
     """The tables as one for a page."""
-    told = ["| | method | score | trained | seconds | peak memory | checkpoint |", "|---|---|---|---|---|---|---|"]
+    names = "method | score | trained | processor seconds | peak memory | checkpoint"
+    told = [f"| | {names} |", "|---|---|---|---|---|---|---|"]
     for table in tables:
         for method, cell in table["rivals"].items():
             task = table["title"].partition(",")[0]
