@@ -2,6 +2,7 @@
 
   zerobert certify --output /scratch/certificate
   zerobert certify --output /scratch/certificate --kills 4 --stages 2 --routes 1-2-1
+  zerobert certify --output /scratch/certificate --adapter lora
 
 Each run goes along a route of numbers of ranks, such as 1-2-4-2-1: it is killed in the middle of training, often in the
 middle of a save, and goes on in the next layout with --resume auto, until it is done. Then
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from engine.config import ARCHITECTURES, DEFAULT_ARCHITECTURE
+from engine.config.adapter import READ
 from engine.errors import RunError, UserError
 from launch.certify import plan as planning
 from launch.certify.plan import GLOBAL_BATCH, STEPS, Plan
@@ -59,6 +61,8 @@ def build_parser() -> CommandParser:
     parser.add_argument("--seed", type=int | None, default=None, help="of the moments and the runs; null draws one")
     architectures = Literal.__getitem__(ARCHITECTURES.names)
     parser.add_argument("--architecture", type=architectures, default=DEFAULT_ARCHITECTURE, help="of the model")
+    methods = Literal.__getitem__(tuple(READ))
+    parser.add_argument("--adapter", type=methods, default="none", help="fine-tune by these adapters, not pre-train")
     launchers = Literal["torchrun", "deepspeed"]
     parser.add_argument("--launcher", type=launchers, default="torchrun", help="what starts the ranks")
     parser.add_argument("--json", action="store_true", help="print one JSON document, and progress on stderr")
@@ -79,14 +83,16 @@ def main(arguments: list[str]) -> int:
     begin = time.monotonic()
     show_progress(sys.stderr if values.json else sys.stdout)
     from launch.certify.report import as_json, last_lines, summary, table
+    from launch.certify.runs import RunSetup
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of the blocks that end the ranks
-    rows = certify(plans, output, values.launcher, seed, values.architecture)
+    rows = certify(plans, RunSetup(output, values.launcher, seed, values.architecture, values.adapter))
     changes = [pair for route in routes for pair in pairwise(route)]
     wanted = {f"ZeRO-{stage} {before} -> {after}" for stage in stages for before, after in changes}
     result = {
         **summary(rows, wanted),
         "architecture": values.architecture,
+        "adapter": values.adapter,
         "seed": seed,
         "seconds": round(time.monotonic() - begin),
     }
@@ -135,20 +141,24 @@ def empty_folder(output: Path) -> Path:
     return output.resolve()
 
 
-def certify(plans: Sequence[Plan], output: Path, launcher: str, seed: int, architecture: str) -> list[Row]:
+def certify(plans: Sequence[Plan], setup: RunSetup) -> list[Row]:
     """Carry out the plans and those that they are compared with; a row a start."""
-    from launch.certify.data import prepare_text, stream
-    from launch.certify.runs import RunSetup, options
+    from launch.certify.data import prepare_labelled, prepare_text, stream
+    from launch.certify.runs import make_base, options
 
-    setup = RunSetup(output, launcher, seed, architecture)
+    output, seed, adapter = setup.output, setup.seed, setup.adapter
     kills, starts = sum(plan.kills for plan in plans), sum(len(plan.ranks) for plan in plans)
     references = list(dict.fromkeys(plan.reference for plan in plans))
     starts += len(references)
-    log.info(f"{kills} kills in {len(plans)} runs of {architecture}, {starts} starts in all, in {output}; seed {seed}")
+    trained = setup.architecture if adapter == "none" else f"{adapter} on {setup.architecture}"
+    log.info(f"{kills} kills in {len(plans)} runs of {trained}, {starts} starts in all, in {output}; seed {seed}")
     prepare_text(output / "text", setup.data, seed)
+    if adapter != "none":
+        prepare_labelled(setup.labelled)
+        make_base(setup)
     samples = stream(options(plans[0], setup), STEPS, GLOBAL_BATCH)
     epochs = samples[-1][-1].epoch + 1
-    log.info(f"{STEPS} steps of {GLOBAL_BATCH} samples, over {epochs} epochs of the embedded corpus' beginning")
+    log.info(f"{STEPS} steps of {GLOBAL_BATCH} samples, over {epochs} epochs of a part of the embedded corpus")
     rows: list[Row] = []
     for plan in [*references, *plans]:
         moments = random.Random(f"{seed} {plan.name}")
@@ -183,7 +193,8 @@ def examine(plan: Plan, setup: RunSetup, moments: random.Random, samples: Sequen
 
 
 def weights_of(run: Path) -> str:
-    """The hash of a run's final weights."""
+    """The hash of a run's final weights, those of adapters where it has them."""
     from engine.durable import sha256_of
 
-    return sha256_of(run / "export" / "model.safetensors")
+    (weights,) = (run / "export").glob("*.safetensors")
+    return sha256_of(weights)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from launch.certify.verdict import Sample
 
+#: examples of runs with adapters, as few for the same reason
+EXAMPLES = 300
 #: characters of text: so few that a run goes through more than one epoch, and meets their ends within global batches
 CHARACTERS = 45_000
 
@@ -29,6 +31,14 @@ def prepare_text(folder: Path, store: Path, seed: int) -> None:
             validation_fraction=0.05,
         )
     )  # fmt: skip
+
+
+def prepare_labelled(path: Path) -> None:
+    """Write labelled paragraphs, evenly out of all of them."""
+    from launch.demo.topics import labelled_paragraphs, write_jsonl
+
+    pairs = labelled_paragraphs()
+    write_jsonl(path, pairs[:: max(1, len(pairs) // EXAMPLES)][:EXAMPLES])
 
 
 def stream(options: list[str], steps: int, batch: int) -> list[list[Sample]]:

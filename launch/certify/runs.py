@@ -42,20 +42,26 @@ MODEL = [
     "--model.layers=2",
     "--model.max_positions=64",
     "--data.sequence_length=64",
-    "--data.workers=1",
-    "--optim.learning_rate=1e-3",
 ]
 #: of ModernBERT, so that a layer sees a part of a sequence alone
 WINDOW = ["--model.window=16"]
+#: of runs with adapters, which learn from labelled paragraphs
+FINE_TUNING = [
+    "--task=sequence_classification",
+    "--labelled.text=text",
+    "--labelled.label=part",
+    "--labelled.max_length=48",
+]
 RUN = [
     "--resume=auto",
+    "--data.workers=1",
+    "--optim.learning_rate=1e-3",
     f"--train.steps={STEPS}",
     f"--train.global_batch={GLOBAL_BATCH}",
     f"--train.save_interval={SAVE_INTERVAL}",
     "--train.async_save=true",
     "--train.audit=true",
     "--train.log_interval=1",
-    "--train.eval_samples=16",
     "--train.threads=1",
     "--fault.max_stalled_restarts=null",
     "--fault.hang_timeout=120",
@@ -75,10 +81,22 @@ class RunSetup:
     """torchrun or deepspeed"""
     seed: int
     architecture: str = DEFAULT_ARCHITECTURE
+    adapter: str = "none"
+    """the method by which runs fine-tune `base`; none trains all weights, on raw text"""
 
     @property
     def data(self) -> Path:
         return self.output / "data"
+
+    @property
+    def labelled(self) -> Path:
+        """The examples of runs with adapters."""
+        return self.output / "text" / "labelled.jsonl"
+
+    @property
+    def base(self) -> Path:
+        """The run whose model is adapted."""
+        return self.output / "runs" / "base"
 
     def run_folder(self, plan: Plan) -> Path:
         return self.output / "runs" / plan.name
@@ -112,9 +130,37 @@ class HungError(RunError):
 
 def options(plan: Plan, setup: RunSetup) -> list[str]:
     """The training options of a run, the same for all of its starts."""
-    fixed = [f"--output={setup.run_folder(plan)}", f"--data.path={setup.data}", f"--seed={setup.seed}"]
-    fixed += [*architecture_options(setup.architecture), *MODEL]
+    learned = pretraining(setup) if setup.adapter == "none" else adapting(setup)
+    fixed = [f"--output={setup.run_folder(plan)}", f"--seed={setup.seed}", *learned]
     return [*fixed, *RUN, f"--train.zero_stage={plan.stage}", *([] if plan.dropout else NO_DROPOUT)]
+
+
+def pretraining(setup: RunSetup) -> list[str]:
+    """The options of data and model of a run on raw text."""
+    few = "--train.eval_samples=16"
+    return [f"--data.path={setup.data}", *architecture_options(setup.architecture), *MODEL, few]
+
+
+def adapting(setup: RunSetup) -> list[str]:
+    """The options of data, model and method of a run with adapters."""
+    base = f"--model.init_from={setup.base / 'export'}"
+    return [*FINE_TUNING, f"--labelled.train={setup.labelled}", base, f"--adapter.method={setup.adapter}"]
+
+
+def make_base(setup: RunSetup) -> None:
+    """Pre-train the model that adapters are put on, for a step.
+
+    Raises:
+        RunError: it failed.
+    """
+    chosen = [f"--output={setup.base}", f"--seed={setup.seed}", "--train.steps=1", "--train.threads=1"]
+    log = setup.output / "logs" / "base.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as file:
+        begin = [sys.executable, SCRIPT, *pretraining(setup), *chosen]
+        code = subprocess.run(begin, stdout=file, stderr=file, env=environment(secrets.token_hex()), check=False)
+    if code.returncode:
+        raise RunError(f"the run that makes a base for adapters failed{last_word(log)}")
 
 
 def architecture_options(name: str) -> list[str]:

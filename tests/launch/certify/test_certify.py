@@ -41,6 +41,11 @@ PLAN = Plan(2, (2, 1), dropout=False)
             "routes: '1-1-1-1-1-1-1-1' has 7 kills; give at most 6, or several routes",
         ),
         (["--seed", "-1"], "seed: -1 is not allowed; give a whole number in [0, 2^32)"),
+        (
+            ["--adapter", "series"],
+            "adapter: 'series' is not allowed; "
+            "give one of none, lora, dora, adalora, ia3, prefix, prompt, houlsby, bitfit",
+        ),
         (["--launcher", "mpirun"], "launcher: 'mpirun' is not allowed; give one of torchrun, deepspeed"),
         (["--kill", "1"], "kill: no such field; did you mean kills?"),
     ],
@@ -162,6 +167,16 @@ def test_modernbert_is_certified_on_documents_end_to_end(tmp_path: Path) -> None
     assert result["certified"]
     assert result["architecture"] == "modernbert"
     assert (result["kills"], result["seen_twice"], result["missed"]) == (1, 0, 0)
+
+
+@pytest.mark.slow
+def test_adapters_are_certified(tmp_path: Path) -> None:
+    output = tmp_path / "lora"
+    result = certified(output, "--adapter=lora", "--kills=2", "--stages=2", "--routes=2-1,2-2", "--seed=5")
+    assert result["certified"]
+    assert result["adapter"] == "lora"
+    assert (result["kills"], result["seen_twice"], result["missed"]) == (2, 0, 0)
+    assert (output / "runs" / "zero2-2-1" / "export" / "adapter_model.safetensors").is_file()
 
 
 def plant_a_second_look(lines: list[dict[str, Any]]) -> None:
