@@ -75,9 +75,6 @@ struct Head {
     // The keys that a query sees: [first, end).
     int first_key(int query) const { return t.reach < 0 ? 0 : std::max(0, place(query) - t.reach); }
     int end_key(int query) const { return t.reach < 0 ? length : std::min(length, place(query) + t.reach + 1); }
-    float kept(uint32_t row_of, int column) const {
-        return t.dropout.threshold ? dropout_factor(row_of, uint32_t(column), t.dropout) : 1.f;
-    }
 };
 
 // [n, D] from memory, `ld` apart.
@@ -169,7 +166,9 @@ float softmax_row(const Head<T>& h, int query, float* scores, int first, int end
     std::fill(scores + end, scores + wide, 0.f);
     if (h.t.dropout.threshold) {
         const uint32_t row = row_key(h.key, uint32_t(h.query_start + query));
-        for (int j = first; j < end; j++) scores[j] *= h.kept(row, offset + j);
+        const Dropout dropout = h.t.dropout;
+#pragma omp simd
+        for (int j = first; j < end; j++) scores[j] *= dropout_factor(row, uint32_t(offset + j), dropout);
     }
     *factor = 1.f / sum;
     return top + logf(sum);
@@ -227,8 +226,10 @@ void grad_row(const Head<T>& h, int query, float delta, float* scores, float* gr
     }
     if (h.t.dropout.threshold) {
         const uint32_t row = row_key(h.key, uint32_t(h.query_start + query));
+        const Dropout dropout = h.t.dropout;
+#pragma omp simd
         for (int j = first; j < end; j++) {
-            const float p = fexp(scores[j] - log_sum), factor = h.kept(row, offset + j);
+            const float p = fexp(scores[j] - log_sum), factor = dropout_factor(row, uint32_t(offset + j), dropout);
             scores[j] = p * factor;
             grads[j] = p * (grads[j] * factor - delta);
         }
