@@ -77,17 +77,26 @@ struct Head {
     int end_key(int query) const { return t.reach < 0 ? length : std::min(length, place(query) + t.reach + 1); }
 };
 
+// Asks for the next head's part of a row, which no prefetcher of the processor foresees.
+template <class T>
+void foresee(const T* x, int width) {
+    for (int d = 0; d < width; d += 64 / int(sizeof(T))) __builtin_prefetch(x + width + d);
+}
+
 // [n, D] from memory, `ld` apart.
 template <class T>
 void copied(const T* x, Index ld, int n, int width, float* to) {
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < n; i++) {
+        foresee(x + i * ld, width);
 #pragma omp simd
         for (int d = 0; d < width; d++) to[Index(i) * width + d] = to_f(x[i * ld + d]);
+    }
 }
 
 // Query or key of the token at a place of its sequence, turned by its angles, and scaled.
 template <class T>
 void turned(const Head<T>& h, const T* x, int place, float scale, float* to) {
+    foresee(x, h.width);
     if (!h.t.cos) {
 #pragma omp simd
         for (int d = 0; d < h.width; d++) to[d] = to_f(x[d]) * scale;
@@ -117,6 +126,7 @@ void turned_queries(const Head<T>& h, int first, int n, float* to) {
 // The gradient of what `turned` made turns back into the projection's.
 template <class T>
 void turned_back(const Head<T>& h, const float* grad, int place, float scale, T* out) {
+    foresee(out, h.width);
     if (!h.t.cos) {
 #pragma omp simd
         for (int d = 0; d < h.width; d++) out[d] = from_f<T>(grad[d] * scale);
@@ -174,11 +184,12 @@ float softmax_row(const Head<T>& h, int query, float* scores, int first, int end
     return top + logf(sum);
 }
 
-// The keys of queries [first, end): whole panels, W at most.
+// The keys of queries [first, end): W at most, and those of whole panels.
 template <class T>
-void keys_of(const Head<T>& h, int first, int end, int* offset, int* wide) {
+void keys_of(const Head<T>& h, int first, int end, int* offset, int* seen, int* wide) {
     *offset = h.first_key(first) / kPanel * kPanel;
-    *wide = (h.end_key(end - 1) + kPanel - 1) / kPanel * kPanel - *offset;
+    *seen = h.end_key(end - 1) - *offset;
+    *wide = (*seen + kPanel - 1) / kPanel * kPanel;
 }
 
 template <class T>
@@ -194,8 +205,8 @@ void forward(const Head<T>& h, Arena& arena) {
     std::fill(rows + Index(h.length) * width, rows + Index(padded) * width, 0.f);
     for (int first = 0; first < h.queries; first += block) {
         const int n = std::min(block, h.queries - first);
-        int offset, wide;
-        keys_of(h, first, first + n, &offset, &wide);
+        int offset, seen, wide;
+        keys_of(h, first, first + n, &offset, &seen, &wide);
         const Index ld = wide + kPanel;  // never a power of two, whose rows would share a set of the cache
         turned_queries(h, first, n, query);
         multiply_panels(n, wide, width, {query, width, 1}, keys + Index(offset) * width, scores, ld);
@@ -204,10 +215,11 @@ void forward(const Head<T>& h, Arena& arena) {
             const int from = h.first_key(first + i) - offset, to = h.end_key(first + i) - offset;
             h.log_sum()[first + i] = softmax_row(h, first + i, scores + i * ld, from, to, wide, offset, factor + i);
         }
-        multiply(n, width, wide, {scores, ld, 1}, rows + Index(offset) * width, width, out, width, false);
+        multiply(n, width, seen, {scores, ld, 1}, rows + Index(offset) * width, width, out, width, false);
         for (int i = 0; i < n; i++) {
             T* to = h.t.context + h.context() + (first + i) * h.row();
             const float* from = out + Index(i) * width;
+            foresee(to, width);
 #pragma omp simd
             for (int d = 0; d < width; d++) to[d] = from_f<T>(from[d] * factor[i]);
         }
@@ -263,8 +275,8 @@ void backward(const Head<T>& h, const T* grad, const Gradients<T>& found, Arena&
     std::fill(of_value, of_value + all, 0.f);
     for (int first = 0; first < h.queries; first += block) {
         const int n = std::min(block, h.queries - first);
-        int offset, wide;
-        keys_of(h, first, first + n, &offset, &wide);
+        int offset, seen, wide;
+        keys_of(h, first, first + n, &offset, &seen, &wide);
         const Index ld = wide + kPanel, base = Index(offset) * width;
         turned_queries(h, first, n, query);
         copied(grad + h.context() + first * h.row(), h.row(), n, width, of_context);
@@ -272,6 +284,7 @@ void backward(const Head<T>& h, const T* grad, const Gradients<T>& found, Arena&
         multiply_panels(n, wide, width, {of_context, width, 1}, values + base, slopes, ld);
         for (int i = 0; i < n; i++) {
             const T* context = h.t.context + h.context() + (first + i) * h.row();
+            foresee(context, width);
             const float* g = of_context + Index(i) * width;
             float delta = 0.f;
 #pragma omp simd reduction(+ : delta)
@@ -279,9 +292,9 @@ void backward(const Head<T>& h, const T* grad, const Gradients<T>& found, Arena&
             const int from = h.first_key(first + i) - offset, to = h.end_key(first + i) - offset;
             grad_row(h, first + i, delta, scores + i * ld, slopes + i * ld, from, to, wide, offset);
         }
-        multiply(wide, width, n, {scores, 1, ld}, of_context, width, of_value + base, width, true);
-        multiply(wide, width, n, {slopes, 1, ld}, query, width, of_key + base, width, true);
-        multiply(n, width, wide, {slopes, ld, 1}, rows + base, width, of_query, width, false);
+        multiply(seen, width, n, {scores, 1, ld}, of_context, width, of_value + base, width, true);
+        multiply(seen, width, n, {slopes, 1, ld}, query, width, of_key + base, width, true);
+        multiply(n, width, seen, {slopes, ld, 1}, rows + base, width, of_query, width, false);
         for (int i = 0; i < n; i++)
             turned_back(h, of_query + Index(i) * width, h.place(first + i), h.t.scale,
                         found.query + h.asked(first + i));
@@ -289,6 +302,7 @@ void backward(const Head<T>& h, const T* grad, const Gradients<T>& found, Arena&
     for (int i = 0; i < h.length; i++) {
         turned_back(h, of_key + Index(i) * width, i, 1.f, found.key + h.token(i));
         T* to = found.value + h.token(i);
+        foresee(to, width);
         const float* from = of_value + Index(i) * width;
 #pragma omp simd
         for (int d = 0; d < width; d++) to[d] = from_f<T>(from[d]);
