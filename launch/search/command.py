@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
-from engine.config import RunConfig
+from engine.config import RunConfig, require
 from engine.errors import RunError, UserError
 from launch.api import in_yaml
 from launch.cli import CommandParser
@@ -119,6 +119,8 @@ def check_training(training: Sequence[str], space: Sequence[Dimension]) -> RunCo
         raise UserError(f"resume: {config.resume!r} is not allowed; leave it out, since each trial goes on by itself")
     if (Path(config.output) / "config.yaml").exists():
         raise UserError(f"output: {config.output} is the folder of a single run; give another --output")
+    remedy = "a search reads each trial's curves there; leave it out"
+    require(config.monitor.tensorboard, "monitor.tensorboard", False, remedy)
     for dimension in space:
         for value in dimension.extremes:
             try:

@@ -206,6 +206,7 @@ def test_a_bad_space_is_refused(space: Path, text: str, told: str) -> None:
         (("--storage=nosuch://db",), (), "cannot be used"),
         (("--launcher=nosuchprogram",), (), "is no program here"),
         ((), ("--resume=x",), "resume: 'x' is not allowed"),
+        ((), ("--monitor.tensorboard=false",), "monitor.tensorboard: False is not allowed; a search reads"),
         ((), ("--optim.name=nosuch",), "optim.name"),
         ((), ("--task=pretrain",), "task pretrain has no score of its own|labelled"),
     ],
