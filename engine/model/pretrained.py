@@ -166,11 +166,14 @@ def load_pretrained(model: nn.Module, folder: Path, without: tuple[str, ...] = (
     untied = _copy(fitting, parameters)
     loaded = {parameters[name] for name in fitting}
     initialised = tuple(name for name, parameter in model.named_parameters() if parameter not in loaded)
-    _check_essential(folder, _essential(initialised, architecture))
+    lacking = (name for name in initialised if not name.startswith(without))
+    _check_essential(folder, _essential(lacking, architecture))
     reshaped = _reshaped(found, fitting, model)
     used = {sources[target] for target in (fitting.keys() - untied) | {each.name for each in reshaped}}
     unused = tuple(sorted(name for name in tensors if name not in used and not name.endswith("_ids")))
-    _check_known(folder, _essential(unused, architecture))
+    withheld = {sources[target] for target in found if target.startswith(without)}
+    unknown = (name for name in unused if name not in withheld)
+    _check_known(folder, _essential(unknown, architecture))
     held = tuple(name for name, parameter in model.named_parameters() if parameter in loaded)
     return LoadReport(held, initialised, unused, architecture.prefix, reshaped)
 

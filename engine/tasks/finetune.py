@@ -24,6 +24,7 @@ from engine.hub import local_folder
 from engine.model.adapters.adapt import Adaptation
 from engine.model.adapters.folder import is_adapter, open_adapted
 from engine.model.build import build_config, initialise
+from engine.model.fresh import check_fresh, top_of
 from engine.model.pretrained import LoadReport, base_weights, load_config, load_pretrained
 from engine.tasks.identity import Fact
 from engine.tasks.task import Evaluation, Task
@@ -76,6 +77,7 @@ class FineTuning(Task):
         self.loaded: LoadReport | None = None
         self._check_length()
         self._check_method()
+        check_fresh(config, self.build_config().num_hidden_layers)
 
     @classmethod
     def export_class(cls, config: Any) -> str:
@@ -151,7 +153,8 @@ class FineTuning(Task):
         model = self._new_model()
         initialise(model, self.config.seed)
         # a head in the folder was trained for classes that need not be these, even when there are as many
-        self.loaded = load_pretrained(model, self.tokenizer, without=self.fresh)
+        fresh = (*self.fresh, *top_of(model, self.config.regularise.fresh_layers))
+        self.loaded = load_pretrained(model, self.tokenizer, without=fresh)
         self.adaptation.apply(model, self.loaded)
         return model
 
