@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from engine.config.adapter import AdapterConfig
+from engine.config.optim import OptimConfig
+from engine.config.train import ZeroConfig
 from engine.errors import require
 
 Adversary = Literal["none", "fgm", "freelb"]
@@ -67,6 +70,32 @@ class RegulariseConfig:
             read = self.adversarial in needed or getattr(self, name) == getattr(RegulariseConfig, name)
             remedy = f"it needs regularise.adversarial {' or '.join(needed)}"
             require(read, f"regularise.{name}", getattr(self, name), remedy)
+
+    def check_beside(self, adapter: AdapterConfig, optim: OptimConfig, zero: ZeroConfig) -> None:
+        """Refuse what the other parts of a run leave no sense.
+
+        Raises:
+            UserError: names the field and the other option.
+        """
+        nvme, method = zero.offload_optimizer == "nvme", adapter.method
+        for name in ("start_decay", "ema"):
+            value = getattr(self, name)
+            remedy = "zero.offload_optimizer nvme has no place for further weights; give cpu or none"
+            require(value == 0.0 or not nvme, f"regularise.{name}", value, remedy)
+        remedy = f"adapter.method {method} trains no pre-trained weight; leave it out"
+        require(
+            self.start_decay == 0.0 or method in ("none", "bitfit"), "regularise.start_decay", self.start_decay, remedy
+        )
+        remedy = "adapter.method adalora sets weights to 0 between steps, and averages would not be; leave it out"
+        require(self.ema == 0.0 or method != "adalora", "regularise.ema", self.ema, remedy)
+        rate = optim.learning_rate
+        remedy = f"times optim.learning_rate {rate:g} it is above 1, which overshoots the start; give less"
+        require(self.start_decay * rate <= 1.0, "regularise.start_decay", self.start_decay, remedy)
+
+    @property
+    def copies(self) -> int:
+        """fp32 tensors of all trained weights that are kept beside the optimizer's own."""
+        return int(self.start_decay > 0.0) + int(self.ema > 0.0)
 
     @property
     def given(self) -> tuple[str, ...]:

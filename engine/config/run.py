@@ -87,6 +87,7 @@ class RunConfig:
         if self.model.init_from is None:
             ARCHITECTURES.get(self.model.fresh_architecture).check_dimensions(self.model)
         self.zero.check_stage(self.train.zero_stage)
+        self.regularise.check_beside(self.adapter, self.optim, self.zero)
         start, own = self.model.init_from, Path(self.output).absolute() / "export"
         require(
             start is None or not Path(start).absolute().is_relative_to(own),

@@ -28,8 +28,8 @@ def check_fresh(config: RunConfig, layers: int) -> None:
     require(method == "none", "regularise.fresh_layers", count, remedy)
     frozen, first = frozen_parts(freeze), layers - count
     held = any(frozen.holds("layers", layer) for layer in range(first, layers)) or frozen.holds("pooler", None)
-    remedy = f"regularise.fresh_layers {count} lets layers {first} to {layers - 1} and a pooler start untrained; freeze "
-    require(not held, "train.freeze", freeze, remedy + "none of them")
+    told = f"regularise.fresh_layers {count} lets layers {first} to {layers - 1} and a pooler start untrained"
+    require(not held, "train.freeze", freeze, f"{told}; freeze none of them")
 
 
 def top_of(model: nn.Module, count: int) -> tuple[str, ...]:

@@ -24,7 +24,9 @@ from engine.hub import local_folder
 from engine.model.adapters.adapt import Adaptation
 from engine.model.adapters.folder import is_adapter, open_adapted
 from engine.model.build import build_config, initialise
+from engine.model.dropout import Dropouts
 from engine.model.fresh import check_fresh, top_of
+from engine.model.layer_drop import drop_layers
 from engine.model.pretrained import LoadReport, base_weights, load_config, load_pretrained
 from engine.tasks.identity import Fact
 from engine.tasks.task import Evaluation, Task
@@ -156,6 +158,9 @@ class FineTuning(Task):
         fresh = (*self.fresh, *top_of(model, self.config.regularise.fresh_layers))
         self.loaded = load_pretrained(model, self.tokenizer, without=fresh)
         self.adaptation.apply(model, self.loaded)
+        drop_layers(model, self.config.regularise.layer_drop)
+        if self.config.regularise.dropout_end is not None:
+            Dropouts(model).check(self.config.regularise.dropout_end)
         return model
 
     @property

@@ -38,6 +38,7 @@ from engine.train.log import say
 from engine.train.observer import StepObserver
 from engine.train.profile.profile import Profile, check_profile
 from engine.train.ranks.neighbours import give_way
+from engine.train.regularising import Regularising
 from engine.train.result import RunResult
 from engine.train.start import record_config, tell_loaded
 from engine.train.watch.faults import RollBack, found_late
@@ -104,6 +105,7 @@ class Trainer:
         optimizer = build_optimizer(model, config.optim, stepping, train.zero_stage)
         self.zero = ZeroEngine(model, optimizer, deepspeed, in_base(model, self.task.loaded))
         self.adapting = Adapting(self.zero, self.task.adaptation)
+        self.regularising = Regularising(self.zero, config.regularise, self.total, self.task.loaded)
         dist.seed_everything(config.seed, self.world.rank)  # building drew numbers; a resume restores states later
 
     def _open_output(self, start: Path | None, state: checkpoint.RunState | None, deepspeed: dict[str, Any]) -> None:
@@ -262,6 +264,7 @@ class Trainer:
         """One optimizer step over a global batch: forward and backward pass per micro-batch, then the update."""
         self._leave_out(batches)
         rate = learning_rate(self.step, self.total, self.config.optim)
+        self.regularising.before_step(self.step)
         with observer.step(self.step + 1, rate, self.cursor):
             ahead = self.task.ahead(self.zero.model, self.guard.fetched(batches, self.layout.accumulation))
             for index in range(self.layout.accumulation):

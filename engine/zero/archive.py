@@ -23,6 +23,7 @@ from torch import Tensor
 
 from engine.durable import FileFacts, durable_file, write_durably
 from engine.errors import UserError, first_line
+from engine.optim.average import AVERAGE
 
 INDEX_FILE = "index.json"
 WEIGHT = "weight"
@@ -191,13 +192,15 @@ class Archive:
 
 
 def full_weights(folder: Path) -> dict[str, Tensor]:
-    """The whole model's fp32 weights, tied parameters under each of their names; without those of its base.
+    """The whole model's fp32 weights, averages where they were kept, tied ones under each of their names; without those
+    of its base.
 
     Raises:
         UserError: a file is missing or damaged.
     """
     archive = Archive(folder)
-    weights = {name: archive.whole(name) for name in archive.index.parameters}
+    records = archive.index.parameters
+    weights = {name: archive.whole(name, AVERAGE if AVERAGE in records[name].states else WEIGHT) for name in records}
     weights |= {name: archive.kept(name).float() for name in archive.index.frozen}
     return weights | {alias: weights[name] for alias, name in archive.index.tied.items()}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from engine import dist
+from engine.optim.average import Average, exchange
 from engine.optim.build import RATE_MULTIPLIER
 from engine.optim.fused import FusedOptimizer
 from engine.optim.layout import ParameterNorms
+from engine.optim.start_decay import StartDecay
 from engine.zero import states
 from engine.zero.nvme import with_swap_folder
 from engine.zero.quiet import without_compiler
@@ -31,7 +33,11 @@ class ZeroEngine:
         wrapper: the adapter to its optimizer.
         accumulation: micro-batches of an optimizer step.
         base: names of frozen parameters that every start of the run has already.
+        start_decay: decay towards the weights of the start; None for none.
     """
+
+    start_decay: StartDecay | None = None
+    _averages = False
 
     def __init__(
         self,
@@ -73,6 +79,18 @@ class ZeroEngine:
     def steps(self) -> int:
         """Optimizer steps of the run so far, also those that changed nothing; one less inside of a step."""
         return int(self.model.global_steps)
+
+    def decay_to_start(self, pretrained: Mapping[str, int], decay: float) -> int:
+        """Decay towards the present weights in each step (see `StartDecay`): how many elements of this rank."""
+        self.start_decay = StartDecay(self.wrapper.shards(), pretrained, decay)
+        self.wrapper.client.register_step_pre_hook(self.start_decay)
+        return self.start_decay.elements
+
+    def keep_average(self, decay: float) -> None:
+        """Keep a moving average of the weights (see `Average`), which is what is evaluated and exported."""
+        average = Average(decay, lambda: self.steps - self.skipped_steps)
+        self.wrapper.client.register_step_post_hook(average)
+        self._averages = True
 
     def backward(self, loss_share: Tensor) -> None:
         """Accumulate the gradient of this rank's share of the global batch's loss.
@@ -126,22 +144,43 @@ class ZeroEngine:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[nn.Module]:
-        """The model in evaluation mode without gradients; training mode afterwards."""
+        """The model in evaluation mode without gradients, with averages for weights where there are some; training mode
+        and the weights, bit by bit, afterwards; collective."""
         self.model.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._averaged(rounded=True):
                 yield self.model
         finally:
             self.model.train()
 
+    @contextlib.contextmanager
+    def _averaged(self, *, rounded: bool) -> Iterator[None]:
+        """Inside, the optimizer's weights are the averages, where there are some; collective if `rounded`.
+
+        Args:
+            rounded: whether the model's own weights are, too. After an exception they are left as they were inside: a
+                rank that fails alone must not wait for the others, and what is then saved are the optimizer's.
+        """
+        shards = self.wrapper.shards() if self._averages else []
+        found = exchange(shards, self.wrapper.client)
+        try:
+            if found and rounded:
+                self.wrapper.round_weights(shards)
+            yield
+        finally:
+            exchange(shards, self.wrapper.client)
+        if found and rounded:
+            self.wrapper.round_weights(shards)
+
     def full_state_dict(self) -> dict[str, Tensor]:
-        """The whole model's fp32 weights on the CPU of rank 0, empty on other ranks; collective.
+        """The whole model's fp32 weights, or their averages, on the CPU of rank 0, empty on other ranks; collective.
 
         Taken from the optimizer's fp32 master weights where ZeRO keeps them, so half-precision rounding doesn't
         enter an export. Tied parameters appear under each of their names.
         """
         keep = torch.distributed.get_rank() == 0
-        weights = self.wrapper.full_weights(keep=keep)
+        with self._averaged(rounded=False):
+            weights = self.wrapper.full_weights(keep=keep)
         named = self.model.module.named_parameters(remove_duplicate=False)
         return {name: weights[id(parameter)] for name, parameter in named} if keep else {}
 

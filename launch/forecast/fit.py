@@ -47,6 +47,7 @@ def workload_of(config: RunConfig, made: Task, micro_batch: int, world: World) -
         accelerator=world.device.type,
         dropout=architecture.dropouts(config.model)[0],
         kernels=config.train.kernels != "reference",
+        copies=config.regularise.copies,
         trained=trained_of(config, shape, architecture),
     )
 

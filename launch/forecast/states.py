@@ -55,12 +55,13 @@ def states(work: Workload) -> States:
 
 
 def _optimizer(work: Workload, elements: int) -> tuple[int, int]:
-    """fp32 weights and the optimizer's states of so many elements (two states: the paper's K = 12).
+    """fp32 weights and the optimizer's states of so many elements (two states: the paper's K = 12), with further copies
+    of the weights.
 
     AdaLoRA keeps two more of its factors, which are nearly all that it trains.
     """
     adalora = work.trained is not None and work.trained.adapter.method == "adalora"
-    kept = len(OPTIMIZERS.get(work.optimizer).states) + 2 * adalora
+    kept = len(OPTIMIZERS.get(work.optimizer).states) + work.copies + 2 * adalora
     return FP32 * elements, kept * FP32 * elements
 
 

@@ -71,6 +71,8 @@ class Workload:
     """parameters that are used again within so many aren't released (DeepSpeed's default)"""
     trained: Trained | None = None
     """what is trained of the weights; None for all"""
+    copies: int = 0
+    """further fp32 tensors of all trained weights, see `RegulariseConfig.copies`"""
     verify_update: int = 1
     """updates that the certificate compares (train.verify_update): the first ones need copies"""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from engine import dist
 from engine.config import OPTIMIZERS, OptimConfig
-from engine.config.optimizer import placed_groups
+from engine.config.optimizer import Group, placed_groups
 from engine.durable import written_aside
 from engine.errors import RunError
 from engine.train.certificate.exact import TINY, Comparison, Rule, compare
@@ -131,7 +131,9 @@ class UpdateCertificate:
             yield
             return
         start, skipped = time.perf_counter(), self.zero.skipped_steps
-        recorded = RecordedUpdate(self.zero, self._laid_out(step), self.entry.states)
+        layout = self._laid_out(step)
+        rates = {name: rate * group.rate_multiplier for name, group in self._groups(layout).items()}
+        recorded = RecordedUpdate(self.zero, layout, self.entry.states, rates)
         self.seconds = time.perf_counter() - start
         with recorded.recording():
             yield
@@ -145,6 +147,10 @@ class UpdateCertificate:
             if gaps := self._layout.gaps():
                 raise self._failure(step, f"{gaps[0]}: not each of its elements is stepped once", len(gaps))
         return self._layout
+
+    def _groups(self, layout: Layout) -> dict[str, Group]:
+        """What the configuration says of each parameter."""
+        return {name: group for group in placed_groups(layout.shapes, self.config) for name in group.names}
 
     def _judge(self, recorded: RecordedUpdate, step: int, skipped: int, rate: float) -> None:
         norm = recorded.gradient_norm()
@@ -178,10 +184,11 @@ class UpdateCertificate:
 
     def _findings(self, recorded: RecordedUpdate, rate: float, count: int, factor: float) -> list[ParameterFinding]:
         """What all ranks found out together, the same on each."""
-        shapes = recorded.layout.shapes
-        groups = {name: group for group in placed_groups(shapes, self.config) for name in group.names}
+        groups, pulled = self._groups(recorded.layout), self.zero.start_decay is not None
         compared = {
-            place.info.name: compare(whole, Rule.of(self.config, groups[place.info.name], rate, count, factor))
+            place.info.name: compare(
+                whole, Rule.of(self.config, groups[place.info.name], rate, count, factor, pulled=pulled)
+            )
             for place, whole in recorded.whole(first=count == 1)
         }
         stale, sums = recorded.copies()

@@ -48,18 +48,22 @@ class Rule:
     """the parameter's own learning rate"""
     factor: float
     """multiplies the recorded gradient: one over the loss scale, times the clipping factor"""
+    roundings: float = ROUNDINGS
 
     @classmethod
-    def of(cls, config: OptimConfig, group: Group, rate: float, step: int, factor: float) -> Rule:
+    def of(
+        cls, config: OptimConfig, group: Group, rate: float, step: int, factor: float, *, pulled: bool = False
+    ) -> Rule:
         """The rule of a parameter of a group.
 
         Args:
             rate: the schedule's learning rate.
             step: number of this update, from 1.
+            pulled: whether weights decay towards the start before it, which rounds them once more on either side.
         """
         entry = OPTIMIZERS.get(config.name)
         exact = entry.exact(config, group.weight_decay, step)
-        return cls(exact, entry.states, rate * group.rate_multiplier, factor)
+        return cls(exact, entry.states, rate * group.rate_multiplier, factor, ROUNDINGS + pulled)
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ def compare(recorded: Tensor, rule: Rule) -> Comparison:
     squares = torch.stack([_squares(chunk, _exact(chunk, rule)) for chunk in _chunks(recorded, rule)]).sum(0)
     weight_norm, direction_norm = squares.sqrt().tolist()
     ratio = rule.exact.scale(weight_norm, direction_norm)
-    parts = [_differences(chunk, _exact(chunk, rule), rule.rate * ratio) for chunk in _chunks(recorded, rule)]
+    rate = rule.rate * ratio
+    parts = [_differences(chunk, _exact(chunk, rule), rate, rule.roundings) for chunk in _chunks(recorded, rule)]
     (excess, term), *of_states = torch.stack([maxima for maxima, _ in parts]).amax(0).tolist()
     sums = torch.stack([products for _, products in parts]).sum(0).tolist()
     share = rule.exact.gradient_share
@@ -138,7 +143,7 @@ def _squares(chunk: dict[str, Tensor], exact: ExactStep) -> Tensor:
     return torch.stack([chunk["weight"].square().sum(), exact.direction.value.square().sum()])
 
 
-def _differences(chunk: dict[str, Tensor], exact: ExactStep, rate: float) -> tuple[Tensor, Tensor]:
+def _differences(chunk: dict[str, Tensor], exact: ExactStep, rate: float, roundings: float) -> tuple[Tensor, Tensor]:
     """Of the weights and each state the largest difference beyond rounding and the largest term; products.
 
     Returns:
@@ -146,7 +151,7 @@ def _differences(chunk: dict[str, Tensor], exact: ExactStep, rate: float) -> tup
     """
     weight, gradient, direction = chunk["weight"], chunk["gradient"], exact.direction.value
     moved, wanted = weight - chunk["new_weight"], weight - rate * direction
-    rounding = ROUNDINGS * EPSILON * torch.maximum(weight.abs(), wanted.abs())
+    rounding = roundings * EPSILON * torch.maximum(weight.abs(), wanted.abs())
     gains = {name: chunk[f"new_{name}"] - state.value for name, state in exact.states.items()}
     pairs = [((chunk["new_weight"] - wanted).abs() - rounding, exact.direction.terms)]
     pairs += [(gains[name].abs() - TINY, state.terms) for name, state in exact.states.items()]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,7 @@ class _Record:
     """A shard before the step, flat, on the CPU."""
 
     weight: Tensor
+    """where weights decay towards the start, what that makes of them"""
     states: tuple[Tensor | None, ...]
     """of the optimizer; None, which counts as zero, before the first step"""
     gradient: Tensor | None = None
@@ -111,9 +112,13 @@ class RecordedUpdate:
         square: sum of squares of this rank's pieces of the gradient, by shard.
     """
 
-    def __init__(self, zero: ZeroEngine, layout: Layout, states: Sequence[str]) -> None:
-        """Args: states are the names of the optimizer's states, in the order of the rows."""
-        self.zero, self.layout, self.states = zero, layout, tuple(states)
+    def __init__(self, zero: ZeroEngine, layout: Layout, states: Sequence[str], rates: Mapping[str, float]) -> None:
+        """
+        Args:
+            states: the names of the optimizer's states, in the order of the rows.
+            rates: learning rates of the step, by parameter.
+        """
+        self.zero, self.layout, self.states, self._rates = zero, layout, tuple(states), rates
         self._optimizer = zero.wrapper.client
         self.loss_scale = zero.loss_scale or 1.0
         self.square: dict[int, Tensor] = {}
@@ -127,7 +132,9 @@ class RecordedUpdate:
     def _record(self, shard: Shard) -> _Record:
         state = self._optimizer.state.get(shard.tensor, {})
         kept = [state.get(name) for name in self.states]
-        return _Record(_keep(shard.tensor), tuple(None if one is None else _keep(one) for one in kept))
+        pull = self.zero.start_decay
+        weight = _keep(shard.tensor) if pull is None else pull.exact(shard, self._rates[shard.parameters[0].name])
+        return _Record(weight, tuple(None if one is None else _keep(one) for one in kept))
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:

@@ -57,6 +57,8 @@ FIXED_FIELDS = (
     "optim.name",
     "train.precision",
     "train.freeze",
+    "regularise.ema",
+    "regularise.fresh_layers",
 )
 #: also fixed where a checkpoint has no fingerprint of the content behind them, as in format 3, which had two tasks
 NAMES_OF_CONTENT = ("model.init_from", "labelled.train")
