@@ -129,9 +129,7 @@ def export_checkpoint(checkpoint: Path, output: Path, wish: Wish = AS_IT_IS) -> 
             "(--resume auto) for a step or more, then export it"
         )
     origin = {"step": state.step, "best": None, "facts": state.facts}
-    config = _config(checkpoint)
-    if config.architectures is None:  # an earlier version saved it
-        config = described(config, TASKS.get(state.config["task"]).load().export_class(config))
+    config = config_of(checkpoint, state)
     weights, tokenizer = full_weights(checkpoint), tokenizer_files(checkpoint)
     adaptation = _adaptation(state)
     if not adaptation.is_partial and not Archive(checkpoint).index.base:
@@ -143,6 +141,14 @@ def export_checkpoint(checkpoint: Path, output: Path, wish: Wish = AS_IT_IS) -> 
             if name in weights:
                 parameter.copy_(weights[name])
     return state, _write_adapted(model, config, tokenizer, output, origin, adaptation, wish)
+
+
+def config_of(checkpoint: Path, state: RunState) -> Any:
+    """The transformers configuration of a checkpoint's model, with the class that opens its export."""
+    config = _config(checkpoint)
+    if config.architectures is None:  # an earlier version saved it
+        config = described(config, TASKS.get(state.config["task"]).load().export_class(config))
+    return config
 
 
 def _adaptation(state: RunState) -> Adaptation:

@@ -23,6 +23,7 @@ COMMANDS = {
     "status": ("slurm.status", "where a SLURM job or a run stands"),
     "cancel": ("slurm.cancel", "end a SLURM job, at once or after a checkpoint"),
     "export": ("export", "checkpoint -> Hugging Face folder"),
+    "average": ("average", "the mean of the weights of several models -> Hugging Face folder"),
     "predict": ("predict", "predictions of a model for every row of a file or a pipe"),
     "curves": ("curves", "print or plot a run's curves from its TensorBoard files"),
     "certify": (

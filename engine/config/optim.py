@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from engine.config.decay import part_decays
 from engine.config.optimizer import OPTIMIZERS
 from engine.errors import require
 
@@ -25,6 +26,9 @@ class OptimConfig:
     """added to the denominator of the update"""
     weight_decay: float = 0.01
     """decoupled decay of weight matrices and embeddings; never of biases and LayerNorm"""
+    decay_of: str | None = None
+    """weight_decay of single parts, separated by commas, such as embeddings=0,layers:0-5=0.05,head=0.1: parts as in
+    train.freeze, and head for all outside of the encoder; of rules that hold the same weight the last counts"""
     max_grad_norm: float = 1.0
     """clip the global gradient norm to this; 0 turns clipping off"""
     max_trust_ratio: float | None = None
@@ -58,6 +62,7 @@ class OptimConfig:
         require(0 < decay <= 1, "optim.layer_decay", decay, "give a share in (0, 1]")
         require(self.lora_ratio > 0, "optim.lora_ratio", self.lora_ratio, "give a positive number")
         require(self.power > 0, "optim.power", self.power, "give a positive number")
+        part_decays(self.decay_of)
         clamp = self.max_trust_ratio
         require(clamp is None or clamp > 0, "optim.max_trust_ratio", clamp, "give a positive number, or null")
         require(0 <= self.min_ratio <= 1, "optim.min_ratio", self.min_ratio, "give a share in [0, 1]")

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from engine.config.decay import HEAD, part_decays
+from engine.errors import require
 from engine.registry import Registry
 
 if TYPE_CHECKING:
@@ -102,7 +104,7 @@ class OptimizerEntry(ABC):
         Here two: matrices and embeddings with weight decay; biases, LayerNorm (one dimension) and the scales of IA3,
         which begin at 1, without.
         """
-        decayed = tuple(name for name, shape in shapes.items() if len(shape) >= 2 and SCALE not in name)
+        decayed = tuple(name for name, shape in shapes.items() if decays(name, shape))
         others = tuple(name for name in shapes if name not in decayed)
         return [Group(decayed, config.weight_decay), Group(others, 0.0)]
 
@@ -122,16 +124,52 @@ class OptimizerEntry(ABC):
         """The rule of a parameter of a group with this decay in its step number `step`, counted from 1."""
 
 
+def decays(name: str, shape: Sequence[int]) -> bool:
+    """Whether a parameter has weight decay by default; see `OptimizerEntry.groups`."""
+    return len(shape) >= 2 and SCALE not in name
+
+
 def placed_groups(shapes: Mapping[str, Sequence[int]], config: OptimConfig) -> list[Group]:
-    """The groups of a run's optimizer, divided by what `rate_share` says of their parameters."""
+    """The groups of a run's optimizer, divided by what `rate_share` and optim.decay_of say of their parameters.
+
+    Raises:
+        UserError: a part of optim.decay_of is of no parameter.
+    """
+    own = _part_decays(shapes, config)
     layers = max((int(found[1]) for name in shapes if (found := LAYER.search(name))), default=-1) + 1
     divided = []
     for group in OPTIMIZERS.get(config.name).groups(shapes, config):
-        shares = {name: rate_share(name, layers, config) for name in group.names}
-        for share in sorted(set(shares.values()), reverse=True):
-            names = tuple(name for name in group.names if shares[name] == share)
-            divided.append(Group(names, group.weight_decay, group.rate_multiplier * share))
+        terms = {n: (rate_share(n, layers, config), own.get(n, group.weight_decay)) for n in group.names}
+        for share, decay in sorted(set(terms.values()), reverse=True):
+            names = tuple(name for name in group.names if terms[name] == (share, decay))
+            divided.append(Group(names, decay, group.rate_multiplier * share))
     return divided
+
+
+def _part_decays(shapes: Mapping[str, Sequence[int]], config: OptimConfig) -> dict[str, float]:
+    """The decay of the parameters that have one by their part, which is that of the last rule that holds them."""
+    rules = part_decays(config.decay_of)
+    deciding = {
+        name: next((rule for rule in reversed(rules) if rule.holds(*part_of(name))), None)
+        for name, shape in shapes.items()
+        if decays(name, shape)
+    }
+    for rule in rules:
+        remedy = f"{rule.rule!r} is of no weight matrix that is trained and that no later rule holds; leave it out"
+        require(rule in deciding.values(), "optim.decay_of", config.decay_of, remedy)
+    return {name: rule.decay for name, rule in deciding.items() if rule is not None}
+
+
+def part_of(name: str) -> tuple[str, int | None]:
+    """The part of a model that a parameter is of, as optim.decay_of names it, and its layer's number.
+
+    >>> part_of("bert.encoder.layer.3.output.dense.weight"), part_of("classifier.weight")
+    (('layers', 3), ('head', None))
+    """
+    numbered = LAYER.search(name)
+    if numbered:
+        return "layers", int(numbered[1])
+    return next((part for part in ("embeddings", "pooler") if f"{part}." in name), HEAD), None
 
 
 def rate_share(name: str, layers: int, config: OptimConfig) -> float:

@@ -47,6 +47,9 @@ CASES = {
     "several labels": Case("multi_label_classification"),
     "choices": Case("multiple_choice"),
     "classes": Case("sequence_classification"),
+    "decay to the start, averages": Case(
+        "sequence_classification", ("--regularise.start_decay=20", "--regularise.ema=0.8", "--labelled.metric=loss")
+    ),
     "weighted and smoothed classes": Case("sequence_classification", WEIGHTS),
     "weighted classes in order": Case("sequence_classification", ("--labelled.loss=ordinal", WEIGHTS[0])),
     "a fold, with patience": Case(
