@@ -143,9 +143,11 @@ def _differences(first: Member, other: Member) -> list[tuple[str, str, str]]:
     left, right = ({k: v for k, v in one.config.to_dict().items() if k not in UNTOLD} for one in (first, other))
     found = [(k, _short(left.get(k)), _short(right.get(k))) for k in sorted(left.keys() | right.keys())]
     found = [(key, theirs, own) for key, theirs, own in found if left.get(key) != right.get(key)]
-    names = sorted((first.tokenizer.keys() | other.tokenizer.keys()) - {COMPLETED})
-    sizes = [(n, *(f"{len(one.tokenizer.get(n, b''))} bytes" for one in (first, other))) for n in names]
-    return found + [row for row in sizes if first.tokenizer.get(row[0]) != other.tokenizer.get(row[0])]
+    for name in sorted((first.tokenizer.keys() | other.tokenizer.keys()) - {COMPLETED}):
+        contents = [one.tokenizer.get(name, b"") for one in (first, other)]
+        if contents[0] != contents[1]:
+            found.append((name, f"{len(contents[0])} bytes", f"{len(contents[1])} bytes"))
+    return found
 
 
 def _short(value: Any) -> str:

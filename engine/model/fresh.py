@@ -37,6 +37,8 @@ def top_of(model: nn.Module, count: int) -> tuple[str, ...]:
     config: Any = cast(Any, model.config)
     names = [name for name, _ in model.named_parameters()]
     prefix = prefix_of(names, architecture_of(config))
-    fresh = {("layers", layer) for layer in range(config.num_hidden_layers - count, config.num_hidden_layers)}
+    fresh: set[tuple[str, int | None]] = {
+        ("layers", layer) for layer in range(config.num_hidden_layers - count, config.num_hidden_layers)
+    }
     fresh |= {("pooler", None)} if count else set()
     return tuple(name for name in names if place(name, prefix) in fresh)

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from engine.config import RunConfig
 from engine.export import AS_IT_IS
 from engine.optim.average import AVERAGE, decay_at
-from engine.zero.archive import Archive
+from engine.zero.archive import Archive, full_weights
+from launch.average import average
 from launch.export import export
 from tests.tasks.labels import ROWS, write
 from tests.tasks.tiny import tiny_bert
@@ -77,23 +78,33 @@ def test_two_ranks_learn_what_one_learns(folder: Path, alone: Path, stage: int) 
 
 
 def test_what_is_exported_is_the_average_of_the_checkpoints(alone: Path, tmp_path: Path) -> None:
-    average: dict[str, torch.Tensor] = {}
+    averages: dict[str, torch.Tensor] = {}
     for step in range(1, STEPS + 1):
         archive = Archive(alone / "checkpoints" / f"step-{step:06d}")
-        share = 1.0 - decay_at(step, EMA) if average else 1.0
+        share = 1.0 - decay_at(step, EMA) if averages else 1.0
         for name in archive.index.parameters:
             weights = archive.whole(name)
-            before = average.get(name, torch.zeros_like(weights))
-            average[name] = before + share * (weights - before)
-            torch.testing.assert_close(archive.whole(name, AVERAGE), average[name], rtol=1e-5, atol=1e-7)
+            before = averages.get(name, torch.zeros_like(weights))
+            averages[name] = before + share * (weights - before)
+            torch.testing.assert_close(archive.whole(name, AVERAGE), averages[name], rtol=1e-5, atol=1e-7)
     export(alone / "checkpoints" / f"step-{STEPS:06d}", tmp_path / "last", "last", AS_IT_IS)
     last = load_file(tmp_path / "last" / "model.safetensors")
-    assert last.keys() == average.keys()
-    for name, theirs in average.items():
+    assert last.keys() == averages.keys()
+    for name, theirs in averages.items():
         torch.testing.assert_close(last[name], theirs, rtol=1e-5, atol=1e-7)
     best = json.loads((alone / "export" / "zerobert.json").read_text())["best"]["step"]
     if best == STEPS:
         assert all(torch.equal(last[name], weights) for name, weights in exported(alone).items())
+
+
+def test_the_last_checkpoints_have_a_mean(alone: Path, tmp_path: Path) -> None:
+    told = average([alone], tmp_path / "mean", 3, True)
+    assert "averaged 3 models" in told
+    assert "basin" not in told
+    found = load_file(tmp_path / "mean" / "model.safetensors")
+    last = [full_weights(alone / "checkpoints" / f"step-{step:06d}") for step in range(STEPS - 2, STEPS + 1)]
+    for name, mean in found.items():
+        torch.testing.assert_close(mean, sum(weights[name] for weights in last) / 3, rtol=1e-6, atol=1e-8)
 
 
 def test_a_resumed_run_ends_with_the_same_bits(folder: Path) -> None:

@@ -15,7 +15,7 @@ from benchmarks.zero_exactness import SHAPES, Model, slope, weight
 from engine.config import OptimConfig, RunConfig, TrainConfig, ZeroConfig
 from engine.data.loading.loader import BatchLayout
 from engine.optim.average import AVERAGE, decay_at
-from engine.optim.build import build_optimizer
+from engine.optim.build import build_optimizer, parameter_groups
 from engine.train.certificate.certificate import UpdateCertificate
 from engine.zero.engine import ZeroEngine
 from launch.zero.build import deepspeed_config
@@ -28,6 +28,8 @@ CASES = [
     *((stage, "fp32", "none", name) for stage in (0, 1, 2, 3) for name in ("adamw", "lamb")),
     *((stage, "bf16", "none", "adamw") for stage in (0, 1, 2, 3)),
     (2, "fp16", "none", "lamb"),
+    (0, "fp32", "none", "torch"),
+    (3, "bf16", "none", "torch"),
     (2, "bf16", "cpu", "adamw"),
     (3, "fp32", "cpu", "adamw"),
 ]
@@ -44,7 +46,7 @@ def start(stage: int, precision: Any, offload: Any, name: str) -> tuple[ZeroEngi
 
     get_accelerator().is_fp16_supported = lambda: True  # it computes correctly on CPUs, only slowly
     config = RunConfig(
-        optim=OptimConfig(name=name),
+        optim=OptimConfig(name="adamw" if name == "torch" else name),
         train=TrainConfig(zero_stage=stage, precision=precision),
         zero=ZeroConfig(offload_optimizer=offload),
     )
@@ -52,8 +54,13 @@ def start(stage: int, precision: Any, offload: Any, name: str) -> tuple[ZeroEngi
     values["zero_optimization"] |= {"stage3_param_persistence_threshold": 0} if stage == 3 else {}
     if precision == "fp16":
         values["fp16"] |= {"loss_scale": 0, "initial_scale_power": 8}
-    model = Model()
-    return ZeroEngine(model, build_optimizer(model, config.optim, torch.device("cpu"), stage), values), config
+    model, terms = Model(), config.optim
+    if name == "torch":
+        groups = parameter_groups(model, terms)
+        optimizer: Any = torch.optim.AdamW(groups, lr=0.0, betas=terms.betas, eps=terms.eps, fused=True)
+    else:
+        optimizer = build_optimizer(model, terms, torch.device("cpu"), stage)
+    return ZeroEngine(model, optimizer, values), config
 
 
 def raw(zero: ZeroEngine) -> dict[str, Tensor]:
@@ -113,8 +120,8 @@ def plain(known: dict[str, int], name: str) -> list[dict[str, Tensor]]:
         }
         for matrix in (True, False)
     ]
-    kind: Any = torch.optim.AdamW if name == "adamw" else FusedLamb
-    more = {} if name == "adamw" else {"max_grad_norm": 0.0}
+    kind: Any = FusedLamb if name == "lamb" else torch.optim.AdamW
+    more = {"max_grad_norm": 0.0} if name == "lamb" else {}
     optimizer = kind(groups, lr=RATE, betas=terms.betas, eps=terms.eps, **more)
     found = [first]
     for step in range(STEPS):

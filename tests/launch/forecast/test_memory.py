@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.memory_forecast import CASES, Case, compare
-from engine.config import MODEL_SIZES, ModelConfig, Shape, architecture_of
+from engine.config import MODEL_SIZES, ModelConfig, RegulariseConfig, Shape, architecture_of
 from engine.errors import UserError
 from engine.model.bert import BertForMaskedLM, BertForPreTraining
 from engine.model.build import build_config
@@ -104,6 +104,20 @@ def test_the_forecast_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("offload", ["none", "cpu"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_kept_weights_take_four_bytes_of_a_rank_s_share(stage: int, offload: str) -> None:
+    """The weights of the start, and their moving average, lie where the optimizer steps."""
+    if stage == 0 and offload == "cpu":
+        return
+    copies = RegulariseConfig(start_decay=1.0, ema=0.9).copies
+    work = replace(WORK, stage=stage, offload_optimizer=offload, precision="bf16")
+    plain, more = (forecast(replace(work, copies=count)) for count in (0, copies))
+    share = BASE.parameters() if stage == 0 else work.share
+    grown = [more.optimizer - plain.optimizer, more.host - plain.host]
+    assert grown == ([8 * share, 0] if offload == "none" else [0, 8 * share])
 
 
 @pytest.mark.parametrize(
