@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from engine.config import require
 from engine.config.optimizer import LAYER
 from engine.model.packing import Packing, pick
 
@@ -64,11 +65,16 @@ def _of_rows(stays: Tensor, packing: Packing, read: Tensor | None, rows: int) ->
 
 
 def drop_layers(model: nn.Module, chance: float) -> None:
-    """Let each of a model's L encoder layers l, counted from 1, be skipped with chance `chance` * l / L; in place."""
+    """Let each of a model's L encoder layers l, counted from 1, be skipped with chance `chance` * l / L; in place.
+
+    Raises:
+        UserError: the architecture calls its layers otherwise.
+    """
     found = {
         int(numbered[1]): module
         for name, module in model.named_modules()
         if (numbered := LAYER.search(f"{name}.")) and numbered.end() == len(name) + 1
     }
+    require(bool(found) or not chance, "regularise.layer_drop", chance, "the model has no layers that can be skipped")
     for index, layer in found.items() if chance else ():
         layer.register_forward_hook(Skip(chance * (index + 1) / len(found)))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.config import architecture_of
+from engine.errors import UserError
 from engine.model.layer_drop import drop_layers
 from engine.model.packing import pack
 from tests.model.test_task_heads import CONFIGS, LENGTHS, both, padded, their_logits
@@ -81,6 +82,8 @@ def test_the_chance_rises_with_depth() -> None:
     assert not list(hooks(model))
     drop_layers(model, 0.3)
     assert list(hooks(model)) == pytest.approx([0.1, 0.2, 0.3])
+    with pytest.raises(UserError, match=r"regularise.layer_drop: 0.3 is not allowed; the model has no layers that can"):
+        drop_layers(nn.Linear(2, 2), 0.3)
 
 
 def test_half_precision_rows_of_no_sequence_stay() -> None:
