@@ -14,6 +14,7 @@ COMMANDS = {
     "doctor": ("doctor.command", "what this machine has, what is missing, and the remedy"),
     "prepare": ("prepare", "raw text -> vocabulary and memory-mapped shards"),
     "plan": ("forecast.command", "which ZeRO stage and micro-batch fit, what a step costs, and why"),
+    "augment": ("augment.command", "new labelled examples of those that there are"),
     "train": ("train", "pre-train or fine-tune (the same as launch/train.py)"),
     "seeds": ("seeds.command", "train with several seeds, or on folds of the data: mean, spread and interval"),
     "suite": ("suite.command", "tasks x settings x seeds from one YAML file: one table with intervals"),

@@ -178,6 +178,19 @@ def load_pretrained(model: nn.Module, folder: Path, without: tuple[str, ...] = (
     return LoadReport(held, initialised, unused, architecture.prefix, reshaped)
 
 
+def word_embeddings(folder: Path) -> Tensor:
+    """The word embeddings of a Hugging Face folder, fp32 [vocabulary, H].
+
+    Raises:
+        UserError: as `load_pretrained`.
+    """
+    wanted = architecture_of(load_config(folder)).growing[0]
+    found = [tensor for name, tensor in _read_weights(folder).items() if name.endswith(wanted)]
+    if not found:
+        raise UserError(f"{folder}: its weights lack {wanted}; give the folder of a complete encoder")
+    return found[0].float()
+
+
 @torch.no_grad()
 def _copy(tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> set[str]:
     """Copy tensors to the parameters of the same names; returns the names of those that others of other values replace.

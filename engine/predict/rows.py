@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from engine.data.labelled.files import FORMATS, damage_as_user_error, format_of
 from engine.data.labelled.tables import Columns, Records, json_records, not_utf8, table_records
@@ -21,7 +23,11 @@ PARQUET_ROWS = 1024
 #: characters of the rows of a chunk, all columns together, at which it ends though it has fewer rows than it may
 CHUNK_CHARACTERS = 4_000_000
 
+#: chunks a process that are read and not yet written
+AHEAD = 2
+
 Read = Callable[[int], object]
+T = TypeVar("T")
 
 
 class Row(NamedTuple):
@@ -192,3 +198,33 @@ def peek(rows: Iterator[Row], path: Path) -> tuple[Row, Iterator[Row]]:
     if first is None:
         raise UserError(f"{path}: no rows in it; give at least one")
     return first, chain([first], rows)
+
+
+def in_order(submit: Callable[[Chunk], Future[T]], chunks: Iterable[Chunk], workers: int) -> Iterator[tuple[Chunk, T]]:
+    """The chunks in their order, each with what was made of it; a bad row comes up after all chunks before it.
+
+    Args:
+        submit: begins the work on a chunk, of which `AHEAD` for each of the workers are under way.
+    """
+    pending: deque[tuple[Chunk, Future[T]]] = deque()
+    source, mistake = iter(chunks), None
+    try:
+        while True:
+            try:
+                chunk = next(source, None)
+            except UserError as error:
+                chunk, mistake = None, error
+            if chunk is None:
+                break
+            pending.append((chunk, submit(chunk)))
+            if workers == 1 or len(pending) >= AHEAD * workers:
+                first, future = pending.popleft()
+                yield first, future.result()
+        while pending:
+            first, future = pending.popleft()
+            yield first, future.result()
+        if mistake is not None:
+            raise mistake
+    finally:
+        for _, future in pending:
+            future.cancel()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext
@@ -20,11 +19,9 @@ from engine.predict.model import ModelFolder, open_folder
 from engine.predict.options import STANDARD, PredictConfig
 from engine.predict.output import lines_of, suffix_of
 from engine.predict.predictor import Predictor, predictor_class, predictor_of
-from engine.predict.rows import Chunk, Chunks, InputColumns, Row, input_path, peek, read_rows
+from engine.predict.rows import Chunk, Chunks, InputColumns, Row, in_order, input_path, peek, read_rows
 from engine.predict.worker import Computed, compute_chunk, device_of, release
 
-#: chunks a process that are read and not yet written
-AHEAD = 2
 #: options that change no prediction beyond rounding, or that something else tells
 FREE = ("model", "base", "input", "output", "device", "processes")
 
@@ -183,26 +180,7 @@ def computations(
     config: PredictConfig, chunks: Iterable[Chunk], executor: Executor, workers: int
 ) -> Iterator[tuple[Chunk, Computed]]:
     """The chunks in their order, each with its new columns; a bad row comes up after all chunks before it."""
-    pending: deque[tuple[Chunk, Any]] = deque()
-    source, mistake = iter(chunks), None
     try:
-        while True:
-            try:
-                chunk = next(source, None)
-            except UserError as error:
-                chunk, mistake = None, error
-            if chunk is None:
-                break
-            pending.append((chunk, executor.submit(compute_chunk, config, chunk.rows)))
-            if workers == 1 or len(pending) >= AHEAD * workers:
-                first, future = pending.popleft()
-                yield first, future.result()
-        while pending:
-            first, future = pending.popleft()
-            yield first, future.result()
-        if mistake is not None:
-            raise mistake
+        yield from in_order(lambda chunk: executor.submit(compute_chunk, config, chunk.rows), chunks, workers)
     finally:
-        for _, future in pending:
-            future.cancel()
         release()

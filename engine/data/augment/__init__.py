@@ -1,0 +1,1 @@
+"""New labelled examples made of those that there are: pure functions of a key, an example and its copy's number."""

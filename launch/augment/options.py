@@ -1,0 +1,122 @@
+"""What `zerobert augment` is asked for; without torch, so that a command line can ask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from engine.data.augment.eda import OPERATIONS, TAGGED
+from engine.data.labelled.tables import columns_in
+from engine.errors import UserError, require
+from engine.predict.options import STANDARD
+from engine.predict.output import suffix_of
+
+MethodName = Literal["eda", "eda_neighbours", "characters"]
+TaskName = Literal[
+    "sequence_classification",
+    "regression",
+    "multi_label_classification",
+    "token_classification",
+    "multiple_choice",
+    "question_answering",
+    "embeddings",
+]
+TAGS, CLASSES = "token_classification", "sequence_classification"
+#: what the column of the text is called where nobody names it, the first of these that there is
+USUAL = {"question_answering": ("question",), "multiple_choice": ("question", "sentence", "text")}
+#: methods that read a model
+READS_MODEL = ("eda_neighbours",)
+#: the new column: 0 in the rows of the input, else the number of the copy
+MARK = "augmented"
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Input, output, and how new rows are made of those that there are."""
+
+    input: str
+    """labelled rows: .csv, .tsv, .jsonl, .parquet, of token_classification also CoNLL columns; also .gz, .xz, .bz2"""
+    output: str
+    """.jsonl, .csv or .tsv; of token classification .jsonl"""
+    method: MethodName = "eda"
+    """eda: synonyms of WordNet in the place of words, words inserted, swapped and left out (Wei and Zou 2019);
+    eda_neighbours: the same with near words of a model's word embeddings; characters: misspellings"""
+    task: TaskName = "sequence_classification"
+    """what the rows are examples of; the tags of token_classification move with their words"""
+    text: str | None = None
+    """column of the text that is changed; null: sentence or text; of questions, question; of tags as a run finds it"""
+    text_pair: str | None = None
+    """column of a second text that is changed too; null: none. All other columns stay as they are"""
+    label: str = "label"
+    """column of the class, which balance reads; of tags as a run finds it"""
+    copies: int = 4
+    """new rows of each row"""
+    balance: bool = False
+    """instead of copies, as many new rows as make all classes as frequent as the most frequent one"""
+    share: float = 0.1
+    """of a text's words that are changed (alpha in the paper), at least one"""
+    operations: str | None = None
+    """of eda, as a,b,c: replace, insert, swap, delete, and of tagged words mention (entities of the same type for those
+    that are there); null: all"""
+    model: str | None = None
+    """eda_neighbours: folder of an encoder"""
+    seed: int = 1
+    """of the random numbers, which depend on it, the row and the copy alone"""
+    only_new: bool = False
+    """leave out the rows of the input"""
+    processes: int = 1
+    """processes of this machine"""
+    chunk_rows: int = 1024
+    """rows that are changed and written together"""
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The operations of EDA."""
+        every = (*OPERATIONS, *TAGGED) if self.task == TAGS else OPERATIONS
+        return every if self.operations is None else columns_in(self.operations)
+
+    def validate(self) -> None:
+        """Refuse values that no input makes right.
+
+        Raises:
+            UserError: names the option, its value and the remedy.
+        """
+        for name in ("input", "output"):
+            require(bool(getattr(self, name).strip()), name, getattr(self, name), "give a path")
+            require(getattr(self, name) != STANDARD, name, STANDARD, "a pipe can't be read twice; give a file")
+        for name in ("copies", "processes", "chunk_rows"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "give at least 1")
+        require(0.0 < self.share <= 1.0, "share", self.share, "give a share in (0, 1]")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "give a whole number in [0, 2^32)")
+        self._check_method()
+        self._check_task()
+        suffix = suffix_of(self.output)
+        require(self.task != TAGS or suffix == ".jsonl", "output", self.output, "tagged words are lists; write .jsonl")
+        same = Path(self.input).resolve() == Path(self.output).resolve()
+        require(not same, "output", self.output, "it is the input; give another path")
+
+    def _check_method(self) -> None:
+        reads = self.method in READS_MODEL
+        require(not reads or self.model is not None, "model", self.model, f"method {self.method} reads one; give it")
+        remedy = f"method {self.method} reads no model; leave it out"
+        require(reads or self.model is None, "model", self.model, remedy)
+        is_eda = self.method in ("eda", "eda_neighbours")
+        remedy = f"method {self.method} has no operations; leave it out"
+        require(is_eda or self.operations is None, "operations", self.operations, remedy)
+        known = (*OPERATIONS, *TAGGED) if self.task == TAGS else OPERATIONS
+        fits = bool(self.chosen) and set(self.chosen) <= set(known)
+        require(fits, "operations", self.operations, f"task {self.task} has {', '.join(known)}")
+
+    def _check_task(self) -> None:
+        remedy = f"only {CLASSES} has one class a row; leave it out"
+        require(self.task == CLASSES or not self.balance, "balance", self.balance, remedy)
+        given = self.copies != AugmentConfig.copies and self.balance
+        require(not given, "copies", self.copies, "balance decides how many there are; leave one of the two out")
+        require(self.task != TAGS or self.text_pair is None, "text_pair", self.text_pair, "tags are of one text")
+        if self.task == "question_answering":
+            for name in ("text", "text_pair"):
+                remedy = "answers are places in it, which would be others; name the question alone"
+                require(getattr(self, name) != "context", name, "context", remedy)
+        if self.text is not None and self.text == self.text_pair:
+            raise UserError(f"text_pair: {self.text!r} is text already; name another column")

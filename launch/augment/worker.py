@@ -1,0 +1,104 @@
+"""What a process does: it opens the method once, and makes the new rows of the chunks that it is given."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.data.augment.build import cheap_method
+from engine.data.augment.draws import draws_for
+from engine.data.augment.eda import mentions_of
+from engine.data.augment.method import Method
+from engine.data.augment.words import Words
+from engine.predict.rows import Row
+from launch.augment.examples import Examples, read_tags, words_in
+from launch.augment.options import MARK, TAGS, AugmentConfig
+
+#: how often a copy is tried that would be the row itself or another of its copies
+ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Made:
+    """The rows to write of a chunk."""
+
+    rows: list[Row]
+    marks: list[dict[str, Any]]
+    """the new column of each"""
+    new: int
+    """of them"""
+    missing: int
+    """copies that would have been the same as another row"""
+
+
+@functools.lru_cache(maxsize=1)
+def method_of(config: AugmentConfig) -> Method:
+    """The method of this process; kept for its next chunk.
+
+    Raises:
+        UserError: what it needs isn't there.
+    """
+    mentions = None
+    if config.task == TAGS and "mention" in config.chosen:
+        mentions = mentions_of(list(words_in(read_tags(config))))
+    return cheap_method(config.method, config.share, config.model, config.chosen, mentions)
+
+
+def make_rows(config: AugmentConfig, examples: Examples, rows: Sequence[Row], copies: Sequence[int]) -> Made:
+    """The rows of a chunk, each followed by its copies.
+
+    Args:
+        copies: of each row.
+    """
+    texts = [examples.texts(row) for row in rows]
+    seen = [{_content(own)} for own in texts]
+    found: dict[tuple[int, int], Row] = {}
+    pending = [(index, copy) for index, count in enumerate(copies) for copy in range(1, count + 1)]
+    for attempt in range(ATTEMPTS):
+        again = []
+        for (index, copy), new in zip(pending, _changed(config, rows, texts, pending, attempt), strict=True):
+            content = _content(new)
+            if content in seen[index]:
+                again.append((index, copy))
+                continue
+            seen[index].add(content)
+            found[index, copy] = examples.row(rows[index], new)
+        pending = again
+        if not pending:
+            break
+    return _in_order(config, rows, found, len(pending))
+
+
+def _content(texts: Sequence[Words]) -> tuple[str, ...]:
+    return tuple(words.text for words in texts)
+
+
+def _changed(
+    config: AugmentConfig,
+    rows: Sequence[Row],
+    texts: Sequence[Sequence[Words]],
+    wanted: Sequence[tuple[int, int]],
+    attempt: int,
+) -> list[list[Words]]:
+    """New texts of each wanted copy, (index of the row, number of the copy)."""
+    if not wanted:
+        return []
+    method = method_of(config)
+    positions = np.array([rows[index].position for index, _ in wanted])
+    numbers = np.array([copy for _, copy in wanted])
+    fields = []
+    for field in range(len(texts[0])):
+        draws = draws_for(config.seed, field, positions, numbers, attempt)
+        fields.append(method([texts[index][field] for index, _ in wanted], draws))
+    return [list(each) for each in zip(*fields, strict=True)]
+
+
+def _in_order(config: AugmentConfig, rows: Sequence[Row], found: dict[tuple[int, int], Row], missing: int) -> Made:
+    own = {} if config.only_new else {(index, 0): row for index, row in enumerate(rows)}
+    placed = sorted({**own, **found}.items())
+    marks = [{MARK: copy} for (_, copy), _ in placed]
+    return Made([row for _, row in placed], marks, len(found), missing)
