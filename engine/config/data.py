@@ -12,6 +12,7 @@ LabelPieces = Literal["first", "all"]
 ClassLoss = Literal["cross_entropy", "ordinal"]
 Positives = Literal["pairs", "dropout"]
 Pooling = Literal["mean", "cls"]
+Augment = Literal["eda", "eda_neighbours", "characters"]
 
 
 @dataclass
@@ -135,6 +136,12 @@ class LabelledConfig:
     """tokens of an answer in a text, at most, in evaluations"""
     group_by_length: bool = False
     """bring training examples of similar length into the same global batch: less padding, less random batches"""
+    augment: str | None = None
+    """change training examples anew in every epoch: eda (synonyms of WordNet, words inserted, swapped and left out, Wei
+    and Zou 2019; of tags synonyms and swaps alone), eda_neighbours (the same with near words of the start model's word
+    embeddings) or characters (misspellings); zerobert augment has these and slower methods as files"""
+    augment_share: float = 0.5
+    """of augment: probability that an example is changed in an epoch, by a tenth of its words"""
     max_unknown_share: float = 0.2
     """largest share of [UNK] among the word pieces of the training examples; 1 takes any"""
     metric: str | None = None
@@ -166,8 +173,16 @@ class LabelledConfig:
         require(0.0 <= smoothing < 1.0, "labelled.label_smoothing", smoothing, "give a share in [0, 1)")
         spread = self.loss == "cross_entropy" or smoothing == 0.0
         require(spread, "labelled.label_smoothing", smoothing, "labelled.loss ordinal has no smoothing; leave it out")
-
         self._validate_embeddings()
+        self._validate_augment()
+
+    def _validate_augment(self) -> None:
+        given, share, choices = self.augment, self.augment_share, get_args(Augment)
+        remedy = f"choose {', '.join(choices)} or null; slower methods make a file: zerobert augment"
+        require(given is None or given in choices, "labelled.augment", given, remedy)
+        require(0.0 < share <= 1.0, "labelled.augment_share", share, "give a probability in (0, 1]")
+        read = given is not None or share == LabelledConfig.augment_share
+        require(read, "labelled.augment_share", share, "it needs labelled.augment")
 
     def _validate_embeddings(self) -> None:
         for name, choices in (("positives", get_args(Positives)), ("pooling", (None, *get_args(Pooling)))):

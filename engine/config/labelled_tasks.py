@@ -19,6 +19,14 @@ USUAL_OPTIONS = 4
 _DATA = ("train", "validation", "test")
 _FOLDS = ("folds", "fold")
 _WEIGHING = ("class_weights", "label_smoothing")
+_AUGMENT = ("augment", "augment_share")
+#: tasks that can change their training examples while they train
+_AUGMENTED = (
+    "sequence_classification",
+    "regression",
+    "multi_label_classification",
+    "token_classification",
+)
 _TEXTS = ("text", "text_pair", "label", "max_length", "metric", "group_by_length", *_FOLDS)
 #: scores that choose the best checkpoint, and whether a higher one is better
 _METRICS = {"accuracy": True, "macro_f1": True, "matthews": True, "loss": False}
@@ -46,6 +54,12 @@ def validate_labelled(config: RunConfig, complete: bool) -> None:
     train, start = config.labelled.train, config.model.init_from
     require(bool(train) or not complete, "labelled.train", train, "give a file of labelled examples")
     require(bool(start) or not complete, "model.init_from", start, "give the folder of a model")
+    augment, pieces = config.labelled.augment, config.labelled.label_pieces
+    remedy = f"task {config.task} can't do it while it trains; zerobert augment makes a file of its texts"
+    require(augment is None or config.task in _AUGMENTED, "labelled.augment", augment, remedy)
+    remedy = "labelled.augment changes how many pieces a word has; give first, or make a file by zerobert augment"
+    countable = augment is None or config.task != "token_classification" or pieces == "first"
+    require(countable, "labelled.label_pieces", pieces, remedy)
 
 
 def _options(config: RunConfig) -> int:
@@ -129,9 +143,9 @@ def _entry(
 SEQUENCE_CLASSIFICATION = _entry(
     "one label a text or pair of texts",
     "engine.tasks.sequence:SequenceClassification",
-    fixed=(*_TEXTS, "loss", *_WEIGHING),
+    fixed=(*_TEXTS, "loss", *_WEIGHING, *_AUGMENT),
     metrics=_METRICS | _ORDINAL_METRICS,
-    compared=("loss", *_WEIGHING),
+    compared=("loss", *_WEIGHING, *_AUGMENT),
     scores={
         "accuracy": _ACCURACY,
         "macro_f1": _MACRO_F1,
@@ -147,8 +161,9 @@ SEQUENCE_CLASSIFICATION = _entry(
 REGRESSION = _entry(
     "a number for a text or pair of texts",
     "engine.tasks.regression:Regression",
-    fixed=_TEXTS,
+    fixed=(*_TEXTS, *_AUGMENT),
     metrics=_REGRESSION_METRICS,
+    compared=_AUGMENT,
     scores={
         "pearson": _PEARSON,
         "spearman": _SPEARMAN,
@@ -164,9 +179,10 @@ TOKEN_CLASSIFICATION = _entry(
     fixed=(
         *("text", "label", "max_length", "stride", "label_pieces", "metric", "group_by_length", *_FOLDS),
         *_WEIGHING,
+        *_AUGMENT,
     ),
     metrics=_ENTITY_METRICS,
-    compared=("stride", "label_pieces", *_WEIGHING),
+    compared=("stride", "label_pieces", *_WEIGHING, *_AUGMENT),
     scores={
         "f1": _F1,
         "precision": Title("precision of entities [share]", "Predicted ones with the words and type of a true one."),
@@ -178,8 +194,9 @@ TOKEN_CLASSIFICATION = _entry(
 MULTI_LABEL_CLASSIFICATION = _entry(
     "any number of labels a text or pair of texts",
     "engine.tasks.multi_label:MultiLabelClassification",
-    fixed=(*_TEXTS, "separator"),
+    fixed=(*_TEXTS, "separator", *_AUGMENT),
     metrics=_MULTI_LABEL_METRICS,
+    compared=_AUGMENT,
     scores={
         "micro_f1": Title("micro F1", "F1 of all labels of all examples together, 0 to 1."),
         "macro_f1": _MACRO_F1,

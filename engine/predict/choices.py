@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from engine.config import LabelledConfig
 from engine.data.labelled.choices import Questions, options_of
+from engine.data.labelled.encoded import truncating
 from engine.data.labelled.tables import columns_in, of_field
 from engine.data.text.textfile import without_half_characters
 from engine.errors import UserError
@@ -21,7 +22,7 @@ from engine.predict.model import ModelFolder
 from engine.predict.options import PredictConfig
 from engine.predict.predictor import Encoded, Predictor, significant
 from engine.predict.rows import Row
-from engine.predict.sequence import sequences, softmax, truncating
+from engine.predict.sequence import sequences, softmax
 
 
 class ChoicePredictor(Predictor):

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.data.labelled.encoded import truncating
 from engine.model.sentence import FIELD
 from engine.predict.model import ModelFolder
 from engine.predict.options import PredictConfig
 from engine.predict.predictor import Encoded, Predictor, significant
 from engine.predict.rows import Row
-from engine.predict.sequence import sequences, truncating
+from engine.predict.sequence import sequences
 
 
 class EmbeddingPredictor(Predictor):

@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from engine.data.labelled.encoded import framed
-from engine.data.tokenizer.vocabulary import Vocabulary
+from engine.data.labelled.encoded import truncating
 from engine.errors import UserError
 from engine.model.folder import ORIGIN_FILE
 from engine.model.pretrained import check_segments
@@ -89,13 +88,6 @@ class SequencePredictor(Predictor):
             shown = map(significant, probabilities.tolist())
             row["probabilities"] = dict(zip(self.names, shown, strict=True))
         return row
-
-
-def truncating(vocabulary: Vocabulary, length: int) -> Tokenizer:
-    """The tokenizer of texts and pairs, which cuts them at `length` tokens as training does."""
-    tokenizer = framed(vocabulary)
-    tokenizer.enable_truncation(length, strategy="longest_first")
-    return tokenizer
 
 
 def sequences(

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from engine import dist
 from engine.config import TASKS, LabelledConfig, RunConfig, architecture_of, require
 from engine.config.adapter import VIRTUAL
+from engine.data.augment.build import WORD_SHARE, cheap_method
+from engine.data.augment.eda import OPERATIONS
+from engine.data.augment.source import Augmentation
 from engine.data.loading.source import MicroBatch, SampleSource
 from engine.data.tokenizer.check import check_examples, check_vocabulary, open_with_transformers, sample
 from engine.data.tokenizer.unknown import check_unknown, count_unknown, share
@@ -60,6 +63,8 @@ class FineTuning(Task):
     head: ClassVar[str]
     #: beginnings of the parameters in the folder that were trained for other examples, and start fresh
     fresh: tuple[str, ...] = ("classifier.",)
+    #: EDA's, by which training examples may be changed
+    operations: ClassVar[tuple[str, ...]] = OPERATIONS
     evaluation_samples = 0
     names: tuple[str, ...] | None
     """of the classes, in the order of their ids; None where there are none"""
@@ -80,6 +85,7 @@ class FineTuning(Task):
         self._check_length()
         self._check_method()
         check_fresh(config, self.build_config().num_hidden_layers)
+        self.augmentation = self._augmentation()
 
     @classmethod
     def export_class(cls, config: Any) -> str:
@@ -120,6 +126,14 @@ class FineTuning(Task):
             f"a model of type {config.model_type!r} has no place for keys and values of a prefix; take prompt or lora"
         )
         require(method != "prefix" or architecture_of(config).takes_prefix, "adapter.method", method, remedy)
+
+    def _augmentation(self) -> Augmentation | None:
+        """How training examples are changed; None where they are not."""
+        labelled = self.config.labelled
+        if labelled.augment is None:
+            return None
+        method = cheap_method(labelled.augment, WORD_SHARE, self.config.model.init_from, self.operations)
+        return Augmentation(method, labelled.augment_share, self.config.seed)
 
     def check_unknown(self) -> None:
         """Say how much of the texts the tokenizer doesn't know, and refuse too much of it."""
@@ -185,8 +199,10 @@ class FineTuning(Task):
 
     def facts(self) -> list[Fact]:
         """Classes, tokenizer, the encoded examples that are learned and that choose the best, and the base weights."""
-        test = self.sources.get("test")
+        test, augmentation = self.sources.get("test"), self.augmentation
+        changes = [] if augmentation is None else [augmentation.method.fingerprint]
         return [
+            *(Fact("augmentation's words", "labelled.augment", fingerprint) for fingerprint in changes),
             Fact("classes", "labelled.train", None if self.names is None else list(self.names)),
             Fact("tokenizer's rules and pieces", "model.init_from", self.vocabulary.fingerprint),
             Fact("training examples", "labelled.train", self.sources["train"].fingerprint),

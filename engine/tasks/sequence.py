@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from engine import dist
 from engine.config import RunConfig
+from engine.data.augment.source import AugmentedSource
 from engine.data.labelled.classes import check_order, class_ids, class_names, split_validation
 from engine.data.labelled.encoded import LabelledSource, encode
 from engine.data.labelled.files import Examples, read_examples
@@ -68,8 +69,10 @@ class OnTexts(FineTuning):
         self, examples: Examples, labels: NDArray[Any], weights: NDArray[np.float32] | None, fixed: bool
     ) -> LabelledSource:
         encoded = encode(self.vocabulary, examples.texts, examples.pairs, self.config.labelled.max_length)
-        group = self.group(fixed)
-        return LabelledSource(encoded, labels, self.config.seed, fixed, group, weights)
+        source = LabelledSource(encoded, labels, self.config.seed, fixed, self.group(fixed), weights)
+        if fixed or self.augmentation is None:
+            return source
+        return AugmentedSource(source, examples, self.augmentation, self.vocabulary, self.config.labelled.max_length)
 
 
 class SequenceClassification(OnTexts):

@@ -8,8 +8,8 @@ from engine.data.augment.characters import Characters
 from engine.data.augment.eda import Eda, Mentions
 from engine.data.augment.method import Method
 
-#: of the section labelled
-CHEAP = ("eda", "eda_neighbours", "characters")
+#: of a text's words that are changed while a model is trained
+WORD_SHARE = 0.1
 
 
 def cheap_method(
@@ -19,7 +19,7 @@ def cheap_method(
     operations: Sequence[str],
     mentions: Mentions | None = None,
 ) -> Method:
-    """A method of `CHEAP`.
+    """A method that `labelled.augment` takes.
 
     Args:
         share, operations, mentions: of `Eda`.

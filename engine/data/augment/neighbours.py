@@ -22,6 +22,8 @@ from engine.model.pretrained import word_embeddings
 NEAREST, LEAST = 5, 0.45
 #: numbers of unit vectors are rounded to multiples of 1 / _SCALE: sums of products of these are exact in fp32
 _SCALE = 2.0**11
+#: words whose neighbours are looked for in one product
+_AT_ONCE = 256
 
 
 class Neighbours:
@@ -53,15 +55,17 @@ class Neighbours:
         """The neighbours of words in small letters, nearest first; perhaps none."""
         known = [lemma for lemma in lemmas if lemma in self._places]
         found: dict[str, tuple[str, ...]] = dict.fromkeys(lemmas, ())
-        if known:
-            places = np.array([self._places[lemma] for lemma in known])
-            found |= zip(known, map(self._near, known, self._vectors[places] @ self._vectors.T), strict=True)
+        for start in range(0, len(known), _AT_ONCE):
+            part = known[start : start + _AT_ONCE]
+            cosines = self._vectors[[self._places[lemma] for lemma in part]] @ self._vectors.T
+            found |= zip(part, map(self._near, part, cosines), strict=True)
         return found
 
     def _near(self, lemma: str, cosines: NDArray[np.float32]) -> tuple[str, ...]:
         """Args: cosines are those of a word with all words [K], times `_SCALE` squared."""
         # a cased vocabulary has a word in several forms, which are no neighbours of one another
-        order = np.argsort(-cosines, kind="stable")[: 4 * NEAREST]
+        few = np.sort(np.argpartition(-cosines, min(4 * NEAREST, len(cosines) - 1))[: 4 * NEAREST])
+        order = few[np.argsort(-cosines[few], kind="stable")]
         near = [self._words[place] for place in order if cosines[place] >= LEAST * _SCALE**2]
         others = dict.fromkeys(word.lower() for word in near if word.lower() != lemma)
         return tuple(others)[:NEAREST]

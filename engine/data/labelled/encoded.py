@@ -47,9 +47,7 @@ def encode(vocabulary: Vocabulary, texts: list[str], pairs: list[str] | None, ma
     Longer inputs are truncated at the end. Of a pair, one token at a time is taken off the text that is longer then
     (`longest_first` in the tokenizers library).
     """
-    tokenizer = framed(vocabulary)
-    untruncated = Tokenizer.from_str(tokenizer.to_str())
-    tokenizer.enable_truncation(max_length, strategy="longest_first")
+    tokenizer, untruncated = truncating(vocabulary, max_length), framed(vocabulary)
     inputs = texts if pairs is None else list(zip(texts, pairs, strict=True))
     tokens: list[NDArray[np.int32]] = []
     first_lengths: list[int] = []
@@ -67,10 +65,22 @@ def encode(vocabulary: Vocabulary, texts: list[str], pairs: list[str] | None, ma
 
 def framed(vocabulary: Vocabulary) -> Tokenizer:
     """The tokenizer with its special tokens around a text or pair, without padding or truncation."""
-    # A copy: the post-processor, and truncation, would otherwise stay on the vocabulary's own tokenizer.
-    tokenizer = Tokenizer.from_str(vocabulary.backend.to_str())
+    tokenizer = plain(vocabulary)
     if vocabulary.is_wordpiece:
         tokenizer.post_processor = BertProcessing(("[SEP]", vocabulary.sep_id), ("[CLS]", vocabulary.cls_id))
+    return tokenizer
+
+
+def truncating(vocabulary: Vocabulary, length: int) -> Tokenizer:
+    """The tokenizer of `framed`, which cuts texts and pairs at `length` tokens."""
+    tokenizer = framed(vocabulary)
+    tokenizer.enable_truncation(length, strategy="longest_first")
+    return tokenizer
+
+
+def plain(vocabulary: Vocabulary) -> Tokenizer:
+    """The tokenizer without padding or truncation: a copy, because what is set on it would stay on the vocabulary's."""
+    tokenizer = Tokenizer.from_str(vocabulary.backend.to_str())
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from engine.config import RunConfig
+from engine.data.augment.eda import KEEPING
+from engine.data.augment.source import AugmentedTags
 from engine.data.labelled.tagged.encoded import FRAME, TaggedSource, encode_tagged, inside
 from engine.data.labelled.tagged.files import (
     read_tagged,
@@ -44,6 +46,7 @@ class TokenClassification(FineTuning):
     """
 
     head = "token_classification"
+    operations = KEEPING
     names: tuple[str, ...]
     sources: dict[str, TaggedSource]
 
@@ -81,7 +84,11 @@ class TokenClassification(FineTuning):
         if labelled.class_weights is not None and not fixed:
             weights = class_weights(labelled.class_weights, self.names, windows.labels, tags_by_type(self.names))
             self.class_weights = torch.from_numpy(weights)
-        return TaggedSource(windows, self.config.seed, fixed, self.group(fixed), number, weights)
+        source = TaggedSource(windows, self.config.seed, fixed, self.group(fixed), number, weights)
+        if fixed or self.augmentation is None:
+            return source
+        given = (texts, self.truth[name], self.augmentation, self.vocabulary, labelled.max_length)
+        return AugmentedTags(source, *given)
 
     def _check_ids(self) -> None:
         """Compare the ids of the first training texts with those that a user of the exported model will get."""

@@ -67,6 +67,8 @@ CASES = {
     ),
     "tags": Case("token_classification", WINDOWS),
     "weighted and smoothed tags": Case("token_classification", (*WINDOWS, *WEIGHTS)),
+    "augmented classes": Case("sequence_classification", ("--labelled.augment=characters",)),
+    "augmented tags": Case("token_classification", (*WINDOWS, "--labelled.augment=eda_neighbours")),
     "answers": Case("question_answering", ("--labelled.max_length=28", "--labelled.stride=8")),
 }
 EVERY = [(name, stage) for name in CASES for stage in (2, 3)]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from engine.data.labelled.encoded import ENCODING_CHUNK, EncodedSource, EncodedTexts
+from engine.data.labelled.encoded import ENCODING_CHUNK, EncodedSource, EncodedTexts, plain
 from engine.data.labelled.tagged.spans import Ranges
 from engine.data.labelled.windows import best_seen, windows
 from engine.data.loading.source import Indices
@@ -60,6 +60,7 @@ def encode_tagged(
     max_length: int,
     stride: int,
     every_piece: bool,
+    tokenizer: Tokenizer | None = None,
 ) -> TaggedWindows:
     """Encode texts, align their words with the pieces by the places of both in the text, and cut long ones in windows.
 
@@ -69,11 +70,9 @@ def encode_tagged(
         max_length: tokens of a window, special tokens included.
         stride: pieces that consecutive windows share.
         every_piece: learn the tag of every piece of a word, of others than the first as `inside` says.
+        tokenizer: `plain` of the vocabulary, by whoever has it already.
     """
-    # A copy: truncation and padding of a folder must not reach offsets.
-    tokenizer = Tokenizer.from_str(vocabulary.backend.to_str())
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+    tokenizer = tokenizer or plain(vocabulary)  # truncation and padding of a folder must not reach offsets
     builder = _Builder(vocabulary, max_length, stride, every_piece)
     for start in range(0, len(texts), ENCODING_CHUNK):
         chunk = slice(start, start + ENCODING_CHUNK)
