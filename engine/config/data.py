@@ -88,6 +88,9 @@ class LabelledConfig:
     """equal parts, by class, of the training examples, of which the validation examples are one; null: a tenth"""
     fold: int | None = None
     """which of the folds the validation examples are, from 1"""
+    limit: int | None = None
+    """learn from this many of the training examples that are not held out: drawn by class with the run's seed, a
+    smaller number from those of a larger one; of answers, contexts with all of their questions; null: from all"""
     text: str = "sentence"
     """column of the text. Token classification: of lists of tokens or of raw text, tokens, words or text where there is
     no such column; in CoNLL files the number of the tokens' column, the first unless given"""
@@ -200,3 +203,5 @@ class LabelledConfig:
         require(inside, "labelled.fold", fold, "give one of 1 to labelled.folds")
         remedy = "the validation examples are a fold of the training examples already; give only one of the two"
         require(folds is None or given is None, "labelled.validation", given, remedy)
+        limit = self.limit
+        require(limit is None or limit >= 1, "labelled.limit", limit, "give a whole number of at least 1, or null")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 USUAL_OPTIONS = 4
 #: what every task on labelled texts reads
 _DATA = ("train", "validation", "test")
-_FOLDS = ("folds", "fold")
+_FOLDS = ("folds", "fold", "limit")
 _WEIGHING = ("class_weights", "label_smoothing")
 _AUGMENT = ("augment", "augment_share")
 #: tasks that can change their training examples while they train

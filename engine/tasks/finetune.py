@@ -281,14 +281,14 @@ def read_splits(
 
     Args:
         read: reads the examples of a path.
-        split: divides the training examples into those that are kept and those that are held out.
+        split: divides the training examples into those that are learned from and those that are held out.
         read_training: reads the training examples where they are read otherwise.
     """
     assert labelled.train is not None
     training = (read_training or read)(labelled.train)
-    if labelled.validation is None:
+    if labelled.validation is None or labelled.limit is not None:
         training, validation = split(training)
-    else:
+    if labelled.validation is not None:
         validation = read(labelled.validation)
     splits = {"train": training, "validation": validation}
     return splits if labelled.test is None else splits | {"test": read(labelled.test)}

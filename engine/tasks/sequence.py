@@ -92,7 +92,7 @@ class SequenceClassification(OnTexts):
             lambda path: read_examples(path, labelled.text, labelled.text_pair, labelled.label),
             lambda training: split_validation(training, labelled, config.seed),
         )
-        self.names = class_names(splits["train"])
+        self.names = class_names(splits["train"], drawn=labelled.limit is not None)
         self.ordinal = labelled.loss == "ordinal"
         if self.ordinal:
             check_order(splits["train"], self.names)

@@ -19,8 +19,8 @@ from launch.significance import mean_interval
 
 #: with fewer runs the interval is told to say little
 FEW = 4
-#: facts of a run that differ from seed to seed where validation examples are held out
-HELD_OUT = ("training examples", "validation examples")
+#: facts of a run that differ from seed to seed where validation examples are held out, or training examples drawn
+LEARNED, VALIDATION = "training examples", "validation examples"
 PANEL_WIDTH, HEIGHT = 2.4, 3.2
 
 
@@ -69,11 +69,12 @@ def check_alike(output: Path, record: Record, names: Sequence[str]) -> None:
     """
     from engine.model.folder import read_origin
 
-    held_out = record.options.get("labelled.validation") is None
+    drawn = {LEARNED} if record.options.get("labelled.limit") is not None else set()
+    drawn |= {LEARNED, VALIDATION} if record.options.get("labelled.validation") is None else set()
     facts = {name: (read_origin(output / name / "export") or {}).get("facts") or {} for name in names}
     first = names[0]
     for name, own in facts.items():
-        for fact in own.keys() & facts[first].keys() - set(HELD_OUT if held_out else ()):
+        for fact in own.keys() & facts[first].keys() - drawn:
             if own[fact] != facts[first][fact]:
                 raise UserError(
                     f"{output / name}: its {fact} are not those of {first}; a file has changed since, so move the run "

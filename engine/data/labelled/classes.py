@@ -21,15 +21,20 @@ HELD_OUT_SHARE = 0.1
 FEW_EXAMPLES = 20
 #: first word of the seed of the choice of held-out examples, so that the epochs' orders are independent of it
 HOLD_OUT_STREAM = 1
+#: that of the choice of examples that are learned from
+LIMIT_STREAM = 4
 
 T = TypeVar("T")
 
 
-def class_names(training: Examples) -> tuple[str, ...]:
+def class_names(training: Examples, *, drawn: bool = False) -> tuple[str, ...]:
     """Names of the classes, in the order of their ids.
 
     The order is the one that the data set declares, else numeric where every name is a number, else alphabetic:
     the same for every order of the examples.
+
+    Args:
+        drawn: whether the examples are few of many, among which a class may well occur once.
 
     Raises:
         UserError: all examples have the same label, or most labels occur only once.
@@ -38,7 +43,8 @@ def class_names(training: Examples) -> tuple[str, ...]:
     if len(present) < 2:
         only = next(iter(present))
         raise UserError(f"{training.path}: every label is {only!r}; give at least two classes, or set labelled.label")
-    _refuse_ids(training)
+    if not drawn:
+        _refuse_ids(training)
     return training.names if training.names is not None else sorted_names(present)
 
 
@@ -134,20 +140,67 @@ def split_any(training: Examples, labelled: LabelledConfig, seed: int) -> tuple[
     return select(training, kept), select(training, held)
 
 
-def held_out(labelled: LabelledConfig, labels: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
-    """The training examples that are kept and those that are held out: a fold where there are folds, else a tenth.
+def held_out(
+    labelled: LabelledConfig, labels: Sequence[str], seed: int, what: str = "examples"
+) -> tuple[list[int], list[int]]:
+    """The training examples that are learned from and those that are held out, both in file order.
+
+    Held out are a fold where there are folds, else a tenth, or none where there is a file of validation examples. Of
+    the others labelled.limit are learned from, see `drawn`.
+
+    Args:
+        labels: class of every example; the same for all where there are no classes.
+        what: the examples are, for a message.
 
     Raises:
-        UserError: too few examples to hold any out.
+        UserError: too few examples to hold any out, or fewer than labelled.limit.
     """
-    if labelled.folds is not None:
-        return fold_of(labelled, labels, seed)
-    kept, held = hold_out(labels, seed)
-    if not held:
-        raise UserError(
-            f"{labelled.train}: {len(labels)} examples are too few to hold some out; set labelled.validation"
-        )
-    return kept, held
+    if labelled.validation is not None:
+        kept, held = list(range(len(labels))), []
+    elif labelled.folds is not None:
+        kept, held = fold_of(labelled, labels, seed)
+    else:
+        kept, held = hold_out(labels, seed)
+        if not held:
+            raise UserError(
+                f"{labelled.train}: {len(labels)} {what} are too few to hold some out; set labelled.validation"
+            )
+    if labelled.limit is None:
+        return kept, held
+    _check_limit(labelled, len(kept), len(set(labels)), what)
+    return [kept[place] for place in drawn([labels[index] for index in kept], labelled.limit, seed)], held
+
+
+def _check_limit(labelled: LabelledConfig, most: int, least: int, what: str) -> None:
+    limit = labelled.limit
+    assert limit is not None
+    if limit > most:
+        rest = " that are not held out" if labelled.validation is None else ""
+        remedy = f"{labelled.train} has {most} {what}{rest}: give at most that, or null for all"
+    elif limit < least:
+        remedy = f"{labelled.train} has {what} of {least} classes, and learning needs one of each: give at least that"
+    else:
+        return
+    raise UserError(f"labelled.limit: {limit} is not allowed; {remedy}")
+
+
+def drawn(labels: Sequence[str], count: int, seed: int) -> list[int]:
+    """Draw `count` examples, in file order: of every class one or more, and the same share give or take one.
+
+    Those of a smaller count are among those of a larger one. Which they are depends on the labels and the seed alone.
+
+    Args:
+        labels: class of every example.
+        count: at least as many as there are classes.
+    """
+    generator = np.random.default_rng([LIMIT_STREAM, seed])
+    array = np.asarray(labels)
+    turn = np.empty(len(array))
+    for name in np.unique(array):
+        members = np.flatnonzero(array == name)
+        turn[generator.permutation(members)] = np.arange(len(members)) / len(members)
+    order = np.lexsort((generator.permutation(len(array)), turn))
+    return np.sort(order[:count]).tolist()
 
 
 def select(examples: Examples, indices: Sequence[int]) -> Examples:

@@ -134,7 +134,7 @@ def split_pairs(training: Pairs, labelled: LabelledConfig, seed: int) -> tuple[P
         UserError: too few examples to hold any out.
     """
     kept, held = (_select(training, part) for part in held_out(labelled, [""] * len(training), seed))
-    return kept, replace(held, negatives=[[]] * len(held)) if held.are_labelled else held
+    return kept, replace(held, negatives=[[]] * len(held)) if training.are_labelled else held
 
 
 def _select(pairs: Pairs, indices: Sequence[int]) -> Pairs:

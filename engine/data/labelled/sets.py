@@ -103,7 +103,7 @@ def set_names(training: SetExamples) -> tuple[str, ...]:
             "labelled.separator"
         )
     single = sum(count == 1 for count in counts.values())
-    if len(training) >= FEW_EXAMPLES and single > len(training) / 2:
+    if training.names is None and len(training) >= FEW_EXAMPLES and single > len(training) / 2:
         raise UserError(
             f"{training.path}: {single:,} labels of its {len(training):,} examples occur once; set labelled.label to "
             "the column of the labels, and labelled.separator"

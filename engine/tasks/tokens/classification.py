@@ -58,8 +58,7 @@ class TokenClassification(FineTuning):
             lambda path: read_tagged(path, labelled.text, labelled.label),
             lambda training: split_validation(training, labelled, config.seed),
         )
-        held_out = [] if labelled.validation is not None else [self.splits["validation"]]
-        self.names = tag_names(self.splits["train"], *held_out)
+        self.names = tag_names(self.splits["train"])
         self.model_config = self.build_config(self.names)
         self.truth = {name: tag_ids(texts, self.names) for name, texts in self.splits.items()}
         self.sources = {name: self._source(number, name) for number, name in enumerate(self.splits)}

@@ -13,11 +13,9 @@ from torch import Tensor
 from engine.config import LabelledConfig
 from engine.data.labelled.answers.encoded import AnswerWindows
 from engine.data.labelled.answers.files import Question
-from engine.data.labelled.classes import hold_out
+from engine.data.labelled.classes import held_out
 from engine.data.labelled.encoded import EncodedSource
-from engine.data.labelled.folds import fold_of
 from engine.data.loading.source import Indices
-from engine.errors import UserError
 
 
 class AnswerSource(EncodedSource):
@@ -74,12 +72,10 @@ def hold_out_contexts(
         UserError: too few contexts to hold any out.
     """
     contexts = list(dict.fromkeys(question.context for question in questions))
-    kinds = ["contexts"] * len(contexts)
-    _, held = hold_out(kinds, seed) if labelled.folds is None else fold_of(labelled, kinds, seed)
-    if not held:
-        raise UserError(
-            f"{labelled.train}: {len(contexts)} contexts are too few to hold some out; set labelled.validation"
-        )
-    chosen = {contexts[index] for index in held}
-    kept = [question for question in questions if question.context not in chosen]
-    return kept, [question for question in questions if question.context in chosen]
+    kept, held = (
+        {contexts[index] for index in part} for part in held_out(labelled, [""] * len(contexts), seed, "contexts")
+    )
+    return (
+        [question for question in questions if question.context in kept],
+        [question for question in questions if question.context in held],
+    )

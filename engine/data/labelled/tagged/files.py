@@ -17,9 +17,8 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from engine.config import LabelledConfig
-from engine.data.labelled.classes import hold_out
+from engine.data.labelled.classes import held_out
 from engine.data.labelled.files import DATASETS_PREFIX, damage_as_user_error, format_of, open_records
-from engine.data.labelled.folds import fold_of
 from engine.data.labelled.tables import Columns, Records, json_records
 from engine.data.labelled.tagged.conll import read_conll
 from engine.data.labelled.tagged.schemes import OUTSIDE, to_bio, type_of
@@ -57,6 +56,8 @@ class TaggedTexts:
     """what the file's tags are written in: BIO, IOB1, BIOES, BILOU or BMES; "spans" of raw texts"""
     widened: int = 0
     """spans that began or ended inside of a word"""
+    types: tuple[str, ...] | None = None
+    """of the entities of all texts that these are a part of; None: these are all"""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -239,15 +240,22 @@ def join_tokens(tokens: Sequence[str]) -> tuple[str, Ranges]:
     return JOINT.join(tokens), np.stack([stops - lengths, stops], axis=1)
 
 
-def tag_names(*training: TaggedTexts) -> tuple[str, ...]:
+def types_of(texts: TaggedTexts) -> tuple[str, ...]:
+    """The types of the entities of all texts, in alphabetical order."""
+    if texts.types is not None:
+        return texts.types
+    return tuple(sorted({type_of(tag) for tags in texts.tags for tag in tags if tag != OUTSIDE}))
+
+
+def tag_names(training: TaggedTexts) -> tuple[str, ...]:
     """The tags that a model learns, in the order of their ids: O, then B- and I- of every type.
 
     Raises:
         UserError: no word is part of an entity.
     """
-    types = sorted({type_of(tag) for texts in training for tags in texts.tags for tag in tags if tag != OUTSIDE})
+    types = types_of(training)
     if not types:
-        raise UserError(f"{training[0].path}: every tag is {OUTSIDE}; give texts with entities, or set labelled.label")
+        raise UserError(f"{training.path}: every tag is {OUTSIDE}; give texts with entities, or set labelled.label")
     return (OUTSIDE, *(f"{letter}-{kind}" for kind in types for letter in "BI"))
 
 
@@ -284,10 +292,9 @@ def split_validation(training: TaggedTexts, labelled: LabelledConfig, seed: int)
         UserError: too few texts to hold any out.
     """
     kinds = ["entities" if set(tags) - {OUTSIDE} else "no entities" for tags in training.tags]
-    kept, held = hold_out(kinds, seed) if labelled.folds is None else fold_of(labelled, kinds, seed)
-    if not held:
-        raise UserError(f"{training.path}: {len(training)} texts are too few to hold some out; set labelled.validation")
-    return _select(training, kept), _select(training, held)
+    training = replace(training, types=types_of(training))  # a rare type may be in the other part alone
+    kept, held = (_select(training, part) for part in held_out(labelled, kinds, seed, "texts"))
+    return kept, held
 
 
 def _select(texts: TaggedTexts, indices: Sequence[int]) -> TaggedTexts:
