@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.config.decay import part_decays
-from engine.config.optimizer import OPTIMIZERS
+from engine.config.optimizer import OPTIMIZERS, part_decays
 from engine.errors import require
 
 ScheduleName = Literal["linear", "polynomial", "cosine", "wsd", "constant"]
