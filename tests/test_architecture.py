@@ -22,7 +22,7 @@ FLOORS = [
     {"zero"},
     {"tasks"},
     {"train"},
-    {"evaluate", "export", "predict"},
+    {"average", "evaluate", "export", "predict"},
     {"launch"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -17,6 +17,8 @@ from engine.optim.shard import Shard
 
 #: elements of a tensor that start at the first of them, and their values at the start
 Part = tuple[slice, Tensor]
+#: elements that are computed at a time in fp64
+CHUNK = 1 << 20
 
 
 class StartDecay:
@@ -58,8 +60,9 @@ class StartDecay:
         """
         weights = shard.tensor.detach().view(-1).to("cpu", torch.float32, copy=True)
         for part, start in self._parts[id(shard.tensor)]:
-            before = weights[part].double()
-            weights[part] = (before - rate * self.decay * (before - start.cpu().double())).float()
+            for now, first in zip(weights[part].split(CHUNK), start.split(CHUNK), strict=True):
+                before = now.double()
+                now.copy_(before - rate * self.decay * (before - first.cpu().double()))
         return weights
 
 

@@ -27,10 +27,10 @@ from engine.hub import local_folder
 from engine.model.adapters.adapt import Adaptation
 from engine.model.adapters.folder import is_adapter, open_adapted
 from engine.model.build import build_config, initialise
-from engine.model.dropout import Dropouts
-from engine.model.fresh import check_fresh, top_of
-from engine.model.layer_drop import drop_layers
 from engine.model.pretrained import LoadReport, base_weights, load_config, load_pretrained
+from engine.model.regularised.dropout import Dropouts
+from engine.model.regularised.fresh import check_fresh, top_of
+from engine.model.regularised.layer_drop import drop_layers
 from engine.tasks.identity import Fact
 from engine.tasks.task import Evaluation, Task
 

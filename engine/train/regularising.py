@@ -7,8 +7,8 @@ import math
 from engine import dist
 from engine.config import RegulariseConfig, require
 from engine.model.adapters.places import plain
-from engine.model.dropout import Dropouts, share_at
 from engine.model.pretrained import LoadReport
+from engine.model.regularised.dropout import Dropouts, share_at
 from engine.zero.engine import ZeroEngine
 
 

@@ -127,6 +127,28 @@ def test_a_resumed_run_ends_with_the_same_bits(folder: Path) -> None:
         assert f"regularise.{field}: {value} differs from" in told
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_the_same_layers_are_skipped_at_every_stage(folder: Path, adapter: str) -> None:
+    """The draws are a rank's, whatever it shards, and recomputation repeats them; stage 3 gathers what layers need."""
+    found = []
+    for stage, recomputed in ((0, False), (1, False), (2, True), (3, True)):
+        output = folder / f"skipping-{adapter}-{stage}"
+        more = [
+            f"--train.zero_stage={stage}",
+            f"--model.activation_checkpointing={recomputed}",
+            "--train.micro_batch=4",
+        ]
+        more += ["--regularise.layer_drop=0.6", f"--adapter.method={adapter}"]
+        run(output, *options(folder, *NO_DROPOUT, *more), ranks=2)
+        found.append([loss for _, loss in losses(output)])
+    without = folder / f"keeping-{adapter}"
+    run(without, *options(folder, *NO_DROPOUT, "--train.micro_batch=4", f"--adapter.method={adapter}"), ranks=2)
+    assert [loss for _, loss in losses(without)] != pytest.approx(found[0], rel=BOUND)
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=BOUND)
+
+
 def test_a_frozen_base_is_no_start_to_decay_to(folder: Path) -> None:
     told = run(folder / "frozen", *options(folder, *WEIGHTS, "--train.freeze=encoder"), code=2)
     assert "regularise.start_decay: 20.0 is not allowed; no weight of model.init_from is trained; leave it out" in told

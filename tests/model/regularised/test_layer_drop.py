@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from engine.config import architecture_of
 from engine.errors import UserError
-from engine.model.layer_drop import drop_layers
 from engine.model.packing import pack
+from engine.model.regularised.layer_drop import drop_layers
 from tests.model.test_task_heads import CONFIGS, LENGTHS, both, padded, their_logits
 
 CHANCE, LAYERS = 0.9, 3

@@ -13,8 +13,8 @@ import torch
 from engine.config import AdapterConfig, RegulariseConfig, RunConfig, TrainConfig, architecture_of
 from engine.errors import UserError
 from engine.model.build import initialise
-from engine.model.fresh import check_fresh, top_of
 from engine.model.pretrained import load_pretrained
+from engine.model.regularised.fresh import check_fresh, top_of
 from tests.model.test_task_heads import CONFIGS, both, config_of
 from tests.tasks.labels import maker
 

@@ -9,8 +9,8 @@ from torch import nn
 from engine.config import ModelConfig, architecture_of
 from engine.errors import UserError
 from engine.model.build import build_config
-from engine.model.dropout import Dropouts, share_at
 from engine.model.packing import pack
+from engine.model.regularised.dropout import Dropouts, share_at
 from tests.model.test_task_heads import padded
 
 
