@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.zero_exactness import SHAPES, Model, slope, weight
 from engine.config import OptimConfig, RunConfig, TrainConfig, ZeroConfig
 from engine.data.loading.loader import BatchLayout
+from engine.errors import RunError
 from engine.optim.average import AVERAGE, decay_at
 from engine.optim.build import build_optimizer, parameter_groups
 from engine.train.certificate.certificate import UpdateCertificate
@@ -180,3 +181,28 @@ def test_a_step_that_fp16_skips_changes_neither(rank: Pool, stage: int) -> None:
     assert all(torch.equal(weights[name], weights_2[name]) for name in SHAPES)
     assert all(torch.equal(averages[name], averages_2[name]) for name in SHAPES)
     assert not any(torch.equal(weights[name], weights_3[name]) for name in SHAPES)
+
+
+def forgotten(folder: Path) -> str:
+    """What the certificate says of a step before which nothing was pulled."""
+    zero, config = start(2, "fp32", "none", "adamw")
+    zero.decay_to_start({name: weight(name).numel() for name in SHAPES}, DECAY)
+    certificate = UpdateCertificate(zero, config.optim, STEPS, folder)
+    said = "nothing"
+    for step in range(2):
+        if step == 1:  # in the first step the weights are where they started
+            zero.wrapper.client._optimizer_step_pre_hooks.clear()
+        zero.backward(zero.model(step, 0, 0))
+        try:
+            with certificate.watch(step + 1, RATE):
+                zero.step(RATE, last_micro_batch=True)
+        except RunError as error:
+            said = f"{step}: {error}"
+    zero.model.destroy()
+    return said
+
+
+def test_the_certificate_misses_a_pull_that_was_left_out(rank: Pool, tmp_path: Path) -> None:
+    said = rank.apply(forgotten, (tmp_path,))
+    assert said.startswith("1: the update of step 2 is wrong: ")
+    assert "the weights have an error of " in said
