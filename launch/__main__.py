@@ -18,6 +18,7 @@ COMMANDS = {
     "train": ("train", "pre-train or fine-tune (the same as launch/train.py)"),
     "seeds": ("seeds.command", "train with several seeds, or on folds of the data: mean, spread and interval"),
     "suite": ("suite.command", "tasks x settings x seeds from one YAML file: one table with intervals"),
+    "ablate": ("ablate.command", "whether switches help: effects paired by seed, with interval and correction"),
     "search": ("search.command", "find the best options of a training by trials (Optuna)"),
     "compare": ("compare.command", "whether the difference of two finished runs is real"),
     "submit": ("slurm.submit", "train as a SLURM job that saves, requeues and resumes by itself"),

@@ -123,10 +123,25 @@ def paired_t(first: Sequence[float], second: Sequence[float]) -> Difference:
     """The mean difference of a score over P pairs of runs, by Student's paired t-test; P at least 2."""
     from scipy.stats import t
 
-    differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
+    pairs = np.asarray([first, second], dtype=np.float64)
+    differences, rounding = pairs[1] - pairs[0], 1e-12 * float(np.abs(pairs).max())
     value, degrees = float(differences.mean()), len(differences) - 1
     error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
-    if error == 0.0:
-        return Difference(value, value, value, float(value == 0.0))
+    if error <= rounding:
+        return Difference(value, value, value, float(abs(value) <= rounding))
     radius = float(t.ppf(1 - LEVEL / 2, degrees)) * error
     return Difference(value, value - radius, value + radius, float(2 * t.sf(abs(value) / error, degrees)))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p-values of several tests, corrected so that the chance of any false difference among them is at most the level.
+
+    The smallest of m is multiplied by m, the next by m - 1, and so on, and none is below a smaller one's (Holm 1979).
+    """
+    order = np.argsort(values, kind="stable")
+    factors = np.arange(len(values), 0, -1)
+    sorted_ = np.minimum(1.0, np.maximum.accumulate(np.asarray(values, dtype=np.float64)[order] * factors))
+    found = np.empty(len(values))
+    found[order] = sorted_
+    corrected: list[float] = found.tolist()
+    return corrected

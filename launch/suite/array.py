@@ -22,10 +22,11 @@ from launch.suite.plan import Cell, Suite, prepare
 REPORT_SCRIPT = "report.sbatch"
 
 
-def submit_suite(suite: Suite, cells: Sequence[Cell], options: Sequence[str], at_once: int | None) -> int:
+def submit_suite(command: str, suite: Suite, cells: Sequence[Cell], options: Sequence[str], at_once: int | None) -> int:
     """Submit the runs that are missing, and their report.
 
     Args:
+        command: that makes the report, such as "suite".
         options: of `zerobert submit` without those of a training.
         at_once: elements that run at the same time; None: as many as the cluster has room for.
 
@@ -35,7 +36,7 @@ def submit_suite(suite: Suite, cells: Sequence[Cell], options: Sequence[str], at
     job, dry_run = parse_job(options)
     members = [member for cell in cells for member in cell.members if not member.is_finished]
     if not members:
-        raise UserError(f"suite: all of its runs are finished; zerobert suite {suite.output} makes the report")
+        raise UserError(f"{command}: all of its runs are finished; zerobert {command} {suite.output} makes the report")
     limit = "" if at_once is None else f"%{at_once}"
     job = replace(job, array=f"0-{len(members) - 1}{limit}")
     for cell in cells:
@@ -49,7 +50,7 @@ def submit_suite(suite: Suite, cells: Sequence[Cell], options: Sequence[str], at
         check_path(name, path)
     if dry_run:
         print(render(template(), job, submission), end="")
-        print(f"\n# then, behind the array:\n{report_script(job, submission, 'ARRAY')}", end="")
+        print(f"\n# then, behind the array:\n{report_script(command, job, submission, 'ARRAY')}", end="")
         return 0
     check_container(job)
     check_idle(job, suite.output)
@@ -59,10 +60,10 @@ def submit_suite(suite: Suite, cells: Sequence[Cell], options: Sequence[str], at
     submission = replace(submission, folder=snapshot.submission_folder(suite.output))
     number = submit(job, None, submission, render(template(), job, submission))
     prepare(suite, cells)
-    last = submit_report(job, submission, number)
+    last = submit_report(command, job, submission, number)
     print(f"job {number}: {len(members)} run(s) into {suite.output}, {job.ranks} rank(s) each")
     print(f"job {last}: their report, behind them, as {suite.output / 'report'}")
-    print(f"status zerobert status {number}; zerobert suite {suite.output} reports at any time")
+    print(f"status zerobert status {number}; zerobert {command} {suite.output} reports at any time")
     return 0
 
 
@@ -74,17 +75,17 @@ def parse_job(options: Sequence[str]) -> tuple[JobConfig, bool]:
     """
     ours, training = split(list(options))
     if training:
-        raise UserError(f"{training[0].lstrip('-')}: options of the training stand in the suite's file; put it there")
+        raise UserError(f"{training[0].lstrip('-')}: options of the training stand in the file; put it there")
     values = job_parser().parse_args(ours).as_dict()
     dry_run = bool(values.pop("dry_run"))
     job = JobConfig(**values)
     job.validate()
     if job.array is not None:
-        raise UserError(f"array: {job.array!r} is not allowed; it is the suite's runs: give --runs before the --")
+        raise UserError(f"array: {job.array!r} is not allowed; it is the runs of the file: give --runs before the --")
     return job, dry_run
 
 
-def report_script(job: JobConfig, submission: Submission, array: str) -> str:
+def report_script(command: str, job: JobConfig, submission: Submission, array: str) -> str:
     """The batch script of the report: one process, once all elements of the array have ended, whatever their ends."""
     small = replace(
         job, nodes=1, gpus_per_node=None, ntasks_per_node=1, gres=None, array=None, job_name=f"{job.job_name}-report",
@@ -92,17 +93,17 @@ def report_script(job: JobConfig, submission: Submission, array: str) -> str:
     )  # fmt: skip
     python, code, output = (shlex.quote(str(part)) for part in (submission.python, submission.code, submission.output))
     lines = ["#!/usr/bin/env bash", *directives(small, submission), "", f"cd {code} || exit"]
-    return "\n".join([*lines, f"exec {python} -m launch suite {output}"]) + "\n"
+    return "\n".join([*lines, f"exec {python} -m launch {command} {output}"]) + "\n"
 
 
-def submit_report(job: JobConfig, submission: Submission, array: str) -> str:
+def submit_report(command: str, job: JobConfig, submission: Submission, array: str) -> str:
     """Submit the report behind an array; its job's number.
 
     Raises:
         UserError: SLURM refuses it; the array is cancelled then.
     """
     script = submission.folder / REPORT_SCRIPT
-    script.write_text(report_script(job, submission, array), encoding="utf-8")
+    script.write_text(report_script(command, job, submission, array), encoding="utf-8")
     try:
         return hand_in(job, script)
     except BaseException:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import UserError
@@ -14,7 +15,7 @@ from launch.seeds.plan import Member
 from launch.seeds.running import Runs, check_launcher
 from launch.slurm.status import clock
 from launch.suite.plan import Cell, Suite, chosen_cells, plan_suite, prepare, read_cells
-from launch.suite.reading import read_suite
+from launch.suite.reading import SuiteFile, read_suite
 
 DESCRIPTION = """Train every task with every setting and several seeds, and report one table with intervals.
 
@@ -29,12 +30,47 @@ compare takes. The same command goes on where it was stopped, and tries again on
 follows -- are options of zerobert submit; an array job has an element a run, and a last job reports."""
 
 
+@dataclass(frozen=True)
+class Command:
+    """What the commands that make the runs of a file have to themselves."""
+
+    name: str
+    description: str
+    read: Callable[[str], SuiteFile]
+    report: Callable[[Path, Sequence[Cell]], tuple[str, int]]
+    """writes a folder's report; its text, and how many runs are missing"""
+    check: Callable[[Suite], None] = lambda _: None
+    """refuses what no run alone would refuse"""
+
+
+def _report(output: Path, cells: Sequence[Cell]) -> tuple[str, int]:
+    from launch.suite.report import write_report
+
+    return write_report(output, cells)
+
+
+SUITE = Command("suite", DESCRIPTION, read_suite, _report)
+
+
 def build_parser() -> CommandParser:
-    """The parser of the command's own options."""
+    """The parser of `zerobert suite`."""
+    return parser_of(SUITE)
+
+
+def main(arguments: list[str]) -> int:
+    """Make a suite's runs and its report."""
+    return perform(SUITE, arguments)
+
+
+def parser_of(command: Command) -> CommandParser:
+    """The parser of a command's own options."""
+    name = command.name
     parser = CommandParser(
-        prog="zerobert suite", usage="zerobert suite SUITE [options] [--submit -- JOB]", description=DESCRIPTION
+        prog=f"zerobert {name}",
+        usage=f"zerobert {name} FILE [options] [--submit -- JOB]",
+        description=command.description,
     )
-    parser.add_argument("suite", type=str, help="YAML file; or a suite's folder, whose report is made anew")
+    parser.add_argument("file", type=str, help="YAML file; or the folder of its runs, whose report is made anew")
     parser.add_argument("--output", type=str | None, default=None, help="folder of all runs; the file's, or runs/NAME")
     parser.add_argument("--data", type=str | None, default=None, help="folder that the files of data are in")
     parser.add_argument(
@@ -52,19 +88,20 @@ def build_parser() -> CommandParser:
     return parser
 
 
-def main(arguments: list[str]) -> int:
+def perform(command: Command, arguments: list[str]) -> int:
     """Plan, then run or submit what is missing, and report."""
     place = arguments.index("--") if "--" in arguments else len(arguments)
-    values = build_parser().parse_args(arguments[:place])
+    values = parser_of(command).parse_args(arguments[:place])
     if values.runs is not None and values.runs < 1:
         raise UserError(f"runs: {values.runs} is not allowed; give a whole number of at least 1")
     if place < len(arguments) and not values.submit:
         raise UserError("submit: options of a job stand after -- without it; add --submit")
-    if Path(values.suite).is_dir():
-        return report_folder(Path(values.suite), arguments)
-    file = read_suite(values.suite)
+    if Path(values.file).is_dir():
+        return report_folder(command, Path(values.file), arguments)
+    file = command.read(values.file)
     output, data = (None if path is None else Path(path) for path in (values.output, values.data))
     suite = plan_suite(file, output, data, values.models)
+    command.check(suite)
     cells = chosen_cells(suite.cells, values.only)
     if values.plan:
         print(planned(suite, cells), flush=True)
@@ -74,29 +111,28 @@ def main(arguments: list[str]) -> int:
 
         if values.launcher:
             raise UserError("launcher: with --submit srun starts the ranks; leave it out, and give --ntasks-per-node")
-        return submit_suite(suite, cells, arguments[place + 1 :], values.runs)
+        return submit_suite(command.name, suite, cells, arguments[place + 1 :], values.runs)
     launcher = check_launcher(values.launcher, values.runs or 1, os.environ)
-    return run(suite, cells, Runs(launcher, values.runs or 1))
+    return run(command, suite, cells, Runs(launcher, values.runs or 1))
 
 
-def report_folder(output: Path, arguments: Sequence[str]) -> int:
-    """Report on the runs that a suite's folder holds.
+def report_folder(command: Command, output: Path, arguments: Sequence[str]) -> int:
+    """Report on the runs that a folder holds.
 
     Raises:
-        UserError: other options, or no suite in the folder.
+        UserError: other options, or no runs of a file in the folder.
     """
+    name = command.name
     if len(arguments) > 1:
-        raise UserError(f"suite: {output} is a folder, of which only the report is made; give a file, or no options")
+        raise UserError(f"{name}: {output} is a folder, of which only the report is made; give a file, or no options")
     if not read_cells(output):
-        raise UserError(f"suite: {output} is a folder and holds no suite; give a YAML file, or a suite's folder")
-    return report(output, read_cells(output))
+        raise UserError(f"{name}: {output} is a folder and holds no runs; give a YAML file, or the folder of its runs")
+    return report(command, output, read_cells(output))
 
 
-def report(output: Path, cells: Sequence[Cell]) -> int:
+def report(command: Command, output: Path, cells: Sequence[Cell]) -> int:
     """Write and print the report; 1 where runs are missing."""
-    from launch.suite.report import write_report
-
-    text, missing = write_report(output, cells)
+    text, missing = command.report(output, cells)
     print(f"\n{text}\nreport    {output / 'report'}", flush=True)
     return 1 if missing else 0
 
@@ -112,7 +148,7 @@ def planned(suite: Suite, cells: Sequence[Cell]) -> str:
     return "\n".join([*lines, f"{len(cells)} cell(s), {total} run(s), into {suite.output}"])
 
 
-def run(suite: Suite, cells: Sequence[Cell], runs: Runs) -> int:
+def run(command: Command, suite: Suite, cells: Sequence[Cell], runs: Runs) -> int:
     """Make the runs that are missing, and report; the exit code."""
     from launch.suite.scores import read_run, told_reason
 
@@ -143,5 +179,5 @@ def run(suite: Suite, cells: Sequence[Cell], runs: Runs) -> int:
     code = runs.run_all(missing, ended, lost)
     if runs.stopped_by is not None:
         return code
-    report(suite.output, everything)
+    report(command, suite.output, everything)
     return 0 if not codes else 2 if set(codes.values()) == {2} else 1

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -86,24 +86,29 @@ def read_suite(path: str) -> SuiteFile:
     Raises:
         UserError: the first thing that is wrong, with its key and line.
     """
-    return _File(path).read()
+    return FileReader(path).read()
 
 
-class _File:
+class FileReader:
     """One file; nodes become values."""
+
+    kind: ClassVar[Kind] = SUITE
+    keys: ClassVar[tuple[str, ...]] = KEYS
+    own: ClassVar[tuple[str, ...]] = OWN
+    """options that the runs get from the file's other parts"""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.parser: CommandParser = training_parser()
-        self.root = dict(self.mapping(read_nodes(path, SUITE), ""))
+        self.root = dict(self.mapping(read_nodes(path, self.kind), ""))
 
     def read(self) -> SuiteFile:
         """All of it."""
         for key in self.root:
-            if key not in KEYS:
-                near = difflib.get_close_matches(key, KEYS, n=1)
-                remedy = f"did you mean {near[0]}?" if near else f"choose of {', '.join(KEYS)}"
-                raise self.fail("suite", self.root[key], f"no such key {key!r}; {remedy}")
+            if key not in self.keys:
+                near = difflib.get_close_matches(key, self.keys, n=1)
+                remedy = f"did you mean {near[0]}?" if near else f"choose of {', '.join(self.keys)}"
+                raise self.fail(self.kind.field, self.root[key], f"no such key {key!r}; {remedy}")
         dev = self.text("dev") or "validation"
         require(dev in ("validation", "test"), "dev", dev, f"choose validation or test ({self.path})")
         return SuiteFile(
@@ -130,7 +135,7 @@ class _File:
         """
         if not isinstance(node, yaml.MappingNode) or not node.value:
             raise self.fail(place, node, "names must stand under it, and what belongs to each; indent them")
-        return [(key, value) for key, _, value in Reader(self.path, "suite").entries(node, place)]
+        return [(key, value) for key, _, value in Reader(self.path, self.kind.field).entries(node, place)]
 
     def text(self, key: str) -> str | None:
         """The text of a key; None without it."""
@@ -173,10 +178,10 @@ class _File:
             raise self.fail(place, node, "options must stand under it, such as {train: {epochs: 3}}; correct it")
         reader = Reader(self.path, place)
         nested = reader.section(node, "")
-        for name in OWN:
+        for name in self.own:
             if name in reader.lines:
                 where = f"{place}, line {reader.lines[name]} of {self.path}"
-                raise UserError(f"{name}: the suite gives it to each run; delete it ({where})")
+                raise UserError(f"{name}: the {self.kind.field} gives it to each run; delete it ({where})")
         try:
             values = flat(self.parser, nested)
         except UserError as error:

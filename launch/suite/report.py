@@ -39,17 +39,17 @@ def write_report(output: Path, cells: Sequence[Cell]) -> tuple[str, int]:
     folder.mkdir(exist_ok=True)
     if any(result["chosen"] for result in summary["results"]):
         write_atomically(folder / "scores.png", picture(summary))
-    write_atomically(folder / "report.json", json.dumps(_without_nan(summary), indent=1, ensure_ascii=False) + "\n")
+    write_atomically(folder / "report.json", json.dumps(without_nan(summary), indent=1, ensure_ascii=False) + "\n")
     write_atomically(folder / "report.md", text)
     return text, sum(len(cell["missing"]) for cell in summary["cells"])
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """The same values with null for what is no number."""
     if isinstance(value, dict):
-        return {name: _without_nan(inner) for name, inner in value.items()}
+        return {name: without_nan(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_without_nan(inner) for inner in value]
+        return [without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from launch.significance import RESAMPLES, bootstrap, mcnemar, mean_interval, paired_t
+from launch.significance import RESAMPLES, bootstrap, holm, mcnemar, mean_interval, paired_t
 
 
 def exact_p(first: int, second: int) -> float:
@@ -137,3 +137,18 @@ def test_an_interval_of_few_seeds_holds_the_mean_as_often_as_the_page_says(count
     generator = np.random.default_rng(10)
     ends = [mean_interval(generator.standard_normal(count).tolist()) for _ in range(400)]
     assert np.mean([low <= 0.0 <= high for low, high in ends]) == pytest.approx(share, abs=0.06)
+
+
+def test_corrected_p_values_are_those_of_holm() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.02, 0.02, 0.02]) == pytest.approx([0.06] * 3)
+    assert holm([]) == []
+
+
+def test_differences_that_are_the_same_but_for_rounding_have_no_spread() -> None:
+    first = [0.225, 0.25, 0.275, 0.325]
+    same = paired_t(first, [0.125, 0.15, 0.175, 0.225])
+    assert (same.value, same.low, same.p) == (pytest.approx(-0.1), same.high, 0.0)
+    none = paired_t([value + 0.1 for value in first], [value + 0.1 + 1e-17 for value in first])
+    assert none.p == 1.0

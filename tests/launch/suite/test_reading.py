@@ -134,10 +134,13 @@ def test_options_are_checked_before_anything_runs(tmp_path: Path, changed: dict[
         (["OWN", "--models", "report=b"], "models: 'report=b' is not allowed"),
         (["OWN", "--", "--nodes=2"], "submit: options of a job stand after -- without it; add --submit"),
         (["OWN", "--submit", "--launcher=mpirun"], "launcher: with --submit srun starts the ranks"),
-        (["OWN", "--submit", "--", "--array=1-2%1"], "array: '1-2%1' is not allowed; it is the suite's runs"),
-        (["OWN", "--submit", "--", "--train.steps=2"], "train.steps=2: options of the training stand in the suite's"),
+        (["OWN", "--submit", "--", "--array=1-2%1"], "array: '1-2%1' is not allowed; it is the runs of the file"),
+        (
+            ["OWN", "--submit", "--", "--train.steps=2"],
+            "train.steps=2: options of the training stand in the file;",
+        ),
         (["OWN", "--submit", "--", "--nodes=0"], "nodes: 0 is not allowed"),
-        (["HERE"], "suite: HERE is a folder and holds no suite; give a YAML file, or a suite's folder"),
+        (["HERE"], "suite: HERE is a folder and holds no runs; give a YAML file, or the folder of its runs"),
         (["HERE", "--runs=2"], "suite: HERE is a folder, of which only the report is made"),
     ],
 )
