@@ -155,11 +155,10 @@ def held_out(
     Raises:
         UserError: too few examples to hold any out, or fewer than labelled.limit.
     """
-    if labelled.validation is not None:
-        kept, held = list(range(len(labels))), []
-    elif labelled.folds is not None:
+    kept, held = list(range(len(labels))), list[int]()
+    if labelled.folds is not None:
         kept, held = fold_of(labelled, labels, seed)
-    else:
+    elif labelled.validation is None:
         kept, held = hold_out(labels, seed)
         if not held:
             raise UserError(
@@ -199,8 +198,8 @@ def drawn(labels: Sequence[str], count: int, seed: int) -> list[int]:
     for name in np.unique(array):
         members = np.flatnonzero(array == name)
         turn[generator.permutation(members)] = np.arange(len(members)) / len(members)
-    order = np.lexsort((generator.permutation(len(array)), turn))
-    return np.sort(order[:count]).tolist()
+    order: list[int] = np.lexsort((generator.permutation(len(array)), turn)).tolist()
+    return sorted(order[:count])
 
 
 def select(examples: Examples, indices: Sequence[int]) -> Examples:
