@@ -8,7 +8,7 @@ from typing import Literal
 from engine.config.optimizer import OPTIMIZERS, part_decays
 from engine.errors import require
 
-ScheduleName = Literal["linear", "polynomial", "cosine", "wsd", "constant"]
+ScheduleName = Literal["linear", "polynomial", "cosine", "wsd", "constant", "range_test"]
 
 
 @dataclass
@@ -40,7 +40,8 @@ class OptimConfig:
     lora_ratio: float = 1.0
     """learning rate of LoRA's B over that of its A (LoRA+, Hayou et al. 2024); of adapter.method lora and dora"""
     schedule: ScheduleName = "linear"
-    """learning rate after warm-up: linear, polynomial, cosine, wsd (warmup-stable-decay) or constant"""
+    """learning rate after warm-up: linear, polynomial, cosine, wsd (warmup-stable-decay) or constant; or range_test,
+    which grows geometrically from min_ratio times the peak up to it (Smith 2017, see zerobert search --lr-finder)"""
     warmup: float = 0.1
     """warm-up: a share of the steps when below 1, else a number of steps"""
     decay: float = 0.1
@@ -48,7 +49,7 @@ class OptimConfig:
     power: float = 2.0
     """polynomial only: exponent of the decay"""
     min_ratio: float = 0.0
-    """final learning rate as a share of the peak"""
+    """final learning rate as a share of the peak; of range_test the first one"""
 
     def validate(self) -> None:
         OPTIMIZERS.check(self.name)
@@ -65,3 +66,6 @@ class OptimConfig:
         clamp = self.max_trust_ratio
         require(clamp is None or clamp > 0, "optim.max_trust_ratio", clamp, "give a positive number, or null")
         require(0 <= self.min_ratio <= 1, "optim.min_ratio", self.min_ratio, "give a share in [0, 1]")
+        grows = self.schedule == "range_test"
+        remedy = "optim.schedule range_test grows from that share of the peak; give one above 0"
+        require(self.min_ratio > 0 or not grows, "optim.min_ratio", self.min_ratio, remedy)

@@ -39,6 +39,7 @@ def learning_rate(step: int, total: int, config: OptimConfig) -> float:
     - cosine: m + (1 - m) (1 + cos pi x) / 2 (Loshchilov & Hutter 2017)
     - wsd: the peak, then linear to m over the decay phase (Hu et al. 2024, MiniCPM)
     - constant: the peak
+    - range_test: m^(1 - x), which grows (Smith 2017 with geometric steps)
     """
     peak, floor = config.learning_rate, config.min_ratio
     warmup = phase_steps(config.warmup, total)
@@ -53,6 +54,8 @@ def learning_rate(step: int, total: int, config: OptimConfig) -> float:
         factor = floor + (1.0 - floor) * (1.0 - done) ** config.power
     elif config.schedule == "cosine":
         factor = floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * done))
+    elif config.schedule == "range_test":
+        factor = floor ** (1.0 - done)
     else:
         decay = max(1, phase_steps(config.decay, total))
         factor = 1.0 - (1.0 - floor) * max(0.0, min(1.0, (step - (total - decay)) / decay))

@@ -31,6 +31,7 @@ DESCRIPTION = """Search for the best options of a training.
 
   zerobert search --space space.yaml --trials 30 -- --config launch/recipes/finetune.yaml --labelled.train train.tsv
   zerobert search --space space.yaml --trials 30 --pruner asha -- --config ... --train.eval_interval 20
+  zerobert search --lr-finder -- --config launch/recipes/finetune.yaml --labelled.train train.tsv
 
 What follows -- are options of `zerobert train`; the space is a YAML file of fields with lists or ranges:
 
@@ -40,7 +41,9 @@ What follows -- are options of `zerobert train`; the space is a YAML file of fie
 Each trial is an ordinary run, in <output>/trial-NNNN. The same command, started again or several times at once, on one
 machine or many that share the folder, adds to the same search until there are so many trials; one that was killed is
 taken over and resumes. The report is <output>/report, with the best options as a recipe. With --seeds that recipe is
-trained again with seeds that no trial had, and scored on the test data, which chose nothing."""
+trained again with seeds that no trial had, and scored on the test data, which chose nothing.
+
+With --lr-finder a single short run tells the loss at growing learning rates, and suggests one."""
 #: options of a training that each trial has for itself
 PLACED = ("--output", "--resume")
 #: trials that fail one after the other before the search gives up
@@ -77,6 +80,11 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--seeds", type=int, default=0, help="seeds that the best recipe is trained with again")
     parser.add_argument("--launcher", type=str, default="", help="what starts a run; see zerobert seeds --help")
+    parser.add_argument("--lr-finder", action="store_true", help="the loss at growing learning rates, in one run")
+    parser.add_argument(
+        "--lr-range", type=float, nargs=2, default=None, metavar="RATE", help="its lowest and highest; 1e-7 and 1"
+    )
+    parser.add_argument("--lr-steps", type=int | None, default=None, help="its steps; 200")
     return parser
 
 
@@ -84,6 +92,12 @@ def main(arguments: list[str]) -> int:
     """Run trials until enough are there, and report."""
     own, training = split(arguments, "search --space FILE")
     values = build_parser().parse_args(own)
+    check_finder(own, finds=values.lr_finder)
+    if values.lr_finder:
+        from launch.search.finder import find_rate
+
+        launcher = check_launcher(values.launcher, 1, os.environ)
+        return find_rate(training, values.lr_range, values.lr_steps, launcher)
     if values.space is None:
         raise UserError("space: not given; give a YAML file such as --space space.yaml")
     for name, least in (("trials", 1), ("seeds", 0)):
@@ -106,6 +120,21 @@ def main(arguments: list[str]) -> int:
 
     print(f"\n{write_report(study)}\nreport    {output / 'report'}", flush=True)
     return again(study, config, shared, values.seeds, values.launcher)
+
+
+def check_finder(own: Sequence[str], *, finds: bool) -> None:
+    """Refuse options of the range test without it, and those of a search beside it.
+
+    Raises:
+        UserError: names the first.
+    """
+    for word in own:
+        name = word.partition("=")[0]
+        if not name.startswith("--") or name in ("--lr-finder", "--launcher"):
+            continue
+        if name.startswith("--lr-") != finds:
+            which = "--lr-finder, which is a single run" if finds else "a search; give --lr-finder too"
+            raise UserError(f"{name[2:]}: it has no meaning in {which}")
 
 
 def check_training(training: Sequence[str], space: Sequence[Dimension]) -> RunConfig:

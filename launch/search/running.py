@@ -64,15 +64,20 @@ class Run:
             self._process.wait(PATIENCE)
         _kill_group(self._process)
 
-    def watch(self, look: Callable[[], bool]) -> bool:
+    def kill(self) -> None:
+        """End the run at once, without a checkpoint."""
+        _kill_group(self._process)
+
+    def watch(self, look: Callable[[], bool], *, kill: bool = False) -> bool:
         """Wait for the end of the run, looking now and then; whether it ended by itself.
 
         Args:
             look: called every so often; False ends the run.
+            kill: whether it then ends without a checkpoint.
         """
         while self.code is None:
             if not look():
-                self.end()
+                self.kill() if kill else self.end()
                 return False
             time.sleep(INTERVAL)
         return True

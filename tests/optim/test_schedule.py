@@ -49,6 +49,14 @@ def test_constant_stays_at_the_peak() -> None:
     assert {rate(step, warmup=0, schedule="constant") for step in range(TOTAL)} == {1.0}
 
 
+def test_a_range_test_grows_by_the_same_factor_in_every_step() -> None:
+    rates = [rate(step, warmup=0, schedule="range_test", min_ratio=1e-4) for step in range(TOTAL)]
+    assert rates[0] == pytest.approx(1e-4)
+    assert [later / earlier for earlier, later in pairwise(rates)] == pytest.approx([1e4 ** (1 / TOTAL)] * (TOTAL - 1))
+    with pytest.raises(UserError, match=r"^optim.min_ratio: 0.0 is not allowed; optim.schedule range_test grows from"):
+        OptimConfig(schedule="range_test").validate()
+
+
 @given(
     step=st.integers(0, TOTAL - 1),
     name=st.sampled_from(["linear", "polynomial", "cosine", "wsd", "constant"]),
