@@ -83,7 +83,7 @@ def test_every_command_and_option_of_a_page_is_there(path: Path) -> None:
     for command, rest in lines:
         assert command in {*COMMANDS, "help"}, f"zerobert {command}"
         known = helped(command) + (helped("train") if command in ("submit", "seeds", "search") else "")
-        known += helped("submit") if command in ("suite", "ablate") else ""
+        known += helped("submit") if command in ("suite", "ablate", "search") else ""
         for option in re.findall(r"(?<=\s)--[a-z][\w.-]*", rest):
             assert re.search(rf"{re.escape(option)}(?![\w-])", known), f"zerobert {command} {option}"
 

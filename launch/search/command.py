@@ -20,17 +20,20 @@ from engine.errors import RunError, UserError
 from launch.api import in_yaml
 from launch.cli import CommandParser
 from launch.configure.options import parse_given
-from launch.search.running import Run, best_step, points
+from launch.search.running import STOPPED, Run, best_step, points
 from launch.search.space import Dimension, read_space
 from launch.search.study import PRUNERS, SAMPLERS, SECONDS, Objective, Study, read_objectives
 from launch.seeds.command import split
 from launch.seeds.plan import is_finished, without
 from launch.seeds.running import PASSED_ON, check_launcher
+from launch.slurm.submit import parse_job
+from launch.slurm.submit import split as split_job
 
 DESCRIPTION = """Search for the best options of a training.
 
   zerobert search --space space.yaml --trials 30 -- --config launch/recipes/finetune.yaml --labelled.train train.tsv
   zerobert search --space space.yaml --trials 30 --pruner asha -- --config ... --train.eval_interval 20
+  zerobert search --space space.yaml --trials 30 --submit 4 -- --time 2:00:00 --gpus-per-node 1 --config ...
   zerobert search --lr-finder -- --config launch/recipes/finetune.yaml --labelled.train train.tsv
 
 What follows -- are options of `zerobert train`; the space is a YAML file of fields with lists or ranges:
@@ -80,6 +83,13 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--seeds", type=int, default=0, help="seeds that the best recipe is trained with again")
     parser.add_argument("--launcher", type=str, default="", help="what starts a run; see zerobert seeds --help")
+    parser.add_argument(
+        "--submit",
+        type=int | None,
+        default=None,
+        metavar="N",
+        help="search as a SLURM array of N elements; options of zerobert submit stand among those of the training",
+    )
     parser.add_argument("--lr-finder", action="store_true", help="the loss at growing learning rates, in one run")
     parser.add_argument(
         "--lr-range", type=float, nargs=2, default=None, metavar="RATE", help="its lowest and highest; 1e-7 and 1"
@@ -106,9 +116,17 @@ def main(arguments: list[str]) -> int:
             raise UserError(f"{name}: {value} is not allowed; give a whole number of at least {least}")
     launcher = check_launcher(values.launcher, 1, os.environ)
     space = read_space(Path(values.space))
+    job, dry_run = None, False
+    if values.submit is not None:
+        ours, training = split_job(training)
+        job, dry_run = parse_job(ours)
     config = check_training(training, space)
     objectives = read_objectives(values.objective, config)
     check_pruner(values.pruner, objectives, config)
+    if job is not None:
+        from launch.search.array import submit_search
+
+        return submit_search(own, training, config, job, values.submit, dry_run=dry_run)
     output = Path(config.output)
     study = Study(output, values.storage, objectives, space, values.sampler, values.pruner, config.seed)
     shared = without(training, [*PLACED, *(f"--{each.field}" for each in space)])
@@ -210,7 +228,7 @@ class Search:
             for number, handler in before.items():
                 signal.signal(number, handler)
         print(f"stopped by {signal.Signals(self.stopped_by).name}; the same command goes on", flush=True)
-        return 130 if self.stopped_by == signal.SIGINT else 0
+        return {signal.SIGINT: 130, signal.SIGUSR1: STOPPED}.get(signal.Signals(self.stopped_by), 0)
 
     def _run(self, trial: Any) -> bool:
         """Run a trial to its end; whether it didn't fail."""

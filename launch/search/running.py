@@ -22,6 +22,8 @@ INTERVAL = 0.5
 #: seconds for a run that is ended to leave by itself
 PATIENCE = 20.0
 _DIES_WITH_PARENT = 1
+#: exit code of a search that USR1 stopped, which a scheduler may start again (EX_TEMPFAIL)
+STOPPED = 75
 
 
 class Run:

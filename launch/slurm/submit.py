@@ -109,16 +109,26 @@ def parse_submission(arguments: list[str]) -> tuple[JobConfig, RunConfig, bool]:
         UserError: the first option that is wrong.
     """
     ours, training = split(arguments)
-    values = job_parser().parse_args(ours).as_dict()
-    dry_run = bool(values.pop("dry_run"))
-    job = JobConfig(**values)
-    job.validate()
+    job, dry_run = parse_job(ours)
     config, given = parse_given(training)
     resume = config.resume if "resume" in given else "auto"
     config = replace(config, resume=resume, output=str(Path(config.output).absolute()))
     check_path("output", Path(config.output))
     check_run(job, config)
     return job, config, dry_run
+
+
+def parse_job(ours: list[str]) -> tuple[JobConfig, bool]:
+    """The job's options, validated, and whether it is a dry run.
+
+    Raises:
+        UserError: the first option that is wrong.
+    """
+    values = job_parser().parse_args(ours).as_dict()
+    dry_run = bool(values.pop("dry_run"))
+    job = JobConfig(**values)
+    job.validate()
+    return job, dry_run
 
 
 def check_run(job: JobConfig, config: RunConfig) -> None:

@@ -16,7 +16,7 @@ from engine.hub import fetch, hub_model
 from launch.configure.options import parse
 from launch.slurm import client, snapshot
 from launch.slurm.sbatch import Element, JobConfig, Submission, check_path, directives, render
-from launch.slurm.submit import check_container, check_idle, check_run, hand_in, job_parser, split, submit, template
+from launch.slurm.submit import check_container, check_idle, check_run, hand_in, parse_job, split, submit, template
 from launch.suite.plan import Cell, Suite, prepare
 
 REPORT_SCRIPT = "report.sbatch"
@@ -33,7 +33,7 @@ def submit_suite(command: str, suite: Suite, cells: Sequence[Cell], options: Seq
     Raises:
         UserError: a wrong option, nothing to run, or SLURM refuses; nothing is left behind then.
     """
-    job, dry_run = parse_job(options)
+    job, dry_run = job_of(options)
     members = [member for cell in cells for member in cell.members if not member.is_finished]
     if not members:
         raise UserError(f"{command}: all of its runs are finished; zerobert {command} {suite.output} makes the report")
@@ -67,7 +67,7 @@ def submit_suite(command: str, suite: Suite, cells: Sequence[Cell], options: Seq
     return 0
 
 
-def parse_job(options: Sequence[str]) -> tuple[JobConfig, bool]:
+def job_of(options: Sequence[str]) -> tuple[JobConfig, bool]:
     """The job's options, validated, and whether it is a dry run.
 
     Raises:
@@ -76,10 +76,7 @@ def parse_job(options: Sequence[str]) -> tuple[JobConfig, bool]:
     ours, training = split(list(options))
     if training:
         raise UserError(f"{training[0].lstrip('-')}: options of the training stand in the file; put it there")
-    values = job_parser().parse_args(ours).as_dict()
-    dry_run = bool(values.pop("dry_run"))
-    job = JobConfig(**values)
-    job.validate()
+    job, dry_run = parse_job(ours)
     if job.array is not None:
         raise UserError(f"array: {job.array!r} is not allowed; it is the runs of the file: give --runs before the --")
     return job, dry_run
