@@ -222,3 +222,15 @@ def test_a_quoted_name_may_hold_a_comma(make: MakeTask, tmp_path: Path) -> None:
     path = write(tmp_path / "quoted.jsonl", rows)
     made = make("sequence_classification", train=path, validation=path, class_weights='"yes, sir=2.5", no=0.5')
     assert made.class_weights.tolist() == [0.5, 2.5]
+
+
+@pytest.mark.parametrize("task", ROWS)
+def test_a_limit_takes_training_examples_alone(make: MakeTask, task: str) -> None:
+    whole, few, same, more = (make(task, limit=limit) for limit in (None, 20, 20, 30))
+    assert [made.sources["train"].count for made in (whole, few, more)] == [90, 20, 30]
+    prints = [{name: source.fingerprint for name, source in made.sources.items()} for made in (whole, few, same, more)]
+    assert len({each["validation"] for each in prints}) == 1
+    assert len({each["train"] for each in prints}) == 3
+    assert prints[1] == prints[2]
+    held = [make(task, validation=None, limit=limit).sources["validation"].fingerprint for limit in (None, 20)]
+    assert held[0] == held[1]
