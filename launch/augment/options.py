@@ -12,7 +12,7 @@ from engine.errors import UserError, require
 from engine.predict.options import STANDARD
 from engine.predict.output import suffix_of
 
-MethodName = Literal["eda", "eda_neighbours", "characters"]
+MethodName = Literal["eda", "eda_neighbours", "characters", "mlm"]
 TaskName = Literal[
     "sequence_classification",
     "regression",
@@ -26,7 +26,7 @@ TAGS, CLASSES = "token_classification", "sequence_classification"
 #: what the column of the text is called where nobody names it, the first of these that there is
 USUAL = {"question_answering": ("question",), "multiple_choice": ("question", "sentence", "text")}
 #: methods that read a model
-READS_MODEL = ("eda_neighbours",)
+READS_MODEL = ("eda_neighbours", "mlm")
 #: the new column: 0 in the rows of the input, else the number of the copy
 MARK = "augmented"
 
@@ -41,7 +41,8 @@ class AugmentConfig:
     """.jsonl, .csv or .tsv; of token classification .jsonl"""
     method: MethodName = "eda"
     """eda: synonyms of WordNet in the place of words, words inserted, swapped and left out (Wei and Zou 2019);
-    eda_neighbours: the same with near words of a model's word embeddings; characters: misspellings"""
+    eda_neighbours: the same with near words of a model's word embeddings; characters: misspellings; mlm: words that a
+    pre-trained model puts in the place of others or between them (Kobayashi 2018; Kumar et al. 2020)"""
     task: TaskName = "sequence_classification"
     """what the rows are examples of; the tags of token_classification move with their words"""
     text: str | None = None
@@ -58,9 +59,13 @@ class AugmentConfig:
     """of a text's words that are changed (alpha in the paper), at least one"""
     operations: str | None = None
     """of eda, as a,b,c: replace, insert, swap, delete, and of tagged words mention (entities of the same type for those
-    that are there); null: all"""
+    that are there); of mlm: replace, insert; null: all"""
     model: str | None = None
-    """eda_neighbours: folder of an encoder"""
+    """eda_neighbours: folder of an encoder; mlm: of a pre-trained one, or a model's name on the hub"""
+    top: int = 10
+    """mlm: among how many words one is drawn by its probability, the most probable ones; 0: all words of one piece"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """of models; auto takes a GPU if there is one"""
     seed: int = 1
     """of the random numbers, which depend on it, the row and the copy alone"""
     only_new: bool = False
@@ -72,9 +77,15 @@ class AugmentConfig:
 
     @property
     def chosen(self) -> tuple[str, ...]:
-        """The operations of EDA."""
-        every = (*OPERATIONS, *TAGGED) if self.task == TAGS else OPERATIONS
-        return every if self.operations is None else columns_in(self.operations)
+        """The operations that may be drawn."""
+        return self.known_operations if self.operations is None else columns_in(self.operations)
+
+    @property
+    def known_operations(self) -> tuple[str, ...]:
+        """Those of the method."""
+        of_eda = (*OPERATIONS, *TAGGED) if self.task == TAGS else OPERATIONS
+        known = {"eda": of_eda, "eda_neighbours": of_eda, "mlm": ("replace", "insert")}
+        return known.get(self.method, ())
 
     def validate(self) -> None:
         """Refuse values that no input makes right.
@@ -101,12 +112,15 @@ class AugmentConfig:
         require(not reads or self.model is not None, "model", self.model, f"method {self.method} reads one; give it")
         remedy = f"method {self.method} reads no model; leave it out"
         require(reads or self.model is None, "model", self.model, remedy)
-        is_eda = self.method in ("eda", "eda_neighbours")
-        remedy = f"method {self.method} has no operations; leave it out"
-        require(is_eda or self.operations is None, "operations", self.operations, remedy)
-        known = (*OPERATIONS, *TAGGED) if self.task == TAGS else OPERATIONS
-        fits = bool(self.chosen) and set(self.chosen) <= set(known)
-        require(fits, "operations", self.operations, f"task {self.task} has {', '.join(known)}")
+        known, given = self.known_operations, self.operations
+        remedy = f"method {self.method} has {', '.join(known) or 'no operations; leave it out'}"
+        fits = given is None or (bool(self.chosen) and set(self.chosen) <= set(known))
+        require(fits, "operations", given, f"{remedy} of task {self.task}" if known else remedy)
+        require(self.top >= 0, "top", self.top, "give 0 or more")
+        for name in ("top", "device"):
+            value, usual = getattr(self, name), getattr(AugmentConfig, name)
+            read = self.method == "mlm" or value == usual
+            require(read, name, value, f"method {self.method} has no use for it; leave it out")
 
     def _check_task(self) -> None:
         remedy = f"only {CLASSES} has one class a row; leave it out"

@@ -22,7 +22,7 @@ from launch.augment.options import MARK, AugmentConfig
 from launch.augment.worker import Made, make_rows, method_of
 
 #: options that change no row
-FREE = ("input", "output", "processes")
+FREE = ("input", "output", "model", "device", "processes")
 
 
 @dataclass(frozen=True)

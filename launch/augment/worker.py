@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,10 +43,22 @@ def method_of(config: AugmentConfig) -> Method:
     Raises:
         UserError: what it needs isn't there.
     """
+    if config.method == "mlm":
+        return _masked_words(config)
     mentions = None
     if config.task == TAGS and "mention" in config.chosen:
         mentions = mentions_of(list(words_in(read_tags(config))))
     return cheap_method(config.method, config.share, config.model, config.chosen, mentions)
+
+
+def _masked_words(config: AugmentConfig) -> Method:
+    from engine import dist
+    from engine.data.augment.mlm import MaskedWords
+    from engine.predict.worker import device_of
+
+    assert config.model is not None
+    dist.set_threads(max(dist.local_size(os.environ), config.processes), None)
+    return MaskedWords(config.model, config.share, config.chosen, config.top, device_of(config.device))
 
 
 def make_rows(config: AugmentConfig, examples: Examples, rows: Sequence[Row], copies: Sequence[int]) -> Made:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from engine.data.tokenizer.vocabulary import Vocabulary
 from engine.data.tokenizer.wordpiece import load_tokenizer
+from engine.errors import UserError
 from engine.hub import local_folder
 from engine.model.pretrained import word_embeddings
 
@@ -38,8 +39,9 @@ class Neighbours:
             UserError: no weights or no tokenizer of an encoder there.
         """
         folder = local_folder(model)
-        ids, self._words = whole_words(load_tokenizer(Path(folder)))
-        vectors = word_embeddings(Path(folder))[ids].numpy().astype(np.float64)
+        embeddings = word_embeddings(Path(folder))
+        ids, self._words = whole_words(load_tokenizer(Path(folder)), len(embeddings), Path(folder))
+        vectors = embeddings[ids].numpy().astype(np.float64)
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         self._vectors: NDArray[np.float32] = np.rint(vectors * _SCALE).astype(np.float32)
         self._places = {word: index for index, word in reversed(list(enumerate(self._words)))}
@@ -71,8 +73,20 @@ class Neighbours:
         return tuple(others)[:NEAREST]
 
 
-def whole_words(vocabulary: Vocabulary) -> tuple[NDArray[np.int64], list[str]]:
-    """Ids of the pieces that are a whole word of letters, ascending, and the words, [K]."""
+def whole_words(vocabulary: Vocabulary, rows: int, folder: Path) -> tuple[NDArray[np.int64], list[str]]:
+    """Ids of the pieces that are a whole word of letters, ascending, and the words, [K].
+
+    Args:
+        rows, folder: of the word embeddings that have these ids.
+
+    Raises:
+        UserError: the embeddings are of another vocabulary.
+    """
+    if vocabulary.vocab_size > rows:
+        raise UserError(
+            f"model: {folder} has a tokenizer of {vocabulary.vocab_size} tokens and word embeddings of {rows}; copy "
+            "the tokenizer's files that came with the weights there"
+        )
     whole = vocabulary.regular_ids[~vocabulary.continues_word[vocabulary.regular_ids]]
     texts = {int(index): vocabulary.text_of(int(index)) for index in whole}
     chosen = [index for index, text in texts.items() if text.isalpha() and len(text) > 1]

@@ -162,6 +162,16 @@ def test_entities_of_a_real_file_stay_what_they_are(tmp_path: Path, shared_data:
     assert set().union(*map(mentions, tagged(config.output))) <= set().union(*map(mentions, tagged(given)))
 
 
+def test_words_of_a_model_are_those_of_their_place(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", "MaskedLM", ("a", "b"))
+    config = settings(tmp_path, method="mlm", model=str(model), copies=2, device="cpu")
+    augment_file(config)
+    whole = (tmp_path / "out.jsonl").read_bytes()
+    assert len(whole.splitlines()) > 10
+    augment_file(replace(config, chunk_rows=1), overwrite=True)
+    assert (tmp_path / "out.jsonl").read_bytes() == whole
+
+
 def test_neighbours_need_no_wordnet(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", "MaskedLM", ("a", "b"))
     config = settings(tmp_path, method="eda_neighbours", model=str(model), operations="swap,delete", copies=1)
@@ -177,7 +187,10 @@ MISTAKES = {
     "no copies": (["--copies=0"], "copies: 0 is not allowed; give at least 1"),
     "copies and balance": (["--copies=2", "--balance=true"], "copies: 2 is not allowed; balance decides"),
     "balance of numbers": (["--task=regression", "--balance=true"], "balance: True is not allowed; only sequence"),
-    "unknown operation": (["--method=eda", "--operations=swap,turn"], "operations: 'swap,turn' is not allowed; task"),
+    "unknown operation": (["--method=eda", "--operations=swap,turn"], "operations: 'swap,turn' is not allowed; method"),
+    "device that isn't used": (["--device=cpu"], "device: 'cpu' is not allowed; method characters has no use for it"),
+    "swaps of a model": (["--method=mlm", "--model=IN", "--operations=swap"], "method mlm has replace, insert"),
+    "no masked words": (["--method=mlm", "--model=IN/classifier"], "names 'BertForSequenceClassification', which pred"),
     "mentions of texts": (["--method=eda", "--operations=mention"], "operations: 'mention' is not allowed"),
     "no operations": (["--method=eda", "--operations=,"], "operations: ',' is not allowed"),
     "operations of characters": (["--operations=swap"], "operations: 'swap' is not allowed; method characters has no"),
@@ -207,6 +220,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     write(folder / "in.jsonl", ROWS)
     write(folder / "twice.jsonl", [{**ROWS[0], "augmented": 0}])
+    write_model(folder / "classifier", "SequenceClassification", ("a", "b"))
     (folder / "empty.jsonl").write_text("\n")
     (folder / "mine.jsonl").write_text("mine\n")
     return folder
