@@ -107,7 +107,8 @@ def open_rows(config: AugmentConfig, read: Callable[[int], object] = lambda _: N
 
 def input_columns(config: AugmentConfig) -> InputColumns:
     """The columns that are read of a table."""
-    label = (("label", config.label),) if config.balance else ()
+    reads_label = config.balance or config.keep_by is not None
+    label = (("label", config.label),) if reads_label else ()
     usual = USUAL.get(config.task, ("sentence", "text"))
     columns = InputColumns(config.text or "", config.text_pair, "", label, usual)
     columns.check()

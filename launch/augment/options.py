@@ -12,7 +12,7 @@ from engine.errors import UserError, require
 from engine.predict.options import STANDARD
 from engine.predict.output import suffix_of
 
-MethodName = Literal["eda", "eda_neighbours", "characters", "mlm"]
+MethodName = Literal["eda", "eda_neighbours", "characters", "mlm", "pseudo_labels"]
 TaskName = Literal[
     "sequence_classification",
     "regression",
@@ -26,7 +26,20 @@ TAGS, CLASSES = "token_classification", "sequence_classification"
 #: what the column of the text is called where nobody names it, the first of these that there is
 USUAL = {"question_answering": ("question",), "multiple_choice": ("question", "sentence", "text")}
 #: methods that read a model
-READS_MODEL = ("eda_neighbours", "mlm")
+READS_MODEL = ("eda_neighbours", "mlm", "pseudo_labels")
+#: by option the methods that read it, where it is not all
+CHANGING = ("eda", "eda_neighbours", "characters", "mlm")
+READ_BY = {
+    "share": CHANGING,
+    "top": ("mlm",),
+    "copies": CHANGING,
+    "balance": CHANGING,
+    "only_new": CHANGING,
+    "keep_by": CHANGING,
+    "model": READS_MODEL,
+}
+#: where the confidence of a pseudo label is written
+CONFIDENCE = "confidence"
 #: the new column: 0 in the rows of the input, else the number of the copy
 MARK = "augmented"
 
@@ -42,7 +55,8 @@ class AugmentConfig:
     method: MethodName = "eda"
     """eda: synonyms of WordNet in the place of words, words inserted, swapped and left out (Wei and Zou 2019);
     eda_neighbours: the same with near words of a model's word embeddings; characters: misspellings; mlm: words that a
-    pre-trained model puts in the place of others or between them (Kobayashi 2018; Kumar et al. 2020)"""
+    pre-trained model puts in the place of others or between them (Kobayashi 2018; Kumar et al. 2020); pseudo_labels:
+    rows without labels that a classifier is sure of, with its labels"""
     task: TaskName = "sequence_classification"
     """what the rows are examples of; the tags of token_classification move with their words"""
     text: str | None = None
@@ -50,7 +64,7 @@ class AugmentConfig:
     text_pair: str | None = None
     """column of a second text that is changed too; null: none. All other columns stay as they are"""
     label: str = "label"
-    """column of the class, which balance reads; of tags as a run finds it"""
+    """column of the class, which balance and keep_by read and pseudo_labels writes; of tags as a run finds it"""
     copies: int = 4
     """new rows of each row"""
     balance: bool = False
@@ -61,9 +75,14 @@ class AugmentConfig:
     """of eda, as a,b,c: replace, insert, swap, delete, and of tagged words mention (entities of the same type for those
     that are there); of mlm: replace, insert; null: all"""
     model: str | None = None
-    """eda_neighbours: folder of an encoder; mlm: of a pre-trained one, or a model's name on the hub"""
+    """eda_neighbours: folder of an encoder; mlm: of a pre-trained one; pseudo_labels: of a classifier; or a name
+    on the hub"""
     top: int = 10
     """mlm: among how many words one is drawn by its probability, the most probable ones; 0: all words of one piece"""
+    keep_by: str | None = None
+    """folder of a classifier: keep new rows whose own label it finds probable; null: keep all"""
+    confidence: float = 0.9
+    """least probability of a label, of keep_by and pseudo_labels"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """of models; auto takes a GPU if there is one"""
     seed: int = 1
@@ -110,21 +129,30 @@ class AugmentConfig:
     def _check_method(self) -> None:
         reads = self.method in READS_MODEL
         require(not reads or self.model is not None, "model", self.model, f"method {self.method} reads one; give it")
-        remedy = f"method {self.method} reads no model; leave it out"
-        require(reads or self.model is None, "model", self.model, remedy)
+        self._check_use()
         known, given = self.known_operations, self.operations
         remedy = f"method {self.method} has {', '.join(known) or 'no operations; leave it out'}"
         fits = given is None or (bool(self.chosen) and set(self.chosen) <= set(known))
         require(fits, "operations", given, f"{remedy} of task {self.task}" if known else remedy)
         require(self.top >= 0, "top", self.top, "give 0 or more")
-        for name in ("top", "device"):
+
+    def _check_use(self) -> None:
+        """Refuse what is given and would not be read."""
+        judges = self.method == "pseudo_labels" or self.keep_by is not None
+        unread = {name for name, methods in READ_BY.items() if self.method not in methods}
+        unread |= set() if judges else {"confidence"}
+        unread |= set() if judges or self.method == "mlm" else {"device"}
+        for name in sorted(unread):
             value, usual = getattr(self, name), getattr(AugmentConfig, name)
-            read = self.method == "mlm" or value == usual
-            require(read, name, value, f"method {self.method} has no use for it; leave it out")
+            require(value == usual, name, value, f"method {self.method} has no use for it; leave it out")
+        require(0.0 < self.confidence <= 1.0, "confidence", self.confidence, "give a probability in (0, 1]")
 
     def _check_task(self) -> None:
         remedy = f"only {CLASSES} has one class a row; leave it out"
         require(self.task == CLASSES or not self.balance, "balance", self.balance, remedy)
+        require(self.task == CLASSES or self.keep_by is None, "keep_by", self.keep_by, remedy)
+        pseudo = self.method == "pseudo_labels"
+        require(self.task == CLASSES or not pseudo, "method", self.method, f"only {CLASSES} has one class a row")
         given = self.copies != AugmentConfig.copies and self.balance
         require(not given, "copies", self.copies, "balance decides how many there are; leave one of the two out")
         require(self.task != TAGS or self.text_pair is None, "text_pair", self.text_pair, "tags are of one text")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from engine.data.augment.draws import draws_for
 from engine.data.labelled.files import label_of
@@ -16,13 +17,13 @@ from engine.data.store.executor import open_executor
 from engine.errors import UserError
 from engine.predict.journal import Journal
 from engine.predict.output import lines_of
-from engine.predict.rows import Chunk, Chunks, in_order
-from launch.augment.examples import examples_of, open_rows
-from launch.augment.options import MARK, AugmentConfig
-from launch.augment.worker import Made, make_rows, method_of
+from engine.predict.rows import Chunk, Chunks, Row, in_order
+from launch.augment.examples import Examples, examples_of, open_rows
+from launch.augment.options import CONFIDENCE, MARK, AugmentConfig
+from launch.augment.worker import Made, judge, make_rows, method_of
 
 #: options that change no row
-FREE = ("input", "output", "model", "device", "processes")
+FREE = ("input", "output", "model", "keep_by", "device", "processes")
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,21 @@ class Summary:
     """of them that an earlier command had done"""
     new: int
     missing: int
-    """copies that would have been the same as another row"""
+    """copies that could not be made, or rows that got no label"""
     seconds: float
+    pseudo: bool = False
+    """whether rows were labelled instead of made"""
 
     def line(self, output: str) -> str:
         """What was done, in words."""
         if self.earlier == self.rows:
             return f"nothing to do: {output} has the new rows of all {self.rows:,} rows"
-        told = f"{self.new:,} new rows of {self.rows - self.earlier:,} in {self.seconds:.1f} s"
+        kind = "labels" if self.pseudo else "new rows"
+        told = f"{self.new:,} {kind} of {self.rows - self.earlier:,} rows in {self.seconds:.1f} s"
         told += f" ({self.new / self.seconds:,.0f} a second)"
         told += f" after {self.earlier:,} of an earlier command" if self.earlier else ""
-        told += f"; {self.missing:,} could not be made different from the others" if self.missing else ""
+        why = "rows are not sure enough" if self.pseudo else "could not be made: all tries were refused or nothing new"
+        told += f"; {self.missing:,} {why}" if self.missing else ""
         return f"{told}: {output}"
 
 
@@ -69,13 +74,11 @@ def augment_file(
         executor, workers = opened
         wanted = balanced(config) if config.balance else None
         first, rows = open_rows(config, read)
-        if MARK in first.record:
-            raise UserError(f"input: {config.input!r} has a column {MARK!r}, so it is augmented; give the original")
+        added = _added(config, first)
         examples = examples_of(config, first.record)
         examples.texts(first)
-        lines = lines_of(config.output, config.input, list(first.record), {MARK: ()})
-        made_with = {name: value for name, value in asdict(config).items() if name not in FREE}
-        made_with["method_fingerprint"] = method_of(config).fingerprint
+        lines = lines_of(config.output, config.input, list(first.record), dict.fromkeys(added, ()))
+        made_with = _made_with(config, examples)
         chunks = Chunks(rows, config.chunk_rows)
         new = missing = 0
         with Journal(Path(config.output), made_with, overwrite=overwrite) as sink:
@@ -96,7 +99,29 @@ def augment_file(
                 sink.write(lines.lines(made.rows, made.marks), len(chunk.rows), chunk.digest, 0)
                 new, missing = new + made.new, missing + made.missing
             sink.finish()
-    return Summary(sink.progress.rows, earlier.rows, new, missing, time.monotonic() - begun)
+    return Summary(sink.progress.rows, earlier.rows, new, missing, time.monotonic() - begun, pseudo=MARK not in added)
+
+
+def _added(config: AugmentConfig, first: Row) -> tuple[str, ...]:
+    """The new columns."""
+    if config.method != "pseudo_labels":
+        if MARK in first.record:
+            raise UserError(f"input: {config.input!r} has a column {MARK!r}, so it is augmented; give the original")
+        return (MARK,)
+    for name in (config.label, CONFIDENCE):
+        if name in first.record:
+            raise UserError(f"label: {config.input!r} has a column {name!r}, where a label would go; give rows without")
+    return (config.label, CONFIDENCE)
+
+
+def _made_with(config: AugmentConfig, examples: Examples) -> dict[str, Any]:
+    """What decides the output beside the input, for the journal."""
+    made_with = {name: value for name, value in asdict(config).items() if name not in FREE}
+    if config.method != "pseudo_labels":
+        made_with["method_fingerprint"] = method_of(config).fingerprint
+    if config.method == "pseudo_labels" or config.keep_by is not None:
+        made_with["classifier"] = judge(config, examples)[1]
+    return made_with
 
 
 def balanced(config: AugmentConfig) -> Mapping[int, int]:

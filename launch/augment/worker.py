@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,8 +16,11 @@ from engine.data.augment.eda import mentions_of
 from engine.data.augment.method import Method
 from engine.data.augment.words import Words
 from engine.predict.rows import Row
-from launch.augment.examples import Examples, read_tags, words_in
-from launch.augment.options import MARK, TAGS, AugmentConfig
+from launch.augment.examples import Examples, Texts, read_tags, words_in
+from launch.augment.options import CONFIDENCE, MARK, TAGS, AugmentConfig
+
+if TYPE_CHECKING:
+    from launch.augment.judge import Judge
 
 #: how often a copy is tried that would be the row itself or another of its copies
 ATTEMPTS = 5
@@ -29,11 +32,11 @@ class Made:
 
     rows: list[Row]
     marks: list[dict[str, Any]]
-    """the new column of each"""
+    """the new columns of each"""
     new: int
     """of them"""
     missing: int
-    """copies that would have been the same as another row"""
+    """copies that would have been the same as another row or of another class; rows whose class is not sure"""
 
 
 @functools.lru_cache(maxsize=1)
@@ -67,23 +70,61 @@ def make_rows(config: AugmentConfig, examples: Examples, rows: Sequence[Row], co
     Args:
         copies: of each row.
     """
+    if config.method == "pseudo_labels":
+        return _labelled(config, examples, rows)
     texts = [examples.texts(row) for row in rows]
     seen = [{_content(own)} for own in texts]
     found: dict[tuple[int, int], Row] = {}
     pending = [(index, copy) for index, count in enumerate(copies) for copy in range(1, count + 1)]
     for attempt in range(ATTEMPTS):
-        again = []
+        fresh: dict[tuple[int, int], Row] = {}
         for (index, copy), new in zip(pending, _changed(config, rows, texts, pending, attempt), strict=True):
             content = _content(new)
-            if content in seen[index]:
-                again.append((index, copy))
-                continue
-            seen[index].add(content)
-            found[index, copy] = examples.row(rows[index], new)
-        pending = again
+            if content not in seen[index]:
+                seen[index].add(content)
+                fresh[index, copy] = examples.row(rows[index], new)
+        found |= _kept(config, examples, fresh)
+        pending = [each for each in pending if each not in found]
         if not pending:
             break
     return _in_order(config, rows, found, len(pending))
+
+
+def _kept(config: AugmentConfig, examples: Examples, new: Mapping[Any, Row]) -> dict[Any, Row]:
+    """Those of new rows that the classifier, where there is one, finds to be of their class."""
+    if config.keep_by is None or not new:
+        return dict(new)
+    from launch.augment.judge import keeps_class
+
+    opinions = judge(config, examples)[0](list(new.values()))
+    pairs = zip(new.items(), opinions, strict=True)
+    return {key: row for (key, row), opinion in pairs if keeps_class(config, row, opinion)}
+
+
+def _labelled(config: AugmentConfig, examples: Examples, rows: Sequence[Row]) -> Made:
+    """The rows whose class is sure, with it."""
+    opinions = judge(config, examples)[0](rows)
+    sure = [place for place, opinion in enumerate(opinions) if opinion[CONFIDENCE] >= config.confidence]
+    marks = [{config.label: opinions[place]["label"], CONFIDENCE: opinions[place][CONFIDENCE]} for place in sure]
+    return Made([rows[place] for place in sure], marks, len(sure), len(rows) - len(sure))
+
+
+def judge(config: AugmentConfig, examples: Examples) -> tuple[Judge, str]:
+    """The classifier of this process, and its fingerprint.
+
+    Raises:
+        UserError: see `judge_of`.
+    """
+    assert isinstance(examples, Texts)
+    return _judge(config, examples.columns)
+
+
+@functools.lru_cache(maxsize=1)
+def _judge(config: AugmentConfig, columns: tuple[str, ...]) -> tuple[Judge, str]:
+    """The same, kept for the next chunk."""
+    from launch.augment.judge import judge_of
+
+    return judge_of(config, columns)
 
 
 def _content(texts: Sequence[Words]) -> tuple[str, ...]:

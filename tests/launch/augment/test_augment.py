@@ -16,6 +16,8 @@ from engine.data.augment.words import Words
 from engine.data.labelled.tagged.files import read_tagged
 from engine.errors import UserError
 from engine.predict.journal import Journal
+from engine.predict.options import PredictConfig
+from engine.predict.stream import predict_rows
 from launch.__main__ import dispatch
 from launch.augment.examples import words_in
 from launch.augment.options import AugmentConfig
@@ -51,8 +53,8 @@ def test_each_row_is_followed_by_different_copies(tmp_path: Path, capsys: pytest
     assert len({row["sentence"] for row in found}) == len(found)
     assert all(row["label"] == ROWS[row["id"] - 1]["label"] for row in found)
     told = capsys.readouterr().out
-    assert told.startswith("9 new rows of 4 in ")
-    assert "; 3 could not be made different from the others: " in told
+    assert told.startswith("9 new rows of 4 rows in ")
+    assert "; 3 could not be made: all tries were refused or nothing new: " in told
     assert dispatch(["augment", f"--input={config.input}", f"--output={config.output}", "--method=characters",
                      "--copies=3"]) == 0  # fmt: skip
     assert "nothing to do" in capsys.readouterr().out
@@ -179,6 +181,45 @@ def test_neighbours_need_no_wordnet(tmp_path: Path) -> None:
     assert len(read_jsonl(tmp_path / "out.jsonl")) == 7
 
 
+def test_a_classifier_keeps_the_rows_of_their_class(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", "SequenceClassification", ("a", "b"))
+    rows = [{"sentence": text, "label": "ab"[index % 2]} for index, text in enumerate(some_texts(30)) if text.strip()]
+    config = settings(tmp_path, rows=rows, keep_by=str(model), confidence=0.6, only_new=True)
+    summary = augment_file(config)
+    kept = read_jsonl(tmp_path / "out.jsonl")
+    everything = augment_file(replace(config, keep_by=None, confidence=0.9, output=str(tmp_path / "all.jsonl")))
+    assert summary is not None
+    assert everything is not None
+    assert 0 < len(kept) == summary.new < everything.new
+    given = PredictConfig(str(model), "rows", "-", text="sentence", probabilities=True)
+    for row, found in zip(kept, predict_rows(given, kept), strict=True):
+        assert found["predicted_probabilities"][row["label"]] >= 0.6
+    with pytest.raises(UserError, match=r"line 1: keep_by .* knows no class 'c', only a, b; give another"):
+        augment_file(settings(tmp_path, rows=[{**ROWS[0], "label": "c"}], keep_by=str(model)), overwrite=True)
+
+
+def test_pseudo_labels_are_the_sure_ones(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", "SequenceClassification", ("a", "b"))
+    texts = [text for text in some_texts(40) if text.split()]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config = AugmentConfig(
+        str(tmp_path / "in.jsonl"),
+        str(tmp_path / "out.jsonl"),
+        method="pseudo_labels",
+        model=str(model),
+        confidence=0.7,
+    )
+    summary = augment_file(config)
+    assert summary is not None
+    found = read_jsonl(tmp_path / "out.jsonl")
+    given = PredictConfig(str(model), "rows", "-", text="text")
+    expected = [row for row in predict_rows(given, texts) if row["predicted_confidence"] >= 0.7]
+    assert 0 < len(expected) < len(texts)
+    assert [(row["text"], row["label"]) for row in found] == [(r["text"], r["predicted_label"]) for r in expected]
+    assert f"{len(found)} labels of {len(texts)} rows in " in summary.line("out")
+    assert f"; {len(texts) - len(found)} rows are not sure enough: out" in summary.line("out")
+
+
 MISTAKES = {
     "unknown method": (["--method=back"], "method: 'back' is not allowed"),
     "unknown task": (["--task=pretrain"], "task: 'pretrain' is not allowed"),
@@ -191,11 +232,22 @@ MISTAKES = {
     "device that isn't used": (["--device=cpu"], "device: 'cpu' is not allowed; method characters has no use for it"),
     "swaps of a model": (["--method=mlm", "--model=IN", "--operations=swap"], "method mlm has replace, insert"),
     "no masked words": (["--method=mlm", "--model=IN/classifier"], "names 'BertForSequenceClassification', which pred"),
+    "labels that are there": (["--method=pseudo_labels", "--model=IN/classifier"], "has a column 'label', where"),
+    "copies of pseudo labels": (
+        ["--method=pseudo_labels", "--model=IN/classifier", "--copies=2"], "copies: 2 is not allowed; method pseudo"
+    ),
+    "pseudo numbers": (
+        ["--method=pseudo_labels", "--model=IN/classifier", "--task=regression"], "method: 'pseudo_labels' is not"
+    ),
+    "confidence of nobody": (["--confidence=0.5"], "confidence: 0.5 is not allowed; method characters has no use"),
+    "confidence above 1": (["--keep_by=IN/classifier", "--confidence=2"], "confidence: 2.0 is not allowed; give"),
+    "tagger as a judge": (["--keep_by=IN/tagger"], "keep_by: 'IN/tagger' is no classifier of one class a text"),
+    "judge of tags": (["--task=token_classification", "--keep_by=IN/tagger"], "keep_by: 'IN/tagger' is not allowed"),
     "mentions of texts": (["--method=eda", "--operations=mention"], "operations: 'mention' is not allowed"),
     "no operations": (["--method=eda", "--operations=,"], "operations: ',' is not allowed"),
     "operations of characters": (["--operations=swap"], "operations: 'swap' is not allowed; method characters has no"),
     "no model": (["--method=eda_neighbours"], "model: None is not allowed; method eda_neighbours reads one; give it"),
-    "model that isn't read": (["--model=IN"], "is not allowed; method characters reads no model; leave it out"),
+    "model that isn't read": (["--model=IN"], "is not allowed; method characters has no use for it; leave it out"),
     "no column": (["--text=body"], "IN/in.jsonl, line 1: no column 'body'; it has id, sentence, label; set text to"),
     "no second column": (["--text_pair=body"], "no column 'body'; it has id, sentence, label; set text_pair to"),
     "one column twice": (["--text=sentence", "--text_pair=sentence"], "text_pair: 'sentence' is text already"),
@@ -221,6 +273,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder / "in.jsonl", ROWS)
     write(folder / "twice.jsonl", [{**ROWS[0], "augmented": 0}])
     write_model(folder / "classifier", "SequenceClassification", ("a", "b"))
+    write_model(folder / "tagger", "TokenClassification", ("O", "B-a"))
     (folder / "empty.jsonl").write_text("\n")
     (folder / "mine.jsonl").write_text("mine\n")
     return folder
