@@ -1,6 +1,7 @@
 """Augmentation: new examples a second of each method, and what labelled.augment adds to a batch.
 
     python -m benchmarks.augment --data train.jsonl --model ENCODER
+    python -m benchmarks.augment --data train.jsonl --masked PRETRAINED --translator SEQ2SEQ --count 256
 
 Times are processor time of this process, so that other programs on the core don't count. Of `--data`, which has a
 column sentence, the first `--count` rows are read. A batch is made as a loader process makes it, without and with the
@@ -16,12 +17,15 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
 from engine.data.augment.build import WORD_SHARE, cheap_method
 from engine.data.augment.draws import draws_for
 from engine.data.augment.eda import OPERATIONS
 from engine.data.augment.method import Method
+from engine.data.augment.mlm import MaskedWords
 from engine.data.augment.source import Augmentation, AugmentedSource
+from engine.data.augment.translate import BackTranslation, Translator
 from engine.data.augment.words import split_text
 from engine.data.labelled.encoded import LabelledSource, encode
 from engine.data.labelled.files import Examples, read_examples
@@ -36,12 +40,23 @@ def main() -> None:
     """Print a row for each method as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="labelled rows with a column sentence")
-    parser.add_argument("--model", required=True, help="folder of an encoder")
+    parser.add_argument("--model", help="folder of an encoder: measure the cheap methods")
+    parser.add_argument("--masked", help="folder of a pre-trained model: measure mlm")
+    parser.add_argument(
+        "--translator", help="folder of a sequence-to-sequence model, taken both ways: measure translate"
+    )
     parser.add_argument("--count", type=int, default=4096, help="rows")
     given = parser.parse_args()
     read = read_examples(given.data, "sentence", None, "label")
     examples = Examples(read.path, read.texts[: given.count], None, read.labels[: given.count], [])
-    for name in CHEAP:
+    slow: dict[str, Callable[[], Method]] = {}
+    if given.masked:
+        slow["mlm"] = lambda: MaskedWords(given.masked, WORD_SHARE, ("replace", "insert"), 10, torch.device("cpu"))
+    if given.translator:
+        slow["translate"] = lambda: BackTranslation(*(Translator(given.translator, "", 4, torch.device("cpu")),) * 2)
+    for name, build in slow.items():
+        print(json.dumps({"method": name, "examples_per_s": round(rate(build(), examples.texts), 2)}), flush=True)
+    for name in CHEAP if given.model else ():
         method = cheap_method(name, WORD_SHARE, given.model, OPERATIONS)
         row = {"method": name, "examples_per_s": round(rate(method, examples.texts))}
         print(json.dumps(row | on_the_fly(method, examples, given.model)), flush=True)

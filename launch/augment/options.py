@@ -12,7 +12,7 @@ from engine.errors import UserError, require
 from engine.predict.options import STANDARD
 from engine.predict.output import suffix_of
 
-MethodName = Literal["eda", "eda_neighbours", "characters", "mlm", "pseudo_labels"]
+MethodName = Literal["eda", "eda_neighbours", "characters", "mlm", "translate", "pseudo_labels"]
 TaskName = Literal[
     "sequence_classification",
     "regression",
@@ -28,9 +28,13 @@ USUAL = {"question_answering": ("question",), "multiple_choice": ("question", "s
 #: methods that read a model
 READS_MODEL = ("eda_neighbours", "mlm", "pseudo_labels")
 #: by option the methods that read it, where it is not all
-CHANGING = ("eda", "eda_neighbours", "characters", "mlm")
+WORDWISE = ("eda", "eda_neighbours", "characters", "mlm")
+CHANGING = (*WORDWISE, "translate")
 READ_BY = {
-    "share": CHANGING,
+    "share": WORDWISE,
+    "forward": ("translate",),
+    "back": ("translate",),
+    "beams": ("translate",),
     "top": ("mlm",),
     "copies": CHANGING,
     "balance": CHANGING,
@@ -55,8 +59,8 @@ class AugmentConfig:
     method: MethodName = "eda"
     """eda: synonyms of WordNet in the place of words, words inserted, swapped and left out (Wei and Zou 2019);
     eda_neighbours: the same with near words of a model's word embeddings; characters: misspellings; mlm: words that a
-    pre-trained model puts in the place of others or between them (Kobayashi 2018; Kumar et al. 2020); pseudo_labels:
-    rows without labels that a classifier is sure of, with its labels"""
+    pre-trained model puts in the place of others or between them (Kobayashi 2018; Kumar et al. 2020); translate: the
+    text translated there and back; pseudo_labels: rows without labels that a classifier is sure of, with its labels"""
     task: TaskName = "sequence_classification"
     """what the rows are examples of; the tags of token_classification move with their words"""
     text: str | None = None
@@ -79,6 +83,12 @@ class AugmentConfig:
     on the hub"""
     top: int = 10
     """mlm: among how many words one is drawn by its probability, the most probable ones; 0: all words of one piece"""
+    forward: str | None = None
+    """translate: folder of a sequence-to-sequence model of transformers, such as Marian's, to another language"""
+    back: str | None = None
+    """translate: folder of one that translates back"""
+    beams: int = 4
+    """translate: beams of both searches; a new text is one of so many translations of so many translations"""
     keep_by: str | None = None
     """folder of a classifier: keep new rows whose own label it finds probable; null: keep all"""
     confidence: float = 0.9
@@ -129,6 +139,9 @@ class AugmentConfig:
     def _check_method(self) -> None:
         reads = self.method in READS_MODEL
         require(not reads or self.model is not None, "model", self.model, f"method {self.method} reads one; give it")
+        for name in ("forward", "back") if self.method == "translate" else ():
+            require(getattr(self, name) is not None, name, None, "method translate reads two models; give both")
+        require(self.beams >= 1, "beams", self.beams, "give at least 1")
         self._check_use()
         known, given = self.known_operations, self.operations
         remedy = f"method {self.method} has {', '.join(known) or 'no operations; leave it out'}"
@@ -141,7 +154,7 @@ class AugmentConfig:
         judges = self.method == "pseudo_labels" or self.keep_by is not None
         unread = {name for name, methods in READ_BY.items() if self.method not in methods}
         unread |= set() if judges else {"confidence"}
-        unread |= set() if judges or self.method == "mlm" else {"device"}
+        unread |= set() if judges or self.method in ("mlm", "translate") else {"device"}
         for name in sorted(unread):
             value, usual = getattr(self, name), getattr(AugmentConfig, name)
             require(value == usual, name, value, f"method {self.method} has no use for it; leave it out")
@@ -151,6 +164,8 @@ class AugmentConfig:
         remedy = f"only {CLASSES} has one class a row; leave it out"
         require(self.task == CLASSES or not self.balance, "balance", self.balance, remedy)
         require(self.task == CLASSES or self.keep_by is None, "keep_by", self.keep_by, remedy)
+        kept = self.task != TAGS or self.method != "translate"
+        require(kept, "method", self.method, "a translation has other words, whose tags nobody knows; take eda or mlm")
         pseudo = self.method == "pseudo_labels"
         require(self.task == CLASSES or not pseudo, "method", self.method, f"only {CLASSES} has one class a row")
         given = self.copies != AugmentConfig.copies and self.balance

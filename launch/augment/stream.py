@@ -23,7 +23,7 @@ from launch.augment.options import CONFIDENCE, MARK, AugmentConfig
 from launch.augment.worker import Made, judge, make_rows, method_of
 
 #: options that change no row
-FREE = ("input", "output", "model", "keep_by", "device", "processes")
+FREE = ("input", "output", "model", "keep_by", "forward", "back", "device", "processes")
 
 
 @dataclass(frozen=True)

@@ -46,22 +46,29 @@ def method_of(config: AugmentConfig) -> Method:
     Raises:
         UserError: what it needs isn't there.
     """
-    if config.method == "mlm":
-        return _masked_words(config)
+    if config.method in ("mlm", "translate"):
+        return _by_models(config)
     mentions = None
     if config.task == TAGS and "mention" in config.chosen:
         mentions = mentions_of(list(words_in(read_tags(config))))
     return cheap_method(config.method, config.share, config.model, config.chosen, mentions)
 
 
-def _masked_words(config: AugmentConfig) -> Method:
+def _by_models(config: AugmentConfig) -> Method:
     from engine import dist
     from engine.data.augment.mlm import MaskedWords
+    from engine.data.augment.translate import BackTranslation, Translator
     from engine.predict.worker import device_of
 
-    assert config.model is not None
     dist.set_threads(max(dist.local_size(os.environ), config.processes), None)
-    return MaskedWords(config.model, config.share, config.chosen, config.top, device_of(config.device))
+    device = device_of(config.device)
+    if config.method == "translate":
+        assert config.forward is not None
+        assert config.back is not None
+        forward = Translator(config.forward, "forward", config.beams, device)
+        return BackTranslation(forward, Translator(config.back, "back", config.beams, device))
+    assert config.model is not None
+    return MaskedWords(config.model, config.share, config.chosen, config.top, device)
 
 
 def make_rows(config: AugmentConfig, examples: Examples, rows: Sequence[Row], copies: Sequence[int]) -> Made:

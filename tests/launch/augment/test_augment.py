@@ -243,6 +243,19 @@ MISTAKES = {
     "confidence above 1": (["--keep_by=IN/classifier", "--confidence=2"], "confidence: 2.0 is not allowed; give"),
     "tagger as a judge": (["--keep_by=IN/tagger"], "keep_by: 'IN/tagger' is no classifier of one class a text"),
     "judge of tags": (["--task=token_classification", "--keep_by=IN/tagger"], "keep_by: 'IN/tagger' is not allowed"),
+    "one translator": (["--method=translate", "--forward=IN"], "back: None is not allowed; method translate reads two"),
+    "translated tags": (
+        ["--method=translate", "--forward=IN", "--back=IN", "--task=token_classification"],
+        "method: 'translate' is not allowed; a translation has other words",
+    ),
+    "no translator": (["--method=translate", "--forward=IN", "--back=IN"], "forward: 'IN' has no config.json; give"),
+    "classifier that translates": (
+        ["--method=translate", "--forward=IN/classifier", "--back=IN"], "forward: transformers can't open 'IN/class"
+    ),
+    "share of a translation": (
+        ["--method=translate", "--forward=IN", "--back=IN", "--share=0.2"], "share: 0.2 is not allowed; method trans"
+    ),
+    "no beams": (["--method=translate", "--forward=IN", "--back=IN", "--beams=0"], "beams: 0 is not allowed; give at"),
     "mentions of texts": (["--method=eda", "--operations=mention"], "operations: 'mention' is not allowed"),
     "no operations": (["--method=eda", "--operations=,"], "operations: ',' is not allowed"),
     "operations of characters": (["--operations=swap"], "operations: 'swap' is not allowed; method characters has no"),
