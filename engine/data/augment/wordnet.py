@@ -18,11 +18,15 @@ FOLDER = Path("/usr/share/wordnet")
 _PARTS = {"noun": "1", "verb": "2", "adj": "35", "adv": "4"}
 #: where an adjective can stand, written behind it in data.adj
 _SYNTAX = re.compile(r"\((?:a|p|ip)\)$")
+#: share of a word's occurrences that its part of speech must have, for nothing here tags the words of a text
+CLEAR = 0.75
 REMEDY = "apt-get install wordnet-base, or take eda_neighbours, which needs no WordNet"
 
 
 class WordNet:
     """Synonyms of English words: other words of the sense that a word has most often, as far as they are used in it.
+
+    A word that is often of another part of speech, such as "force" or "cast", has none.
 
     EDA takes those of all senses, "hebdomad" for "week" and "political party" for "party" among them. What is used is
     told by cntlist.rev, the counts of a tagged corpus. A word must be in the index as it is written: of another form,
@@ -70,7 +74,9 @@ class WordNet:
             for number, offset in enumerate(self._offsets(lemma, part), 1)
         ]
         most, part, offset = max(senses, key=lambda sense: sense[0], default=(0, "", 0))
-        words = self._words(part, offset) if most else []
+        own = sum(count for count, other, _ in senses if other == part)
+        clear = most > 0 and own >= CLEAR * sum(count for count, *_ in senses)
+        words = self._words(part, offset) if clear else []
         return tuple(word for word in words if word != lemma and self._is_used(word, part, offset))
 
     def _is_used(self, word: str, part: str, offset: int) -> bool:
