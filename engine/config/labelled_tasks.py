@@ -106,6 +106,7 @@ def _entry(
     compared: tuple[str, ...] = (),
     metric_of_data: bool = False,
     on_tokens: bool = False,
+    regularisers: tuple[str, ...] = ("r_drop", "adversarial"),
     sequences_per_sample: Callable[[RunConfig], int] = lambda config: 1,
     validate: Callable[[RunConfig, bool], None] = validate_labelled,
 ) -> TaskEntry:
@@ -130,6 +131,7 @@ def _entry(
         pools=lambda config: not on_tokens,
         fixed=fixed,
         freezes=True,
+        regularisers=regularisers,
         grouping="group_by_length",
         metrics=metrics,
         metric_of_data=metric_of_data,
@@ -236,6 +238,7 @@ EMBEDDINGS = _entry(
     "vectors of texts, alike where texts are",
     "engine.tasks.embeddings.task:Embeddings",
     on_tokens=True,
+    regularisers=(),  # its loss is of all micro-batches together
     fixed=(*_TEXTS, "negatives", "positives", "temperature", "symmetric", "pooling"),
     sequences_per_sample=_members,
     metrics=_SIMILARITY_METRICS | _RETRIEVAL_METRICS,

@@ -11,6 +11,8 @@ from engine.config.train import ZeroConfig
 from engine.errors import require
 
 Adversary = Literal["none", "fgm", "freelb"]
+#: fields that change the loss: a task says which of them it takes, and a run has one of them at most
+OF_LOSS = ("r_drop", "adversarial", "mixup")
 
 
 @dataclass
@@ -62,6 +64,10 @@ class RegulariseConfig:
         end = self.dropout_end
         require(end is None or end >= 0, "regularise.dropout_end", end, "give a share of the first dropout, or null")
         self._check_alone()
+        if len(self.of_loss) > 1:
+            first, second, *_ = self.of_loss
+            remedy = f"regularise.{first} is given too, and no loss is defined with both; give one of them"
+            require(False, f"regularise.{second}", getattr(self, second), remedy)
 
     def _check_alone(self) -> None:
         """Refuse what is given and would not be read."""
@@ -96,6 +102,16 @@ class RegulariseConfig:
     def copies(self) -> int:
         """fp32 tensors of all trained weights that are kept beside the optimizer's own."""
         return int(self.start_decay > 0.0) + int(self.ema > 0.0)
+
+    @property
+    def of_loss(self) -> tuple[str, ...]:
+        """Those of `OF_LOSS` that are given."""
+        return tuple(name for name in OF_LOSS if getattr(self, name) != getattr(RegulariseConfig, name))
+
+    @property
+    def copies(self) -> int:
+        """How often a forward pass has each of its sequences."""
+        return 2 if self.r_drop else 1
 
     @property
     def given(self) -> tuple[str, ...]:

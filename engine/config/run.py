@@ -97,6 +97,10 @@ class RunConfig:
         )
         task = TASKS.get(self.task)
         self._check_trained_parts(task.freezes)
+        for name in self.regularise.of_loss:
+            remedy = f"the loss of task {self.task} isn't defined with it; leave it out"
+            value = getattr(self.regularise, name)
+            require(name in task.regularisers, f"regularise.{name}", value, remedy)
         task.check_metric(self)
         task.validate(self, complete)
 

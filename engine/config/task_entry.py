@@ -82,6 +82,8 @@ class TaskEntry:
     """fields that a resume must not change, because weights, data order or the best score depend on them"""
     freezes: bool = False
     """whether a run may train a part of the weights alone: adapters, or what train.freeze leaves"""
+    regularisers: tuple[str, ...] = ()
+    """fields of `engine.config.regularise.OF_LOSS` that its loss is defined with"""
     grouping: str | None = None
     """a field that, where set, orders samples by global batches, whose size a resume must then not change either"""
     metrics: Mapping[str, bool] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from engine import dist
-from engine.config import TASKS, LabelledConfig, RunConfig, architecture_of, require
+from engine.config import TASKS, LabelledConfig, RunConfig, Shape, architecture_of, require
 from engine.config.adapter import VIRTUAL
 from engine.data.augment.build import WORD_SHARE, cheap_method
 from engine.data.augment.eda import OPERATIONS
@@ -32,7 +32,8 @@ from engine.model.regularised.dropout import Dropouts
 from engine.model.regularised.fresh import check_fresh, top_of
 from engine.model.regularised.layer_drop import drop_layers
 from engine.tasks.identity import Fact
-from engine.tasks.task import Evaluation, Task
+from engine.tasks.regularised import objective as regularised
+from engine.tasks.task import Evaluation, StepOutput, Task
 
 S = TypeVar("S")
 
@@ -54,7 +55,8 @@ class LabelledSamples(SampleSource, Protocol):
 class FineTuning(Task):
     """A task whose model starts from a folder and whose examples come from labelled files.
 
-    A subclass names its head, sets `names`, `model_config` and `sources`, and writes `rows` and `score`.
+    A subclass names its head, sets `names`, `model_config` and `sources`, and writes `loss`, `metrics`, `divergence`,
+    `rows` and `score`; one whose loss is not of a micro-batch's logits writes `step` instead of the first three.
 
     Raises:
         UserError: labelled data, a model folder or a length that cannot be used.
@@ -86,6 +88,7 @@ class FineTuning(Task):
         self._check_method()
         check_fresh(config, self.build_config().num_hidden_layers)
         self.augmentation = self._augmentation()
+        self._check_regularisers()
 
     @classmethod
     def export_class(cls, config: Any) -> str:
@@ -134,6 +137,12 @@ class FineTuning(Task):
             return None
         method = cheap_method(labelled.augment, WORD_SHARE, self.config.model.init_from, self.operations)
         return Augmentation(method, labelled.augment_share, self.config.seed)
+    def _check_regularisers(self) -> None:
+        """Refuse to compare passes that are all the same."""
+        config, weight = self.config, self.config.regularise.r_drop
+        rates = (*architecture_of(self.build_config()).dropouts(config.model), config.adapter.dropout)
+        remedy = "the model has no dropout, so that both passes are the same; give model.hidden_dropout, such as 0.1"
+        require(weight == 0 or any(rates), "regularise.r_drop", weight, remedy)
 
     def check_unknown(self) -> None:
         """Say how much of the texts the tokenizer doesn't know, and refuse too much of it."""
@@ -218,6 +227,10 @@ class FineTuning(Task):
         rows = sum(lengths) if read is None else len(read)
         return self.step_flops(replace(shape, decoder=False, pooler=False), lengths, rows)
 
+    def step_flops(self, shape: Shape, lengths: Sequence[int], rows: float) -> float:
+        """Of all passes that a regulariser makes of a micro-batch."""
+        return self.config.regularise.copies * super().step_flops(shape, lengths, rows)
+
     def group(self, fixed: bool) -> int | None:
         """The global batch that a source brings examples of similar length into; None of one in the file's order."""
         return self.config.train.global_batch if self.config.labelled.group_by_length and not fixed else None
@@ -235,6 +248,19 @@ class FineTuning(Task):
         if self.class_weights is not None:
             self.class_weights = self.class_weights.to(device)
         return self.class_weights
+
+    def step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:
+        return regularised.step(self, model, batch, model_inputs(batch))
+
+    def loss(self, logits: Tensor, batch: MicroBatch) -> Tensor:
+        """See `engine.tasks.regularised.objective.Learner`, as for the next two."""
+        raise NotImplementedError
+
+    def metrics(self, logits: Tensor, batch: MicroBatch) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def divergence(self, first: Tensor, second: Tensor, batch: MicroBatch) -> Tensor:
+        raise NotImplementedError
 
     def rows(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
         """What an evaluation keeps of a micro-batch: tensors with a row for whatever is scored, of which `index` [rows]
@@ -297,7 +323,7 @@ def read_splits(
 #: what a packed batch has for every model
 PACKED = ("input_ids", "token_type_ids", "position_ids", "lengths")
 #: what a batch carries for the loss and for the evaluation
-NOT_READ = ("index", "labels", "split", "context")
+NOT_READ = ("index", "labels", "split", "context", "question", "option")
 
 
 def model_inputs(batch: MicroBatch) -> dict[str, Any]:

@@ -57,6 +57,23 @@ def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
 
 
+def class_divergence(first: Tensor, second: Tensor) -> Tensor:
+    """Symmetric Kullback-Leibler divergence [B] (nats) of classes' probabilities, half of the sum of both directions.
+
+    That sum is the one over classes of the difference of probabilities times that of logits: the normalisers cancel.
+
+    Args:
+        first, second: logits [B, C]; -inf in both for a class that an example doesn't have.
+    """
+    apart = (first - second).masked_fill(first == -torch.inf, 0.0)
+    return ((first.softmax(dim=1) - second.softmax(dim=1)) * apart).sum(dim=1) / 2
+
+
+def label_divergence(first: Tensor, second: Tensor) -> Tensor:
+    """Summed `class_divergence` of each label of each example, which it has or not; logits, both [B, L]."""
+    return ((first.sigmoid() - second.sigmoid()) * (first - second)).sum() / 2
+
+
 def choice_grid(logits: Tensor, question: Tensor, option: Tensor, questions: int, options: int) -> Tensor:
     """The logits of sequences [S, 1] as a row for each question [questions, options], -inf where it has no such option.
 

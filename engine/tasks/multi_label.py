@@ -19,10 +19,10 @@ from engine.data.loading.source import MicroBatch
 from engine.model.folder import TUNED, read_origin
 from engine.tasks.finetune import model_inputs, read_splits
 from engine.tasks.grow import growth_lines
-from engine.tasks.losses import label_loss
+from engine.tasks.losses import label_divergence, label_loss
 from engine.tasks.reports import multi_label as reports
 from engine.tasks.sequence import OnTexts
-from engine.tasks.task import Evaluation, StepOutput
+from engine.tasks.task import Evaluation
 
 #: in an export's zerobert.json, under `TUNED`: the probability from which on an example gets a label, by label
 THRESHOLDS = "thresholds"
@@ -77,12 +77,21 @@ class MultiLabelClassification(OnTexts):
                 lines.append(f"note: {int((counts == 0).sum())} of {len(self.names)} labels have no training example")
         return lines
 
-    def step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:
-        """Shares of the mean binary cross-entropy (nats) of the global batch's labels, and of how many are right."""
-        logits, labels = model(**model_inputs(batch)), batch.inputs["labels"]
-        total = batch.totals["sequences"] * len(self.names)
-        right = ((logits.detach() > 0) == labels).sum()
-        return StepOutput(label_loss(logits, labels) / total, {"label_accuracy": right / total})
+    def loss(self, logits: Tensor, batch: MicroBatch) -> Tensor:
+        """Share of the mean binary cross-entropy (nats) of the global batch's labels."""
+        return label_loss(logits, batch.inputs["labels"]) / self._total(batch)
+
+    def metrics(self, logits: Tensor, batch: MicroBatch) -> dict[str, Tensor]:
+        """Share of the labels that are right."""
+        right = ((logits > 0) == batch.inputs["labels"]).sum()
+        return {"label_accuracy": right / self._total(batch)}
+
+    def divergence(self, first: Tensor, second: Tensor, batch: MicroBatch) -> Tensor:
+        return label_divergence(first, second) / self._total(batch)
+
+    def _total(self, batch: MicroBatch) -> float:
+        """Labels of all examples of the global batch."""
+        return batch.totals["sequences"] * len(self.names)
 
     def rows(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
         """Index of each example [B], which labels it has and the logit of each [B, L]."""

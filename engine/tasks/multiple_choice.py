@@ -20,11 +20,11 @@ from engine.data.labelled.encoded import encode
 from engine.data.labelled.summary import told_lengths
 from engine.data.loading.source import MicroBatch
 from engine.model.pretrained import check_segments
-from engine.tasks.finetune import PACKED, FineTuning, read_splits
+from engine.tasks.finetune import FineTuning, model_inputs, read_splits
 from engine.tasks.grow import growth_lines
-from engine.tasks.losses import choice_grid
+from engine.tasks.losses import choice_grid, class_divergence
 from engine.tasks.reports import multiple_choice as reports
-from engine.tasks.task import Evaluation, StepOutput
+from engine.tasks.task import Evaluation
 
 
 class MultipleChoice(FineTuning):
@@ -73,26 +73,32 @@ class MultipleChoice(FineTuning):
             lines.append(f"{split}: {source.count:,} questions: {options}; of a question with an option, {lengths}")
         return lines
 
-    def _logits(self, model: nn.Module, batch: MicroBatch) -> Tensor:
-        """The logits of each question's options, [Q, O]; -inf where it has no such option."""
+    def _grid(self, logits: Tensor, batch: MicroBatch) -> Tensor:
+        """The logits [S, 1] as those of each question's options, [Q, O]; -inf where it has no such option."""
         inputs = batch.inputs
-        logits: Tensor = model(**{name: inputs[name] for name in PACKED}, max_length=batch.max_length)
         places = (inputs["question"], inputs["option"], len(inputs["labels"]))
         return choice_grid(logits, *places, self.sequences_per_sample)
 
-    def step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:
-        """Shares of the mean cross-entropy (nats) and of the accuracy of the global batch's questions."""
-        logits, labels, total = self._logits(model, batch), batch.inputs["labels"], batch.totals["questions"]
-        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-        correct = (logits.detach().argmax(dim=-1) == labels).sum()
-        return StepOutput(loss / total, {"accuracy": correct / total})
+    def loss(self, logits: Tensor, batch: MicroBatch) -> Tensor:
+        """Share of the mean cross-entropy (nats) of the global batch's questions."""
+        loss = nn.functional.cross_entropy(self._grid(logits, batch), batch.inputs["labels"], reduction="sum")
+        return loss / batch.totals["questions"]
+
+    def metrics(self, logits: Tensor, batch: MicroBatch) -> dict[str, Tensor]:
+        """Share of their accuracy."""
+        correct = (self._grid(logits, batch).argmax(dim=-1) == batch.inputs["labels"]).sum()
+        return {"accuracy": correct / batch.totals["questions"]}
+
+    def divergence(self, first: Tensor, second: Tensor, batch: MicroBatch) -> Tensor:
+        apart = class_divergence(self._grid(first, batch), self._grid(second, batch))
+        return apart.sum() / batch.totals["questions"]
 
     def rows(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
         """Index and right option [Q] of each question, and the logits of its options [Q, O]."""
         return {
             "index": batch.inputs["index"],
             "truth": batch.inputs["labels"],
-            "logits": self._logits(model, batch),
+            "logits": self._grid(model(**model_inputs(batch)), batch),
         }
 
     def score(self, rows: dict[str, NDArray[Any]]) -> Evaluation:

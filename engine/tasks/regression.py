@@ -24,7 +24,7 @@ from engine.tasks.grow import growth_lines
 from engine.tasks.losses import squared_error
 from engine.tasks.reports import regression as reports
 from engine.tasks.sequence import OnTexts
-from engine.tasks.task import Evaluation, StepOutput
+from engine.tasks.task import Evaluation
 
 
 class Regression(OnTexts):
@@ -61,11 +61,17 @@ class Regression(OnTexts):
             lines.append(f"{split}: {source.count:,} examples: {told}; {lengths}")
         return lines
 
-    def step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:
-        """Shares of the mean squared and the mean absolute error of the global batch."""
-        predicted, labels, total = model(**model_inputs(batch)), batch.inputs["labels"], batch.totals["sequences"]
-        apart = (predicted.detach().squeeze(1) - labels).abs().sum()
-        return StepOutput(squared_error(predicted, labels) / total, {"mae": apart / total})
+    def loss(self, logits: Tensor, batch: MicroBatch) -> Tensor:
+        """Share of the mean squared error of the global batch."""
+        return squared_error(logits, batch.inputs["labels"]) / batch.totals["sequences"]
+
+    def metrics(self, logits: Tensor, batch: MicroBatch) -> dict[str, Tensor]:
+        """Share of the mean absolute error."""
+        return {"mae": (logits.squeeze(1) - batch.inputs["labels"]).abs().sum() / batch.totals["sequences"]}
+
+    def divergence(self, first: Tensor, second: Tensor, batch: MicroBatch) -> Tensor:
+        """The squared difference: to a squared error what the divergence of probabilities is to a cross-entropy."""
+        return squared_error(first, second.squeeze(1)) / batch.totals["sequences"]
 
     def rows(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
         """Index, true and predicted number [B] of each example."""

@@ -27,8 +27,8 @@ from engine.model.pretrained import check_segments
 from engine.tasks import report
 from engine.tasks.finetune import FineTuning, model_inputs, read_splits
 from engine.tasks.grow import growth_lines
-from engine.tasks.losses import class_loss
-from engine.tasks.task import Evaluation, StepOutput
+from engine.tasks.losses import class_divergence, class_loss
+from engine.tasks.task import Evaluation
 
 
 class OnTexts(FineTuning):
@@ -110,13 +110,19 @@ class SequenceClassification(OnTexts):
         lines = describe(self.names, self.sources, self.config.labelled.max_length)
         return [*growth_lines(self.config.model.init_from, self.vocabulary), *lines]
 
-    def step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:
-        """Shares of the mean loss, `class_loss` weighted by the classes, and of the accuracy of the global batch."""
-        logits, labels, total = model(**model_inputs(batch)), batch.inputs["labels"], batch.totals["sequences"]
+    def loss(self, logits: Tensor, batch: MicroBatch) -> Tensor:
+        """Share of the global batch's mean `class_loss`, weighted by the classes."""
         weights, smoothing = self.weights_on(logits.device), self.config.labelled.label_smoothing
+        labels = batch.inputs["labels"]
         loss = class_loss(logits, labels, weights=weights, smoothing=smoothing, ordinal=self.ordinal)
-        correct = (logits.detach().argmax(dim=-1) == labels).sum()
-        return StepOutput(loss / batch.totals.get("weights", total), {"accuracy": correct / total})
+        return loss / batch.totals.get("weights", batch.totals["sequences"])
+
+    def metrics(self, logits: Tensor, batch: MicroBatch) -> dict[str, Tensor]:
+        """Share of the accuracy."""
+        return {"accuracy": (logits.argmax(dim=-1) == batch.inputs["labels"]).sum() / batch.totals["sequences"]}
+
+    def divergence(self, first: Tensor, second: Tensor, batch: MicroBatch) -> Tensor:
+        return class_divergence(first, second).sum() / batch.totals["sequences"]
 
     def rows(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
         """Index and class id [B] of each example, and its logits [B, C]."""

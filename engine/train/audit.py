@@ -94,6 +94,7 @@ class Audit:
         """
         self._file: int | None = None
         self._samples: list[str] = []
+        self._counted = 0
         if not enabled:
             return
         from engine import dist
@@ -117,7 +118,12 @@ class Audit:
 
     def begin_step(self) -> None:
         """Forget the samples of a step that was abandoned."""
-        self._samples = []
+        self._samples, self._counted = [], 0
+
+    def count(self, sequences: int) -> None:
+        """Keep so many of the samples since the last call: those behind them went through the model once more."""
+        del self._samples[self._counted + sequences :]
+        self._counted = len(self._samples)
 
     def end_step(self, step: int, cursor: Cursor) -> None:
         """Write the samples of the step that ended.

@@ -84,6 +84,7 @@ class StepObserver:
         """
         self._phase.close()
         self.guard.watchdog.feed("backward pass")
+        self.audit.count(len(batch.inputs["lengths"]))
         loss = output.loss.detach()
         self._share += loss
         self._measured.append(({"loss": loss, **output.metrics}, batch.inputs["input_ids"].numel()))

@@ -40,7 +40,7 @@ def workload_of(config: RunConfig, made: Task, micro_batch: int, world: World) -
         precision=config.train.precision,
         optimizer=config.optim.name,
         activation_checkpointing=config.model.activation_checkpointing,
-        sequences_per_sample=made.sequences_per_sample,
+        sequences_per_sample=made.sequences_per_sample * config.regularise.copies,
         read_share=task.read_share(config),
         offload_optimizer=config.zero.offload_optimizer,
         offload_parameters=config.zero.offload_parameters,

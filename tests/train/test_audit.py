@@ -51,6 +51,21 @@ def test_a_step_notes_the_training_batches_that_the_model_was_called_with(tmp_pa
     assert read_audit(tmp_path).resumed == {noted.start: 4}
 
 
+def test_samples_that_go_through_the_model_again_count_once(tmp_path: Path) -> None:
+    model = Model()
+    audit = Audit(model, tmp_path, 0, enabled=True)
+    audit.begin_step()
+    twice = {name: torch.cat((tensor, tensor)) for name, tensor in BATCH.items()}
+    for _ in range(2):
+        model(**twice)
+        audit.count(2)
+    model(**BATCH)
+    audit.count(0)
+    audit.end_step(1, Cursor(0, 4, 4))
+    (noted,) = entries((tmp_path / "audit" / "rank-00000.jsonl").read_text())
+    assert noted.samples == tuple(2 * sample_hashes(**BATCH))
+
+
 def test_nothing_is_written_unless_it_is_asked_for(tmp_path: Path) -> None:
     model = Model()
     audit = Audit(model, tmp_path, 0, enabled=False)

@@ -58,6 +58,24 @@ def span_losses(logits: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
     return (log_normaliser(logits, lengths) - chosen).mean(1)
 
 
+def span_divergence(first: Tensor, second: Tensor, lengths: Tensor) -> Tensor:
+    """Symmetric Kullback-Leibler divergence (nats) of each window: mean of that of first tokens and that of last ones.
+
+    As `engine.tasks.losses.class_divergence`, the tokens of the window being the classes.
+
+    Args:
+        first, second: logits, fp32 [T, 2].
+        lengths: see `log_normaliser`.
+
+    Returns:
+        [B].
+    """
+    window = _window_of(lengths, len(first))
+    shares = [(logits - log_normaliser(logits, lengths)[window]).exp() for logits in (first, second)]
+    terms = (shares[0] - shares[1]) * (first - second)
+    return torch.segment_reduce(terms, "sum", lengths=lengths, unsafe=True).mean(1) / 2
+
+
 def best_spans(logits: Tensor, lengths: Tensor, context: Tensor, count: int, longest: int) -> Spans:
     """The spans of the highest sums of two logits, among the `count` best first and the `count` best last tokens.
 

@@ -25,10 +25,10 @@ from engine.model.folder import TUNED, read_origin
 from engine.model.pretrained import check_segments, load_config
 from engine.tasks.answers import report
 from engine.tasks.answers.nbest import ANSWERS, THRESHOLD, candidates
-from engine.tasks.answers.spans import best_spans, span_losses
+from engine.tasks.answers.spans import best_spans, span_divergence, span_losses
 from engine.tasks.finetune import FineTuning, model_inputs, read_splits
 from engine.tasks.grow import growth_lines
-from engine.tasks.task import Evaluation, StepOutput
+from engine.tasks.task import Evaluation
 
 #: beginnings of the heads' parameters in the architectures
 HEADS = ("qa_outputs.", "classifier.")
@@ -106,10 +106,16 @@ class QuestionAnswering(FineTuning):
             self.null_threshold = (read_origin(folder) or {}).get(TUNED, {}).get(THRESHOLD, 0.0)
         return super().load_export(folder)
 
-    def step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:
-        """Shares of the mean cross-entropy (nats) of the global batch's windows; see `span_losses`."""
-        losses = span_losses(model(**model_inputs(batch)), batch.inputs["lengths"], batch.inputs["labels"])
-        return StepOutput(losses.sum() / batch.totals["sequences"], {})
+    def loss(self, logits: Tensor, batch: MicroBatch) -> Tensor:
+        """Share of the mean cross-entropy (nats) of the global batch's windows; see `span_losses`."""
+        losses = span_losses(logits, batch.inputs["lengths"], batch.inputs["labels"])
+        return losses.sum() / batch.totals["sequences"]
+
+    def metrics(self, logits: Tensor, batch: MicroBatch) -> dict[str, Tensor]:
+        return {}
+
+    def divergence(self, first: Tensor, second: Tensor, batch: MicroBatch) -> Tensor:
+        return span_divergence(first, second, batch.inputs["lengths"]).sum() / batch.totals["sequences"]
 
     def flops(self, batch: MicroBatch) -> float:
         return self.token_flops(batch)

@@ -31,8 +31,8 @@ from engine.data.tokenizer.check import check_examples, check_vocabulary, open_w
 from engine.errors import UserError
 from engine.tasks.finetune import FineTuning, model_inputs, read_splits
 from engine.tasks.grow import growth_lines
-from engine.tasks.losses import class_loss
-from engine.tasks.task import Evaluation, StepOutput
+from engine.tasks.losses import class_divergence, class_loss
+from engine.tasks.task import Evaluation
 from engine.tasks.tokens import report
 
 
@@ -105,14 +105,18 @@ class TokenClassification(FineTuning):
         lines = describe(self.splits, self.sources, self.config.labelled.max_length)
         return [*growth_lines(self.config.model.init_from, self.vocabulary), *lines]
 
-    def step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:
-        """Shares of the mean cross-entropy (nats), weighted by the tags, and of the accuracy of the global batch's
-        labelled tokens."""
-        logits, labels, total = model(**model_inputs(batch)), batch.inputs["labels"], batch.totals["tokens"]
+    def loss(self, logits: Tensor, batch: MicroBatch) -> Tensor:
+        """Share of the mean cross-entropy (nats), weighted by the tags, of the global batch's labelled tokens."""
         weights, smoothing = self.weights_on(logits.device), self.config.labelled.label_smoothing
-        loss = class_loss(logits, labels, weights=weights, smoothing=smoothing)
-        correct = (logits.detach().argmax(dim=-1) == labels).sum()
-        return StepOutput(loss / batch.totals.get("weights", total), {"accuracy": correct / total})
+        loss = class_loss(logits, batch.inputs["labels"], weights=weights, smoothing=smoothing)
+        return loss / batch.totals.get("weights", batch.totals["tokens"])
+
+    def metrics(self, logits: Tensor, batch: MicroBatch) -> dict[str, Tensor]:
+        """Share of their accuracy."""
+        return {"accuracy": (logits.argmax(dim=-1) == batch.inputs["labels"]).sum() / batch.totals["tokens"]}
+
+    def divergence(self, first: Tensor, second: Tensor, batch: MicroBatch) -> Tensor:
+        return class_divergence(first, second).sum() / batch.totals["tokens"]
 
     def flops(self, batch: MicroBatch) -> float:
         return self.token_flops(batch)

@@ -21,6 +21,9 @@ RUNNING = {
     "train/memory_bytes": Title("peak memory of rank 0 [bytes]", "Allocated on its GPU; on CPUs held by its process."),
     "train/orthogonality": Title("distance of AdaLoRA's factors from orthogonal", "Mean of ||A A^T - I|| over all "
                                  "factors, B transposed; the loss has adapter.orthogonality times it."),
+    "train/r_drop": Title("divergence of two passes [nats]", "Symmetric Kullback-Leibler divergence of what dropout "
+                          "leaves of a prediction (regression: squared difference); the loss has regularise.r_drop "
+                          "times it."),
     "train/loss_scale": Title("loss scale", "fp16 only: what the loss is multiplied by."),
     "train/skipped_steps": Title("skipped steps [count]", "fp16 only: updates left out because their gradient "
                                  "overflowed, since the run began."),

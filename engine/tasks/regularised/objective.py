@@ -1,0 +1,71 @@
+"""The loss of a micro-batch of a fine-tuning task, with what the section `regularise` adds to it.
+
+A task tells the loss of logits, what is counted of them, and how far two of them are apart; the passes that a
+regulariser needs are made here, once for all tasks.
+
+Shapes: B sequences, T tokens in all of them, R rows of logits, C columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from engine.config import RunConfig
+from engine.data.loading.source import MicroBatch
+from engine.tasks.task import StepOutput
+
+
+class Learner(Protocol):
+    """What is asked of a task. Logits are what its model returns, [R, C]; results are shares of the global batch."""
+
+    config: RunConfig
+
+    def loss(self, logits: Tensor, batch: MicroBatch) -> Tensor:
+        """That of the task alone."""
+        ...
+
+    def metrics(self, logits: Tensor, batch: MicroBatch) -> dict[str, Tensor]:
+        """Shares of further curves, of logits without a graph."""
+        ...
+
+    def divergence(self, first: Tensor, second: Tensor, batch: MicroBatch) -> Tensor:
+        """How far what two passes predict is apart, with gradients to both."""
+        ...
+
+
+def step(task: Learner, model: nn.Module, batch: MicroBatch, inputs: Mapping[str, Any]) -> StepOutput:
+    """Forward pass and loss shares of one micro-batch.
+
+    Args:
+        inputs: the model's arguments: tensors of a packed batch, and `max_length`.
+    """
+    if task.config.regularise.r_drop:
+        return _r_drop(task, model, batch, inputs)
+    logits = model(**inputs)
+    return StepOutput(task.loss(logits, batch), task.metrics(logits.detach(), batch))
+
+
+def _r_drop(task: Learner, model: nn.Module, batch: MicroBatch, inputs: Mapping[str, Any]) -> StepOutput:
+    """R-Drop (Liang et al. 2021, Algorithm 1): the mean loss of two passes and their divergence.
+
+    Both passes are one of a batch that has every sequence twice, as the paper makes them (section 2): dropout draws
+    another mask for each copy.
+    """
+    first, second = model(**doubled(inputs)).chunk(2)
+    apart = task.divergence(first, second, batch)
+    loss = (task.loss(first, batch) + task.loss(second, batch)) / 2 + task.config.regularise.r_drop * apart
+    counted, again = (task.metrics(logits.detach(), batch) for logits in (first, second))
+    metrics = {name: (share + again[name]) / 2 for name, share in counted.items()}
+    return StepOutput(loss, metrics | {"r_drop": apart.detach()})
+
+
+def doubled(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a packed batch with all of its sequences again behind them."""
+    found = {name: torch.cat((value, value)) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    if "read" in inputs:
+        found["read"] = torch.cat((inputs["read"], inputs["read"] + len(inputs["input_ids"])))
+    return found

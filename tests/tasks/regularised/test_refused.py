@@ -1,0 +1,47 @@
+"""Regularisers of the loss that can't be had: one line that names field, value and remedy."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.errors import UserError
+from launch.configure.options import parse_options
+
+START = ["--model.init_from=bert", "--labelled.train=train.jsonl", "--labelled.text_pair=other", "--output=run"]
+R_DROP, MIXUP, FGM = "--regularise.r_drop=1", "--regularise.mixup=0.4", "--regularise.adversarial=fgm"
+#: task, options, and what is said
+REFUSED: dict[str, tuple[str, list[str], str]] = {
+    "embeddings": (
+        "embeddings", [R_DROP],
+        "regularise.r_drop: 1.0 is not allowed; the loss of task embeddings isn't defined with it; leave it out",
+    ),
+    "embeddings with noise": (
+        "embeddings", [FGM],
+        "regularise.adversarial: 'fgm' is not allowed; the loss of task embeddings isn't defined with it; leave it out",
+    ),
+    "pre-training": (
+        "pretrain", [R_DROP], "regularise.r_drop: 1.0 is not allowed; task pretrain is no task on labelled data",
+    ),
+    "two of them": (
+        "regression", [R_DROP, FGM],
+        "regularise.adversarial: 'fgm' is not allowed; regularise.r_drop is given too, and no loss is defined with "
+        "both; give one of them",
+    ),
+    "two others": (
+        "regression", [FGM, MIXUP], "regularise.mixup: 0.4 is not allowed; regularise.adversarial is given too, and",
+    ),
+    "all": ("regression", [R_DROP, FGM, MIXUP], "regularise.adversarial: 'fgm' is not allowed; regularise.r_drop is"),
+    "negative": ("regression", ["--regularise.r_drop=-1"], "regularise.r_drop: -1.0 is not allowed; give 0 or more"),
+    "infinite": ("regression", ["--regularise.r_drop=inf"], "regularise.r_drop: 'inf' is not allowed"),
+    "in words": ("regression", ["--regularise.r_drop=much"], "regularise.r_drop: 'much' is not allowed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_configuration_is_refused(name: str) -> None:
+    task, options, message = REFUSED[name]
+    start = ["--output=run"] if task == "pretrain" else START
+    with pytest.raises(UserError) as caught:
+        parse_options([f"--task={task}", *start, *options])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
