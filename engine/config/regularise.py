@@ -114,6 +114,11 @@ class RegulariseConfig:
         return 2 if self.r_drop else 1
 
     @property
+    def passes(self) -> int:
+        """Forward and backward passes of a micro-batch."""
+        return {"none": 1, "fgm": 2, "freelb": self.adversarial_steps}[self.adversarial]
+
+    @property
     def given(self) -> tuple[str, ...]:
         """The dotted names of the fields that are not at their defaults."""
         return tuple(f"regularise.{one.name}" for one in fields(self) if getattr(self, one.name) != one.default)

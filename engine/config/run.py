@@ -119,6 +119,9 @@ class RunConfig:
         ratio, has_b = self.optim.lora_ratio, method in ("lora", "dora")
         remedy = f"adapter.method {method} has no factors A and B; leave it out"
         require(has_b or ratio == 1.0, "optim.lora_ratio", ratio, remedy)
+        noisy = self.regularise.adversarial != "none"
+        remedy = "regularise.adversarial has noise for the words of texts, and a prompt is none; choose another method"
+        require(not noisy or method != "prompt", "adapter.method", method, remedy)
         placed = freeze is None or method not in VIRTUAL
         require(placed, "train.freeze", freeze, f"adapter.method {method} freezes the whole encoder; leave it out")
 

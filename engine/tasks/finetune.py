@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -32,6 +32,7 @@ from engine.model.regularised.dropout import Dropouts
 from engine.model.regularised.fresh import check_fresh, top_of
 from engine.model.regularised.layer_drop import drop_layers
 from engine.tasks.identity import Fact
+from engine.tasks.regularised import noise
 from engine.tasks.regularised import objective as regularised
 from engine.tasks.task import Evaluation, StepOutput, Task
 
@@ -227,9 +228,11 @@ class FineTuning(Task):
         rows = sum(lengths) if read is None else len(read)
         return self.step_flops(replace(shape, decoder=False, pooler=False), lengths, rows)
 
-    def step_flops(self, shape: Shape, lengths: Sequence[int], rows: float) -> float:
-        """Of all passes that a regulariser makes of a micro-batch."""
-        return self.config.regularise.copies * super().step_flops(shape, lengths, rows)
+    def step_flops(self, shape: Shape, lengths: Sequence[int], rows: float, *, to_words: bool = False) -> float:
+        """Of all passes that a regulariser makes of a micro-batch; all but the last one are for its noise too."""
+        last = super().step_flops(shape, lengths, rows, to_words=to_words)
+        others = (self.passes - 1) * super().step_flops(shape, lengths, rows, to_words=True)
+        return self.config.regularise.copies * (last + others)
 
     def group(self, fixed: bool) -> int | None:
         """The global batch that a source brings examples of similar length into; None of one in the file's order."""
@@ -249,11 +252,18 @@ class FineTuning(Task):
             self.class_weights = self.class_weights.to(device)
         return self.class_weights
 
+    @property
+    def passes(self) -> int:
+        return self.config.regularise.passes
+
+    def ahead(self, model: nn.Module, batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
+        return noise.passes(self, model, batches) if self.passes > 1 else batches
+
     def step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:
         return regularised.step(self, model, batch, model_inputs(batch))
 
     def loss(self, logits: Tensor, batch: MicroBatch) -> Tensor:
-        """See `engine.tasks.regularised.objective.Learner`, as for the next two."""
+        """See `engine.tasks.regularised.learner.Learner`, as for the next two."""
         raise NotImplementedError
 
     def metrics(self, logits: Tensor, batch: MicroBatch) -> dict[str, Tensor]:

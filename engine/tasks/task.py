@@ -84,6 +84,11 @@ class Task(Protocol):
     """what `build_model` took from model.init_from; None before, and where weights are drawn"""
 
     @property
+    def passes(self) -> int:
+        """Forward and backward passes of a micro-batch; `ahead` yields it for each of them."""
+        return 1
+
+    @property
     def adaptation(self) -> Adaptation | None:
         """Which parts of the model are trained, where the task lets a run choose."""
         return None
@@ -143,12 +148,12 @@ class Task(Protocol):
         shape = replace(architecture_of(self.model_config).shape_of(self.model_config), decoder=False)
         return self.step_flops(shape, batch.inputs["lengths"].tolist(), 0)
 
-    def step_flops(self, shape: Shape, lengths: Sequence[int], rows: float) -> float:
+    def step_flops(self, shape: Shape, lengths: Sequence[int], rows: float, *, to_words: bool = False) -> float:
         """See `engine.model.adapters.flops.step_flops`: of what the run trains."""
         chosen, trained = self.adaptation, None
         if chosen is not None and chosen.is_partial:
             trained = Trained(shape, chosen.adapter, chosen.freeze, architecture_of(self.model_config))
-        return step_flops(shape, lengths, rows, trained)
+        return step_flops(shape, lengths, rows, trained, to_words=to_words)
 
     def evaluate(self, model: nn.Module, batches: Iterable[MicroBatch]) -> Evaluation:
         """Run the model over this rank's batches and combine the results of all ranks."""

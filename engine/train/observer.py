@@ -84,10 +84,11 @@ class StepObserver:
         """
         self._phase.close()
         self.guard.watchdog.feed("backward pass")
-        self.audit.count(len(batch.inputs["lengths"]))
+        self.audit.count(0 if batch.again else len(batch.inputs["lengths"]))
         loss = output.loss.detach()
         self._share += loss
-        self._measured.append(({"loss": loss, **output.metrics}, batch.inputs["input_ids"].numel()))
+        tokens = 0 if batch.again else batch.inputs["input_ids"].numel()
+        self._measured.append(({"loss": loss, **output.metrics}, tokens))
         self._phase.enter_context(self.profile.part(BACKWARD))
 
     def before_update(self, *, last: bool) -> None:

@@ -103,7 +103,7 @@ class Trainer:
         model = dist.agreed(self.task.build_model)
         stepping = self.world.device if config.zero.offload_optimizer == "none" else torch.device("cpu")
         optimizer = build_optimizer(model, config.optim, stepping, train.zero_stage)
-        self.zero = ZeroEngine(model, optimizer, deepspeed, in_base(model, self.task.loaded))
+        self.zero = ZeroEngine(model, optimizer, deepspeed, in_base(model, self.task.loaded), self.task.passes)
         self.adapting = Adapting(self.zero, self.task.adaptation)
         self.regularising = Regularising(self.zero, config.regularise, self.total, self.task.loaded)
         dist.seed_everything(config.seed, self.world.rank)  # building drew numbers; a resume restores states later
@@ -261,14 +261,14 @@ class Trainer:
         return self.ends_early or self.step == self.total
 
     def train_step(self, batches: Iterator[MicroBatch], observer: StepObserver) -> None:
-        """One optimizer step over a global batch: forward and backward pass per micro-batch, then the update."""
+        """One optimizer step over a global batch: the passes of its micro-batches, then the update."""
         self._leave_out(batches)
         rate = learning_rate(self.step, self.total, self.config.optim)
         self.regularising.before_step(self.step)
         with observer.step(self.step + 1, rate, self.cursor):
             ahead = self.task.ahead(self.zero.model, self.guard.fetched(batches, self.layout.accumulation))
-            for index in range(self.layout.accumulation):
-                last = index + 1 == self.layout.accumulation
+            for index in range(self.zero.accumulation):
+                last = index + 1 == self.zero.accumulation
                 observer.before_fetch()
                 batch = next(ahead)
                 output = self.adapting.penalised(self.task.step(self.zero.model, batch))

@@ -31,7 +31,7 @@ class ZeroEngine:
     Attributes:
         model: the DeepSpeed engine, callable as the model.
         wrapper: the adapter to its optimizer.
-        accumulation: micro-batches of an optimizer step.
+        accumulation: forward and backward passes of an optimizer step.
         base: names of frozen parameters that every start of the run has already.
         start_decay: decay towards the weights of the start; None for none.
     """
@@ -45,11 +45,19 @@ class ZeroEngine:
         optimizer: torch.optim.Optimizer,
         config: dict[str, Any],
         base: Collection[str] = (),
+        passes: int = 1,
     ) -> None:
+        """
+        Args:
+            passes: forward and backward passes of a micro-batch, each of which is one to DeepSpeed.
+        """
         import deepspeed
 
         share = min(1.0, dist.local_size(os.environ) / torch.distributed.get_world_size())
         config = with_swap_folder(config, model, share)
+        if passes > 1:
+            counts = ("gradient_accumulation_steps", "train_batch_size")
+            config = config | {name: passes * config[name] for name in counts}
         self.config, self.base = config, base
         self.accumulation: int = config["gradient_accumulation_steps"]
         self.stage: int = config["zero_optimization"]["stage"]

@@ -8,7 +8,7 @@ attention (those and first tokens), V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.model.adapters.trained import Matrix, Trained
 from launch.forecast.workload import Workload
@@ -38,6 +38,13 @@ class Pass:
 
 def passes(work: Workload) -> Pass:
     """The bytes of a micro-batch's passes."""
+    made = _passes(work)
+    noise = 2 * FP32 * work.tokens * work.shape.hidden if work.passes > 1 else 0  # with its gradient
+    return replace(made, kept=made.kept + noise, end=made.end + noise)
+
+
+def _passes(work: Workload) -> Pass:
+    """Without the noise that passes are under."""
     layers, read = work.shape.layers - work.first_layer, _read(work)
     if layers == 0:
         return Pass(0, head_bytes(work), 0, 0)

@@ -41,6 +41,7 @@ def workload_of(config: RunConfig, made: Task, micro_batch: int, world: World) -
         optimizer=config.optim.name,
         activation_checkpointing=config.model.activation_checkpointing,
         sequences_per_sample=made.sequences_per_sample * config.regularise.copies,
+        passes=config.regularise.passes,
         read_share=task.read_share(config),
         offload_optimizer=config.zero.offload_optimizer,
         offload_parameters=config.zero.offload_parameters,

@@ -125,6 +125,7 @@ def workload(request: Request, hardware: Hardware, choice: tuple[int, str, str],
         activation_checkpointing=checkpointing,
         attention=request.attention,
         sequences_per_sample=request.sequences_per_sample * request.run.regularise.copies,
+        passes=request.run.regularise.passes,
         read_share=request.read_share,
         offload_optimizer=optimizer_place,
         offload_parameters=parameter_place,
@@ -144,13 +145,13 @@ def candidate(request: Request, hardware: Hardware, choice: tuple[int, str, str]
     limit = largest_micro_batch(work, hardware.memory, limit=share)
     micro_batch = largest_divisor(share, limit or 1)
     accumulation = share // micro_batch
-    work = replace(work, micro_batch=micro_batch, accumulates=accumulation > 1)
+    work = replace(work, micro_batch=micro_batch, accumulates=accumulation * work.passes > 1)
     return measured(work, accumulation, hardware)
 
 
 def measured(work: Workload, accumulation: int, hardware: Hardware) -> Candidate:
     """A workload with its forecast and its cost, and whether it fits."""
-    cost = step_cost(work, accumulation, hardware)
+    cost = step_cost(work, accumulation * work.passes, hardware)
     candidate = Candidate(work, accumulation, forecast(work), cost, fits=False)
     host_fits = candidate.memory.host * hardware.ranks_per_node <= hardware.host_memory
     return replace(candidate, fits=candidate.needed <= hardware.memory and host_fits)
@@ -178,7 +179,7 @@ def recipe_candidate(request: Request, hardware: Hardware) -> Candidate | None:
     if hardware.accelerator != "cpu":
         default = within_memory(default, work, hardware.memory)
     layout = resolve_layout(request.global_batch, recipe.train.micro_batch, hardware.ranks, default=default)
-    work = replace(work, micro_batch=layout.micro_batch, accumulates=layout.accumulation > 1)
+    work = replace(work, micro_batch=layout.micro_batch, accumulates=layout.accumulation * work.passes > 1)
     return replace(measured(work, layout.accumulation, hardware), of_recipe=True)
 
 
@@ -203,7 +204,7 @@ def choose(rows: list[Candidate]) -> Candidate | None:
     """
 
     def key(row: Candidate) -> tuple[bool, float, bool, float, int]:
-        rounds = row.work.stage == 0 and row.work.width < 4 and row.accumulation > 1
+        rounds = row.work.stage == 0 and row.work.width < 4 and row.work.accumulates
         communication, seconds = (float(f"{value:.2g}") for value in (row.cost.communication, row.cost.seconds))
         return row.offloads, communication, rounds, seconds, row.work.stage
 
@@ -226,7 +227,7 @@ def reason(request: Request, chosen: Candidate | None, rows: list[Candidate], ha
     same = [row for row in fitting if row.cost.communication == chosen.cost.communication]
     if hardware.ranks > 1 and same:
         sentences.append(f"{same[0].name} sends the same and takes {readable(same[0].memory.total)}.")
-    rounds = [row for row in fitting if row.work.stage == 0 and row.accumulation > 1 and row.work.width < 4]
+    rounds = [row for row in fitting if row.work.stage == 0 and row.work.accumulates and row.work.width < 4]
     if chosen.work.stage == 1 and rounds:
         sentences.append(f"ZeRO-0 would sum the gradients of its micro-batches in {chosen.work.precision}.")
     if chosen.work.activation_checkpointing and request.checkpointing == "on":

@@ -49,7 +49,7 @@ def step_flops(work: Workload, accumulation: int) -> float:
     """FLOPs that a rank executes for a step; recomputation included."""
     given = (work.shape, [work.sequence_length], work.read_share * work.sequence_length)
     again = forward_flops(*given) if work.activation_checkpointing else 0.0
-    return (needed_flops(*given, work.trained) + again) * work.sequences * accumulation
+    return (needed_flops(*given, work.trained, to_words=work.passes > 1) + again) * work.sequences * accumulation
 
 
 def communicated(work: Workload, accumulation: int) -> tuple[float, float]:
@@ -104,7 +104,7 @@ def pass_seconds(work: Workload, accumulation: int, hardware: Hardware) -> tuple
 
 
 def step_cost(work: Workload, accumulation: int, hardware: Hardware) -> StepCost:
-    """The cost of a step of `accumulation` micro-batches."""
+    """The cost of a step of so many passes, forward and backward (`accumulation`, here and above)."""
     flops = step_flops(work, accumulation)
     compute, limit = pass_seconds(work, accumulation, hardware)
     measured = hardware.accelerator == "cpu"

@@ -47,6 +47,8 @@ class Workload:
     """flash keeps no scores of tokens by tokens; plain does"""
     sequences_per_sample: int = 1
     """of multiple choice the options of a question"""
+    passes: int = 1
+    """forward and backward passes of a micro-batch, one after the other; all but the last one go to the embeddings"""
     read_share: float = 0.15
     """share of a sequence's tokens whose states the head reads; see `TaskEntry`"""
     offload_optimizer: str = "none"
@@ -121,7 +123,7 @@ class Workload:
     @property
     def first_layer(self) -> int:
         """The lowest layer that a backward pass reaches; the number of layers where it reaches none."""
-        return 0 if self.trained is None else self.trained.first_layer()
+        return 0 if self.trained is None or self.passes > 1 else self.trained.first_layer()
 
     @property
     def trains_embeddings(self) -> bool:

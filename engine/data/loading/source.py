@@ -69,6 +69,8 @@ class MicroBatch:
     """position after that global batch"""
     dummy: bool = False
     """evaluation only: repeats another micro-batch so that all ranks take equally many; its results don't count"""
+    again: bool = False
+    """training only: a further pass over a micro-batch of this optimizer step, whose samples count there"""
     max_length: int | None = None
     """tokens of the longest sequence, known on the host so that nothing waits for a GPU; None where it isn't"""
 

@@ -14,17 +14,21 @@ from engine.model.adapters.trained import LOW_RANK, Matrix, Trained
 from engine.model.flops import forward_flops, head_flops, training_flops
 
 
-def step_flops(shape: Shape, lengths: Sequence[int], rows: float, trained: Trained | None) -> float:
+def step_flops(
+    shape: Shape, lengths: Sequence[int], rows: float, trained: Trained | None, *, to_words: bool = False
+) -> float:
     """FLOPs that forward and backward pass need; see `forward_flops` for the first three arguments.
 
     Args:
         trained: None where all weights are.
+        to_words: whether the gradient by the words' embeddings is needed whatever is trained.
     """
     if trained is None:
         return training_flops(shape, lengths, rows)
     if trained.adapter.method == "prompt":
         lengths = [length + trained.adapter.virtual_tokens for length in lengths]
-    walk = _Walk(shape, trained, sum(lengths), len(lengths), rows, sum(map(shape.attended_pairs, lengths)))
+    counted = (sum(lengths), len(lengths), rows, sum(map(shape.attended_pairs, lengths)))
+    walk = _Walk(shape, trained, *counted, reached=to_words)
     return forward_flops(shape, lengths, rows) + walk.layers() + walk.heads()
 
 
@@ -44,7 +48,7 @@ class _Walk:
 
     def layers(self) -> float:
         """FLOPs of the encoder's layers."""
-        self.reached = self.trained.trains_embeddings()
+        self.reached = self.reached or self.trained.trains_embeddings()
         return sum(self._layer(layer) for layer in range(self.shape.layers))
 
     def heads(self) -> float:

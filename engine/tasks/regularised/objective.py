@@ -9,32 +9,15 @@ Shapes: B sequences, T tokens in all of them, R rows of logits, C columns.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from engine.config import RunConfig
 from engine.data.loading.source import MicroBatch
+from engine.tasks.regularised import noise
+from engine.tasks.regularised.learner import Learner
 from engine.tasks.task import StepOutput
-
-
-class Learner(Protocol):
-    """What is asked of a task. Logits are what its model returns, [R, C]; results are shares of the global batch."""
-
-    config: RunConfig
-
-    def loss(self, logits: Tensor, batch: MicroBatch) -> Tensor:
-        """That of the task alone."""
-        ...
-
-    def metrics(self, logits: Tensor, batch: MicroBatch) -> dict[str, Tensor]:
-        """Shares of further curves, of logits without a graph."""
-        ...
-
-    def divergence(self, first: Tensor, second: Tensor, batch: MicroBatch) -> Tensor:
-        """How far what two passes predict is apart, with gradients to both."""
-        ...
 
 
 def step(task: Learner, model: nn.Module, batch: MicroBatch, inputs: Mapping[str, Any]) -> StepOutput:
@@ -45,6 +28,8 @@ def step(task: Learner, model: nn.Module, batch: MicroBatch, inputs: Mapping[str
     """
     if task.config.regularise.r_drop:
         return _r_drop(task, model, batch, inputs)
+    if task.config.regularise.adversarial != "none":
+        return noise.step(task, model, batch, inputs)
     logits = model(**inputs)
     return StepOutput(task.loss(logits, batch), task.metrics(logits.detach(), batch))
 

@@ -24,6 +24,8 @@ RUNNING = {
     "train/r_drop": Title("divergence of two passes [nats]", "Symmetric Kullback-Leibler divergence of what dropout "
                           "leaves of a prediction (regression: squared difference); the loss has regularise.r_drop "
                           "times it."),
+    "train/adversarial_loss": Title("loss under noise", "Of the last pass, whose noise on the words' embeddings raises "
+                                    "it most (regularise.adversarial)."),
     "train/loss_scale": Title("loss scale", "fp16 only: what the loss is multiplied by."),
     "train/skipped_steps": Title("skipped steps [count]", "fp16 only: updates left out because their gradient "
                                  "overflowed, since the run began."),

@@ -74,7 +74,8 @@ class Step:
         """FLOPs that the tokens need, padding and recomputed scores left out: what a share of the peak counts."""
         lengths = [round(self.length)] * self.work.sequences
         rows = self.work.read_share * sum(lengths)
-        return self.accumulation * step_flops(self.work.shape, lengths, rows, self.work.trained)
+        given = (self.work.shape, lengths, rows, self.work.trained)
+        return self.accumulation * step_flops(*given, to_words=self.work.passes > 1)
 
     def seen(self, variant: Variant) -> float:
         """Tokens of a sequence that are computed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,6 +67,28 @@ def test_ballast_is_what_the_trial_lacks() -> None:
     held = ballast(run, work)
     assert held == RESERVE + run.total - run.activations - run.head - run.parameters - run.gradients
     assert held - RESERVE < ballast(forecast(replace(work, trained=None)), replace(work, trained=None)) - RESERVE
+
+
+def test_passes_and_copies_of_a_micro_batch_are_counted() -> None:
+    for work in (FULL, LORA):
+        again, twice = replace(work, passes=2), replace(work, sequences_per_sample=2)
+        assert step_flops(twice, 1) == 2 * step_flops(work, 1)
+        assert forecast(twice).activations > 1.9 * forecast(work).activations
+        noise = 2 * 4 * work.tokens * work.shape.hidden
+        assert forecast(again).activations >= forecast(work).activations + noise
+    assert step_flops(replace(FULL, passes=2), 2) == 2 * step_flops(FULL, 1)
+    assert step_flops(replace(LORA, passes=2), 2) > 2 * step_flops(LORA, 1)
+
+
+def test_a_plan_counts_regularisers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    recipe = (ROOT / "launch" / "recipes" / "finetune.yaml").read_text()
+    costs = []
+    for added in ("", "regularise: {r_drop: 1}", "regularise: {adversarial: fgm}"):
+        (tmp_path / "recipe.yaml").write_text(f"{recipe}\n{added}\n")
+        options = ["--model", "bert-base", "--gpus", "1", "--gpu", "a100-40", "--json"]
+        assert main(["--config", str(tmp_path / "recipe.yaml"), *options]) == 0
+        costs.append(json.loads(capsys.readouterr().out)["choice"]["cost"]["flops"])
+    assert costs == [costs[0], 2 * costs[0], 2 * costs[0]]
 
 
 def test_a_plan_of_the_recipe_tells_the_trained_share(capsys: pytest.CaptureFixture[str]) -> None:

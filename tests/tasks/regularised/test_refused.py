@@ -31,6 +31,30 @@ REFUSED: dict[str, tuple[str, list[str], str]] = {
         "regression", [FGM, MIXUP], "regularise.mixup: 0.4 is not allowed; regularise.adversarial is given too, and",
     ),
     "all": ("regression", [R_DROP, FGM, MIXUP], "regularise.adversarial: 'fgm' is not allowed; regularise.r_drop is"),
+    "prompt under noise": (
+        "regression", ["--adapter.method=prompt", FGM],
+        "adapter.method: 'prompt' is not allowed; regularise.adversarial has noise for the words of texts, and a",
+    ),
+    "noise of a kind": (
+        "regression", ["--regularise.adversarial=pgd"],
+        "regularise.adversarial: 'pgd' is not allowed; give one of none, fgm, freelb",
+    ),
+    "no room for noise": (
+        "regression", [FGM, "--regularise.adversarial_norm=0"],
+        "regularise.adversarial_norm: 0.0 is not allowed; give a positive number",
+    ),
+    "steps of one": (
+        "regression", [FGM, "--regularise.adversarial_steps=5"],
+        "regularise.adversarial_steps: 5 is not allowed; it needs regularise.adversarial freelb",
+    ),
+    "norm of none": (
+        "regression", ["--regularise.adversarial_norm=2"],
+        "regularise.adversarial_norm: 2.0 is not allowed; it needs regularise.adversarial fgm or freelb",
+    ),
+    "no steps": (
+        "regression", ["--regularise.adversarial=freelb", "--regularise.adversarial_steps=0"],
+        "regularise.adversarial_steps: 0 is not allowed; give a whole number of at least 1",
+    ),
     "negative": ("regression", ["--regularise.r_drop=-1"], "regularise.r_drop: -1.0 is not allowed; give 0 or more"),
     "infinite": ("regression", ["--regularise.r_drop=inf"], "regularise.r_drop: 'inf' is not allowed"),
     "in words": ("regression", ["--regularise.r_drop=much"], "regularise.r_drop: 'much' is not allowed"),
