@@ -207,6 +207,7 @@ def run(config: RunConfig, launcher: Launcher, session: Session, given: frozense
         config, layout = fitted(config, task, world)
     elif batch.micro_batch is None:
         layout = default_layout(config, task, start, world)
+    agreed(lambda: config.regularise.check_micro_batch(layout.micro_batch))
     deepspeed = agreed(lambda: resolved(config, layout, accelerator))
     agreed(lambda: session.count_start(config.resume, start))
     with session.reporting(), explained_memory(config, task, layout, world):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from engine.config.data import LabelledConfig
+from engine.config.regularise import OF_LOSS
 from engine.config.task_entry import TaskEntry, Title
 from engine.errors import require
 
@@ -145,6 +146,7 @@ def _entry(
 SEQUENCE_CLASSIFICATION = _entry(
     "one label a text or pair of texts",
     "engine.tasks.sequence:SequenceClassification",
+    regularisers=OF_LOSS,
     fixed=(*_TEXTS, "loss", *_WEIGHING, *_AUGMENT),
     metrics=_METRICS | _ORDINAL_METRICS,
     compared=("loss", *_WEIGHING, *_AUGMENT),
@@ -163,6 +165,7 @@ SEQUENCE_CLASSIFICATION = _entry(
 REGRESSION = _entry(
     "a number for a text or pair of texts",
     "engine.tasks.regression:Regression",
+    regularisers=OF_LOSS,
     fixed=(*_TEXTS, *_AUGMENT),
     metrics=_REGRESSION_METRICS,
     compared=_AUGMENT,
@@ -196,6 +199,7 @@ TOKEN_CLASSIFICATION = _entry(
 MULTI_LABEL_CLASSIFICATION = _entry(
     "any number of labels a text or pair of texts",
     "engine.tasks.multi_label:MultiLabelClassification",
+    regularisers=OF_LOSS,
     fixed=(*_TEXTS, "separator", *_AUGMENT),
     metrics=_MULTI_LABEL_METRICS,
     compared=_AUGMENT,

@@ -103,6 +103,15 @@ class RegulariseConfig:
         """fp32 tensors of all trained weights that are kept beside the optimizer's own."""
         return int(self.start_decay > 0.0) + int(self.ema > 0.0)
 
+    def check_micro_batch(self, size: int) -> None:
+        """Refuse to mix the one example of a micro-batch with itself.
+
+        Raises:
+            UserError: names train.micro_batch.
+        """
+        remedy = "regularise.mixup pairs the examples of a micro-batch; give at least 2"
+        require(size > 1 or not self.mixup, "train.micro_batch", size, remedy)
+
     @property
     def of_loss(self) -> tuple[str, ...]:
         """Those of `OF_LOSS` that are given."""

@@ -97,6 +97,8 @@ class RunConfig:
         )
         task = TASKS.get(self.task)
         self._check_trained_parts(task.freezes)
+        if isinstance(self.train.micro_batch, int):
+            self.regularise.check_micro_batch(self.train.micro_batch)
         for name in self.regularise.of_loss:
             remedy = f"the loss of task {self.task} isn't defined with it; leave it out"
             value = getattr(self.regularise, name)

@@ -9,6 +9,7 @@ Shapes: B sequences, T tokens in all of them, R rows of logits, C columns.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ def step(task: Learner, model: nn.Module, batch: MicroBatch, inputs: Mapping[str
     if task.config.regularise.adversarial != "none":
         return noise.step(task, model, batch, inputs)
     logits = model(**inputs)
+    if task.config.regularise.mixup:
+        return StepOutput(_mixed_loss(task, logits, batch), task.metrics(logits.detach(), batch))
     return StepOutput(task.loss(logits, batch), task.metrics(logits.detach(), batch))
 
 
@@ -46,6 +49,20 @@ def _r_drop(task: Learner, model: nn.Module, batch: MicroBatch, inputs: Mapping[
     counted, again = (task.metrics(logits.detach(), batch) for logits in (first, second))
     metrics = {name: (share + again[name]) / 2 for name, share in counted.items()}
     return StepOutput(loss, metrics | {"r_drop": apart.detach()})
+
+
+def _mixed_loss(task: Learner, logits: Tensor, batch: MicroBatch) -> Tensor:
+    """Mixup (Zhang et al. 2018) of what the last linear layer is given (Guo et al. 2019, senMixup), and of the losses.
+
+    That layer is linear, so mixtures of its inputs have mixtures of its outputs. One share for the micro-batch, and
+    each example once as either partner, keep the sum of the examples' weights what it is without.
+    """
+    spread = torch.tensor(task.config.regularise.mixup)
+    share = float(torch.distributions.Beta(spread, spread).sample())
+    order = torch.randperm(len(logits)).to(logits.device)
+    mixture = share * logits + (1 - share) * logits[order]
+    partners = replace(batch, inputs={**batch.inputs, "labels": batch.inputs["labels"][order]})
+    return share * task.loss(mixture, batch) + (1 - share) * task.loss(mixture, partners)
 
 
 def doubled(inputs: Mapping[str, Any]) -> dict[str, Any]:

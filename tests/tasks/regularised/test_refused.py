@@ -7,7 +7,9 @@ import pytest
 from engine.errors import UserError
 from launch.configure.options import parse_options
 
-START = ["--model.init_from=bert", "--labelled.train=train.jsonl", "--labelled.text_pair=other", "--output=run"]
+START = ["--model.init_from=bert", "--labelled.train=train.jsonl", "--output=run"]
+#: fields that single tasks can't do without
+NEEDED = {"embeddings": ["--labelled.text_pair=other"], "multiple_choice": ["--labelled.options=options"]}
 R_DROP, MIXUP, FGM = "--regularise.r_drop=1", "--regularise.mixup=0.4", "--regularise.adversarial=fgm"
 #: task, options, and what is said
 REFUSED: dict[str, tuple[str, list[str], str]] = {
@@ -55,6 +57,19 @@ REFUSED: dict[str, tuple[str, list[str], str]] = {
         "regression", ["--regularise.adversarial=freelb", "--regularise.adversarial_steps=0"],
         "regularise.adversarial_steps: 0 is not allowed; give a whole number of at least 1",
     ),
+    "mixed tags": (
+        "token_classification", [MIXUP],
+        "regularise.mixup: 0.4 is not allowed; the loss of task token_classification isn't defined with it; leave it",
+    ),
+    "mixed options": ("multiple_choice", [MIXUP], "the loss of task multiple_choice isn't defined with it"),
+    "mixed answers": ("question_answering", [MIXUP], "the loss of task question_answering isn't defined with it"),
+    "nothing to mix": (
+        "regression", [MIXUP, "--train.micro_batch=1"],
+        "train.micro_batch: 1 is not allowed; regularise.mixup pairs the examples of a micro-batch; give at least 2",
+    ),
+    "mixed less than nothing": (
+        "regression", ["--regularise.mixup=-0.1"], "regularise.mixup: -0.1 is not allowed; give 0 or more",
+    ),
     "negative": ("regression", ["--regularise.r_drop=-1"], "regularise.r_drop: -1.0 is not allowed; give 0 or more"),
     "infinite": ("regression", ["--regularise.r_drop=inf"], "regularise.r_drop: 'inf' is not allowed"),
     "in words": ("regression", ["--regularise.r_drop=much"], "regularise.r_drop: 'much' is not allowed"),
@@ -64,7 +79,7 @@ REFUSED: dict[str, tuple[str, list[str], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_configuration_is_refused(name: str) -> None:
     task, options, message = REFUSED[name]
-    start = ["--output=run"] if task == "pretrain" else START
+    start = ["--output=run"] if task == "pretrain" else [*START, *NEEDED.get(task, ())]
     with pytest.raises(UserError) as caught:
         parse_options([f"--task={task}", *start, *options])
     assert message in str(caught.value)
