@@ -142,6 +142,7 @@ class FineTuning(Task):
         """Refuse to compare passes that are all the same."""
         config, weight = self.config, self.config.regularise.r_drop
         rates = (*architecture_of(self.build_config()).dropouts(config.model), config.adapter.dropout)
+        rates += (config.regularise.layer_drop,)
         remedy = "the model has no dropout, so that both passes are the same; give model.hidden_dropout, such as 0.1"
         require(weight == 0 or any(rates), "regularise.r_drop", weight, remedy)
 

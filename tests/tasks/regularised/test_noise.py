@@ -14,7 +14,7 @@ from engine.config import AdapterConfig, RegulariseConfig
 from engine.data.loading.loader import BatchLayout, training_batches
 from engine.data.loading.source import Cursor, MicroBatch
 from engine.tasks.finetune import FineTuning
-from engine.tasks.regularised.noise import next_noise, words_of
+from engine.tasks.regularised.noise import Noised, next_noise, words_of
 from engine.tasks.task import StepOutput
 from tests.model.test_task_heads import CONFIGS, both
 from tests.tasks.regularised.plain import (
@@ -137,6 +137,21 @@ def base(model: nn.Module) -> nn.Module:
     holder = nn.Module()
     holder.state_dict = lambda: state  # type: ignore[method-assign, assignment]
     return holder
+
+
+def test_a_model_in_bf16_has_noise_in_fp32(tmp_path: Path) -> None:
+    task = make(tmp_path, "sequence_classification", FREELB)
+    model, found = wide(task), []
+    for precision in (torch.float32, torch.bfloat16):
+        torch.manual_seed(3)
+        outputs = train_passes(task, model.to(precision), iter([global_batch(task)]))
+        found.append([float(one.loss) for one in outputs])
+    assert found[1] == pytest.approx(found[0], rel=2e-2)
+    assert found[1][0] < found[1][-1]
+    first = next(task.ahead(model, iter([global_batch(task)])))
+    assert isinstance(first, Noised)
+    assert first.noise is not None
+    assert first.noise.dtype == torch.float32
 
 
 def test_the_operations_of_all_passes_are_counted(tmp_path: Path) -> None:

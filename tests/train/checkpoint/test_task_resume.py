@@ -73,8 +73,6 @@ CASES = {
     "augmented classes": Case("sequence_classification", ("--labelled.augment=characters",)),
     "augmented tags": Case("token_classification", (*WINDOWS, "--labelled.augment=eda_neighbours")),
     "answers": Case("question_answering", ANSWERS),
-}
-CASES |= {
     "two passes under other dropout": Case("multiple_choice", ("--regularise.r_drop=1",), drawn=True),
     "noise of several steps": Case("token_classification", (*WINDOWS, "--regularise.adversarial=freelb"), drawn=True),
     "noise along the gradient": Case("question_answering", (*ANSWERS, "--regularise.adversarial=fgm")),
