@@ -99,7 +99,7 @@ class RegulariseConfig:
         require(self.start_decay * rate <= 1.0, "regularise.start_decay", self.start_decay, remedy)
 
     @property
-    def copies(self) -> int:
+    def weight_copies(self) -> int:
         """fp32 tensors of all trained weights that are kept beside the optimizer's own."""
         return int(self.start_decay > 0.0) + int(self.ema > 0.0)
 

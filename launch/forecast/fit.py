@@ -48,7 +48,7 @@ def workload_of(config: RunConfig, made: Task, micro_batch: int, world: World) -
         accelerator=world.device.type,
         dropout=architecture.dropouts(config.model)[0],
         kernels=config.train.kernels != "reference",
-        copies=config.regularise.copies,
+        copies=config.regularise.weight_copies,
         trained=trained_of(config, shape, architecture),
     )
 

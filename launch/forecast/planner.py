@@ -132,7 +132,7 @@ def workload(request: Request, hardware: Hardware, choice: tuple[int, str, str],
         accelerator=hardware.accelerator,
         dropout=architecture.dropouts(request.model)[0],
         kernels=request.run.train.kernels != "reference",
-        copies=request.run.regularise.copies,
+        copies=request.run.regularise.weight_copies,
         verify_update=request.run.train.verify_update,
         trained=trained_of(request.run, shape, architecture),
     )

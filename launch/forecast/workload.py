@@ -74,7 +74,7 @@ class Workload:
     trained: Trained | None = None
     """what is trained of the weights; None for all"""
     copies: int = 0
-    """further fp32 tensors of all trained weights, see `RegulariseConfig.copies`"""
+    """further fp32 tensors of all trained weights, see `RegulariseConfig.weight_copies`"""
     verify_update: int = 1
     """updates that the certificate compares (train.verify_update): the first ones need copies"""
 

@@ -155,4 +155,4 @@ def test_a_frozen_base_is_no_start_to_decay_to(folder: Path) -> None:
 
 
 def test_defaults_keep_no_further_tensors() -> None:
-    assert RunConfig().regularise.copies == 0
+    assert RunConfig().regularise.weight_copies == 0
