@@ -138,11 +138,12 @@ class FineTuning(Task):
             return None
         method = cheap_method(labelled.augment, WORD_SHARE, self.config.model.init_from, self.operations)
         return Augmentation(method, labelled.augment_share, self.config.seed)
+
     def _check_regularisers(self) -> None:
         """Refuse to compare passes that are all the same."""
         config, weight = self.config, self.config.regularise.r_drop
-        rates = (*architecture_of(self.build_config()).dropouts(config.model), config.adapter.dropout)
-        rates += (config.regularise.layer_drop,)
+        of_model = architecture_of(self.build_config()).dropouts(config.model)
+        rates = (*of_model, config.adapter.dropout, config.regularise.layer_drop)
         remedy = "the model has no dropout, so that both passes are the same; give model.hidden_dropout, such as 0.1"
         require(weight == 0 or any(rates), "regularise.r_drop", weight, remedy)
 
