@@ -57,3 +57,19 @@ def test_two_ranks_learn_under_noise_what_one_learns(
         first, second = (sorted(audit[step].samples) for audit in audits)
         assert first == second
         assert len(first) >= 16
+
+
+@pytest.mark.slow
+def test_a_random_start_is_the_same_at_every_stage(tmp_path: Path) -> None:
+    tiny_bert(tmp_path / "bert")
+    write(tmp_path / "train.jsonl", ROWS["multi_label_classification"](90, 1))
+    write(tmp_path / "validation.jsonl", ROWS["multi_label_classification"](24, 2))
+    curves = []
+    for stage in (1, 3):
+        output = tmp_path / f"stage-{stage}"
+        options = ("--regularise.adversarial=freelb", "--regularise.adversarial_rate=0.5")
+        curve, _ = train(tmp_path, output, "multi_label_classification", 2, stage, 2, *options)
+        curves += [curve, losses(output, "train/adversarial_loss")]
+    assert largest_difference(curves[2], curves[0]) < BOUND
+    assert largest_difference(curves[3], curves[1]) < BOUND
+    assert curves[1][0][1] > curves[0][0][1], "the last noise raises the loss"

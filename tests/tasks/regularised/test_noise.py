@@ -154,6 +154,14 @@ def test_a_model_in_bf16_has_noise_in_fp32(tmp_path: Path) -> None:
     assert first.noise.dtype == torch.float32
 
 
+def test_a_micro_batch_that_nobody_looked_at_before_is_in_its_first_pass(tmp_path: Path) -> None:
+    """As where it is tried whether one fits in memory."""
+    plain, task = (make(tmp_path, "regression", chosen) for chosen in (RegulariseConfig(), FGM))
+    model = wide(task)
+    alone, own = (one.step(model, global_batch(one)) for one in (task, plain))
+    assert (alone.loss.item(), alone.metrics) == (own.loss.item(), own.metrics)
+
+
 def test_the_operations_of_all_passes_are_counted(tmp_path: Path) -> None:
     name = "sequence_classification"
     plain, fgm, freelb = (make(tmp_path, name, chosen) for chosen in (RegulariseConfig(), FGM, FREELB))
