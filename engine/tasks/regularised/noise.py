@@ -109,7 +109,7 @@ def first_noise(chosen: RegulariseConfig, lengths: Tensor, size: tuple[int, int]
 def next_noise(chosen: RegulariseConfig, noise: Tensor, gradient: Tensor, lengths: Tensor) -> Tensor:
     """That of the next pass, by the gradient of the last one's loss by its noise.
 
-    FGM goes the whole norm along the gradient (Miyato et al. 2017, equation 5); FreeLB takes a step along it
+    FGM goes the whole norm along the gradient (Miyato et al. 2017, section 3); FreeLB takes a step along it
     and back into the ball (Algorithm 1). A sequence whose gradient is zero, or too large for fp16, has no direction.
     """
     norms = _norms(gradient, lengths)
