@@ -183,14 +183,15 @@ def summary(cells: list[Cell]) -> dict[str, float]:
 
 def markdown(tables: list[dict[str, Any]]) -> str:
     """The tables as one for a page."""
-    names = "method | score | trained | processor seconds | peak memory | checkpoint"
+    names = "method | score (deviation), seeds | trained | processor seconds | peak memory | checkpoint"
     told = [f"| | {names} |", "|---|---|---|---|---|---|---|"]
     for table in tables:
         for method, cell in table["rivals"].items():
             task = table["title"].partition(",")[0]
+            score = f"{cell['score']:.3f} ({cell['deviation']:.3f}), {cell['seeds']}"
             told.append(
-                f"| {task} | {method} | {cell['score']:.3f} ({cell['deviation']:.3f}) | {cell['trained_%']:.2g} % | "
-                f"{cell['seconds']:.0f} | {cell['peak_MB']:.0f} MB | {cell['checkpoint_MB']:.3g} MB |"
+                f"| {task} | {method} | {score} | {cell['trained_%']:.3g} % | {cell['seconds']:.0f} | "
+                f"{cell['peak_MB']:.0f} MB | {cell['checkpoint_MB']:.3g} MB |"
             )
     return "\n".join(told)
 
