@@ -112,7 +112,7 @@ def test_kept_weights_take_four_bytes_of_a_rank_s_share(stage: int, offload: str
     """The weights of the start, and their moving average, lie where the optimizer steps."""
     if stage == 0 and offload == "cpu":
         return
-    copies = RegulariseConfig(start_decay=1.0, ema=0.9).copies
+    copies = RegulariseConfig(start_decay=1.0, ema=0.9).weight_copies
     work = replace(WORK, stage=stage, offload_optimizer=offload, precision="bf16")
     plain, more = (forecast(replace(work, copies=count)) for count in (0, copies))
     share = BASE.parameters() if stage == 0 else work.share
