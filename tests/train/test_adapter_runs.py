@@ -96,6 +96,7 @@ def apart(curve: Curve, other: Curve) -> float:
 FAST = {("lora", 2), ("dora", 3), ("freeze", 1)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "stage"),
     [
@@ -121,6 +122,7 @@ def test_an_optimizer_on_the_cpu_learns_the_same(data: Path, alone: Alone, tmp_p
     assert apart(together, alone(method)) < BOUND
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "stage"),
     [
@@ -137,6 +139,7 @@ def test_bf16_learns_the_same_but_for_rounding(
     assert worst < 5e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "stage"),
     [
@@ -169,6 +172,7 @@ def kill_after(output: Path, checkpoint: Path, *arguments: str) -> None:
     process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     ["lora", *(pytest.param(method, marks=pytest.mark.slow) for method in ("dora", "ia3", "houlsby", "freeze"))],
@@ -194,6 +198,7 @@ def told(folder: Path) -> dict[str, Any]:
     return values
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_what_is_trained_and_a_resume_needs_its_base_and_options(data: Path, tmp_path: Path) -> None:
     output, base = tmp_path / "run", tmp_path / "bert"
     shutil.copytree(data / "bert", base)

@@ -48,6 +48,7 @@ def tune(rank: Pool, output: Path, *options: str) -> Path:
     return output
 
 
+@pytest.mark.slow
 def test_seeds_of_a_setting_do_not_differ_and_a_crippled_one_does(
     one_rank: Pool, setting: list[str], tmp_path: Path
 ) -> None:

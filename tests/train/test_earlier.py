@@ -56,6 +56,7 @@ def test_the_earlier_run_is_whole_where_the_user_is_told(twice: tuple[Path, str]
     assert "seed: 2\n" in (output / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_folder_continues_no_curve_of_this_one(
     store: Path, twice: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -110,6 +111,7 @@ def write_a_restarted_run(folder: Path, *, tensorboard: bool) -> None:
     again.end(3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tensorboard", [True, False])
 def test_a_resume_from_before_the_last_point_writes_none_twice(tmp_path: Path, tensorboard: bool) -> None:
     with single_rank(free_port()) as rank:
@@ -121,6 +123,7 @@ def test_a_resume_from_before_the_last_point_writes_none_twice(tmp_path: Path, t
         assert losses(tmp_path, "eval/loss") == [(3, pytest.approx(0.1))]
 
 
+@pytest.mark.slow
 def test_a_score_that_differs_from_the_one_there_is_not_hidden(tmp_path: Path) -> None:
     with single_rank(free_port()) as rank:
         rank.apply(write_a_restarted_run, (tmp_path,), {"tensorboard": True})

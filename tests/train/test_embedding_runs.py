@@ -63,6 +63,7 @@ def test_two_ranks_and_accumulation_learn_and_score_the_same(
     }, "a look ahead is none of the samples that are learned from"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_resume_goes_on_bit_for_bit_with_dropout(inputs: Path, stage: int, tmp_path: Path) -> None:
     more = options(inputs, stage, 2, "--model.hidden_dropout=0.2", "--train.save_interval=3")
@@ -74,6 +75,7 @@ def test_a_resume_goes_on_bit_for_bit_with_dropout(inputs: Path, stage: int, tmp
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", ["bf16", "activation checkpointing"])
 def test_precision_and_recomputation_are_the_others(inputs: Path, alone: Path, other: str, tmp_path: Path) -> None:
     more = ["--train.precision=bf16"] if other == "bf16" else ["--model.activation_checkpointing=true"]

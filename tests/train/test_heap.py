@@ -82,6 +82,7 @@ print(faults())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not GLIBC, reason="no glibc")
 @pytest.mark.parametrize("mine", [None, "67108864"])
 def test_the_end_of_the_heap_is_kept_unless_the_environment_says_otherwise(

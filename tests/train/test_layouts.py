@@ -39,6 +39,7 @@ def train(store: Path, output: Path, ranks: int, stage: int, accumulation: int, 
     return losses(output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "stage", "accumulation"),
     [
@@ -58,11 +59,13 @@ def test_losses_do_not_depend_on_the_layout(
     assert curve[-1][1] < curve[0][1] - 0.2, "the run learns"
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_changes_no_loss(store: Path, tmp_path: Path, reference: Curve) -> None:
     curve = train(store, tmp_path, 2, 3, 1, "--model.activation_checkpointing=true")
     assert largest_difference(curve, reference) < BOUND
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stage", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow), 3]
 )

@@ -71,6 +71,7 @@ def test_transformers_opens_the_export(whole: Path) -> None:
     assert model.config.max_position_embeddings == 192
 
 
+@pytest.mark.slow
 def test_a_classifier_is_tuned_from_the_export(whole: Path, tmp_path: Path) -> None:
     rows = [(kind, word) for number in range(40) for kind, words in WORDS.items() for word in words[number % 4 :][:1]]
     lines = [json.dumps({"sentence": f"this is the {word}", "label": kind}) for kind, word in rows]

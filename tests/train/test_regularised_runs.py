@@ -63,6 +63,7 @@ def scores(output: Path) -> dict[str, float]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2, 3])
 def test_two_ranks_learn_what_one_learns(folder: Path, alone: Path, stage: int) -> None:
     more = [f"--train.zero_stage={stage}", "--train.micro_batch=4", "--train.eval_interval=3"]
@@ -107,6 +108,7 @@ def test_the_last_checkpoints_have_a_mean(alone: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(mean, sum(weights[name] for weights in last) / 3, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_bits(folder: Path) -> None:
     """With every regulariser and dropout; decay pulls to the weights that are read again from the start model."""
     whole, parted = folder / "whole", folder / "parted"

@@ -46,6 +46,7 @@ def loaded_after_the_first_step(output: Path, *options: str) -> set[str]:
     return set(printed[printed.index(MARK) + 1 :])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 0])
 def test_a_pre_training_rank_imports_only_what_it_uses(store: Path, tmp_path: Path, stage: int) -> None:
     loaded = loaded_after_the_first_step(tmp_path / "run", f"--data.path={store}", f"--train.zero_stage={stage}")

@@ -44,6 +44,7 @@ def check_export(export: Path, kind: type[Any], store: Path) -> Any:
     return tokenizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "make"), [("roberta", roberta), ("xlm-roberta", xlm_roberta)])
 def test_a_given_tokenizers_run_at_zero_3_on_two_ranks(kind: str, make: Any, tmp_path: Path) -> None:
     make(tmp_path / "theirs")

@@ -41,6 +41,7 @@ def alone(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_two_ranks_with_accumulation_are_one_process(
     options: list[str], alone: Path, tmp_path: Path, stage: int

@@ -69,6 +69,7 @@ def report(output: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "accumulation", "more"),
     [
@@ -119,6 +120,7 @@ def test_bf16_learns_the_same_but_for_rounding(data: Path, alone: tuple[str, Pat
     assert worst < 0.03
 
 
+@pytest.mark.slow
 def test_vectors_are_trained_and_the_loss_falls(data: Path, alone: tuple[str, Path], tmp_path: Path) -> None:
     method, one = alone
     curve: Curve = losses(one)

@@ -155,6 +155,7 @@ DEEPSPEEDS = (0, 3, 4, 3)
 OWN = {"engine/optim/fused.py": "int(old)", "engine/zero/wrappers/stage_0.py": "float(norm)"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_an_update_under_deepspeed_adds_no_wait_of_ours(stage: int, precision: str, rank: Pool) -> None:

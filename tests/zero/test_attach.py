@@ -68,6 +68,7 @@ def unclipped(case: Case) -> dict[str, Tensor]:
         return attached(case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.stage}-{case.precision}-{case.optimizer}")
 def test_the_weights_are_bitwise_those_of_deepspeeds_own_clipping(case: Case, rank: Pool) -> None:
     folded, unfolded = rank.apply(attached, (case,)), rank.apply(unattached, (case,))

@@ -61,6 +61,7 @@ def pieces(record: dict[str, Any]) -> list[tuple[dict[str, Any], str, slice, sli
     return found
 
 
+@pytest.mark.slow
 @every_run
 def test_a_fragment_holds_its_range_of_the_parameter(ranks: int, name: str) -> None:
     for record in recorded(ranks, name):

@@ -78,6 +78,7 @@ def expected(state: str, name: str, record: Record) -> Tensor:
     return full if state == "weight" or state in record.states else torch.zeros_like(full)
 
 
+@pytest.mark.slow
 @every_launch
 def test_every_layout_saves_the_same_and_nothing_twice(launch: Launch, ranks: int) -> None:
     for folder in saved(launch(ranks)):
@@ -314,6 +315,7 @@ def undisturbed(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
     return trained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after", "optimizer"),
     [

@@ -138,6 +138,7 @@ def plain(known: dict[str, int], name: str) -> list[dict[str, Tensor]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_steps_and_averages_are_those_of_plain_torch(rank: Pool, tmp_path: Path, case: tuple[Any, ...]) -> None:
     found = rank.apply(trained, (tmp_path, *case))

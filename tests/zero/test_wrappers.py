@@ -40,6 +40,7 @@ def clamped() -> tuple[dict[str, Tensor], float]:
     return {name: w.detach() for name, w in weights.items()}, sum(clipped) / len(clipped)
 
 
+@pytest.mark.slow
 def test_a_registered_adapter_trains_with_its_wrappers_own_clipping(rank: Pool) -> None:
     found = rank.apply(trained, (CASE, 0, 1), {"registered": True})
     assert not isinstance(found, str), found

@@ -26,6 +26,7 @@ def effect(output: Path, switch: str, size: str) -> dict[str, Any]:
     return dict(found)
 
 
+@pytest.mark.slow
 def test_base_and_switches_are_run_at_every_size_with_every_seed(tmp_path: Path) -> None:
     path, output = write_ablation(tmp_path, sizes=[20, "all"], seeds=2), tmp_path / "out"
     assert ablate(path) == 0

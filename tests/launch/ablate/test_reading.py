@@ -18,6 +18,7 @@ from tests.launch.suite.files import write_rows
 OWN = {"task": "sequence_classification", "labelled.train": "own.jsonl"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -107,6 +108,7 @@ def test_a_setting_tells_its_switch_and_size(setting: str, parts: tuple[str, str
     assert parts_of(setting) == parts
 
 
+@pytest.mark.slow
 def test_the_recipe_can_be_planned(tmp_path: Path) -> None:
     row = {"sentence": "a", "sentence1": "a", "sentence2": "b", "label": 1}
     for task in ("RTE", "SST-2"):

@@ -221,6 +221,7 @@ def test_a_plan_needs_neither_labels_nor_a_model() -> None:
         parse_options(["--task=sequence_classification"])
 
 
+@pytest.mark.slow
 def test_a_runs_own_config_trains_it_again(store: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "no", tmp_path / "again"
     run(first, f"--data.path={store}", "--train.steps=3")

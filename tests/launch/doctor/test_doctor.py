@@ -22,6 +22,7 @@ from tests.conftest import ROOT
 from tests.launch.fakes import fake, listening_port, only, program
 
 
+@pytest.mark.slow
 def test_the_command_on_a_broken_machine(tmp_path: Path) -> None:
     """A stale lock, too many threads, no g++, no such output disk, and a node in the future: all are in the report."""
     fake(tmp_path / "bin", "ssh", ahead=90, prefix="9")
@@ -72,6 +73,7 @@ def test_a_torch_that_cannot_be_imported_is_a_problem_and_no_traceback(tmp_path:
     assert re.fullmatch(r"\d+ problem\(s\), \d+ note\(s\), \d+ ok", report[-1])
 
 
+@pytest.mark.slow
 def test_gloo_meets_on_this_host() -> None:
     finding = only(network.check_gloo("localhost"))
     assert finding.status == "ok", finding

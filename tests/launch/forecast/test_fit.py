@@ -60,6 +60,7 @@ def limited(
     return run.returncode, run.stdout
 
 
+@pytest.mark.slow
 def test_auto_halves_until_it_fits(store: Path, tmp_path: Path) -> None:
     code, printed = limited(tmp_path / "run", store, "--train.micro_batch=auto")
     assert code == 0, printed
@@ -82,6 +83,7 @@ def test_a_rank_with_less_memory_decides_for_all(store: Path, tmp_path: Path) ->
     assert re.search(r"global batch 1024 = 2 x (\d+) x (\d+)", printed)
 
 
+@pytest.mark.slow
 def test_running_out_is_one_line_with_forecast_fact_and_remedy(store: Path, tmp_path: Path) -> None:
     code, printed = limited(tmp_path / "run", store, "--train.micro_batch=1024", mebibytes=700)
     assert code == 1, printed
@@ -95,6 +97,7 @@ def test_running_out_is_one_line_with_forecast_fact_and_remedy(store: Path, tmp_
     ), lines[0]
 
 
+@pytest.mark.slow
 def test_not_even_one_sequence_fits(store: Path, tmp_path: Path) -> None:
     options = ["--train.micro_batch=auto", "--model.hidden_size=1024", "--model.layers=8", "--train.global_batch=2"]
     code, printed = limited(tmp_path / "run", store, *options, mebibytes=500)

@@ -323,6 +323,7 @@ def check(case: Case) -> None:
     assert abs(row["total error %"]) <= 20.0, row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [

@@ -25,6 +25,7 @@ def plan(capsys: pytest.CaptureFixture[str], *options: str, code: int = 0) -> di
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["bert-base", "large", "1.3b"])
 @pytest.mark.parametrize(("gpus", "memory"), [(1, 24), (8, 80), (64, 80)])
 def test_the_choice_fits_and_multiplies_out(
@@ -291,6 +292,7 @@ def test_this_machine_is_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["choice"]["cost"]["utilisation"] == pytest.approx(0.45)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -44,6 +44,7 @@ def report(space: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_the_best_trial_is_found_told_and_written_as_a_recipe(space: Path, capsys: pytest.CaptureFixture[str]) -> None:
     space.write_text(RATES + "optim.schedule: [linear, cosine]\n")
     given = ("--optim.learning_rate", "1", "--train.eval_interval=1")
@@ -68,6 +69,7 @@ def test_the_best_trial_is_found_told_and_written_as_a_recipe(space: Path, capsy
     assert len(report(space)["trials"]) == 7
 
 
+@pytest.mark.slow
 def test_two_searches_share_the_trials_of_one_that_was_killed(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = arguments(space, "--trials=5", training=("--train.patience=1", "--train.eval_interval=1"))
     command = [sys.executable, "-m", "launch", "search", *slow]

@@ -38,6 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.mark.slow
 def test_importance_masks_and_weights_are_those_of_peft(folder: Path) -> None:
     """Also under ZeRO-3 with nothing left whole, where the penalty gathers factors itself."""
     with single_rank(free_port()) as rank:
@@ -126,6 +127,7 @@ def test_peft_opens_what_was_trained_and_a_merge_computes_the_same(whole: Path, 
     assert float((opened - before).abs().max()) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "stage", "micro_batch"), [(1, 0, 16), (2, 3, 4), pytest.param(2, 1, 8, marks=pytest.mark.slow)]
 )
@@ -142,6 +144,7 @@ def test_layouts_keep_the_same_ranks(folder: Path, whole: Path, ranks: int, stag
     assert min(value for _, value in norms) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [5, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_resumed_run_has_the_same_bits(folder: Path, whole: Path, step: int) -> None:
     output = folder / f"resumed-{step}"

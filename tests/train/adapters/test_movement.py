@@ -54,6 +54,7 @@ def rows(output: Path) -> dict[str, dict[str, str]]:
         return {row["module"]: row for row in table}
 
 
+@pytest.mark.slow
 def test_the_table_is_what_export_and_base_tell(folder: Path) -> None:
     """On two ranks at ZeRO-3; the initial factors are known from the run's seed alone."""
     output = folder / "lora"
@@ -109,6 +110,7 @@ CASES = [
 """adapters, train.freeze, and modules that move besides the head"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, pytest.param(0, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
 def test_every_method_moves_all_of_its_modules(folder: Path, stage: int) -> None:
     with single_rank(free_port()) as rank:

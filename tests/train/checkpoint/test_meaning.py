@@ -238,6 +238,7 @@ def test_a_best_that_the_checkpoint_does_not_know_is_set_aside(folder: Path) -> 
     assert (folder / "run" / "earlier-1" / "export").is_dir()
 
 
+@pytest.mark.slow
 def test_a_resume_from_an_earlier_step_reports_its_own_best(folder: Path, tmp_path: Path) -> None:
     """The later best belongs to a course that this run left."""
     first = run(tmp_path / "run", *options(folder), "--train.save_interval=4", "--train.keep=9")

@@ -68,6 +68,7 @@ def test_losses_after_a_kill_and_resume_are_bit_equal_with_dropout_on(
         assert losses(killed, tag) == losses(undisturbed, tag), tag
 
 
+@pytest.mark.slow
 def test_a_point_that_a_resume_cuts_in_two_is_the_undisturbed_runs(store: Path, tmp_path: Path) -> None:
     """Points at 5, 10 and 12 of a run that goes on from step 6 or 9: the first one covers steps from before."""
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"

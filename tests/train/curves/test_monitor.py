@@ -215,6 +215,7 @@ def test_a_terminal_keeps_a_history_of_points() -> None:
     assert any("40/40" in line and "step/s" in line for line in lines)  # the bar
 
 
+@pytest.mark.slow
 def test_a_long_run_does_not_flood_it() -> None:
     kept = [line for line in scrollback(HISTORY.format(total=20_000, interval=10)) if line.startswith("step ")]
     assert len(kept) == pytest.approx(200, abs=2)
@@ -243,6 +244,7 @@ def test_memory_is_the_peak_of_this_process_in_bytes() -> None:
     assert memory_bytes(torch.device("cpu")) == pytest.approx(peak, rel=0.05)
 
 
+@pytest.mark.slow
 def test_memory_is_not_that_of_the_process_that_started_this_one() -> None:
     held = np.ones(1 << 30, dtype=np.uint8)
     told = (

@@ -76,6 +76,7 @@ def tags(output: Path, kind: str) -> dict[str, list[int]]:
     return {tag: [point.step for point in read(tag)] for tag in events.Tags()[kind] if tag.startswith(ours)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_lamb_run_writes_them_at_their_interval_the_same_on_any_layout(
     store: Path, tmp_path: Path, stage: int

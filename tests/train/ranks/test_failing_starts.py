@@ -218,6 +218,7 @@ def test_a_start_that_fails_ends(name: str, store: Path, tmp_path: Path) -> None
         assert not output.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_recipe_that_one_rank_lacks_is_told_by_all(store: Path, tmp_path: Path, wrong: int) -> None:
     folders = [tmp_path / "here", tmp_path / "there"]
@@ -252,6 +253,7 @@ def test_a_rank_whose_folder_cannot_be_written_is_told_by_all(store: Path, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_rank_says_whom_it_waits_for_and_hears_a_signal_meanwhile(store: Path, tmp_path: Path) -> None:
     port = free_port()
     arguments = [sys.executable, SCRIPT, *SMALL, f"--data.path={store}", f"--output={tmp_path}"]
@@ -288,6 +290,7 @@ def test_a_master_address_that_leads_elsewhere_is_one_line(store: Path, tmp_path
     assert end.printed[0].startswith(f"error: MASTER_ADDR: {address} is not {socket.gethostname()}")
 
 
+@pytest.mark.slow
 def test_empty_variables_are_as_none(store: Path, tmp_path: Path) -> None:
     arguments = [sys.executable, SCRIPT, *SMALL, f"--data.path={store}", f"--output={tmp_path / 'run'}"]
     empty = dict.fromkeys(("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "LOCAL_WORLD_SIZE"), "")

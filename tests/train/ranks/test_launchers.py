@@ -20,6 +20,7 @@ def under_deepspeed(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Cu
     return losses(output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "mpirun"])
 def test_two_ranks_give_equal_losses_under_any_launcher(
     store: Path, tmp_path: Path, under_deepspeed: Curve, launcher: str
@@ -32,6 +33,7 @@ def test_two_ranks_give_equal_losses_under_any_launcher(
     assert losses(tmp_path) == under_deepspeed
 
 
+@pytest.mark.slow
 def test_srun_tasks_are_ranks(store: Path, tmp_path: Path, under_deepspeed: Curve) -> None:
     """Two processes with the environment that srun gives its tasks; no SLURM is running."""
     job = {"SLURM_JOB_ID": "77", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost"}
@@ -65,6 +67,7 @@ def test_debug_trains_on_the_embedded_text_with_no_other_option(tmp_path: Path) 
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_the_debugger_steps_into_a_training_step(store: Path, tmp_path: Path) -> None:
     """pdb drives a --debug run: a breakpoint in the task is hit and the loss can be looked at."""
     source = ROOT / "engine" / "tasks" / "pretrain.py"

@@ -160,6 +160,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.slow
 @needs_gomp
 @pytest.mark.parametrize("variables", [{}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "5"}])
 def test_a_run_watches_unless_the_user_said_how_to_wait(variables: dict[str, str], store: Path, tmp_path: Path) -> None:

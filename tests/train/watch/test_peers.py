@@ -38,6 +38,7 @@ def started(folder: Path, *hows: str) -> list[subprocess.Popen[str]]:
     return processes
 
 
+@pytest.mark.slow
 def test_ranks_that_wait_for_one_that_was_killed_end_and_the_first_of_them_says_why(tmp_path: Path) -> None:
     processes = started(tmp_path, "blocked", "blocked", "blocked")
     killed = processes.pop(1)

@@ -278,6 +278,7 @@ def test_an_interrupt_saves_and_exits_with_130(store: Path, tmp_path: Path) -> N
     assert not (tmp_path / "export").exists()
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_saves(store: Path, tmp_path: Path) -> None:
     hang_up = accident(0, 2, "kill", int(signal.SIGHUP))
     options = [f"--data.path={store}", "--train.steps=4", "--data.workers=1"]

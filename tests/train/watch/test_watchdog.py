@@ -110,6 +110,7 @@ def test_a_host_that_refuses_answers_and_one_that_is_unknown_is_left_out() -> No
     assert list(unreachable([blocked, also], patience=0.5, most=1)) == [blocked]
 
 
+@pytest.mark.slow
 def test_time_in_which_the_process_was_suspended_does_not_count(tmp_path: Path) -> None:
     code = (
         "import sys, time, pathlib; from engine.train.watch.watchdog import Watchdog\n"
@@ -185,6 +186,7 @@ def test_a_defect_of_one_rank_is_told_as_its_last_word(store: Path, tmp_path: Pa
     assert "which ended with 'a broken thing', has gone" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "what", "blamed"),
     [
