@@ -83,5 +83,5 @@ def test_a_folder_without_embeddings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"its weights lack word_embeddings.weight"):
         Neighbours(str(folder))
     shutil.rmtree(folder)
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="no such folder"):
         Neighbours(str(folder))
