@@ -158,11 +158,12 @@ def _short(value: Any) -> str:
 def mean_weights(members: Sequence[Member]) -> dict[str, Tensor]:
     """The mean of each weight, summed in fp64 and rounded to the type of the first; one model in memory at a time."""
     total: dict[str, Tensor] = {}
-    types = {name: tensor.dtype for name, tensor in members[0].weights().items()}
+    types: dict[str, torch.dtype] = {}
     for member in members:
         for name, tensor in member.weights().items():
+            types.setdefault(name, tensor.dtype)
             total[name] = total[name] + tensor.double() if name in total else tensor.double()
-    return {name: (tensor / len(members)).to(types.get(name, torch.float32)) for name, tensor in total.items()}
+    return {name: (tensor / len(members)).to(types[name]) for name, tensor in total.items()}
 
 
 def average(members: Sequence[Member], output: Path, *, check: bool = True) -> RoundTrip | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from engine.errors import UserError
 from engine.zero.quiet import silence_libraries
 from launch.cli import CommandParser
+from launch.export import add_check
 
 DESCRIPTION = """Write the mean of the weights of several models as a folder that transformers opens.
 
@@ -25,14 +26,7 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--last", type=int | None, default=None, help="so many of the newest checkpoints of one run instead"
     )
-    parser.add_argument(
-        "--check",
-        type=bool,
-        nargs="?",
-        const=True,
-        default=True,
-        help="compare the folder with the model in transformers, and write nothing that differs; false skips it",
-    )
+    add_check(parser)
     return parser
 
 

@@ -34,6 +34,14 @@ def build_parser() -> CommandParser:
         help="best: of the best evaluation, where the task has a metric for it; last: of the newest checkpoint; "
         "by default the best if there are any",
     )
+    add_check(parser)
+    parser.add_argument("--merge", action="store_true", help="compute adapters into the weights that they are beside")
+    parser.add_argument("--base", type=str | None, default=None, help="where the weights below adapters are, if moved")
+    return parser
+
+
+def add_check(parser: CommandParser) -> None:
+    """The option to leave out the comparison of what is written."""
     parser.add_argument(
         "--check",
         type=bool,
@@ -42,9 +50,6 @@ def build_parser() -> CommandParser:
         default=True,
         help="compare the folder with the model in transformers, and write nothing that differs; false skips it",
     )
-    parser.add_argument("--merge", action="store_true", help="compute adapters into the weights that they are beside")
-    parser.add_argument("--base", type=str | None, default=None, help="where the weights below adapters are, if moved")
-    return parser
 
 
 def main(arguments: list[str]) -> int:
