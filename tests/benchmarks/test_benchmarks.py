@@ -378,7 +378,7 @@ def test_adapters_are_measured_cell_by_cell(tmp_path: Path, monkeypatch: pytest.
     assert asked == [("lora", 1), ("prompt", 1), ("lora", 2), ("prompt", 2)]
     found = table["rivals"]["lora"]
     assert (found["seeds"], found["score"], found["trained_%"]) == (2, pytest.approx(0.65), 1.0)
-    assert "| mrpc | lora | 0.650 (0.071) | 1 % | 3 | 1000 MB | 1 MB |" in adapters.markdown([table])
+    assert "| mrpc | lora | 0.650 (0.071), 2 | 1 % | 3 | 1000 MB | 1 MB |" in adapters.markdown([table])
     asked.clear()
     again = adapters.measured(given)
     assert asked == [("prompt", 1), ("prompt", 2)]
