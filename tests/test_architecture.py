@@ -22,7 +22,7 @@ FLOORS = [
     {"zero"},
     {"tasks"},
     {"train"},
-    {"average", "evaluate", "export", "predict"},
+    {"average", "compress", "evaluate", "export", "onnx", "predict"},
     {"launch"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
