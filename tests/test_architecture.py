@@ -22,7 +22,7 @@ FLOORS = [
     {"zero"},
     {"tasks"},
     {"train"},
-    {"average", "compress", "evaluate", "export", "onnx", "predict"},
+    {"average", "compress", "evaluate", "export", "onnx", "predict", "scaling"},
     {"launch"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

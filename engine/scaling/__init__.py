@@ -1,0 +1,1 @@
+"""How loss and abilities grow with scale: points, laws with intervals, and tests of emergence."""
