@@ -37,9 +37,18 @@ def room(module: str) -> str | None:
     return parts[1] if parts[0] == "engine" and len(parts) > 1 else None
 
 
-def imports(path: Path) -> Iterator[str]:
+def statements(tree: ast.AST, *, annotations: bool) -> Iterator[ast.AST]:
+    """All nodes; without those of annotations, none of `if TYPE_CHECKING`, which never runs."""
+    if not annotations and isinstance(tree, ast.If) and ast.unparse(tree.test) == "TYPE_CHECKING":
+        return
+    yield tree
+    for child in ast.iter_child_nodes(tree):
+        yield from statements(child, annotations=annotations)
+
+
+def imports(path: Path, *, annotations: bool = True) -> Iterator[str]:
     """The dotted names that a module imports, wherever in it, with what it takes from them."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in statements(ast.parse(path.read_text()), annotations=annotations):
         if isinstance(node, ast.ImportFrom) and node.module:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
@@ -61,9 +70,9 @@ def modules() -> dict[str, Path]:
 
 
 def arrows(known: dict[str, Path]) -> Iterator[tuple[str, str]]:
-    """From each module to those that it imports."""
+    """From each module to those that it imports for more than annotations."""
     for name, path in known.items():
-        for imported in imports(path):
+        for imported in imports(path, annotations=False):
             yield name, imported if imported in known else imported.rpartition(".")[0]
 
 

@@ -4,14 +4,14 @@ Values come from the defaults here, then a YAML recipe, then dotted overrides on
 of one field live in the part that owns it; checks across parts live in `RunConfig.validate`.
 """
 
-from engine.config.adapter import AdapterConfig
 from engine.config.architecture import ARCHITECTURES, Architecture, architecture_of
 from engine.config.data import DataConfig, LabelledConfig, Objective
 from engine.config.fault import FaultConfig, NonFinitePolicy, SpikePolicy
+from engine.config.methods.adapter import AdapterConfig
+from engine.config.methods.regularise import RegulariseConfig
 from engine.config.model import DEFAULT_ARCHITECTURE, MODEL_SIZES, ModelConfig, sizes_of
 from engine.config.optim import OptimConfig, ScheduleName
 from engine.config.optimizer import OPTIMIZERS, optimizers_with_option
-from engine.config.regularise import RegulariseConfig
 from engine.config.run import RunConfig, extra_sections, section_names
 from engine.config.shape import Shape
 from engine.config.task_entry import TaskEntry, Title

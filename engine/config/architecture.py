@@ -41,8 +41,8 @@ class Architecture(ABC):
         prefix: what the names of the encoder's parameters begin with in a model with a head.
         essential: beginnings of names behind the prefix: an encoder without these is useless.
         growing: ends of the names of parameters that have a row for each token of the vocabulary.
-        linear: by name of `engine.config.adapter.SINGLE` a linear layer's place in an encoder layer, which names of one
-            matrix share.
+        linear: by name of `engine.config.methods.adapter.SINGLE` a linear layer's place in an encoder layer, which
+            names of one matrix share.
         options: of the section model, beside the dimensions, that the architecture has; no weight depends on them, so
             they also change the model of a folder.
         extensible: dimensions that no weight depends on either.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from engine.config.data import LabelledConfig
-from engine.config.regularise import OF_LOSS
+from engine.config.methods.regularise import OF_LOSS
 from engine.config.task_entry import TaskEntry, Title
 from engine.errors import require
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.config.adapter import Frozen, frozen_parts
+from engine.config.methods.adapter import Frozen, frozen_parts
 from engine.errors import UserError, require
 from engine.registry import Registry
 

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from engine.config.adapter import VIRTUAL, AdapterConfig
 from engine.config.architecture import ARCHITECTURES, check_options
 from engine.config.data import DataConfig, LabelledConfig
 from engine.config.fault import FaultConfig
+from engine.config.methods.adapter import VIRTUAL, AdapterConfig
+from engine.config.methods.regularise import RegulariseConfig
 from engine.config.model import ModelConfig
 from engine.config.optim import OptimConfig
-from engine.config.regularise import RegulariseConfig
 from engine.config.task_entry import Section
 from engine.config.tasks import TASKS, task_entries
 from engine.config.train import MonitorConfig, TrainConfig, ZeroConfig
@@ -87,7 +87,7 @@ class RunConfig:
         if self.model.init_from is None:
             ARCHITECTURES.get(self.model.fresh_architecture).check_dimensions(self.model)
         self.zero.check_stage(self.train.zero_stage)
-        self.regularise.check_beside(self.adapter, self.optim, self.zero)
+        self.regularise.check_beside(self.adapter, self.optim.learning_rate, self.zero.offload_optimizer)
         start, own = self.model.init_from, Path(self.output).absolute() / "export"
         require(
             start is None or not Path(start).absolute().is_relative_to(own),

@@ -83,7 +83,7 @@ class TaskEntry:
     freezes: bool = False
     """whether a run may train a part of the weights alone: adapters, or what train.freeze leaves"""
     regularisers: tuple[str, ...] = ()
-    """fields of `engine.config.regularise.OF_LOSS` that its loss is defined with"""
+    """fields of `engine.config.methods.regularise.OF_LOSS` that its loss is defined with"""
     grouping: str | None = None
     """a field that, where set, orders samples by global batches, whose size a resume must then not change either"""
     metrics: Mapping[str, bool] = field(default_factory=dict)

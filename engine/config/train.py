@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.config.adapter import frozen_parts
+from engine.config.methods.adapter import frozen_parts
 from engine.errors import require
 
 Precision = Literal["fp32", "bf16", "fp16"]

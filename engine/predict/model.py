@@ -15,7 +15,7 @@ import yaml
 from torch import nn
 
 from engine.config import architecture_of
-from engine.config.adapter import MERGEABLE
+from engine.config.methods.adapter import MERGEABLE
 from engine.data.tokenizer.vocabulary import Vocabulary
 from engine.data.tokenizer.wordpiece import load_tokenizer
 from engine.durable import sha256_of

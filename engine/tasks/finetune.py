@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from engine import dist
 from engine.config import TASKS, LabelledConfig, RunConfig, Shape, architecture_of, require
-from engine.config.adapter import VIRTUAL
+from engine.config.methods.adapter import VIRTUAL
 from engine.data.augment.build import WORD_SHARE, cheap_method
 from engine.data.augment.eda import OPERATIONS
 from engine.data.augment.source import Augmentation

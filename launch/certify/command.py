@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from engine.config import ARCHITECTURES, DEFAULT_ARCHITECTURE
-from engine.config.adapter import READ
+from engine.config.methods.adapter import READ
 from engine.errors import RunError, UserError
 from launch.certify import plan as planning
 from launch.certify.plan import GLOBAL_BATCH, STEPS, Plan

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from engine.config import AdapterConfig, architecture_of, require
-from engine.config.adapter import IN_FOLDER, VIRTUAL, Frozen, frozen_parts
+from engine.config.methods.adapter import IN_FOLDER, VIRTUAL, Frozen, frozen_parts
 from engine.model.adapters import budget, houlsby, virtual
 from engine.model.adapters.places import check_layers, place, plain, prefix_of, targets
 from engine.model.pretrained import LoadReport

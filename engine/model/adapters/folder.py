@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from engine.config import AdapterConfig, architecture_of
-from engine.config.adapter import MERGEABLE, VIRTUAL
+from engine.config.methods.adapter import MERGEABLE, VIRTUAL
 from engine.errors import UserError
 from engine.hub import hub_model, local_folder
 from engine.model.adapters.adapt import Adaptation

@@ -7,7 +7,7 @@ from typing import Any
 import peft
 
 from engine.config import AdapterConfig, Architecture
-from engine.config.adapter import VIRTUAL
+from engine.config.methods.adapter import VIRTUAL
 from engine.model.adapters.budget import DECAY, Schedule
 
 #: by head of `Architecture.export_classes`, what peft calls its task; it has no name for choices

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from engine.config import AdapterConfig, Architecture, require
-from engine.config.adapter import SINGLE, Frozen
+from engine.config.methods.adapter import SINGLE, Frozen
 from engine.config.optimizer import LAYER
 
 #: what a wrapper calls the layer that it wraps

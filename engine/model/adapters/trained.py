@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from engine.config.adapter import AdapterConfig, Frozen, frozen_parts
 from engine.config.architecture import Architecture
+from engine.config.methods.adapter import AdapterConfig, Frozen, frozen_parts
 from engine.config.shape import Shape
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Matrix:
     """A linear layer of an encoder layer."""
 
     names: tuple[str, ...]
-    """those of `engine.config.adapter.SINGLE` that it computes"""
+    """those of `engine.config.methods.adapter.SINGLE` that it computes"""
     inputs: int
     outputs: int
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 from torch import nn
 
 from engine.config import RunConfig, architecture_of, require
-from engine.config.adapter import frozen_parts
+from engine.config.methods.adapter import frozen_parts
 from engine.model.adapters.places import place, prefix_of
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.config import ARCHITECTURES, AdapterConfig
-from engine.config.adapter import frozen_parts
+from engine.config.methods.adapter import frozen_parts
 from engine.model.adapters.places import targets
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.config import AdapterConfig, architecture_of
-from engine.config.adapter import IN_FOLDER, MERGEABLE
+from engine.config.methods.adapter import IN_FOLDER, MERGEABLE
 from engine.export import AS_IT_IS, Wish, _write_adapted
 from engine.model.adapters.adapt import Adaptation
 from engine.model.adapters.folder import BASE_WEIGHTS, open_adapted, rebuilt

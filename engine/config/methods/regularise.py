@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from engine.config.adapter import AdapterConfig
-from engine.config.optim import OptimConfig
-from engine.config.train import ZeroConfig
+from engine.config.methods.adapter import AdapterConfig
 from engine.errors import require
 
 Adversary = Literal["none", "fgm", "freelb"]
@@ -77,13 +75,17 @@ class RegulariseConfig:
             remedy = f"it needs regularise.adversarial {' or '.join(needed)}"
             require(read, f"regularise.{name}", getattr(self, name), remedy)
 
-    def check_beside(self, adapter: AdapterConfig, optim: OptimConfig, zero: ZeroConfig) -> None:
+    def check_beside(self, adapter: AdapterConfig, rate: float, offload: str) -> None:
         """Refuse what the other parts of a run leave no sense.
+
+        Args:
+            rate: the run's optim.learning_rate.
+            offload: its zero.offload_optimizer.
 
         Raises:
             UserError: names the field and the other option.
         """
-        nvme, method = zero.offload_optimizer == "nvme", adapter.method
+        nvme, method = offload == "nvme", adapter.method
         for name in ("start_decay", "ema"):
             value = getattr(self, name)
             remedy = "zero.offload_optimizer nvme has no place for further weights; give cpu or none"
@@ -94,7 +96,6 @@ class RegulariseConfig:
         )
         remedy = "adapter.method adalora sets weights to 0 between steps, and averages would not be; leave it out"
         require(self.ema == 0.0 or method != "adalora", "regularise.ema", self.ema, remedy)
-        rate = optim.learning_rate
         remedy = f"times optim.learning_rate {rate:g} it is above 1, which overshoots the start; give less"
         require(self.start_decay * rate <= 1.0, "regularise.start_decay", self.start_decay, remedy)
 
