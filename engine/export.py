@@ -1,4 +1,4 @@
-"""From a run's files to a Hugging Face folder, in one process and without the ranks that wrote them.
+"""From a run's files to a folder for its users, in one process and without the ranks that wrote them.
 
 What is exported is the content of a checkpoint, or of the run's own export of its best weights, and nothing else:
 today's data and options may be others than those of the run.
@@ -6,9 +6,12 @@ today's data and options may be others than those of the run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,9 +20,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from engine.config import TASKS, AdapterConfig
+from engine.config.adapter import MERGEABLE
 from engine.errors import UserError
 from engine.model.adapters.adapt import Adaptation
 from engine.model.adapters.folder import (
+    ADAPTATION,
     BASE_WEIGHTS,
     adaptation_of,
     checked_base,
@@ -39,12 +44,22 @@ from engine.model.folder import (
     is_intact,
     read_config,
     read_origin,
+    saved_files,
     tokenizer_files,
     weights_of,
 )
-from engine.model.roundtrip import RoundTrip
+from engine.model.roundtrip import RoundTrip, Sample
+from engine.onnx.folder import Source
+from engine.predict.model import ModelFolder, open_folder
+from engine.predict.options import STANDARD, PredictConfig
+from engine.predict.predictor import predictor_of
+from engine.predict.rows import input_path, peek, read_rows
+from engine.predict.stream import columns_of, resolved
 from engine.train.checkpoint.folder import STATE_FILE, RunState, newest_intact, read_state, refuse_damaged
 from engine.zero.archive import Archive, full_weights
+
+#: rows that are read, and sequences that are kept of them
+ROWS = 32
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -194,6 +209,74 @@ def _write_whole(
 def _refuse_needless(merge: bool) -> None:
     if merge:
         raise UserError("merge: the run has no adapters, and its export is a whole model; leave it out")
+
+
+@contextmanager
+def deployable(given: Path, weights: str | None, base: str | None) -> Iterator[ModelFolder]:
+    """The folder of the model that a user names: a run's best or last weights, a checkpoint's, or a folder itself.
+
+    Weights of a checkpoint are in a folder that is gone when the block ends.
+
+    Args:
+        weights: "best" or "last"; None: the best if there are any.
+        base: of adapters, where their base is, if not where it was.
+
+    Raises:
+        UserError: nothing there, no head of a task, or no weights of that kind.
+    """
+    checkpoint, run = (given / STATE_FILE).is_file(), (given / "config.yaml").is_file()
+    if not (checkpoint or run):
+        if weights is not None:
+            raise UserError(f"weights: {weights!r} has no effect: {str(given)!r} is no run; leave it out")
+        yield open_folder(str(given), base)
+        return
+    best = None if weights == "last" or checkpoint else best_of(given)
+    if best is None and weights == "best":
+        raise UserError(f"weights: {str(given)!r} has no best weights; take --weights last")
+    if best is not None:
+        yield open_folder(str(given), base)
+        return
+    with TemporaryDirectory(prefix="zerobert-") as room:
+        folder = Path(room) / "model"
+        export_checkpoint(find_checkpoint(given), folder, Wish(check=False, base=base))
+        yield open_folder(str(folder), base if is_adapter(folder) else None)
+
+
+def source_of(model: ModelFolder) -> Source:
+    """A folder's model as the source of a graph, with adapters computed into the weights below them.
+
+    Raises:
+        UserError: adapters that can't be, weights that are missing or damaged, or a graph instead of weights.
+    """
+    if model.is_onnx:
+        raise UserError(f"run: {str(model.folder)!r} is an ONNX folder already; give the model that it was made from")
+    if is_adapter(model.folder):
+        method = adaptation_of(model.folder, model.base)[0].adapter.method
+        if method not in MERGEABLE:
+            raise UserError(
+                f"format: a graph is of a plain model, into which adapters of method {method} can't be merged, only "
+                f"those of {', '.join(MERGEABLE)}; export to huggingface, or train one of these"
+            )
+    whole = (model.folder / "tokenizer.json").is_file()
+    tokenizer = tokenizer_files(model.folder) if whole else saved_files(model.vocabulary)
+    origin = {name: value for name, value in (read_origin(model.folder) or {}).items() if name != ADAPTATION}
+    return Source(model.load(torch.device("cpu"), "fp32"), model.head, tokenizer, origin)
+
+
+def samples_of(model: ModelFolder, path: str) -> list[Sample]:
+    """Sequences of the first rows of a file, whose columns are called as `zerobert predict` expects them.
+
+    Raises:
+        UserError: nothing there, an unknown format, damaged content, or a missing column.
+    """
+    config = PredictConfig(str(model.folder), path, STANDARD)
+    columns = columns_of(config, model)
+    first, rows = peek(read_rows(path, None, columns), input_path(path))
+    predictor = predictor_of(model, resolved(config, columns, first))
+    predictor.begin(first)
+    encoded = predictor.encode(list(islice(rows, ROWS)))
+    sequences = zip(encoded.tokens[:ROWS], encoded.first_lengths, strict=False)
+    return [Sample(tuple(ids.tolist()), (0,) * first + (1,) * (len(ids) - first)) for ids, first in sequences]
 
 
 def _config(folder: Path) -> Any:

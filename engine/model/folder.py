@@ -20,7 +20,7 @@ from engine.data.tokenizer.folder import with_max_length
 from engine.data.tokenizer.vocabulary import Vocabulary
 from engine.durable import sha256_of
 from engine.errors import UserError
-from engine.model.pretrained import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from engine.model.pretrained import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ONNX_FILE, is_onnx
 from engine.model.roundtrip import RoundTrip, Sample, check_round_trip
 from engine.model.sentence import SENTENCE_FILES, sentence_files
 
@@ -37,6 +37,8 @@ WEIGHTS_FILE = "model.safetensors"
 #: where the weights come from: step, best score, what the run's checkpoints tell of its data, and the weights' SHA-256
 ORIGIN_FILE = "zerobert.json"
 WEIGHTS_HASH = "weights_sha256"
+#: of a graph in a repository of Triton's
+TRITON_FILES = ("config.pbtxt", "1")
 #: in that file, what the evaluation of the weights chose and predictions need; see `engine.tasks.task.Evaluation`
 TUNED = "tuned"
 #: in that file, what the folder was compared with before it got its name; see `RoundTrip`
@@ -113,16 +115,24 @@ def write_description(folder: Path, config: Any, tokenizer: Mapping[str, bytes])
     _complete_options(folder / "tokenizer_config.json", config)
 
 
-def write_origin(folder: Path, origin: Mapping[str, Any], compared: RoundTrip | None) -> None:
-    """Write zerobert.json: where the weights in the folder come from, and what they were compared with."""
-    told = {**origin, WEIGHTS_HASH: sha256_of(weights_of(folder))}
+def write_origin(
+    folder: Path, origin: Mapping[str, Any], compared: RoundTrip | None, weights: Path | None = None
+) -> None:
+    """Write zerobert.json: where the weights in the folder come from, and what they were compared with.
+
+    Args:
+        weights: their file, if not where an export has it.
+    """
+    told = {**origin, WEIGHTS_HASH: sha256_of(weights or weights_of(folder))}
     told[ROUND_TRIP] = None if compared is None else compared.record()
     text = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
     (folder / ORIGIN_FILE).write_text(text, encoding="utf-8")
 
 
 def weights_of(folder: Path) -> Path:
-    """The file of an export's weights, or of its adapters'."""
+    """The file of an export's weights, of its adapters', or of its graph."""
+    if is_onnx(folder):
+        return folder / ONNX_FILE
     adapters = folder / ADAPTER_WEIGHTS
     return adapters if adapters.is_file() else folder / WEIGHTS_FILE
 
@@ -237,7 +247,8 @@ def _check_replaceable(out: Path) -> None:
     if not os.path.lexists(out):
         return
     beside = {Path(name).parts[0] for name in SENTENCE_FILES}
-    ours = {CONFIG_FILE, WEIGHTS_FILE, ORIGIN_FILE, ADAPTER_CONFIG, ADAPTER_WEIGHTS, *TOKENIZER_FILES, *beside}
+    weights = {WEIGHTS_FILE, ADAPTER_CONFIG, ADAPTER_WEIGHTS, ONNX_FILE}
+    ours = {CONFIG_FILE, ORIGIN_FILE, *weights, *TOKENIZER_FILES, *beside, *TRITON_FILES}
     names = {path.name for path in out.iterdir()} if out.is_dir() and not out.is_symlink() else {""}
     if names and not (ORIGIN_FILE in names and names <= ours):
         raise UserError(f"{out}: it exists and is not an exported model alone; give another path or remove it")

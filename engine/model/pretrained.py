@@ -29,6 +29,8 @@ from engine.lfs import refuse_pointer
 A_FOLDER = "give the folder of a Hugging Face encoder"
 #: of adapters over the weights of another folder, as peft names them
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+#: the graph of a model for deployment, which has its weights in itself
+ONNX_FILE = "model.onnx"
 #: what the layers of an encoder are told as
 ENCODER = "encoder layers"
 
@@ -281,7 +283,18 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder}: it holds adapters without the weights below them; give a whole model, as zerobert export RUN "
             "--merge --output FOLDER writes one of adapters that can be merged"
         )
+    if (folder / ONNX_FILE).is_file():
+        raise UserError(
+            f"{folder}: it holds an ONNX graph, which can't be trained; give the model that it was made from"
+        )
     raise UserError(f"{folder}: it holds no weights; add model.safetensors or pytorch_model.bin")
+
+
+def is_onnx(folder: Path) -> bool:
+    """Whether a folder holds a model as an ONNX graph alone."""
+    weights = ("model.safetensors", "pytorch_model.bin")
+    beside = any((folder / name).is_file() for each in weights for name in (each, f"{each}.index.json"))
+    return (folder / ONNX_FILE).is_file() and not beside
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:

@@ -339,11 +339,13 @@ def random_logits(model: nn.Module, head: str) -> dict[str, Tensor]:
         return own_logits(model.eval(), head, batch, torch.arange(len(batch["input_ids"])))
 
 
-def compare_logits(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], judge: str) -> dict[str, float]:
+def compare_logits(
+    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], judge: str, bound: float = BOUND
+) -> dict[str, float]:
     """The largest difference of each output relative to its largest logit.
 
     Raises:
-        UserError: one is above the bound.
+        UserError: one is above `bound`.
     """
     differences = {}
     for name, own in ours.items():
@@ -353,11 +355,11 @@ def compare_logits(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], jud
         scale = max(float(other.abs().max()), SMALL_LOGIT)
         apart = (own - other).abs().amax(-1) / scale
         differences[name] = float(apart.max())
-        if differences[name] > BOUND:
-            first = int((apart > BOUND).nonzero()[0])
+        if differences[name] > bound:
+            first = int((apart > bound).nonzero()[0])
             _refuse(
                 f"{name} of {judge} differ from ours by {differences[name]:.1e} of the largest, allowed "
-                f"is {BOUND:.1e}; the first is row {first} of {len(apart)}"
+                f"is {bound:.1e}; the first is row {first} of {len(apart)}"
             )
     return differences
 

@@ -23,8 +23,9 @@ from engine.errors import UserError
 from engine.hub import fetch, hub_model
 from engine.model.adapters.folder import adaptation_of, is_adapter, merged, open_adapted, taken_positions
 from engine.model.folder import TUNED, read_origin, weights_of
-from engine.model.pretrained import load_config, load_pretrained, weight_files
+from engine.model.pretrained import is_onnx, load_config, load_pretrained, weight_files
 from engine.model.sentence import FIELD, read_sentence_config
+from engine.onnx.module import OnnxModule
 from engine.precision import DTYPES
 
 #: heads that predict nothing that a task asks for; an encoder alone does with the files of sentence-transformers
@@ -34,7 +35,7 @@ REMEDY = "give the folder of a fine-tuned model"
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A Hugging Face folder with a task's head."""
+    """A Hugging Face folder with a task's head, or an ONNX folder."""
 
     folder: Path
     config: Any
@@ -72,6 +73,11 @@ class ModelFolder:
         chosen = (read_origin(self.folder) or {}).get(TUNED)
         return chosen if isinstance(chosen, dict) else {}
 
+    @property
+    def is_onnx(self) -> bool:
+        """Whether its weights are in a graph."""
+        return is_onnx(self.folder)
+
     def length(self, wanted: int | None) -> int:
         """The longest sequence in tokens: what is wanted, else the run's own, else all that the model takes.
 
@@ -91,18 +97,25 @@ class ModelFolder:
 
     def fingerprint(self) -> str:
         """sha256 of weights, configuration, tokenizer and what was tuned."""
-        files = [weights_of(self.folder)] if is_adapter(self.folder) else weight_files(self.folder)
+        single = is_adapter(self.folder) or self.is_onnx
+        files = [weights_of(self.folder)] if single else weight_files(self.folder)
         parts = [sha256_of(path) for path in files]
         parts += [sha256_of(self.folder / "config.json"), self.vocabulary.fingerprint]
         parts += [json.dumps([self.tuned, getattr(self.config, FIELD, None)], sort_keys=True)]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
     def load(self, device: torch.device, precision: str) -> nn.Module:
-        """The model in evaluation mode.
+        """The model in evaluation mode; of an ONNX folder an `OnnxModule`, with as many threads as torch has.
 
         Raises:
-            UserError: weights that are missing, damaged, or of another shape; a head without weights.
+            UserError: weights that are missing, damaged, or of another shape; a head without weights; another precision
+                than fp32 of a graph, which has its own.
         """
+        if self.is_onnx:
+            if precision != "fp32":
+                told = f"{self.folder} is a graph with a precision of its own"
+                raise UserError(f"precision: {precision!r} has no effect: {told}; leave it out")
+            return OnnxModule.opened(self.folder, self.head, self.config, device).eval()
         if is_adapter(self.folder):
             return self._load_adapted().to(device, DTYPES[precision]).eval()  # type: ignore[index]
         model = architecture_of(self.config).build(self.head, self.config, False)

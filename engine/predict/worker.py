@@ -13,6 +13,7 @@ import torch
 
 from engine import dist
 from engine.errors import UserError
+from engine.onnx.module import place
 from engine.predict.batches import compute
 from engine.predict.model import open_folder
 from engine.predict.options import PredictConfig
@@ -50,6 +51,8 @@ def _opened(config: PredictConfig) -> Any:
         keep_heap()
     dist.set_threads(max(dist.local_size(os.environ), config.processes), None)
     folder = open_folder(config.model, config.base)
+    if folder.is_onnx:
+        device = place(config.device, device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cuda.enable_cudnn_sdp(False)  # it makes a plan for each shape, without a bound
