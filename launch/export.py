@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from engine.errors import UserError
 from engine.zero.quiet import silence_libraries
@@ -11,10 +11,9 @@ from launch.cli import CommandParser
 
 if TYPE_CHECKING:
     from engine.export import Wish
-    from engine.onnx.check import GraphPrecision
 
-FORMATS = ("huggingface", "onnx", "triton")
-PRECISIONS = ("fp32", "fp16")
+Format = Literal["huggingface", "onnx", "triton"]
+GraphPrecision = Literal["fp32", "fp16"]
 
 DESCRIPTION = """Write a run's weights as a folder that transformers opens, or as a graph that onnxruntime computes.
 
@@ -51,14 +50,20 @@ def build_parser() -> CommandParser:
     parser.add_argument("--base", type=str | None, default=None, help="where the weights below adapters are, if moved")
     parser.add_argument(
         "--format",
-        choices=FORMATS,
+        type=Format,
         default="huggingface",
         help="huggingface: weights; onnx: a graph, with adapters computed into the weights; triton: a graph as a model "
         "of a Triton repository, called as the output folder",
     )
-    parser.add_argument("--precision", choices=PRECISIONS, help="of a graph: fp32 (the default) or fp16")
     parser.add_argument(
-        "--samples", type=str, metavar="FILE", help="rows that a graph is compared on; random ids without them"
+        "--precision", type=GraphPrecision | None, default=None, help="of a graph; fp32 unless it is given"
+    )
+    parser.add_argument(
+        "--samples",
+        type=str | None,
+        default=None,
+        metavar="FILE",
+        help="rows that a graph is compared on; random ids without them",
     )
     return parser
 
