@@ -13,7 +13,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 #: malloc's default for M_TOP_PAD, in bytes
 TOP_PAD = 128 << 10
 #: thresholds in bytes: above any tensor of a step, and above what can ever be free at the end of the heap
-MAPPED_FROM, TRIMMED_FROM = 1 << 30, (1 << 31) - 1
+MAPPED_FROM, TRIMMED_FROM = 32 << 20, (1 << 31) - 1
 #: bytes that the heap is extended by at once, near the largest value that mallopt takes
 RESERVED = (1 << 31) - (64 << 20)
 #: size in bytes and largest number of the allocations that make malloc extend the heap
