@@ -11,8 +11,8 @@ from typing import Any
 from engine.config import TASKS
 from engine.errors import UserError
 from engine.tasks.outcomes import read_outcomes
+from engine.tasks.significance import LEVEL, Difference, holm, paired_t
 from launch.ablate.reading import BASE, parts_of, setting_of
-from launch.significance import LEVEL, Difference, holm, paired_t
 from launch.suite.plan import Cell
 from launch.suite.scores import cell_summary, name_of
 

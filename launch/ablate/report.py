@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.durable import write_atomically
+from engine.tasks.significance import LEVEL
 from launch.ablate.effects import HARMS, HELPS, UNKNOWN, Effect, as_json, effects
 from launch.seeds.report import aligned
-from launch.significance import LEVEL
 from launch.suite.plan import Cell, finished_runs
 from launch.suite.report import without_nan
 from launch.suite.scores import name_of

@@ -11,9 +11,9 @@ import numpy as np
 
 from engine.errors import UserError
 from engine.tasks.outcomes import score_of
+from engine.tasks.significance import LEVEL, Difference, bootstrap, mcnemar, one_alone, paired_t
 from launch.cli import CommandParser
 from launch.compare.loading import Compared, load
-from launch.significance import LEVEL, Difference, bootstrap, mcnemar, paired_t
 
 DESCRIPTION = """Whether the difference of two finished runs is real, by a paired test on what they got on each example.
 
@@ -83,11 +83,10 @@ def compared_score(name: str, compared: Compared) -> dict[str, Any]:
         "first": float(np.mean([one for one, _ in values])),
         "second": float(np.mean([other for _, other in values])),
     }
-    if len(pairs) == 1 and all(set(np.unique(shares)) <= {0.0, 1.0} and shares.shape[1] == 1 for shares in pairs[0]):
-        right = [shares[:, 0] == 1.0 for shares in pairs[0]]
-        only = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
-        tests = {"mcnemar": mcnemar(*only, len(right[0]))}
-        found |= {"right_in_first_alone": only[0], "right_in_second_alone": only[1]}
+    alone = one_alone(*pairs[0]) if len(pairs) == 1 else None
+    if alone is not None:
+        tests = {"mcnemar": mcnemar(*alone, len(pairs[0][0]))}
+        found |= {"right_in_first_alone": alone[0], "right_in_second_alone": alone[1]}
     else:
         tests = {"bootstrap": bootstrap(name, pairs, same_examples=compared.same_examples)}
     if len(pairs) > 1:

@@ -14,8 +14,8 @@ from engine.config import TASKS
 from engine.durable import write_atomically
 from engine.errors import UserError
 from engine.tasks.outcomes import read_outcomes, score_of
+from engine.tasks.significance import mean_interval
 from launch.seeds.plan import Record
-from launch.significance import mean_interval
 
 #: with fewer runs the interval is told to say little
 FEW = 4

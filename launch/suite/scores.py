@@ -14,12 +14,12 @@ import numpy as np
 from engine.config import TASKS
 from engine.errors import UserError
 from engine.model.folder import read_origin
+from engine.tasks.significance import paired_t
 from launch.compare.command import as_json, compared_score
 from launch.compare.loading import Compared, check_pair
 from launch.compare.loading import read_run as read_compared
 from launch.seeds.plan import is_finished
 from launch.seeds.report import check_alike, read_scores, spread
-from launch.significance import paired_t
 from launch.slurm.sbatch import STARTED
 from launch.suite.glue import GLUE
 from launch.suite.plan import Cell

@@ -11,9 +11,9 @@ import pytest
 from scipy.stats import ttest_rel
 
 from engine.errors import UserError
+from engine.tasks.significance import holm
 from launch.ablate.command import main
 from launch.ablate.effects import HARMS, HELPS, UNKNOWN, UNSHOWN
-from launch.significance import holm
 from tests.launch.ablate.files import ablate, write_ablation
 from tests.launch.suite.files import run_suite, starts, told, write_suite
 from tests.launch.suite.stand_in import EXAMPLES

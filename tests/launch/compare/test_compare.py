@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from engine.errors import UserError
 from engine.tasks.outcomes import write_outcomes
+from engine.tasks.significance import mcnemar, paired_t
 from launch.compare.command import compare, main
 from launch.seeds.plan import Record
-from launch.significance import mcnemar, paired_t
 
 TRUTH = ["yes", "no"] * 100
 FACTS = {"tokenizer's rules and pieces": "t", "test examples": "e", "validation examples": "v"}

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from engine.errors import UserError
+from engine.tasks.significance import paired_t
 from launch.compare.command import compare
-from launch.significance import paired_t
 from launch.suite.command import main
 from tests.conftest import ROOT
 from tests.launch.suite.files import run_suite, starts, told, write_suite

@@ -72,6 +72,27 @@ def mcnemar(only_first: int, only_second: int, total: int) -> Difference:
     return Difference(excess / total, excess / n - radius, excess / n + radius, p)
 
 
+def paired(name: str, first: Numbers, second: Numbers) -> Difference:
+    """How far one model's score of some examples is above another's, by the test that fits the score.
+
+    Args:
+        name: of the score.
+        first, second: shares of the same examples, [N, K].
+    """
+    discordant = one_alone(first, second)
+    if discordant is not None:
+        return mcnemar(*discordant, len(first))
+    return bootstrap(name, [(first, second)], same_examples=True)
+
+
+def one_alone(first: Numbers, second: Numbers) -> tuple[int, int] | None:
+    """How many answers the first model alone has right, and how many the second; None of shares that are no answers."""
+    if not all(shares.shape[1] == 1 and set(np.unique(shares)) <= {0.0, 1.0} for shares in (first, second)):
+        return None
+    right = [shares[:, 0] == 1.0 for shares in (first, second)]
+    return int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+
+
 def bootstrap(name: str, pairs: Sequence[tuple[Numbers, Numbers]], *, same_examples: bool) -> Difference:
     """The mean over pairs of runs of the difference of a score, by the paired percentile bootstrap over examples.
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from launch.significance import RESAMPLES, bootstrap, holm, mcnemar, mean_interval, paired_t
+from engine.tasks.significance import RESAMPLES, bootstrap, holm, mcnemar, mean_interval, paired_t
 
 
 def exact_p(first: int, second: int) -> float:

@@ -1,0 +1,1 @@
+"""Smaller and faster models from trained ones, each step with the accuracy that it costs."""
