@@ -214,7 +214,7 @@ def run(config: RunConfig, launcher: Launcher, session: Session, given: frozense
         trainer = agreed(lambda: Trainer(task, config, deepspeed.values, layout, start, session, facts))
     if world.is_main:
         record(config, deepspeed)
-        for line in (*task.describe_data(), *trained_lines(task, trainer.zero, trainer.output)):
+        for line in (*task.describe_data(), *task.describe_model(), *trained_lines(task, trainer.zero, trainer.output)):
             print(line)
         ranks = "one process" if launcher.name == "none" else f"{launcher.name}: {world.size} rank(s)"
         print(

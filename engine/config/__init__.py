@@ -8,6 +8,7 @@ from engine.config.architecture import ARCHITECTURES, Architecture, architecture
 from engine.config.data import DataConfig, LabelledConfig, Objective
 from engine.config.fault import FaultConfig, NonFinitePolicy, SpikePolicy
 from engine.config.methods.adapter import AdapterConfig
+from engine.config.methods.distil import DistilConfig
 from engine.config.methods.regularise import RegulariseConfig
 from engine.config.model import DEFAULT_ARCHITECTURE, MODEL_SIZES, ModelConfig, sizes_of
 from engine.config.optim import OptimConfig, ScheduleName
@@ -28,6 +29,7 @@ __all__ = [
     "AdapterConfig",
     "Architecture",
     "DataConfig",
+    "DistilConfig",
     "FaultConfig",
     "LabelledConfig",
     "ModelConfig",

@@ -28,6 +28,8 @@ _AUGMENTED = (
     "multi_label_classification",
     "token_classification",
 )
+#: of tasks that learn something of each text: these need no label to be taught
+_DISTILS = ("teachers", "texts")
 _TEXTS = ("text", "text_pair", "label", "max_length", "metric", "group_by_length", *_FOLDS)
 #: scores that choose the best checkpoint, and whether a higher one is better
 _METRICS = {"accuracy": True, "macro_f1": True, "matthews": True, "loss": False}
@@ -108,6 +110,7 @@ def _entry(
     metric_of_data: bool = False,
     on_tokens: bool = False,
     regularisers: tuple[str, ...] = ("r_drop", "adversarial"),
+    distils: tuple[str, ...] = ("teachers",),
     sequences_per_sample: Callable[[RunConfig], int] = lambda config: 1,
     validate: Callable[[RunConfig, bool], None] = validate_labelled,
 ) -> TaskEntry:
@@ -133,6 +136,7 @@ def _entry(
         fixed=fixed,
         freezes=True,
         regularisers=regularisers,
+        distils=distils,
         grouping="group_by_length",
         metrics=metrics,
         metric_of_data=metric_of_data,
@@ -147,6 +151,7 @@ SEQUENCE_CLASSIFICATION = _entry(
     "one label a text or pair of texts",
     "engine.tasks.sequence:SequenceClassification",
     regularisers=OF_LOSS,
+    distils=_DISTILS,
     fixed=(*_TEXTS, "loss", *_WEIGHING, *_AUGMENT),
     metrics=_METRICS | _ORDINAL_METRICS,
     compared=("loss", *_WEIGHING, *_AUGMENT),
@@ -166,6 +171,7 @@ REGRESSION = _entry(
     "a number for a text or pair of texts",
     "engine.tasks.regression:Regression",
     regularisers=OF_LOSS,
+    distils=_DISTILS,
     fixed=(*_TEXTS, *_AUGMENT),
     metrics=_REGRESSION_METRICS,
     compared=_AUGMENT,
@@ -200,6 +206,7 @@ MULTI_LABEL_CLASSIFICATION = _entry(
     "any number of labels a text or pair of texts",
     "engine.tasks.multi_label:MultiLabelClassification",
     regularisers=OF_LOSS,
+    distils=_DISTILS,
     fixed=(*_TEXTS, "separator", *_AUGMENT),
     metrics=_MULTI_LABEL_METRICS,
     compared=_AUGMENT,

@@ -11,6 +11,7 @@ from engine.config.architecture import ARCHITECTURES, check_options
 from engine.config.data import DataConfig, LabelledConfig
 from engine.config.fault import FaultConfig
 from engine.config.methods.adapter import VIRTUAL, AdapterConfig
+from engine.config.methods.distil import DistilConfig
 from engine.config.methods.regularise import RegulariseConfig
 from engine.config.model import ModelConfig
 from engine.config.optim import OptimConfig
@@ -57,6 +58,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     regularise: RegulariseConfig = field(default_factory=RegulariseConfig)
+    distil: DistilConfig = field(default_factory=DistilConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     fault: FaultConfig = field(default_factory=FaultConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
@@ -88,6 +90,7 @@ class RunConfig:
             ARCHITECTURES.get(self.model.fresh_architecture).check_dimensions(self.model)
         self.zero.check_stage(self.train.zero_stage)
         self.regularise.check_beside(self.adapter, self.optim.learning_rate, self.zero.offload_optimizer)
+        self.distil.check_beside(self.regularise, self.labelled.augment)
         start, own = self.model.init_from, Path(self.output).absolute() / "export"
         require(
             start is None or not Path(start).absolute().is_relative_to(own),
@@ -103,6 +106,9 @@ class RunConfig:
             remedy = f"the loss of task {self.task} isn't defined with it; leave it out"
             value = getattr(self.regularise, name)
             require(name in task.regularisers, f"regularise.{name}", value, remedy)
+        for name in ("teachers", "texts"):
+            value, remedy = getattr(self.distil, name), f"task {self.task} can't learn from them; leave it out"
+            require(value is None or name in task.distils, f"distil.{name}", value, remedy)
         task.check_metric(self)
         task.validate(self, complete)
 

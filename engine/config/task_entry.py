@@ -84,6 +84,8 @@ class TaskEntry:
     """whether a run may train a part of the weights alone: adapters, or what train.freeze leaves"""
     regularisers: tuple[str, ...] = ()
     """fields of `engine.config.methods.regularise.OF_LOSS` that its loss is defined with"""
+    distils: tuple[str, ...] = ()
+    """what of `DistilConfig` it can learn from: teachers, and further texts"""
     grouping: str | None = None
     """a field that, where set, orders samples by global batches, whose size a resume must then not change either"""
     metrics: Mapping[str, bool] = field(default_factory=dict)

@@ -55,6 +55,7 @@ PRETRAIN = TaskEntry(
     decodes=True,
     pools=lambda config: config.data.objective == "mlm_nsp",
     fixed=_MASKING,
+    distils=("teachers",),
     compared=_MASKING,
     results=tuple(f"eval/{name}" for name in ("mlm_loss", "perplexity", "mlm_accuracy", "nsp_accuracy")),
     scores={

@@ -95,7 +95,13 @@ class BertModel(nn.Module):
 
 
 class MlmDecoder(nn.Linear):
-    """Projection to the vocabulary and its loss in one module: one fused operator in training."""
+    """Projection to the vocabulary and its loss in one module: one fused operator in training.
+
+    Attributes:
+        keeps_logits: whether its outputs have logits too, which the fused operator never holds.
+    """
+
+    keeps_logits = False
 
     def forward(  # type: ignore[override]
         self, rows: Tensor, labels: Tensor, tied: TiedGradient | None = None
@@ -109,18 +115,20 @@ class MlmDecoder(nn.Linear):
 
         Returns:
             loss_sum: fp32 scalar, the summed cross-entropies in nats; correct: int64 scalar, how many of the rows
-            have their label as the most probable token; predictions, in evaluation mode only: [M] int64, those tokens.
+            have their label as the most probable token; predictions, in evaluation mode only: [M] int64, those tokens;
+            logits, with `keeps_logits` only: fp32 [M, V].
         """
-        if self.training:
-            weight = self.weight if tied is None else tied.decoder(self.weight)
+        weight = tied.decoder(self.weight) if tied is not None and self.training else self.weight
+        if self.training and not self.keeps_logits:
             loss_sum, correct = linear_cross_entropy(rows, weight, self.bias, labels, return_hits=True)
             return {"loss_sum": loss_sum, "correct": correct}
-        logits = nn.functional.linear(rows, self.weight, self.bias).float()
+        logits = nn.functional.linear(rows, weight, self.bias).float()
         predictions = logits.detach().argmax(-1)
         return {
-            "loss_sum": nn.functional.cross_entropy(logits, labels, reduction="sum"),
+            "loss_sum": nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED),
             "correct": (predictions == labels).sum(),
             "predictions": predictions,
+            **({"logits": logits} if self.keeps_logits else {}),
         }
 
 

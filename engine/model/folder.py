@@ -41,6 +41,8 @@ WEIGHTS_HASH = "weights_sha256"
 TRITON_FILES = ("config.pbtxt", "1")
 #: in that file, what the evaluation of the weights chose and predictions need; see `engine.tasks.task.Evaluation`
 TUNED = "tuned"
+#: a module of a model in training that no export has: projections to a teacher's width, see `engine.tasks.distilled`
+PROJECTIONS = "projections"
 #: in that file, what the folder was compared with before it got its name; see `RoundTrip`
 ROUND_TRIP = "round_trip"
 
@@ -157,12 +159,14 @@ def described(config: Any, export_class: str) -> Any:
 
 
 def untied(state_dict: Mapping[str, Tensor], tied: Mapping[str, str]) -> dict[str, Tensor]:
-    """The state dict on the CPU with each tied tensor once, under the name that transformers reads it from.
+    """The state dict on the CPU with each tied tensor once, under the name that transformers reads it from, and without
+    `PROJECTIONS`.
 
     Args:
         tied: the other names of such tensors, see `engine.config.Architecture`.
     """
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    exported = ((name, tensor) for name, tensor in state_dict.items() if not name.startswith(f"{PROJECTIONS}."))
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in exported}
     for alias, source in tied.items():
         tensor = weights.pop(alias, None)
         if tensor is not None:

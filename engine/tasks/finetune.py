@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -31,6 +32,9 @@ from engine.model.pretrained import LoadReport, base_weights, load_config, load_
 from engine.model.regularised.dropout import Dropouts
 from engine.model.regularised.fresh import check_fresh, top_of
 from engine.model.regularised.layer_drop import drop_layers
+from engine.tasks.distilled import pupil
+from engine.tasks.distilled.distillation import Distillation
+from engine.tasks.distilled.teachers import Student
 from engine.tasks.identity import Fact
 from engine.tasks.regularised import noise
 from engine.tasks.regularised import objective as regularised
@@ -57,7 +61,7 @@ class FineTuning(Task):
     """A task whose model starts from a folder and whose examples come from labelled files.
 
     A subclass names its head, sets `names`, `model_config` and `sources`, and writes `loss`, `metrics`, `divergence`,
-    `rows` and `score`; one whose loss is not of a micro-batch's logits writes `step` instead of the first three.
+    `soft`, `rows` and `score`; one whose loss is not of a micro-batch's logits writes `step`, not the first four.
 
     Raises:
         UserError: labelled data, a model folder or a length that cannot be used.
@@ -187,14 +191,24 @@ class FineTuning(Task):
         drop_layers(model, self.config.regularise.layer_drop)
         if self.config.regularise.dropout_end is not None:
             Dropouts(model).check(self.config.regularise.dropout_end)
+        self.distillation.attach(model)
         return model
+
+    @cached_property
+    def distillation(self) -> Distillation:
+        """The run's teachers, opened when a run begins: who evaluates its models doesn't need them."""
+        student = Student(self.vocabulary, self.model_config, self.names, self.config.labelled.max_length)
+        return Distillation(self.config, self.head, student)
+
+    def describe_model(self) -> list[str]:
+        return self.distillation.describe()
 
     @property
     def adaptation(self) -> Adaptation:
         """Which parts of the model are trained; known once the sources are."""
         config, base = self.config, self.config.model.init_from
         assert base is not None
-        steps = config.train.total_steps(self.sources["train"].epoch_size(0))
+        steps = config.train.total_steps(self.train_source().epoch_size(0))
         return Adaptation(config.adapter, config.train.freeze, config.seed, steps, base)
 
     def load_export(self, folder: Path) -> nn.Module:
@@ -221,6 +235,7 @@ class FineTuning(Task):
             Fact("validation examples", "labelled.validation", self.sources["validation"].fingerprint),
             Fact("test examples", "labelled.test", test.fingerprint if test else None, fixed=False),
             Fact("base weights", "model.init_from", base_weights(self.config.model.init_from)),
+            self.distillation.fact(),
         ]
 
     def token_flops(self, batch: MicroBatch) -> float:
@@ -231,10 +246,12 @@ class FineTuning(Task):
         return self.step_flops(replace(shape, decoder=False, pooler=False), lengths, rows)
 
     def step_flops(self, shape: Shape, lengths: Sequence[int], rows: float, *, to_words: bool = False) -> float:
-        """Of all passes that a regulariser makes of a micro-batch; all but the last one are for its noise too."""
+        """Of all passes that a regulariser makes of a micro-batch, of which all but the last one are for its noise too,
+        and of the teachers."""
         last = super().step_flops(shape, lengths, rows, to_words=to_words)
         others = (self.passes - 1) * super().step_flops(shape, lengths, rows, to_words=True)
-        return self.config.regularise.copies * (last + others)
+        taught = self.passes * self.distillation.flops(lengths, rows, pooler=shape.pooler)
+        return self.config.regularise.copies * (last + others) + taught
 
     def group(self, fixed: bool) -> int | None:
         """The global batch that a source brings examples of similar length into; None of one in the file's order."""
@@ -262,7 +279,10 @@ class FineTuning(Task):
         return noise.passes(self, model, batches) if self.passes > 1 else batches
 
     def step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:
-        return regularised.step(self, model, batch, model_inputs(batch))
+        inputs = model_inputs(batch)
+        if self.config.distil.folders:
+            return pupil.step(self, self.distillation, model, batch, inputs)
+        return regularised.step(self, model, batch, inputs)
 
     def loss(self, logits: Tensor, batch: MicroBatch) -> Tensor:
         """See `engine.tasks.regularised.learner.Learner`, as for the next two."""
@@ -273,6 +293,13 @@ class FineTuning(Task):
 
     def divergence(self, first: Tensor, second: Tensor, batch: MicroBatch) -> Tensor:
         raise NotImplementedError
+
+    def soft(self, student: Tensor, teacher: Tensor, batch: MicroBatch, temperature: float) -> Tensor:
+        """See `engine.tasks.distilled.pupil.Taught`, as for the next one."""
+        raise NotImplementedError
+
+    def sequences_in(self, batch: MicroBatch) -> float:
+        return batch.totals["sequences"]
 
     def rows(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
         """What an evaluation keeps of a micro-batch: tensors with a row for whatever is scored, of which `index` [rows]
@@ -335,7 +362,7 @@ def read_splits(
 #: what a packed batch has for every model
 PACKED = ("input_ids", "token_type_ids", "position_ids", "lengths")
 #: what a batch carries for the loss and for the evaluation
-NOT_READ = ("index", "labels", "split", "context", "question", "option")
+NOT_READ = ("index", "labels", "known", "split", "context", "question", "option")
 
 
 def model_inputs(batch: MicroBatch) -> dict[str, Any]:

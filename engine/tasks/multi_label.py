@@ -17,6 +17,7 @@ from engine.data.labelled.sets import read_sets, set_matrix, set_names, split_se
 from engine.data.labelled.summary import NAMED_CLASSES, told_lengths
 from engine.data.loading.source import MicroBatch
 from engine.model.folder import TUNED, read_origin
+from engine.tasks.distilled.losses import soft_labels
 from engine.tasks.finetune import model_inputs, read_splits
 from engine.tasks.grow import growth_lines
 from engine.tasks.losses import label_divergence, label_loss
@@ -88,6 +89,9 @@ class MultiLabelClassification(OnTexts):
 
     def divergence(self, first: Tensor, second: Tensor, batch: MicroBatch) -> Tensor:
         return label_divergence(first, second) / self._total(batch)
+
+    def soft(self, student: Tensor, teacher: Tensor, batch: MicroBatch, temperature: float) -> Tensor:
+        return soft_labels(student, teacher, temperature) / self._total(batch)
 
     def _total(self, batch: MicroBatch) -> float:
         """Labels of all examples of the global batch."""

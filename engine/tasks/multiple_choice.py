@@ -20,6 +20,7 @@ from engine.data.labelled.encoded import encode
 from engine.data.labelled.summary import told_lengths
 from engine.data.loading.source import MicroBatch
 from engine.model.pretrained import check_segments
+from engine.tasks.distilled.losses import soft_classes
 from engine.tasks.finetune import FineTuning, model_inputs, read_splits
 from engine.tasks.grow import growth_lines
 from engine.tasks.losses import choice_grid, class_divergence
@@ -92,6 +93,10 @@ class MultipleChoice(FineTuning):
     def divergence(self, first: Tensor, second: Tensor, batch: MicroBatch) -> Tensor:
         apart = class_divergence(self._grid(first, batch), self._grid(second, batch))
         return apart.sum() / batch.totals["questions"]
+
+    def soft(self, student: Tensor, teacher: Tensor, batch: MicroBatch, temperature: float) -> Tensor:
+        own, told = (self._grid(logits, batch) for logits in (student, teacher))
+        return soft_classes(own, told, temperature).sum() / batch.totals["questions"]
 
     def rows(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
         """Index and right option [Q] of each question, and the logits of its options [Q, O]."""

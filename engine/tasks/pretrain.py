@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,10 @@ from engine.hub import local_folder
 from engine.model.build import build_config, initialise
 from engine.model.flops import training_flops
 from engine.model.pretrained import LoadReport, base_weights, check_segments, load_config, load_pretrained
+from engine.tasks.distilled import pupil
+from engine.tasks.distilled.distillation import Distillation
+from engine.tasks.distilled.losses import soft_classes
+from engine.tasks.distilled.teachers import Student
 from engine.tasks.grow import growth_lines
 from engine.tasks.identity import Fact
 from engine.tasks.task import Evaluation, StepOutput, Task
@@ -177,7 +182,17 @@ class Pretraining(Task):
         initialise(model, self.config.seed)
         if self.config.model.init_from:
             self.loaded = load_pretrained(model, local_folder(self.config.model.init_from))
+        self.distillation.attach(model)
         return model
+
+    @cached_property
+    def distillation(self) -> Distillation:
+        """The run's teachers, whose heads are MLM's whatever the run's own."""
+        student = Student(self.vocabulary, self.model_config, None, self.config.data.sequence_length)
+        return Distillation(self.config, HEADS["mlm"], student)
+
+    def describe_model(self) -> list[str]:
+        return self.distillation.describe()
 
     def load_export(self, folder: Path) -> nn.Module:
         """The encoder with the objective's heads, and the weights of an exported folder."""
@@ -195,6 +210,7 @@ class Pretraining(Task):
             Fact("prepared texts", "data.path", self.store.manifest.fingerprint),
             Fact("samples of an epoch", "data.path", f"version {self.train_source().plan_version}"),
             Fact("base weights", "model.init_from", base_weights(self.config.model.init_from)),
+            self.distillation.fact(),
         ]
 
     def train_source(self) -> Source:
@@ -238,15 +254,40 @@ class Pretraining(Task):
 
     def step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:
         """Shares of the global batch's mean MLM loss (over masked tokens) and, of pairs, NSP loss (over sequences)."""
-        shares = loss_shares(model(**batch.inputs, max_length=batch.max_length), batch.totals)
+        if self.config.distil.folders:
+            return self._taught_step(model, batch)
+        return self._own(model(**batch.inputs, max_length=batch.max_length), batch)
+
+    def _own(self, outputs: dict[str, Tensor], batch: MicroBatch) -> StepOutput:
+        shares = loss_shares(outputs, batch.totals)
         metrics = {name: share.detach() for name, share in shares.items()}
         loss = shares["mlm_loss"] + shares["nsp_loss"] if self.pairs else shares["mlm_loss"]
         return StepOutput(loss, metrics)
 
+    def _taught_step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:
+        """The same with what teachers add: their predictions of masked tokens, hidden states and relations."""
+        options, distillation = self.config.distil, self.distillation
+        inputs = {**batch.inputs, "max_length": batch.max_length}
+        lesson = distillation.teach({name: value for name, value in inputs.items() if name != "nsp_labels"})
+        with distillation.watching() as seen:
+            output = self._own(model(**inputs), batch)
+        loss, metrics = options.hard * output.loss, output.metrics
+        if lesson.logits is not None and seen.logits is not None:
+            # a model may have rows that belong to no token, and further ones of no masked token
+            masked, words = batch.inputs["mlm_labels"].numel(), self.vocabulary.vocab_size
+            own, told = (logits[:masked, :words] for logits in (seen.logits, lesson.logits))
+            soft = soft_classes(own, told, options.temperature).sum() / batch.totals["mlm"]
+            loss, metrics = loss + options.soft * soft, metrics | {"soft_loss": soft.detach()}
+        total = batch.totals["sequences"]
+        return pupil.with_states(StepOutput(loss, metrics), distillation, lesson, seen, inputs, total)
+
     def flops(self, batch: MicroBatch) -> float:
         """Those of the objective's heads too: MLM's reads the masked tokens."""
         shape = replace(self.architecture.shape_of(self.model_config), pooler=self.pairs)
-        return training_flops(shape, batch.inputs["lengths"].tolist(), batch.inputs["mlm_positions"].numel())
+        lengths, masked = batch.inputs["lengths"].tolist(), batch.inputs["mlm_positions"].numel()
+        decodes = self.config.distil.soft > 0
+        taught = self.distillation.flops(lengths, masked, pooler=False, decoder=decodes)
+        return training_flops(shape, lengths, masked) + taught
 
     def evaluate(self, model: nn.Module, batches: Iterable[MicroBatch]) -> Evaluation:
         """The losses and accuracies on held-out text, MLM's perplexity, and a few masked sentences with guesses."""

@@ -73,6 +73,9 @@ class Regression(OnTexts):
         """The squared difference: to a squared error what the divergence of probabilities is to a cross-entropy."""
         return squared_error(first, second.squeeze(1)) / batch.totals["sequences"]
 
+    def soft(self, student: Tensor, teacher: Tensor, batch: MicroBatch, temperature: float) -> Tensor:
+        return squared_error(student, teacher.squeeze(1)) / batch.totals["sequences"]
+
     def rows(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
         """Index, true and predicted number [B] of each example."""
         predicted: Tensor = model(**model_inputs(batch))

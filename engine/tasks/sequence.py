@@ -21,12 +21,15 @@ from engine.data.labelled.classes import check_order, class_ids, class_names, sp
 from engine.data.labelled.encoded import LabelledSource, encode
 from engine.data.labelled.files import Examples, read_examples
 from engine.data.labelled.summary import describe
+from engine.data.labelled.transfer import TransferSource, read_texts
 from engine.data.labelled.weights import class_weights
-from engine.data.loading.source import MicroBatch
+from engine.data.loading.source import MicroBatch, SampleSource
 from engine.model.pretrained import check_segments
 from engine.tasks import report
+from engine.tasks.distilled.losses import soft_classes
 from engine.tasks.finetune import FineTuning, model_inputs, read_splits
 from engine.tasks.grow import growth_lines
+from engine.tasks.identity import Fact
 from engine.tasks.losses import class_divergence, class_loss
 from engine.tasks.task import Evaluation
 
@@ -62,8 +65,35 @@ class OnTexts(FineTuning):
             split: self._source(examples, labels[split], None if split != "train" else weights, fixed=split != "train")
             for split, examples in splits.items()
         }
+        self.transfer = self._transfer()
         self.check_ids(splits["train"].texts, splits["train"].pairs)
         self.check_unknown()
+
+    def _transfer(self) -> TransferSource | None:
+        """The training examples with the texts without labels of distil.texts; None where there are none."""
+        path, labelled = self.config.distil.texts, self.config.labelled
+        if path is None:
+            return None
+        texts = read_texts(path, labelled.text, labelled.text_pair)
+        encoded = encode(self.vocabulary, texts.texts, texts.pairs, labelled.max_length)
+        return TransferSource(self.sources["train"], encoded)
+
+    def train_source(self) -> SampleSource:
+        """The training examples, and the texts of distil.texts."""
+        return self.transfer or super().train_source()
+
+    def facts(self) -> list[Fact]:
+        """Also the texts that have no labels."""
+        told = None if self.transfer is None else self.transfer.fingerprint
+        return [*super().facts(), Fact("texts without labels", "distil.texts", told)]
+
+    def describe_model(self) -> list[str]:
+        """Also the texts that have no labels."""
+        if self.transfer is None:
+            return super().describe_model()
+        count = int((~self.transfer.known).sum())
+        told = f"{self.config.distil.texts}: {count:,} texts without labels beside the training examples"
+        return [*super().describe_model(), told]
 
     def _source(
         self, examples: Examples, labels: NDArray[Any], weights: NDArray[np.float32] | None, fixed: bool
@@ -123,6 +153,9 @@ class SequenceClassification(OnTexts):
 
     def divergence(self, first: Tensor, second: Tensor, batch: MicroBatch) -> Tensor:
         return class_divergence(first, second).sum() / batch.totals["sequences"]
+
+    def soft(self, student: Tensor, teacher: Tensor, batch: MicroBatch, temperature: float) -> Tensor:
+        return soft_classes(student, teacher, temperature).sum() / batch.totals["sequences"]
 
     def rows(self, model: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
         """Index and class id [B] of each example, and its logits [B, C]."""

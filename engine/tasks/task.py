@@ -114,6 +114,10 @@ class Task(Protocol):
         """Lines for the start of a run about what it learns from."""
         ...
 
+    def describe_model(self) -> list[str]:
+        """Lines about what else it learns from, once the model is built; here none."""
+        return []
+
     def build_model(self) -> nn.Module:
         """The model with its initial weights, in fp32 on the CPU; equal on every rank."""
         ...

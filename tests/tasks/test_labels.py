@@ -177,7 +177,8 @@ def test_a_question_counts_once_in_orders_lengths_and_totals(make: MakeTask) -> 
     source = make("multiple_choice").train_source()
     rows = questions(*SIZES["train"])
     assert source.epoch_size(0) == 90
-    assert source.totals(0, np.arange(7)) == {"questions": 7.0}
+    counted = sum(float(source.counts[index]) for index in source.describe(0, np.arange(7)))
+    assert source.totals(0, np.arange(7)) == {"questions": 7.0, "sequences": counted}
     order = source.describe(0, np.arange(90))
     assert sorted(order.tolist()) == list(range(90))
     batch = source.collate(order[:5])

@@ -156,7 +156,7 @@ class ChoiceSource(GroupedSource):
         self.labels = np.array(right, dtype=np.int64)
 
     def totals(self, epoch: int, indices: Indices) -> dict[str, float]:
-        return {"questions": float(len(indices))}
+        return super().totals(epoch, indices) | {"questions": float(len(indices))}
 
     def targets(self, examples: Indices) -> dict[str, NDArray[Any]]:
         """labels [Q]; question and option [S]."""

@@ -55,6 +55,9 @@ class GroupedSource(EncodedSource):
         sizes: Indices = np.diff(np.concatenate([[0], np.cumsum(lengths)])[self.first])
         return sizes
 
+    def totals(self, epoch: int, indices: Indices) -> dict[str, float]:
+        return {"sequences": float(self.counts[self._places(epoch, indices)].sum())}
+
     def sequences(self, examples: Indices) -> Indices:
         """Which encoded texts are the sequences of these examples, in order, [s]."""
         return self.members[np.repeat(self.first[examples], self.counts[examples]) + self.places(examples)]

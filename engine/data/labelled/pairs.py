@@ -175,7 +175,7 @@ class PairSource(GroupedSource):
         self.labels = labels
 
     def totals(self, epoch: int, indices: Indices) -> dict[str, float]:
-        return {"pairs": float(len(indices))}
+        return super().totals(epoch, indices) | {"pairs": float(len(indices))}
 
     def targets(self, examples: Indices) -> dict[str, NDArray[Any]]:
         """sequence, member, text [s]; labels [B] where there are any."""

@@ -76,6 +76,16 @@ def span_divergence(first: Tensor, second: Tensor, lengths: Tensor) -> Tensor:
     return torch.segment_reduce(terms, "sum", lengths=lengths, unsafe=True).mean(1) / 2
 
 
+def spans_apart(student: Tensor, teacher: Tensor, lengths: Tensor) -> Tensor:
+    """Kullback-Leibler divergence (nats) of each window: how far the student is from the teacher, not the other way.
+
+    Args and returns: see `span_divergence`.
+    """
+    window = _window_of(lengths, len(student))
+    told, own = (logits - log_normaliser(logits, lengths)[window] for logits in (teacher, student))
+    return torch.segment_reduce(told.exp() * (told - own), "sum", lengths=lengths, unsafe=True).mean(1)
+
+
 def best_spans(logits: Tensor, lengths: Tensor, context: Tensor, count: int, longest: int) -> Spans:
     """The spans of the highest sums of two logits, among the `count` best first and the `count` best last tokens.
 

@@ -25,7 +25,7 @@ from engine.model.folder import TUNED, read_origin
 from engine.model.pretrained import check_segments, load_config
 from engine.tasks.answers import report
 from engine.tasks.answers.nbest import ANSWERS, THRESHOLD, candidates
-from engine.tasks.answers.spans import best_spans, span_divergence, span_losses
+from engine.tasks.answers.spans import best_spans, span_divergence, span_losses, spans_apart
 from engine.tasks.finetune import FineTuning, model_inputs, read_splits
 from engine.tasks.grow import growth_lines
 from engine.tasks.task import Evaluation
@@ -116,6 +116,11 @@ class QuestionAnswering(FineTuning):
 
     def divergence(self, first: Tensor, second: Tensor, batch: MicroBatch) -> Tensor:
         return span_divergence(first, second, batch.inputs["lengths"]).sum() / batch.totals["sequences"]
+
+    def soft(self, student: Tensor, teacher: Tensor, batch: MicroBatch, temperature: float) -> Tensor:
+        softened = (student / temperature, teacher / temperature)
+        apart = spans_apart(*softened, batch.inputs["lengths"]).sum() * temperature**2
+        return apart / batch.totals["sequences"]
 
     def flops(self, batch: MicroBatch) -> float:
         return self.token_flops(batch)

@@ -25,6 +25,8 @@ from engine.data.labelled.summary import told_lengths
 from engine.data.loading.source import MicroBatch
 from engine.errors import UserError
 from engine.model.sentence import SentenceConfig, read_sentence_config
+from engine.tasks.distilled import pupil
+from engine.tasks.distilled.losses import unlike
 from engine.tasks.embeddings import report as reports
 from engine.tasks.embeddings.contrast import Found, Places, contrast, known
 from engine.tasks.embeddings.retrieval import ranks
@@ -152,7 +154,7 @@ class Embeddings(FineTuning):
         state of the random generators and so with the same dropout.
         """
         held = list(batches)
-        single = len(held) == 1
+        single = len(held) == 1 and not self.config.distil.compares_states
         states, parts = [], []
         with torch.set_grad_enabled(single):
             for batch in held:
@@ -174,10 +176,29 @@ class Embeddings(FineTuning):
 
         A micro-batch that `ahead` has not seen is a global batch of its own.
         """
+        if self.config.distil.folders:
+            return self._taught_step(model, batch)
+        vectors, found = self._foreseen(model, batch)
+        return StepOutput(known(vectors, found), {"in_batch_accuracy": found.hits.sum()})
+
+    def _foreseen(self, model: nn.Module, batch: MicroBatch) -> tuple[Tensor, Found]:
+        """Vectors [s, H] with a graph, and what the global batch makes of them."""
         seen = batch if isinstance(batch, Foreseen) else Foreseen(**vars(batch))
         vectors = self._vectors(model, batch) if seen.vectors is None else seen.vectors
-        found = seen.found or self._contrast(vectors, _places(batch))
-        return StepOutput(known(vectors, found), {"in_batch_accuracy": found.hits.sum()})
+        return vectors, seen.found or self._contrast(vectors, _places(batch))
+
+    def _taught_step(self, model: nn.Module, batch: MicroBatch) -> StepOutput:
+        """The same with what teachers add; their vectors and the student's are compared by cosine."""
+        options, distillation = self.config.distil, self.distillation
+        inputs = {name: batch.inputs[name] for name in PACKED} | {"max_length": batch.max_length}
+        lesson, total = distillation.teach(inputs), batch.totals["sequences"]
+        with distillation.watching() as kept:
+            vectors, found = self._foreseen(model, batch)
+        loss, counted = options.hard * known(vectors, found), {"in_batch_accuracy": found.hits.sum()}
+        if lesson.logits is not None:
+            soft = unlike(vectors, lesson.logits).sum() / total
+            loss, counted["soft_loss"] = loss + options.soft * soft, soft.detach()
+        return pupil.with_states(StepOutput(loss, counted), distillation, lesson, kept, inputs, total)
 
     def flops(self, batch: MicroBatch) -> float:
         """Those of an encoder without a head; that vectors are computed a second time is not counted."""

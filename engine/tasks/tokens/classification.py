@@ -29,6 +29,7 @@ from engine.data.labelled.weights import class_weights
 from engine.data.loading.source import MicroBatch
 from engine.data.tokenizer.check import check_examples, check_vocabulary, open_with_transformers, sample
 from engine.errors import UserError
+from engine.tasks.distilled.losses import soft_classes
 from engine.tasks.finetune import FineTuning, model_inputs, read_splits
 from engine.tasks.grow import growth_lines
 from engine.tasks.losses import class_divergence, class_loss
@@ -117,6 +118,9 @@ class TokenClassification(FineTuning):
 
     def divergence(self, first: Tensor, second: Tensor, batch: MicroBatch) -> Tensor:
         return class_divergence(first, second).sum() / batch.totals["tokens"]
+
+    def soft(self, student: Tensor, teacher: Tensor, batch: MicroBatch, temperature: float) -> Tensor:
+        return soft_classes(student, teacher, temperature).sum() / batch.totals["tokens"]
 
     def flops(self, batch: MicroBatch) -> float:
         return self.token_flops(batch)

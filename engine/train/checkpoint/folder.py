@@ -33,7 +33,8 @@ import torch
 
 import engine
 from engine import dist
-from engine.config import AdapterConfig, ModelConfig, RunConfig, task_entries
+from engine.config import AdapterConfig, DistilConfig, ModelConfig, RunConfig, task_entries
+from engine.config.methods.distil import BY_CONTENT
 from engine.data.loading.source import Cursor
 from engine.durable import SEAL, FileFacts, is_sealed, seal, sha256_of
 from engine.errors import UserError, first_line
@@ -54,6 +55,7 @@ FIXED_FIELDS = (
     "seed",
     *(f"model.{part.name}" for part in fields(ModelConfig) if part.name not in FREE_MODEL_FIELDS),
     *(f"adapter.{part.name}" for part in fields(AdapterConfig)),
+    *(f"distil.{part.name}" for part in fields(DistilConfig) if part.name not in BY_CONTENT),
     "optim.name",
     "train.precision",
     "train.freeze",

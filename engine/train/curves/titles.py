@@ -26,6 +26,13 @@ RUNNING = {
                           "times it."),
     "train/adversarial_loss": Title("loss under noise", "Of the last pass, whose noise on the words' embeddings raises "
                                     "it most (regularise.adversarial)."),
+    "train/hard_loss": Title("loss against the labels [nats]", "The task's own, without that of teachers (distil)."),
+    "train/soft_loss": Title("divergence from the teachers", "Kullback-Leibler divergence [nats] of predictions, times "
+                             "distil.temperature squared; numbers: squared difference, embeddings: 1 - cosine."),
+    "train/hidden_loss": Title("distance of hidden states", "Mean squared difference from the teachers', through "
+                               "projections where widths differ."),
+    "train/relation_loss": Title("divergence of relations [nats]", "Of queries, keys and values among a sequence's "
+                                 "tokens, summed over the three (MiniLM v2)."),
     "train/loss_scale": Title("loss scale", "fp16 only: what the loss is multiplied by."),
     "train/skipped_steps": Title("skipped steps [count]", "fp16 only: updates left out because their gradient "
                                  "overflowed, since the run began."),
