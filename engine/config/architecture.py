@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.config.model import DEFAULT_ARCHITECTURE, MODEL_SIZES, ModelConfig
 from engine.config.shape import Shape
-from engine.errors import UserError
+from engine.errors import UserError, require
 from engine.registry import Registry
 
 if TYPE_CHECKING:
@@ -184,6 +184,17 @@ class Architecture(ABC):
         """The configuration of a run that starts from the weights of another."""
         values = {name: getattr(config, name) for name in self.inherited}
         return self.config_class()(**values, pad_token_id=pad_token_id)
+
+    def keep_layers(self, config: Any, layers: Sequence[int]) -> None:
+        """Let a configuration have only these of its layers, in rising order.
+
+        Raises:
+            UserError: layers that it doesn't have, or that can't be without others.
+        """
+        count = config.num_hidden_layers
+        given = ",".join(map(str, layers))
+        require(layers[-1] < count, "model.init_layers", given, f"model.init_from has layers 0 to {count - 1}")
+        config.num_hidden_layers = len(layers)
 
     def shape(self, model: ModelConfig, vocabulary: int) -> Shape:
         """The shape of a run's own dimensions."""

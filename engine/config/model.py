@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from engine.errors import require
 
@@ -83,6 +84,8 @@ class ModelConfig:
     init_from: str | None = None
     """weights and dimensions to start from, in place of the dimensions above: a Hugging Face folder, or else the name
     of a model on the hub, such as bert-base-uncased or org/name@revision, which goes into the user's cache"""
+    init_layers: str | None = None
+    """layers of init_from that the model has, from 0 and in their order, as 0,2,4,5; null: all"""
     activation_checkpointing: bool = False
     """recompute each layer in the backward pass instead of keeping its activations"""
 
@@ -106,9 +109,23 @@ class ModelConfig:
         for name in ("rope_theta", "local_rope_theta"):
             value = getattr(self, name)
             require(value is None or 1.0 < value < float("inf"), f"model.{name}", value, "give a number above 1")
+        self._check_layers()
         for name in ("hidden_dropout", "attention_dropout", "classifier_dropout"):
             value = getattr(self, name)
             require(value is None or 0.0 <= value < 1.0, f"model.{name}", value, "give a probability in [0, 1)")
+
+    def _check_layers(self) -> None:
+        given = self.init_layers
+        require(given is None or self.init_from is not None, "model.init_layers", given, "it needs model.init_from")
+        names = [] if given is None else [name.strip() for name in given.split(",")]
+        fits = all(name.isascii() and name.isdecimal() for name in names)
+        rises = fits and all(one < other for one, other in pairwise(map(int, names)))
+        require(rises, "model.init_layers", given, "give layers' numbers from 0, rising, as 0,2,4,5")
+
+    @property
+    def kept_layers(self) -> tuple[int, ...] | None:
+        """Those of `init_layers`; None for all."""
+        return None if self.init_layers is None else tuple(map(int, self.init_layers.split(",")))
 
     @property
     def fresh_architecture(self) -> str:

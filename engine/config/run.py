@@ -121,6 +121,9 @@ class RunConfig:
         for name in () if freezes else self.regularise.given:
             value = getattr(self.regularise, name.partition(".")[2])
             require(False, name, value, f"task {self.task} is no task on labelled data; leave it out")
+        layers, whole = self.model.init_layers, method == "none" and freeze is None
+        remedy = "adapters and frozen weights are told by those of all layers; train all weights, or give null"
+        require(whole or layers is None, "model.init_layers", layers, remedy)
         offload = self.zero.offload_optimizer
         remedy = "adapter.method adalora changes weights between steps, which are then in files; give cpu or none"
         require(method != "adalora" or offload != "nvme", "zero.offload_optimizer", offload, remedy)

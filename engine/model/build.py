@@ -45,6 +45,8 @@ def build_config(
         _check_vocabulary(found, vocab_size if listed is None else listed, model.init_from)
         config = architecture_of(found).inherited_config(found, pad_token_id)
         config.vocab_size = max(found.vocab_size, vocab_size)
+        if model.kept_layers is not None:
+            architecture_of(found).keep_layers(config, model.kept_layers)
     architecture_of(config).set_options(config, model)
     architecture_of(config).set_dropout(config, model)
     if labels is not None:

@@ -141,7 +141,9 @@ def check_segments(config: Any, folder: str | None, what: str) -> None:
         )
 
 
-def load_pretrained(model: nn.Module, folder: Path, without: tuple[str, ...] = ()) -> LoadReport:
+def load_pretrained(
+    model: nn.Module, folder: Path, without: tuple[str, ...] = (), layers: Sequence[int] | None = None
+) -> LoadReport:
     """Copy the weights of a Hugging Face folder into `model`, whose other parameters keep their values.
 
     Reads safetensors or, in their absence, pickled weights (tensors only), whole or in shards; names with or without
@@ -150,12 +152,14 @@ def load_pretrained(model: nn.Module, folder: Path, without: tuple[str, ...] = (
 
     Args:
         without: beginnings of the names of parameters that keep their values whatever the folder holds.
+        layers: those of the folder that the model's layers are, in order; None: all.
 
     Raises:
         UserError: no folder, weights that are missing, damaged, of another shape, or not those of an encoder of ours.
     """
     rows, config = load_config(folder).vocab_size, cast(Any, model.config)
     architecture, tensors = architecture_of(config), _read_weights(folder)
+    tensors = tensors if layers is None else _of_layers(tensors, layers)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     sources = {_parameter_name(name, parameters, architecture.prefix): name for name in tensors}
     found = {target: tensors[name] for target, name in sources.items() if target is not None}
@@ -178,6 +182,19 @@ def load_pretrained(model: nn.Module, folder: Path, without: tuple[str, ...] = (
     _check_known(folder, _essential(unknown, architecture))
     held = tuple(name for name, parameter in model.named_parameters() if parameter in loaded)
     return LoadReport(held, initialised, unused, architecture.prefix, reshaped)
+
+
+def _of_layers(tensors: Mapping[str, Tensor], layers: Sequence[int]) -> dict[str, Tensor]:
+    """The tensors without those of other layers, these under their places among `layers`."""
+    found = {}
+    for name, tensor in tensors.items():
+        numbered = LAYER.search(name)
+        if numbered is None:
+            found[name] = tensor
+        elif int(numbered[1]) in layers:
+            place = layers.index(int(numbered[1]))
+            found[f"{name[: numbered.start(1)]}{place}{name[numbered.end(1) :]}"] = tensor
+    return found
 
 
 def word_embeddings(folder: Path) -> Tensor:

@@ -186,7 +186,7 @@ class FineTuning(Task):
         initialise(model, self.config.seed)
         # a head in the folder was trained for classes that need not be these, even when there are as many
         fresh = (*self.fresh, *top_of(model, self.config.regularise.fresh_layers))
-        self.loaded = load_pretrained(model, self.tokenizer, without=fresh)
+        self.loaded = load_pretrained(model, self.tokenizer, fresh, self.config.model.kept_layers)
         self.adaptation.apply(model, self.loaded)
         drop_layers(model, self.config.regularise.layer_drop)
         if self.config.regularise.dropout_end is not None:

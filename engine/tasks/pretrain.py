@@ -181,7 +181,8 @@ class Pretraining(Task):
         model = self._new_model()
         initialise(model, self.config.seed)
         if self.config.model.init_from:
-            self.loaded = load_pretrained(model, local_folder(self.config.model.init_from))
+            start = local_folder(self.config.model.init_from)
+            self.loaded = load_pretrained(model, start, layers=self.config.model.kept_layers)
         self.distillation.attach(model)
         return model
 

@@ -55,6 +55,7 @@ def with_folder(model: ModelConfig, shape: FolderShape) -> ModelConfig:
     """The same model, with the architecture, dimensions and options of the folder in place of `init_from`."""
     known = (*ARCHITECTURES.get(shape.architecture).extensible, *shape.options)
     own = {name: getattr(model, name) for name in known if getattr(model, name) is not None}
+    own |= {} if model.kept_layers is None else {"layers": len(model.kept_layers), "init_layers": None}
     return replace(model, init_from=None, architecture=shape.architecture, **(shape.dimensions | shape.options | own))
 
 

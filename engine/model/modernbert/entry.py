@@ -170,6 +170,14 @@ class ModernBertEntry(Architecture):
         values = {name: getattr(config, name) for name in self.inherited}
         return self.config_class()(**values, pad_token_id=pad_token_id, **NO_TOKENS)
 
+    def keep_layers(self, config: ModernBertConfig, layers: Sequence[int]) -> None:
+        """Each with its own kind of attention; the first layer is the only one without a norm of its input."""
+        remedy = "the first layer of a modernbert takes normalised embeddings, and no other does; begin with 0"
+        require(layers[0] == 0, "model.init_layers", ",".join(map(str, layers)), remedy)
+        kinds = config.layer_types
+        super().keep_layers(config, layers)
+        config.layer_types = [kinds[layer] for layer in layers]
+
     def set_options(self, config: ModernBertConfig, model: ModelConfig) -> None:
         super().set_options(config, model)
         if model.max_positions is not None:
