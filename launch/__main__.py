@@ -26,6 +26,8 @@ COMMANDS = {
     "cancel": ("slurm.cancel", "end a SLURM job, at once or after a checkpoint"),
     "export": ("export", "checkpoint -> Hugging Face folder"),
     "average": ("average", "the mean of the weights of several models -> Hugging Face folder"),
+    "prune": ("prune.command", "a smaller model: without the heads, neurons and layers that matter least"),
+    "trim-vocabulary": ("prune.vocabulary", "a smaller model: without the tokens that your texts don't have"),
     "predict": ("predict", "predictions of a model for every row of a file or a pipe"),
     "curves": ("curves", "print or plot a run's curves from its TensorBoard files"),
     "certify": (
@@ -39,7 +41,7 @@ COMMANDS = {
 
 def usage() -> str:
     """The text of `zerobert --help`."""
-    lines = [f"  {name:14} {what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  {name:15} {what}" for name, (_, what) in COMMANDS.items()]
     last = (
         "zerobert COMMAND --help, or zerobert help COMMAND, tells the options; zerobert --version the version;\n"
         "zerobert --print_completion SHELL prints what bash, zsh, fish, tcsh or powershell complete them with."

@@ -1,0 +1,112 @@
+"""How long an encoder takes on this machine by the number of heads and neurons of its layers, measured.
+
+What is timed are transformers' modules without the units (see `slim`), as a runtime would have them: models of one
+layer with some of its heads or of its neurons, and one of two whole layers, whose difference to one tells the time of a
+layer. All take turns, so that a busy machine slows them alike, and the shortest time of each counts, to which others'
+work adds least. Between measured numbers times are interpolated.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from engine.compress.prune.cost import Costs
+from engine.compress.prune.slim import slim
+from engine.config import architecture_of
+from engine.model.pruning.units import Kind, sublayers
+
+#: numbers of units that are measured, as shares of all
+MEASURED = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
+ROUNDS = 25
+
+#: makes of a transformers model and its input ids [batch, length] what computes it once
+Runtime = Callable[[nn.Module, torch.Tensor], Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is computed while it is timed."""
+
+    batch: int = 1
+    length: int = 128
+    threads: int = 1
+    rounds: int = ROUNDS
+
+
+def torch_runtime(model: nn.Module, ids: torch.Tensor) -> Callable[[], object]:
+    """Plain torch."""
+
+    def run() -> object:
+        with torch.inference_mode():
+            return model(input_ids=ids)
+
+    return run
+
+
+def measure(config: Any, load: Load, runtime: Runtime = torch_runtime) -> Costs:
+    """Seconds of a model of this configuration, by the units of each layer.
+
+    Args:
+        config: the transformers configuration of a model as it is.
+    """
+    ids = torch.randint(0, config.vocab_size, (load.batch, load.length), generator=torch.Generator().manual_seed(1))
+    one, two = _encoder(config, 1), _encoder(config, 2)
+    counts = {part.kind: part.count for part in sublayers(one)}
+    sizes = {kind: sorted({max(1, round(share * count)) for share in MEASURED}) for kind, count in counts.items()}
+    runs = {("whole", 2): runtime(two, ids)}
+    for kind, measured in sizes.items():
+        runs |= {(kind, size): runtime(_smaller(one, kind, size), ids) for size in measured}
+    times = _times(runs, load)
+    layer = max(times["whole", 2] - (times["heads", counts["heads"]] + times["neurons", counts["neurons"]]) / 2, 1e-9)
+    saved = {}
+    for kind, count in counts.items():
+        measured = np.maximum.accumulate([times[kind, size] for size in sizes[kind]])
+        saved[kind] = np.interp(np.arange(count + 1), sizes[kind], measured - measured[-1])
+    fixed = max(times["whole", 2] - 2 * layer, 0.0)
+    return Costs(fixed, saved["heads"] + layer, saved["neurons"])
+
+
+def _encoder(config: Any, layers: int) -> nn.Module:
+    """A model without a head, with drawn weights and so many layers."""
+    own = deepcopy(config)
+    architecture = architecture_of(config)
+    setattr(own, architecture.dimensions["layers"], layers)
+    if getattr(own, "layer_types", None) is not None:
+        own.layer_types = own.layer_types[-layers:]
+    with torch.random.fork_rng(devices=[]):
+        model: nn.Module = architecture.export_class(architecture.class_for("embeddings"))(own)
+    return model.eval()
+
+
+def _smaller(model: nn.Module, kind: Kind, size: int) -> nn.Module:
+    """A copy whose layer has so many units of a kind."""
+    copy = deepcopy(model)
+    for part in sublayers(copy):
+        if part.kind == kind:
+            part.zero(torch.arange(part.count) >= size)
+    return slim(copy)
+
+
+def _times(runs: dict[tuple[Any, int], Callable[[], object]], load: Load) -> dict[tuple[Any, int], float]:
+    """The least seconds of each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(load.threads)
+    found: dict[tuple[Any, int], list[float]] = {name: [] for name in runs}
+    try:
+        for number in range(load.rounds + 2):
+            for name, run in runs.items():
+                begun = time.perf_counter()
+                run()
+                if number > 1:  # the first ones prepare
+                    found[name].append(time.perf_counter() - begun)
+    finally:
+        torch.set_num_threads(before)
+    return {name: min(seconds) for name, seconds in found.items()}

@@ -1,0 +1,1 @@
+"""`zerobert prune` and `zerobert trim-vocabulary`."""
