@@ -58,6 +58,7 @@ def checked_task(config: RunConfig) -> Task:
         UserError: data or model that don't fit, too little text for pairs, or too few steps for a schedule.
     """
     from engine.model.adapters.budget import Schedule
+    from engine.model.pruning.schedule import Schedule as Pruning
     from engine.optim.schedule import check_phases
 
     task = build_task(config)
@@ -65,6 +66,8 @@ def checked_task(config: RunConfig) -> Task:
     check_phases(config.optim, steps)
     if config.adapter.method == "adalora":
         Schedule.of(config.adapter, steps).check()
+    if config.prune.is_on:
+        Pruning.of(config.prune, steps).check()
     return task
 
 

@@ -9,6 +9,7 @@ from engine.config.data import DataConfig, LabelledConfig, Objective
 from engine.config.fault import FaultConfig, NonFinitePolicy, SpikePolicy
 from engine.config.methods.adapter import AdapterConfig
 from engine.config.methods.distil import DistilConfig
+from engine.config.methods.prune import PruneConfig
 from engine.config.methods.regularise import RegulariseConfig
 from engine.config.model import DEFAULT_ARCHITECTURE, MODEL_SIZES, ModelConfig, sizes_of
 from engine.config.optim import OptimConfig, ScheduleName
@@ -38,6 +39,7 @@ __all__ = [
     "Objective",
     "OptimConfig",
     "Precision",
+    "PruneConfig",
     "RegulariseConfig",
     "RunConfig",
     "ScheduleName",

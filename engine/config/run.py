@@ -12,6 +12,7 @@ from engine.config.data import DataConfig, LabelledConfig
 from engine.config.fault import FaultConfig
 from engine.config.methods.adapter import VIRTUAL, AdapterConfig
 from engine.config.methods.distil import DistilConfig
+from engine.config.methods.prune import PruneConfig
 from engine.config.methods.regularise import RegulariseConfig
 from engine.config.model import ModelConfig
 from engine.config.optim import OptimConfig
@@ -59,6 +60,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     regularise: RegulariseConfig = field(default_factory=RegulariseConfig)
     distil: DistilConfig = field(default_factory=DistilConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     fault: FaultConfig = field(default_factory=FaultConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
@@ -91,6 +93,7 @@ class RunConfig:
         self.zero.check_stage(self.train.zero_stage)
         self.regularise.check_beside(self.adapter, self.optim.learning_rate, self.zero.offload_optimizer)
         self.distil.check_beside(self.regularise, self.labelled.augment)
+        self.prune.check_beside(self.adapter, self.regularise, self.train.freeze, self.zero.offload_optimizer)
         start, own = self.model.init_from, Path(self.output).absolute() / "export"
         require(
             start is None or not Path(start).absolute().is_relative_to(own),
@@ -124,6 +127,9 @@ class RunConfig:
         layers, whole = self.model.init_layers, method == "none" and freeze is None
         remedy = "adapters and frozen weights are told by those of all layers; train all weights, or give null"
         require(whole or layers is None, "model.init_layers", layers, remedy)
+        for name in ("heads", "neurons"):
+            value, remedy = getattr(self.prune, name), f"task {self.task} is no task on labelled data; leave it out"
+            require(freezes or value == 1.0, f"prune.{name}", value, remedy)
         offload = self.zero.offload_optimizer
         remedy = "adapter.method adalora changes weights between steps, which are then in files; give cpu or none"
         require(method != "adalora" or offload != "nvme", "zero.offload_optimizer", offload, remedy)

@@ -104,7 +104,7 @@ class Trainer:
         stepping = self.world.device if config.zero.offload_optimizer == "none" else torch.device("cpu")
         optimizer = build_optimizer(model, config.optim, stepping, train.zero_stage)
         self.zero = ZeroEngine(model, optimizer, deepspeed, in_base(model, self.task.loaded), self.task.passes)
-        self.adapting = Adapting(self.zero, self.task.adaptation)
+        self.adapting = Adapting(self.zero, self.task.adaptation, config.prune, self.total)
         self.regularising = Regularising(self.zero, config.regularise, self.total, self.task.loaded)
         dist.seed_everything(config.seed, self.world.rank)  # building drew numbers; a resume restores states later
 

@@ -1,30 +1,40 @@
-"""What the loop asks of a run that trains a part of its model; of any other run it does nothing."""
+"""What the loop asks of a run that trains a part of its model or takes parts out; of any other it does nothing."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from engine.config import PruneConfig
 from engine.model.adapters.adapt import Adaptation
 from engine.tasks.task import StepOutput
 from engine.train.adapters.allocation import Allocation
 from engine.train.adapters.movement import Movement, prove
+from engine.train.pruning.pruning import Pruning
 from engine.zero.engine import ZeroEngine
 
 
 class Adapting:
-    """A run's adapters, made from an engine that has neither loaded nor stepped anything."""
+    """A run's adapters and pruning, made from an engine that has neither loaded nor stepped anything."""
 
-    def __init__(self, zero: ZeroEngine, adaptation: Adaptation | None) -> None:
-        """Args: adaptation is None where the task always trains all weights."""
+    def __init__(
+        self, zero: ZeroEngine, adaptation: Adaptation | None, prune: PruneConfig | None = None, steps: int = 0
+    ) -> None:
+        """
+        Args:
+            adaptation: None where the task always trains all weights.
+            prune: what is taken out; None for nothing.
+            steps: of the run.
+        """
         partial = adaptation is not None and adaptation.is_partial
         self._movement = Movement(zero) if partial else None
         adaptive = adaptation is not None and adaptation.adapter.method == "adalora"
         self._allocation = Allocation(zero, adaptation.adapter, adaptation.steps) if adaptation and adaptive else None
+        self._pruning = Pruning(zero, prune, steps) if prune is not None and prune.is_on else None
 
     @property
     def may_be_best(self) -> bool:
-        """Whether the weights may be exported as the best: with AdaLoRA not before its budget is reached."""
-        return self._allocation is None or self._allocation.is_final
+        """Whether the weights may be exported as the best: with AdaLoRA or pruning not before what is kept stays."""
+        return all(each is None or each.is_final for each in (self._allocation, self._pruning))
 
     def penalised(self, output: StepOutput) -> StepOutput:
         """See `Allocation.penalised`."""
@@ -32,8 +42,9 @@ class Adapting:
 
     def after_update(self) -> None:
         """The update of a step is done; collective."""
-        if self._allocation is not None:
-            self._allocation.after_update()
+        for each in (self._allocation, self._pruning):
+            if each is not None:
+                each.after_update()
 
     def prove_trained(self, output: Path) -> None:
         """At the end of the run, whose folder is `output`; collective.

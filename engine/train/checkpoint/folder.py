@@ -33,7 +33,7 @@ import torch
 
 import engine
 from engine import dist
-from engine.config import AdapterConfig, DistilConfig, ModelConfig, RunConfig, task_entries
+from engine.config import AdapterConfig, DistilConfig, ModelConfig, PruneConfig, RunConfig, task_entries
 from engine.config.methods.distil import BY_CONTENT
 from engine.data.loading.source import Cursor
 from engine.durable import SEAL, FileFacts, is_sealed, seal, sha256_of
@@ -56,6 +56,7 @@ FIXED_FIELDS = (
     *(f"model.{part.name}" for part in fields(ModelConfig) if part.name not in FREE_MODEL_FIELDS),
     *(f"adapter.{part.name}" for part in fields(AdapterConfig)),
     *(f"distil.{part.name}" for part in fields(DistilConfig) if part.name not in BY_CONTENT),
+    *(f"prune.{part.name}" for part in fields(PruneConfig)),
     "optim.name",
     "train.precision",
     "train.freeze",
@@ -259,7 +260,8 @@ def check_resumable(state: RunState, path: Path, config: dict[str, Any]) -> None
 
 def _fixed_by_tasks(state: RunState) -> Iterator[str]:
     saved = flat(state.config)
-    if saved.get("adapter.method") == "adalora":  # its budget is a function of them
+    pruned = saved.get("prune.heads", 1.0) < 1.0 or saved.get("prune.neurons", 1.0) < 1.0
+    if pruned or saved.get("adapter.method") == "adalora":  # what is kept is a function of them
         yield from ("train.steps", "train.epochs")
     for entry in task_entries():
         yield from (f"{entry.section}.{name}" for name in entry.fixed)

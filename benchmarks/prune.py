@@ -1,0 +1,141 @@
+"""The front of accuracy against measured speed: pruning without training, and gradual pruning while fine-tuning.
+
+    python -m benchmarks.prune --run runs/sst2 --output build/prune               speeds 1.5, 2 and 3 without training
+    python -m benchmarks.prune --run runs/sst2 --gradual runs/gradual-* --output build/prune
+
+`--run` is a fine-tuned model's run. `--gradual` are runs of the same task with the section `prune` (heads, neurons).
+Each model is scored on the run's test examples, or its validation ones, and timed in ONNX Runtime (fp32, one thread,
+batch 1, 128 tokens) after its zeros are taken out. All models take turns, and medians count. The table has the
+published trade of nn_pruning (SQuAD, GPU) and CoFi (MNLI, GPU) beside: other tasks, models and machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.common import machine, spread
+from engine.compress.folder import Source, open_source
+from engine.compress.prune.latency import Load
+from engine.compress.prune.prune import Options, prune
+from engine.compress.prune.slim import slim
+from engine.compress.prune.target import parse_target
+from engine.config import architecture_of
+from engine.data.loading.loader import evaluation_batches
+from engine.tasks.finetune import FineTuning
+from launch.prune.data import task_of
+
+LENGTH, ROUNDS = 128, 41
+PUBLISHED = {
+    "nn_pruning, BERT-base, SQuAD F1": {"1.84x": "+0.22", "2.44x": "-0.79"},
+    "CoFi, BERT-base, MNLI": {"2.1x": "85.3 of 84.8", "12.1x": "80.6 of 84.8"},
+}
+
+
+def main() -> None:
+    """Print a row a model as JSON, and write all of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--gradual", type=Path, nargs="*", default=[])
+    parser.add_argument("--speeds", type=float, nargs="*", default=[1.5, 2.0, 3.0])
+    parser.add_argument("--tunes", nargs="*", default=["matrix"], help="matrix, mask, none")
+    parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--output", type=Path, required=True)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    source = open_source(str(given.run))
+    task = task_of(str(given.run), source, None, [])
+    whole = source.load()
+    models: dict[str, nn.Module] = {"whole": whole}
+    for speed in given.speeds:
+        for tune in given.tunes:
+            begun = time.perf_counter()
+            options = Options(parse_target(f"speed {speed:g}x"), given.samples, tune, load=Load(1, LENGTH, 1))
+            found = prune(task, whole, options)
+            models[f"{speed:g}x, {tune}"] = found.model
+            print(
+                json.dumps(
+                    {
+                        "model": f"{speed:g}x, {tune}",
+                        "seconds": round(time.perf_counter() - begun),
+                        "kept": found.lines(),
+                    }
+                ),
+                flush=True,
+            )
+    for run in given.gradual:
+        models[run.name] = open_source(str(run)).load()
+    rows = table(task, source, models)
+    given.output.mkdir(parents=True, exist_ok=True)
+    told = {"machine": machine(), "rows": rows, "published": PUBLISHED}
+    (given.output / "prune.json").write_text(json.dumps(told, indent=1) + "\n")
+
+
+def table(task: FineTuning, source: Source, models: dict[str, nn.Module]) -> list[dict[str, Any]]:
+    """Score and time of each model, the first being the whole one."""
+    scores = {name: score(task, model) for name, model in models.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        sessions = {
+            name: session(source, model, Path(folder) / f"{index}.onnx")
+            for index, (name, model) in enumerate(models.items())
+        }
+        times: dict[str, list[float]] = {name: [] for name in sessions}
+        for number in range(ROUNDS):
+            for name, run in sessions.items():
+                begun = time.perf_counter()
+                run()
+                if number:
+                    times[name].append(1e3 * (time.perf_counter() - begun))
+    first = next(iter(models))
+    rows = []
+    for name in models:
+        ratios = [a / b for a, b in zip(times[first], times[name], strict=True)]
+        row = {
+            "model": name, "score": round(scores[name], 4), "change": round(scores[name] - scores[first], 4),
+            "ms": round(statistics.median(times[name]), 2), "spread": round(spread(times[name]), 3),
+            "speed": round(statistics.median(ratios), 2),
+        }  # fmt: skip
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    return rows
+
+
+def score(task: FineTuning, model: nn.Module) -> float:
+    """The task's metric on its test examples, or its validation ones."""
+    examples = task.evaluation_source("test") or task.evaluation_source("validation")
+    assert examples is not None
+    return float(task.evaluate(model, evaluation_batches(examples, 0, 1, 32, 0)).scalars[str(task.best_metric)])
+
+
+def session(source: Source, model: nn.Module, path: Path) -> Callable[[], object]:
+    """The model, as transformers has it and without zeros, in ONNX Runtime."""
+    import onnxruntime
+
+    config: Any = model.config
+    architecture = architecture_of(config)
+    config._attn_implementation = "eager"
+    theirs = architecture.export_class(architecture.class_for(source.head))(config).eval()
+    theirs.load_state_dict(model.state_dict(), strict=False)
+    ids = torch.randint(5, config.vocab_size, (1, LENGTH), generator=torch.Generator().manual_seed(1))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    torch.onnx.export(
+        slim(theirs), (ids, inputs["attention_mask"]), str(path), input_names=list(inputs), dynamo=True, verbose=False
+    )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    opened = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    fed = {name: values.numpy() for name, values in inputs.items()}
+    return lambda: opened.run(None, fed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a run does while it prunes: scores units by gradients, and takes them out on a schedule."""
