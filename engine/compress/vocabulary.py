@@ -213,7 +213,8 @@ def compare(
     Raises:
         UserError: they are cut otherwise.
     """
-    new, samples, alike = {old: index for index, old in enumerate(kept)}, [], 0
+    new, alike = {old: index for index, old in enumerate(kept)}, 0
+    samples: list[tuple[list[int], list[int]]] = []
     for text, before, after in zip(texts, whole[0].encode_batch(texts), small[0].encode_batch(texts), strict=True):
         if not before or any(index not in new for index in before):
             continue

@@ -106,7 +106,8 @@ def run(values: Namespace, more: list[str]) -> list[str]:
     task = task_of(values.model, source, values.data, more) if has_data else None
     model = source.load()
     before = "" if task is None else _score(task, model)
-    lines, told = [], {}
+    lines: list[str] = []
+    told: dict[str, object] = {}
     if kept is not None:
         model = with_layers(model, source.head, kept)
         lines.append(f"layers: {', '.join(map(str, kept))} of {source.config.num_hidden_layers} kept")
@@ -121,7 +122,7 @@ def run(values: Namespace, more: list[str]) -> list[str]:
     width = compact(model)
     empty = {kind: f"{number} of {count} {kind}" for kind, (count, number) in zeros(model).items() if number}
     lines.append(
-        f"folder: {width} neurons a layer; zeros that ONNX exports take out: {', '.join(empty.values()) or 'none'}"
+        f"folder: {width} neurons a layer; zeros that exports to ONNX take out: {', '.join(empty.values()) or 'none'}"
     )
     if task is not None:
         lines.append(f"{before} before, {after} after, on the examples that the run reports on")

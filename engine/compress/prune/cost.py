@@ -42,8 +42,8 @@ def flops(parts: Sequence[Sublayer], length: int) -> Costs:
     """FLOPs a token of the encoder's layers in texts of a length; embeddings and heads of tasks multiply little."""
     attention, network = parts[0], parts[1]
     pairs = 4 * length * attention.width
-    heads = np.arange(attention.count + 1) * (2.0 * _matrices(attention) * attention.width + pairs)
-    neurons = np.arange(network.count + 1) * 2.0 * _matrices(network)
+    heads = np.arange(attention.count + 1, dtype=np.float64) * (2.0 * _matrices(attention) * attention.width + pairs)
+    neurons = np.arange(network.count + 1, dtype=np.float64) * 2.0 * _matrices(network)
     return Costs(0.0, heads, neurons)
 
 
@@ -56,7 +56,9 @@ def file_bytes(model: nn.Module, parts: Sequence[Sublayer]) -> Costs:
     whole = float(size * sum(each.numel() for each in parameters))
     layers = len(parts) // 2
     removable = layers * (units[0] * attention.count + units[1] * network.count)
-    heads, neurons = (np.arange(part.count + 1) * float(unit) for part, unit in zip(parts[:2], units, strict=True))
+    heads, neurons = (
+        np.arange(part.count + 1, dtype=np.float64) * unit for part, unit in zip(parts[:2], units, strict=True)
+    )
     return Costs(whole - removable, heads, neurons)
 
 

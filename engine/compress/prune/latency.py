@@ -68,8 +68,8 @@ def measure(config: Any, load: Load, runtime: Runtime = torch_runtime) -> Costs:
     layer = max(times["whole", 2] - (times["heads", counts["heads"]] + times["neurons", counts["neurons"]]) / 2, 1e-9)
     saved = {}
     for kind, count in counts.items():
-        measured = np.maximum.accumulate([times[kind, size] for size in sizes[kind]])
-        saved[kind] = np.interp(np.arange(count + 1), sizes[kind], measured - measured[-1])
+        slowest = np.maximum.accumulate([times[kind, size] for size in sizes[kind]])
+        saved[kind] = np.interp(np.arange(count + 1), sizes[kind], slowest - slowest[-1])
     fixed = max(times["whole", 2] - 2 * layer, 0.0)
     return Costs(fixed, saved["heads"] + layer, saved["neurons"])
 

@@ -142,7 +142,7 @@ def choose(
     if target.measure != "share":
         whole = costs.whole(len(parts) // 2)
         wanted = {"speed": whole / max(target.value, 1.0), "flops": whole * target.value, "size": target.value}
-        tables = {"heads": costs.heads, "neurons": costs.neurons}
+        tables: dict[Kind, Numbers] = {"heads": costs.heads, "neurons": costs.neurons}
         found = _searched(parts, importances, tables, wanted[target.measure] - costs.fixed, even=even)
         if found is None:
             least = costs.total([(part.kind, _sizes(part)[0]) for part in parts])
