@@ -5,8 +5,8 @@
 
 `--run` is a fine-tuned model's run. `--gradual` are runs of the same task with the section `prune` (heads, neurons).
 Each model is scored on the run's test examples, or its validation ones, and timed in ONNX Runtime (fp32, one thread,
-batch 1, 128 tokens) after its zeros are taken out. All models take turns, and medians count. The table has the
-published trade of nn_pruning (SQuAD, GPU) and CoFi (MNLI, GPU) beside: other tasks, models and machines.
+batch 1, 128 tokens) after its zeros are taken out. All models take turns, and medians of processor time count. The
+table has the published trade of nn_pruning (SQuAD, GPU) and CoFi (MNLI, GPU) beside: other tasks, models and machines.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from torch import nn
 from benchmarks.common import machine, spread
 from engine.compress.folder import Source, open_source
 from engine.compress.prune.latency import Load
-from engine.compress.prune.prune import Options, prune
+from engine.compress.prune.prune import Options, examine, prune
 from engine.compress.prune.slim import slim
 from engine.compress.prune.target import parse_target
 from engine.config import architecture_of
@@ -56,22 +57,13 @@ def main() -> None:
     task = task_of(str(given.run), source, None, [])
     whole = source.load()
     models: dict[str, nn.Module] = {"whole": whole}
-    for speed in given.speeds:
-        for tune in given.tunes:
-            begun = time.perf_counter()
-            options = Options(parse_target(f"speed {speed:g}x"), given.samples, tune, load=Load(1, LENGTH, 1))
-            found = prune(task, whole, options)
-            models[f"{speed:g}x, {tune}"] = found.model
-            print(
-                json.dumps(
-                    {
-                        "model": f"{speed:g}x, {tune}",
-                        "seconds": round(time.perf_counter() - begun),
-                        "kept": found.lines(),
-                    }
-                ),
-                flush=True,
-            )
+    evidence = None
+    for speed, tune in product(given.speeds, given.tunes):
+        options = Options(parse_target(f"speed {speed:g}x"), given.samples, tune, load=Load(1, LENGTH, 1))
+        evidence = evidence or examine(task, whole, options)
+        found = prune(task, whole, options, evidence)
+        models[f"{speed:g}x, {tune}"] = found.model
+        print(json.dumps({"model": f"{speed:g}x, {tune}", "kept": found.lines()}), flush=True)
     for run in given.gradual:
         models[run.name] = open_source(str(run)).load()
     rows = table(task, source, models)
@@ -91,10 +83,10 @@ def table(task: FineTuning, source: Source, models: dict[str, nn.Module]) -> lis
         times: dict[str, list[float]] = {name: [] for name in sessions}
         for number in range(ROUNDS):
             for name, run in sessions.items():
-                begun = time.perf_counter()
+                begun = time.process_time()
                 run()
                 if number:
-                    times[name].append(1e3 * (time.perf_counter() - begun))
+                    times[name].append(1e3 * (time.process_time() - begun))
     first = next(iter(models))
     rows = []
     for name in models:

@@ -54,6 +54,16 @@ class Options:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """What is known of a model before it is pruned, for any value of a target."""
+
+    gradients: list[Tensor]
+    """by sub-layer, see `fisher.derivatives`"""
+    costs: Costs
+    """by the target's measure"""
+
+
+@dataclass(frozen=True)
 class Pruned:
     """A pruned model and what is known of it."""
 
@@ -87,27 +97,38 @@ class Pruned:
         return f"FLOPs of the layers: {self.share:.3f} of the whole, at {load.length} tokens"
 
 
-def prune(task: Task, model: nn.Module, options: Options) -> Pruned:
+def examine(task: Task, model: nn.Module, options: Options) -> Evidence:
+    """Look at a model, which stays as it is; see `prune`."""
+    parts = sublayers(model)
+    gradients = fisher.derivatives(task, model, parts, _samples(task, options), next(model.parameters()).device)
+    return Evidence(gradients, costs_of(model, parts, options))
+
+
+def _samples(task: Task, options: Options) -> int:
+    return min(options.samples, task.train_source().epoch_size(0))
+
+
+def prune(task: Task, model: nn.Module, options: Options, evidence: Evidence | None = None) -> Pruned:
     """Prune a copy of a model.
 
     Args:
         task: whose loss counts, on its training examples.
         model: ours, trained on the task, in evaluation mode; stays as it is.
+        evidence: of `examine`, with the same options but for the target's value; None looks now.
 
     Raises:
         UserError: a target that can't be reached, or an option that is wrong.
     """
     options.validate()
+    known = evidence or examine(task, model, options)
+    gradients, costs = known.gradients, known.costs
     pruned = deepcopy(model)
     parts, device = sublayers(pruned), next(model.parameters()).device
-    samples = min(options.samples, task.train_source().epoch_size(0))
-    gradients = fisher.derivatives(task, pruned, parts, samples, device)
-    costs = costs_of(model, parts, options)
     importances = [fisher.importance(each).numpy() for each in gradients]
     sizes = choose(parts, importances, costs, options.target, even=options.even)
     for part, rows, size in zip(parts, gradients, sizes, strict=True):
         part.zero(~masked(rows, size).to(device))
-    tune(model, pruned, options.tune, partial(_passes, task, samples, device))
+    tune(model, pruned, options.tune, partial(_passes, task, _samples(task, options), device))
     whole = costs.whole(len(parts) // 2)
     left = costs.total([(part.kind, size) for part, size in zip(parts, sizes, strict=True)])
     kept = tuple((part.layer, part.kind, size, part.count) for part, size in zip(parts, sizes, strict=True))
