@@ -29,6 +29,7 @@ COMMANDS = {
     "prune": ("prune.command", "a smaller model: without the heads, neurons and layers that matter least"),
     "trim-vocabulary": ("prune.vocabulary", "a smaller model: without the tokens that your texts don't have"),
     "predict": ("predict", "predictions of a model for every row of a file or a pipe"),
+    "serve": ("serve.command", "predictions of a model over HTTP"),
     "curves": ("curves", "print or plot a run's curves from its TensorBoard files"),
     "certify": (
         "certify.command",

@@ -53,6 +53,9 @@ class AnswerPredictor(Predictor):
         """A run reads columns of these names, whatever its section labelled says."""
         return None, CONTEXT
 
+    def column_types(self) -> dict[str, Any]:
+        return {"answer": str, "start": int, "end": int, "confidence": float}
+
     def encode(self, rows: Sequence[Row]) -> Encoded:
         questions = [self._question(row) for row in rows]
         remedy = "shorten it, or raise max_length as far as the model has positions"

@@ -6,6 +6,7 @@ Shapes: N sequences, B of a batch, T tokens of a batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,17 @@ def compute(predictor: Predictor, model: nn.Module, encoded: Encoded, device: to
         for index, part in zip(chosen.tolist(), parts, strict=True):
             results[index] = part
     return results
+
+
+def compute_parts(
+    predictor: Predictor, model: nn.Module, parts: Sequence[Encoded], device: torch.device, tokens: int | None
+) -> list[Any]:
+    """What `compute` gives of each of several chunks that were encoded apart; their sequences share batches."""
+    together = Encoded(
+        [ids for part in parts for ids in part.tokens], [length for part in parts for length in part.first_lengths]
+    )
+    logits = iter(compute(predictor, model, together, device, tokens))
+    return [list(islice(logits, len(part.tokens))) for part in parts]
 
 
 def batches(lengths: NDArray[np.int64], limit: int) -> Iterator[NDArray[np.int64]]:

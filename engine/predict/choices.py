@@ -6,7 +6,7 @@ Each option is a sequence, question first, as in training. Shapes: O options of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NewType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from engine.predict.options import PredictConfig
 from engine.predict.predictor import Encoded, Predictor, significant
 from engine.predict.rows import Row
 from engine.predict.sequence import sequences, softmax
+
+#: a text that isn't blank
+Option = NewType("Option", str)
 
 
 class ChoicePredictor(Predictor):
@@ -43,6 +46,14 @@ class ChoicePredictor(Predictor):
     def more_columns(cls, config: PredictConfig, run: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         """Those of the options."""
         return of_field("options", option_columns(config, run))
+
+    def row_types(self) -> dict[str, Any]:
+        kind: Any = Option if len(self._names) > 1 else list[Option]
+        return super().row_types() | dict.fromkeys(self._names, kind)
+
+    def column_types(self) -> dict[str, Any]:
+        types = {"choice": int, "label": str, "confidence": float, "probabilities": list[float]}
+        return {column: types[column] for column in self.columns}
 
     def encode(self, rows: Sequence[Row]) -> Encoded:
         assert self.config.text is not None

@@ -36,6 +36,9 @@ class EmbeddingPredictor(Predictor):
         """The text of a run; its positives are there to train: who wants a similarity names the second text."""
         return run.get("text"), None
 
+    def column_types(self) -> dict[str, Any]:
+        return {column: {"similarity": float}.get(column, list[float]) for column in self.columns}
+
     def encode(self, rows: Sequence[Row]) -> Encoded:
         columns = [column for column in (self.config.text, self.config.text_pair) if column is not None]
         texts = [self.text(row, column) for row in rows for column in columns]

@@ -81,6 +81,15 @@ class Predictor(ABC):
         """Options and the further columns that each of them, or the section labelled of a run, names."""
         return ()
 
+    def row_types(self) -> dict[str, Any]:
+        """The columns that each row must have, and the type of what they hold."""
+        named = (self.config.text, self.config.text_pair)
+        return {column: str for column in named if column is not None}
+
+    @abstractmethod
+    def column_types(self) -> dict[str, Any]:
+        """The type of each new column that `decode` gives; of one that not all rows have, NotRequired."""
+
     def begin(self, first: Row) -> None:  # noqa: B027  (most have the same columns for all inputs)
         """Look at the first row of an input, where `columns` depends on it."""
 

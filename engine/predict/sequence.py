@@ -11,7 +11,7 @@ Shapes: C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,11 @@ class SequencePredictor(Predictor):
         columns: dict[str, tuple[str, ...]] = {"labels": ()} if self.problem == SEVERAL else {"label": ()}
         columns |= {"confidence": ()} if self.problem == SINGLE else {}
         return columns | ({"probabilities": self.names} if self.config.probabilities else {})
+
+    def column_types(self) -> dict[str, Any]:
+        name = Literal[self.names]  # type: ignore[valid-type, name-defined]
+        types = {"label": name, "labels": list[name], "score": float, "confidence": float}
+        return {column: types.get(column, dict[str, float]) for column in self.columns}
 
     def encode(self, rows: Sequence[Row]) -> Encoded:
         assert self.config.text is not None

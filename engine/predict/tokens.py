@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import NotRequired, TypedDict
 
 from engine.config import LabelledConfig
 from engine.data.labelled.tagged.encoded import FRAME, first_pieces
@@ -48,6 +49,16 @@ class Words:
     pieces: int
 
 
+class Entity(TypedDict):
+    """What the column `entities` holds of a span."""
+
+    type: str
+    start: int
+    end: int
+    text: str
+    confidence: float
+
+
 class TokenPredictor(Predictor):
     """The predictor of "token_classification"."""
 
@@ -68,6 +79,12 @@ class TokenPredictor(Predictor):
         """A name that the user gave; CoNLL files have numbers."""
         name = run.get("text")
         return None if name is None or name == LabelledConfig.text or name.lstrip("-").isdigit() else name, None
+
+    def row_types(self) -> dict[str, Any]:
+        return {str(self.config.text): str | list[str]}
+
+    def column_types(self) -> dict[str, Any]:
+        return {"entities": list[Entity], "tags": NotRequired[list[str]]}
 
     def begin(self, first: Row) -> None:
         if isinstance(first.record.get(str(self.config.text)), (list, tuple)):

@@ -10,14 +10,15 @@ from multiprocessing import current_process, parent_process
 from typing import Any
 
 import torch
+from torch import nn
 
 from engine import dist
 from engine.errors import UserError
 from engine.onnx.module import place
 from engine.predict.batches import compute
-from engine.predict.model import open_folder
+from engine.predict.model import ModelFolder, open_folder
 from engine.predict.options import PredictConfig
-from engine.predict.predictor import predictor_of
+from engine.predict.predictor import Predictor, predictor_of
 from engine.predict.rows import Row
 from engine.train.heap import keep_heap
 
@@ -44,24 +45,41 @@ def compute_chunk(config: PredictConfig, rows: Sequence[Row]) -> Computed:
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(config: PredictConfig) -> Any:
+def _opened(config: PredictConfig) -> tuple[Predictor, nn.Module, torch.device]:
     """Predictor, model and device of this process; kept for its next chunk."""
-    device = device_of(config.device)
     if parent_process() is not None:  # a process of ours alone
         keep_heap()
     dist.set_threads(max(dist.local_size(os.environ), config.processes), None)
     folder = open_folder(config.model, config.base)
-    if folder.is_onnx:
-        device = place(config.device, device)
+    device = device_for(folder, config.device)
+    return predictor_of(folder, config), load(folder, config, device), device
+
+
+def load(folder: ModelFolder, config: PredictConfig, device: torch.device) -> nn.Module:
+    """The model, on this thread's device.
+
+    Raises:
+        UserError: as `ModelFolder.load`.
+    """
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cuda.enable_cudnn_sdp(False)  # it makes a plan for each shape, without a bound
-    return predictor_of(folder, config), folder.load(device, config.precision), device
+    return folder.load(device, config.precision)
 
 
 def release() -> None:
     """Forget the model that this process has opened: its folder may soon hold another one."""
     _opened.cache_clear()
+
+
+def device_for(folder: ModelFolder, wanted: str) -> torch.device:
+    """The device of this process that can compute a model.
+
+    Raises:
+        UserError: a GPU is wanted, and there is none, or none that onnxruntime can use for a graph.
+    """
+    device = device_of(wanted)
+    return place(wanted, device) if folder.is_onnx else device
 
 
 def device_of(wanted: str) -> torch.device:
