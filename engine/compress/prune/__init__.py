@@ -1,0 +1,1 @@
+"""Smaller encoders: heads and neurons that matter least are taken out, and layers dropped."""
