@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from itertools import product
@@ -26,16 +25,17 @@ from torch import nn
 
 from benchmarks.common import machine, spread
 from engine.compress.folder import Source, open_source
-from engine.compress.prune.latency import Load
+from engine.compress.prune.latency import Load, prepared
 from engine.compress.prune.prune import Options, examine, prune
-from engine.compress.prune.slim import slim
 from engine.compress.prune.target import parse_target
+from engine.compress.score import change, score
 from engine.config import architecture_of
-from engine.data.loading.loader import evaluation_batches
+from engine.model.pruning.slim import slim
 from engine.tasks.finetune import FineTuning
 from launch.prune.data import task_of
 
-LENGTH, ROUNDS = 128, 41
+ROUNDS = 41
+LOAD = Load(batch=1, length=128, threads=1, runtime="onnx")
 PUBLISHED = {
     "nn_pruning, BERT-base, SQuAD F1": {"1.84x": "+0.22", "2.44x": "-0.79"},
     "CoFi, BERT-base, MNLI": {"2.1x": "85.3 of 84.8", "12.1x": "80.6 of 84.8"},
@@ -59,7 +59,7 @@ def main() -> None:
     models: dict[str, nn.Module] = {"whole": whole}
     evidence = None
     for speed, tune in product(given.speeds, given.tunes):
-        options = Options(parse_target(f"speed {speed:g}x"), given.samples, tune, load=Load(1, LENGTH, 1))
+        options = Options(parse_target(f"speed {speed:g}x"), given.samples, tune, load=LOAD)
         evidence = evidence or examine(task, whole, options)
         found = prune(task, whole, options, evidence)
         models[f"{speed:g}x, {tune}"] = found.model
@@ -75,58 +75,36 @@ def main() -> None:
 def table(task: FineTuning, source: Source, models: dict[str, nn.Module]) -> list[dict[str, Any]]:
     """Score and time of each model, the first being the whole one."""
     scores = {name: score(task, model) for name, model in models.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        sessions = {
-            name: session(source, model, Path(folder) / f"{index}.onnx")
-            for index, (name, model) in enumerate(models.items())
-        }
-        times: dict[str, list[float]] = {name: [] for name in sessions}
-        for number in range(ROUNDS):
-            for name, run in sessions.items():
-                begun = time.process_time()
-                run()
-                if number:
-                    times[name].append(1e3 * (time.process_time() - begun))
+    sessions = {name: session(source, model) for name, model in models.items()}
+    times: dict[str, list[float]] = {name: [] for name in sessions}
+    for number in range(ROUNDS):
+        for name, run in sessions.items():
+            begun = time.process_time()
+            run()
+            if number:
+                times[name].append(1e3 * (time.process_time() - begun))
     first = next(iter(models))
     rows = []
     for name in models:
         ratios = [a / b for a, b in zip(times[first], times[name], strict=True)]
+        found = change(scores[first], scores[name])
         row = {
-            "model": name, "score": round(scores[name], 4), "change": round(scores[name] - scores[first], 4),
+            "model": name, scores[name].metric: round(scores[name].value, 4), "change": round(found.value, 4),
+            "low": round(found.low, 4), "high": round(found.high, 4), "speed": round(statistics.median(ratios), 2),
             "ms": round(statistics.median(times[name]), 2), "spread": round(spread(times[name]), 3),
-            "speed": round(statistics.median(ratios), 2),
         }  # fmt: skip
         rows.append(row)
         print(json.dumps(row), flush=True)
     return rows
 
 
-def score(task: FineTuning, model: nn.Module) -> float:
-    """The task's metric on its test examples, or its validation ones."""
-    examples = task.evaluation_source("test") or task.evaluation_source("validation")
-    assert examples is not None
-    return float(task.evaluate(model, evaluation_batches(examples, 0, 1, 32, 0)).scalars[str(task.best_metric)])
-
-
-def session(source: Source, model: nn.Module, path: Path) -> Callable[[], object]:
+def session(source: Source, model: nn.Module) -> Callable[[], object]:
     """The model, as transformers has it and without zeros, in ONNX Runtime."""
-    import onnxruntime
-
     config: Any = model.config
     architecture = architecture_of(config)
-    config._attn_implementation = "eager"
     theirs = architecture.export_class(architecture.class_for(source.head))(config).eval()
     theirs.load_state_dict(model.state_dict(), strict=False)
-    ids = torch.randint(5, config.vocab_size, (1, LENGTH), generator=torch.Generator().manual_seed(1))
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    torch.onnx.export(
-        slim(theirs), (ids, inputs["attention_mask"]), str(path), input_names=list(inputs), dynamo=True, verbose=False
-    )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    opened = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    fed = {name: values.numpy() for name, values in inputs.items()}
-    return lambda: opened.run(None, fed)
+    return prepared(slim(theirs), source.head, LOAD)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 
 A feed-forward matrix of a model (3072 x 768 and 1536 x 384) times the states of 128 tokens, fp32, one thread: dense in
 torch; of torch's sparse CSR, and BSR with blocks of 4 x 4 that are zeros together, at several shares of zeros; and in
-ONNX Runtime with and without the zeros. All take turns. Times are processor time of this process, so that other programs
-on the core don't count; a row has the median over the dense product of the same turn, so that below 1 is faster.
+ONNX Runtime with and without the zeros. All take turns. Times are processor time of this process, so that other
+programs on the core don't count; a row has the median over the dense product of the same turn: below 1 is faster.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """Write an ONNX folder: a graph with what opens it, once it computes what the model computes.
 
+Heads and neurons that are zeros, as pruning leaves them, are not in the graph.
+
 model.onnx      the graph with its weights, see `engine.onnx.graph`; its metadata tell head, labels and precision
 config.json, tokenizer, zerobert.json, modules.json   as of any export
 """
@@ -23,6 +25,7 @@ from engine.durable import sync_folder, write_durably
 from engine.errors import UserError
 from engine.model.folder import ROUND_TRIP, WEIGHTS_HASH, described, whole_folder, write_description, write_origin
 from engine.model.pretrained import ONNX_FILE
+from engine.model.pruning.slim import slim
 from engine.model.roundtrip import Sample, random_samples
 from engine.onnx.check import BOUNDS, GraphCheck, GraphPrecision, compare
 from engine.onnx.graph import to_onnx
@@ -74,7 +77,7 @@ def export_graph(source: Source, output: Path, wish: GraphWish) -> GraphCheck:
             graph that computes something else.
     """
     with onnx_folder(output) as partial:
-        proto = to_onnx(_theirs(source), source.head, DTYPES[wish.precision])
+        proto = to_onnx(slim(_theirs(source)), source.head, DTYPES[wish.precision])
         describe_graph(proto, source, wish.precision)
         return complete_folder(partial, proto, source, wish)
 

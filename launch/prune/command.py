@@ -13,10 +13,8 @@ from launch.prune.output import check_output
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
-    from torch import nn
 
     from engine.compress.prune.prune import Options
-    from engine.tasks.finetune import FineTuning
 
 DESCRIPTION = """Take out of a trained model what matters least, without training it again, or drop layers.
 
@@ -64,6 +62,7 @@ def build_parser() -> CommandParser:
     add("--latency_batch", type=int, default=1, help="sequences of a batch whose time is measured")
     add("--latency_length", type=int, default=128, help="their tokens; also those that FLOPs are counted for")
     add("--threads", type=int, default=1, help="CPU threads of the measurement")
+    add("--runtime", choices=("onnx", "torch"), help="what is measured; by default onnx, if its packages are installed")
     return parser
 
 
@@ -95,6 +94,7 @@ def run(values: Namespace, more: list[str]) -> list[str]:
     from engine.compress.prune.compact import compact, zeros
     from engine.compress.prune.layers import with_layers
     from engine.compress.prune.prune import prune
+    from engine.compress.score import change, score
     from launch.prune.data import is_run, task_of
 
     source, output = open_source(values.model), Path(values.output)
@@ -105,7 +105,7 @@ def run(values: Namespace, more: list[str]) -> list[str]:
         raise UserError(f"{more[0]}: without --data or --target no data are read; leave it out")
     task = task_of(values.model, source, values.data, more) if has_data else None
     model = source.load()
-    before = "" if task is None else _score(task, model)
+    before = None if task is None else score(task, model)
     lines: list[str] = []
     told: dict[str, object] = {}
     if kept is not None:
@@ -115,34 +115,39 @@ def run(values: Namespace, more: list[str]) -> list[str]:
     if options is not None:
         assert task is not None
         pruned = prune(task, model, options)
-        model, found = pruned.model, pruned.lines()
-        lines += [*found, pruned.cost_line(options)]
+        model = pruned.model
+        lines += [*pruned.lines(), pruned.cost_line(options)]
         told |= {"target": values.target, "kept": [list(each) for each in pruned.kept]}
-    after = "" if task is None else _score(task, model)
+    after = None if task is None else score(task, model)
     width = compact(model)
     empty = {kind: f"{number} of {count} {kind}" for kind, (count, number) in zeros(model).items() if number}
     lines.append(
         f"folder: {width} neurons a layer; zeros that exports to ONNX take out: {', '.join(empty.values()) or 'none'}"
     )
-    if task is not None:
-        lines.append(f"{before} before, {after} after, on the examples that the run reports on")
+    if before is not None and after is not None:
+        found = change(before, after)
+        told |= {"metric": after.metric, "before": before.value, "after": after.value}
+        apart = f"{found.value:+.4f}, 95 % between {found.low:+.4f} and {found.high:+.4f}"
+        lines.append(
+            f"{after.metric}: {before.value:.4f} -> {after.value:.4f} ({apart}; {len(after.outcomes)} examples)"
+        )
     compared = source.write(model, output, {"pruned": told})
     return [*lines, f"wrote {output}", f"checked: {compared}"]
 
 
 def _options(values: Namespace) -> Options | None:
     """How to prune; None where only layers are dropped, or zeros taken out."""
-    from engine.compress.prune.latency import Load
+    from engine.compress.prune.latency import Load, installed_runtime
     from engine.compress.prune.prune import Options
     from engine.compress.prune.target import parse_target
 
-    load = Load(values.latency_batch, values.latency_length, values.threads)
+    load = Load(values.latency_batch, values.latency_length, values.threads, values.runtime or installed_runtime())
     if values.target is not None:
         options = Options(parse_target(values.target), values.samples, values.tune, values.even, load)
         options.validate()
         return options
     parser = build_parser()
-    for name in ("even", "samples", "tune", "latency_batch", "latency_length", "threads"):
+    for name in ("even", "samples", "tune", "latency_batch", "latency_length", "threads", "runtime"):
         if getattr(values, name) != parser.get_default(name):
             raise UserError(
                 f"{name}: {getattr(values, name)!r} has no effect without --target; give one, or leave it out"
@@ -169,13 +174,3 @@ def _kept_layers(values: Namespace, layers: int) -> list[int] | None:
     except ValueError as error:
         raise UserError(f"layers: {values.layers!r} is not allowed; give numbers such as 0,2,4") from error
     return checked(wanted, layers)
-
-
-def _score(task: FineTuning, model: nn.Module) -> str:
-    """The metric of the task on its test examples, or its validation ones."""
-    from engine.data.loading.loader import evaluation_batches
-
-    source = task.evaluation_source("test") or task.evaluation_source("validation")
-    assert source is not None
-    found = task.evaluate(model, evaluation_batches(source, 0, 1, 32, 0))
-    return f"{task.best_metric} {found.scalars[str(task.best_metric)]:.4f}"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.config import AdapterConfig, RegulariseConfig, RunConfig
+from engine.config import RunConfig
 from engine.errors import UserError
 from launch.configure.options import parse
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from engine.compress.folder import Source
     from engine.tasks.finetune import FineTuning
 
+#: sections of what training has beside the plain loss of a task
+METHODS = ("adapter", "regularise", "distil")
 #: by a folder's problem_type, the task of a classifier's head that isn't sequence_classification
 PROBLEMS = {"regression": "regression", "multi_label_classification": "multi_label"}
 
@@ -31,16 +33,14 @@ def task_of(model: str, source: Source, data: str | None, more: Sequence[str]) -
     Raises:
         UserError: data, options, or classes that aren't the model's.
     """
+    from engine.compress.score import check_classes
     from engine.tasks.finetune import FineTuning
     from launch.train import build_task
 
     task = build_task(configuration(model, source, data, more))
     if not isinstance(task, FineTuning) or task.head != source.head:
         raise UserError(f"data: {data or model} is of another task than the model's head, {source.head}")
-    names = getattr(task.model_config, "id2label", {})
-    if task.names is not None and list(names.values()) != list(source.config.id2label.values()):
-        own = ", ".join(map(str, source.config.id2label.values()))
-        raise UserError(f"data: its classes are {', '.join(task.names)} and the model's {own}; give data of the same")
+    check_classes(task.names, source.config)
     return task
 
 
@@ -55,12 +55,12 @@ def configuration(model: str, source: Source, data: str | None, more: Sequence[s
         given += [f"--labelled.train={data}"]
     if run is None:
         kind = PROBLEMS.get(source.config.problem_type or "", source.head)
-        given += [f"--task={kind}", "--output=unused"]
-    given += [f"--model.init_from={source.folder}", "--monitor.tensorboard=false", "--resume=never"]
+        given += [f"--task={kind}"]
+    given += [f"--model.init_from={source.folder}", "--output=unused", "--monitor.tensorboard=false", "--resume=never"]
     config = parse([*given, *more])
-    whole = replace(config.train, freeze=None)
-    labelled = replace(config.labelled, augment=None)
-    return replace(config, adapter=AdapterConfig(), regularise=RegulariseConfig(), train=whole, labelled=labelled)
+    plain = {name: type(part)() for name, part in vars(config).items() if name in METHODS}
+    whole, labelled = replace(config.train, freeze=None), replace(config.labelled, augment=None)
+    return replace(config, **plain, train=whole, labelled=labelled)
 
 
 def is_run(path: str) -> bool:

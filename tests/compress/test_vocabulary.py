@@ -17,7 +17,7 @@ from engine.data.tokenizer.wordpiece import load_tokenizer, train_wordpiece
 from engine.errors import UserError
 from engine.model.build import initialise
 from launch.prune.vocabulary import build_parser, run
-from tests.compress.prune.tiny import SIZES
+from tests.model.pruning.tiny import SIZES
 from tests.predict.models import WORDS, write_model
 
 TEXTS = [" ".join(WORDS[start : start + 6]) for start in range(0, len(WORDS), 3)]

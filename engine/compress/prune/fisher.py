@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from engine.data.loading.source import Cursor, MicroBatch, SampleSource
 from engine.model.pruning.units import Sublayer
-from engine.tasks.task import Task
+from engine.tasks.finetune import FineTuning
 
 #: sequences of a pass where the loss compares those of a batch, which single ones don't have
 CONTRASTED = 32
@@ -33,7 +33,7 @@ def batches(source: SampleSource, samples: int, size: int) -> Iterator[MicroBatc
 
 
 def derivatives(
-    task: Task, model: nn.Module, parts: Sequence[Sublayer], samples: int, device: torch.device
+    task: FineTuning, model: nn.Module, parts: Sequence[Sublayer], samples: int, device: torch.device
 ) -> list[Tensor]:
     """Of each sub-layer the loss's derivative by its units' gates, fp32 [N, U], a row a sample.
 
@@ -42,7 +42,7 @@ def derivatives(
         model: in evaluation mode; its parameters get no gradient.
         samples: how many examples.
     """
-    grouped = getattr(task, "head", None) == "embeddings"
+    grouped = task.head == "embeddings"
     found: list[list[Tensor]] = [[] for _ in parts]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:

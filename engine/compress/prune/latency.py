@@ -1,34 +1,45 @@
 """How long an encoder takes on this machine by the number of heads and neurons of its layers, measured.
 
-What is timed are transformers' modules without the units (see `slim`), as a runtime would have them: models of one
-layer with some of its heads or of its neurons, and one of two whole layers, whose difference to one tells the time of a
-layer. All take turns, so that a busy machine slows them alike, and the shortest time of each counts, to which others'
-work adds least. Between measured numbers times are interpolated.
+What is timed are models of one layer with some of its heads or of its neurons, without the others (see `slim`), and one
+of two whole layers, whose difference to one tells the time of a layer: as graphs in ONNX Runtime, where that is
+installed, or transformers' modules in torch. All take turns, so that a busy machine slows them alike, and the shortest
+time of each counts, to which others' work adds least. Between measured numbers times are interpolated.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from engine.compress.prune.cost import Costs
-from engine.compress.prune.slim import slim
 from engine.config import architecture_of
+from engine.model.pruning.slim import slim
 from engine.model.pruning.units import Kind, sublayers
+from engine.model.sentence import SentenceConfig
+from engine.onnx.graph import input_names, to_onnx
+from engine.onnx.module import open_session
 
 #: numbers of units that are measured, as shares of all
 MEASURED = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
 ROUNDS = 25
+#: that of an encoder alone
+HEAD = "embeddings"
 
-#: makes of a transformers model and its input ids [batch, length] what computes it once
-Runtime = Callable[[nn.Module, torch.Tensor], Callable[[], object]]
+Runtime = Literal["onnx", "torch"]
+
+
+def installed_runtime() -> Runtime:
+    """ONNX Runtime, where it and the exporter's packages are installed, else torch."""
+    wanted = ("onnx", "onnxscript", "onnxruntime")
+    return "onnx" if all(importlib.util.find_spec(name) for name in wanted) else "torch"
 
 
 @dataclass(frozen=True)
@@ -38,32 +49,52 @@ class Load:
     batch: int = 1
     length: int = 128
     threads: int = 1
+    runtime: Runtime = field(default_factory=installed_runtime)
     rounds: int = ROUNDS
 
+    def __str__(self) -> str:
+        name = {"onnx": "ONNX Runtime", "torch": "torch"}[self.runtime]
+        return f"batch {self.batch}, {self.length} tokens, {self.threads} thread(s), {name}"
 
-def torch_runtime(model: nn.Module, ids: torch.Tensor) -> Callable[[], object]:
-    """Plain torch."""
+
+def prepared(model: nn.Module, head: str, load: Load) -> Callable[[], object]:
+    """What computes a transformers model once, with random ids; the model may change.
+
+    Args:
+        head: one of `Architecture.export_classes`.
+
+    Raises:
+        UserError: a package that is missing.
+    """
+    config: Any = model.config
+    ids = torch.randint(0, config.vocab_size, (load.batch, load.length), generator=torch.Generator().manual_seed(1))
+    inputs = {name: torch.ones_like(ids) if name == "attention_mask" else ids * 0 for name in input_names(config)}
+    inputs["input_ids"] = ids
+    if load.runtime == "onnx":
+        graph = to_onnx(model, head).SerializeToString()
+        session = open_session(graph, torch.device("cpu"), load.threads)
+        fed = {name: values.numpy() for name, values in inputs.items()}
+        return lambda: session.run(None, fed)
 
     def run() -> object:
         with torch.inference_mode():
-            return model(input_ids=ids)
+            return model(**inputs)
 
     return run
 
 
-def measure(config: Any, load: Load, runtime: Runtime = torch_runtime) -> Costs:
+def measure(config: Any, load: Load) -> Costs:
     """Seconds of a model of this configuration, by the units of each layer.
 
     Args:
         config: the transformers configuration of a model as it is.
     """
-    ids = torch.randint(0, config.vocab_size, (load.batch, load.length), generator=torch.Generator().manual_seed(1))
     one, two = _encoder(config, 1), _encoder(config, 2)
     counts = {part.kind: part.count for part in sublayers(one)}
     sizes = {kind: sorted({max(1, round(share * count)) for share in MEASURED}) for kind, count in counts.items()}
-    runs = {("whole", 2): runtime(two, ids)}
+    runs: dict[tuple[Any, int], Callable[[], object]] = {("whole", 2): prepared(two, HEAD, load)}
     for kind, measured in sizes.items():
-        runs |= {(kind, size): runtime(_smaller(one, kind, size), ids) for size in measured}
+        runs |= {(kind, size): prepared(_smaller(one, kind, size), HEAD, load) for size in measured}
     times = _times(runs, load)
     layer = max(times["whole", 2] - (times["heads", counts["heads"]] + times["neurons", counts["neurons"]]) / 2, 1e-9)
     saved = {}
@@ -77,12 +108,13 @@ def measure(config: Any, load: Load, runtime: Runtime = torch_runtime) -> Costs:
 def _encoder(config: Any, layers: int) -> nn.Module:
     """A model without a head, with drawn weights and so many layers."""
     own = deepcopy(config)
+    SentenceConfig().put_into(own)
     architecture = architecture_of(config)
     setattr(own, architecture.dimensions["layers"], layers)
     if getattr(own, "layer_types", None) is not None:
         own.layer_types = own.layer_types[-layers:]
     with torch.random.fork_rng(devices=[]):
-        model: nn.Module = architecture.export_class(architecture.class_for("embeddings"))(own)
+        model: nn.Module = architecture.export_class(architecture.class_for(HEAD))(own)
     return model.eval()
 
 

@@ -25,7 +25,7 @@ from engine.compress.prune.tune import Tuning, tune
 from engine.config import require
 from engine.errors import UserError
 from engine.model.pruning.units import Kind, Sublayer, sublayers
-from engine.tasks.task import Task
+from engine.tasks.finetune import FineTuning
 
 #: numbers of neurons are multiples of it, as kernels like them
 STEP = 16
@@ -89,26 +89,25 @@ class Pruned:
         """What the target bounds, before and after."""
         load, measure = options.load, options.target.measure
         if measure == "speed":
-            where = f"batch {load.batch}, {load.length} tokens, {load.threads} thread(s), torch"
             before, after = 1e3 * self.whole, 1e3 * self.share * self.whole
-            return f"time: {before:.2f} ms -> {after:.2f} ms expected ({1 / self.share:.2f} times as fast; {where})"
+            return f"time: {before:.2f} ms -> {after:.2f} ms expected ({1 / self.share:.2f} times as fast; {load})"
         if measure == "size":
             return f"size: {self.whole / 1e6:.1f} MB -> {self.share * self.whole / 1e6:.1f} MB without zeros"
         return f"FLOPs of the layers: {self.share:.3f} of the whole, at {load.length} tokens"
 
 
-def examine(task: Task, model: nn.Module, options: Options) -> Evidence:
+def examine(task: FineTuning, model: nn.Module, options: Options) -> Evidence:
     """Look at a model, which stays as it is; see `prune`."""
     parts = sublayers(model)
     gradients = fisher.derivatives(task, model, parts, _samples(task, options), next(model.parameters()).device)
     return Evidence(gradients, costs_of(model, parts, options))
 
 
-def _samples(task: Task, options: Options) -> int:
+def _samples(task: FineTuning, options: Options) -> int:
     return min(options.samples, task.train_source().epoch_size(0))
 
 
-def prune(task: Task, model: nn.Module, options: Options, evidence: Evidence | None = None) -> Pruned:
+def prune(task: FineTuning, model: nn.Module, options: Options, evidence: Evidence | None = None) -> Pruned:
     """Prune a copy of a model.
 
     Args:
@@ -222,7 +221,7 @@ def _searched(
     return [places[index] for index in range(len(parts))]
 
 
-def _passes(task: Task, samples: int, device: torch.device, model: nn.Module) -> Iterator[object]:
+def _passes(task: FineTuning, samples: int, device: torch.device, model: nn.Module) -> Iterator[object]:
     """A model's passes over the first training examples."""
     for batch in fisher.batches(task.train_source(), samples, PASS):
         with torch.no_grad():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from engine.compress.folder import open_source
 from engine.compress.prune import cost, fisher
 from engine.compress.prune.compact import compact, zeros
-from engine.compress.prune.latency import Load, measure
+from engine.compress.prune.latency import Load, Runtime, measure
 from engine.compress.prune.layers import spread, with_layers
 from engine.compress.prune.prune import Options, prune
 from engine.compress.prune.target import parse_target
@@ -24,7 +24,7 @@ from engine.model.flops import forward_flops
 from engine.model.pruning.units import sublayers
 from engine.tasks.finetune import FineTuning
 from launch.prune.data import task_of
-from tests.compress.prune.tiny import KINDS, config_of, widened
+from tests.model.pruning.tiny import KINDS, config_of, widened
 
 CPU = torch.device("cpu")
 
@@ -140,8 +140,9 @@ def test_flops_and_bytes_are_those_of_the_model(kind: str) -> None:
     assert size.total(kept) == 4 * sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_measured_times_grow_with_the_units() -> None:
-    costs = measure(config_of("bert"), Load(length=16, rounds=3))
+@pytest.mark.parametrize("runtime", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_measured_times_grow_with_the_units(runtime: Runtime) -> None:
+    costs = measure(config_of("bert"), Load(length=16, runtime=runtime, rounds=3))
     assert [len(costs.heads), len(costs.neurons)] == [5, 49]
     assert min(np.diff(costs.heads).min(), np.diff(costs.neurons).min()) >= 0
     assert costs.whole(3) > 0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import transformers
+import yaml
 
 from engine.compress.folder import open_source
 from engine.compress.prune.compact import zeros
@@ -24,17 +25,17 @@ def prune(classifier: Path, *given: str, data: bool = True, more: tuple[str, ...
 
 def test_an_even_target_makes_the_folder_smaller(classifier: Path, tmp_path: Path) -> None:
     output = tmp_path / "small"
-    lines = prune(classifier, "--target=flops 0.6", "--even", "--samples=16", f"--output={output}")
+    lines = prune(classifier, "--target=neurons 0.7", "--even", "--samples=16", f"--output={output}")
     assert lines[0].startswith("heads: ")
     assert any(line.startswith("FLOPs of the layers: 0.") for line in lines)
-    assert any(" before, accuracy " in line for line in lines)
+    assert any(line.startswith("accuracy: 0.") and "95 % between" in line for line in lines)
     config = transformers.AutoConfig.from_pretrained(output)
-    assert config.intermediate_size < 48
+    assert config.intermediate_size == 32
     model = transformers.AutoModelForSequenceClassification.from_pretrained(output)
     assert model.bert.encoder.layer[0].intermediate.dense.out_features == config.intermediate_size
     origin = read_origin(output)
     assert origin is not None
-    assert origin["pruned"]["target"] == "flops 0.6"
+    assert origin["pruned"]["target"] == "neurons 0.7"
     assert origin["round_trip"] is not None
 
 
@@ -46,6 +47,21 @@ def test_uneven_layers_hold_zeros_which_a_second_call_leaves(classifier: Path, t
     lines = prune(first, f"--output={second}", data=False)
     assert "zeros that exports to ONNX take out: 2 of 4 heads" in lines[0]
     assert (second / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
+
+
+def test_a_run_brings_its_own_data(classifier: Path, tmp_path: Path) -> None:
+    folder, data = tmp_path / "run", classifier.parent
+    shutil.copytree(classifier, folder / "export")
+    files = {"train": f"{data}/train.jsonl", "test": f"{data}/dev.jsonl", "text": "text", "max_length": 30}
+    values = {
+        "task": "sequence_classification",
+        "output": str(folder),
+        "labelled": files,
+        "regularise": {"r_drop": 1.0},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    lines = prune(folder, "--target=flops 0.8", "--samples=8", f"--output={tmp_path / 'small'}", data=False)
+    assert any(line.endswith("; 24 examples)") for line in lines)
 
 
 def test_layers_are_dropped_without_data(classifier: Path, tmp_path: Path) -> None:

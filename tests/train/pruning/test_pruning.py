@@ -13,7 +13,7 @@ from engine.model.pruning.units import sublayers
 from engine.optim.shard import Fragment, ParameterInfo
 from engine.train.pruning.pruning import unit_sums, units_of
 from launch.curves import Curve
-from tests.compress.prune.tiny import config_of
+from tests.model.pruning.tiny import config_of
 from tests.tasks.test_labels import ROWS, write
 from tests.tasks.tiny import POSITIONS, WORDS, save_tokenizer
 from tests.train.runs import NO_DROPOUT, losses, run

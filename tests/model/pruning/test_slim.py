@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.compress.prune.slim import slim
 from engine.config import architecture_of
+from engine.model.pruning.slim import slim
 from engine.model.pruning.units import sublayers
-from tests.compress.prune.tiny import KINDS, config_of, widened
+from tests.model.pruning.tiny import KINDS, config_of, widened
 
 
 @pytest.mark.parametrize("kind", KINDS)
