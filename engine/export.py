@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from engine.config import TASKS, AdapterConfig
-from engine.config.adapter import MERGEABLE
+from engine.config.methods.adapter import MERGEABLE
 from engine.errors import UserError
 from engine.model.adapters.adapt import Adaptation
 from engine.model.adapters.folder import (
