@@ -24,7 +24,7 @@ COMMANDS = {
     "submit": ("slurm.submit", "train as a SLURM job that saves, requeues and resumes by itself"),
     "status": ("slurm.status", "where a SLURM job or a run stands"),
     "cancel": ("slurm.cancel", "end a SLURM job, at once or after a checkpoint"),
-    "export": ("export", "checkpoint -> Hugging Face folder"),
+    "export": ("export", "checkpoint -> Hugging Face folder, or an ONNX graph of any model with a task's head"),
     "average": ("average", "the mean of the weights of several models -> Hugging Face folder"),
     "prune": ("prune.command", "a smaller model: without the heads, neurons and layers that matter least"),
     "trim-vocabulary": ("prune.vocabulary", "a smaller model: without the tokens that your texts don't have"),

@@ -14,6 +14,8 @@ import onnxruntime
 import pytest
 import torch
 
+from engine.config import TASKS, LabelledConfig, ModelConfig, RunConfig
+from engine.data.loading.loader import evaluation_batches
 from engine.errors import UserError
 from engine.export import samples_of
 from engine.model.folder import is_intact
@@ -70,6 +72,21 @@ def test_padding_changes_no_logit(graph: Path) -> None:
     alone = torch.cat([module(**packed([sample])) for sample in samples])
     assert len(samples) > 2
     assert float((together - alone).abs().max()) < CLOSE
+
+
+def test_a_task_evaluates_a_graph_as_its_model(model: Path, graph: Path, tmp_path: Path) -> None:
+    texts = some_texts(40)[7:]  # the first ones are odd
+    labels = [LABELS[index % 3] for index in range(len(texts))]
+    files = {name: str(write_rows(tmp_path / f"{name}.jsonl", texts, label=labels)) for name in ("train", "validation")}
+    labelled = LabelledConfig(**files, text="text", max_length=30)  # type: ignore[arg-type]
+    config = RunConfig(task="sequence_classification", model=ModelConfig(init_from=str(model)), labelled=labelled)
+    config.validate()
+    config.monitor.tensorboard = False
+    task = TASKS.get(config.task).load()(config)
+    modules = [open_folder(str(folder)).load(CPU, "fp32") for folder in (model, graph)]
+    batches = [evaluation_batches(task.evaluation_source("validation"), 0, 1, size, 0) for size in (33, 8)]
+    ours, theirs = (task.evaluate(*each).scalars for each in zip(modules, batches, strict=True))
+    assert theirs == pytest.approx(ours, rel=1e-5)
 
 
 def test_the_graph_says_what_it_is(graph: Path) -> None:
