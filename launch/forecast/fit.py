@@ -13,6 +13,7 @@ from engine.errors import RunError
 from engine.model.adapters.trained import trained_of
 from launch.forecast.hardware import readable
 from launch.forecast.memory import Forecast, Workload, forecast, largest_micro_batch
+from launch.forecast.workload import teacher_shapes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +50,7 @@ def workload_of(config: RunConfig, made: Task, micro_batch: int, world: World) -
         dropout=architecture.dropouts(config.model)[0],
         kernels=config.train.kernels != "reference",
         copies=config.regularise.weight_copies,
+        teachers=teacher_shapes(config),
         trained=trained_of(config, shape, architecture),
     )
 
@@ -66,8 +68,8 @@ def halvings(share: int, first: int) -> Iterator[int]:
 
 
 def ballast(memory: Forecast, work: Workload) -> int:
-    """Bytes of a run that the trial's own model doesn't hold: its weights and gradients are there already."""
-    run = memory.total - memory.activations - memory.head
+    """Bytes of a run that the trial's own model doesn't hold: its weights and gradients, and teachers, are there."""
+    run = memory.total - memory.activations - memory.head - work.teachers_bytes
     return RESERVE + max(0, run - work.width * (work.parameters + work.trained_parameters))
 
 

@@ -40,7 +40,7 @@ class Forecast:
     """Bytes of one rank at the peak of a step; the first eight add up to `total`."""
 
     parameters: int
-    """weights that the model computes with, bf16, fp16 or fp32"""
+    """weights that the model, and teachers beside it, compute with: bf16, fp16 or fp32"""
     master: int
     """fp32 weights of the optimizer, where they are apart"""
     gradients: int
@@ -103,7 +103,7 @@ def forecast(workload: Workload) -> Forecast:
     buckets = model_states.always + peak - activations - head
     libraries = CUDA_LIBRARIES + round(FRAGMENTATION * (activations + head + buckets))
     return Forecast(
-        parameters=model_states.parameters,
+        parameters=model_states.parameters + workload.teachers_bytes,
         master=model_states.master,
         gradients=model_states.gradients,
         optimizer=model_states.optimizer,

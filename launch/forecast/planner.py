@@ -13,6 +13,7 @@ from launch.forecast.fit import within_memory
 from launch.forecast.hardware import Hardware, compared, readable
 from launch.forecast.memory import Forecast, Workload, forecast, largest_micro_batch, shape_of
 from launch.forecast.step_time import StepCost, step_cost
+from launch.forecast.workload import teacher_shapes
 
 if TYPE_CHECKING:
     from launch.zero.build import Resolution
@@ -133,6 +134,7 @@ def workload(request: Request, hardware: Hardware, choice: tuple[int, str, str],
         dropout=architecture.dropouts(request.model)[0],
         kernels=request.run.train.kernels != "reference",
         copies=request.run.regularise.weight_copies,
+        teachers=teacher_shapes(request.run),
         verify_update=request.run.train.verify_update,
         trained=trained_of(request.run, shape, architecture),
     )

@@ -13,6 +13,7 @@ from engine.errors import UserError
 from launch.configure.start_model import folder_config, with_folder
 from launch.forecast.hardware import Hardware
 from launch.forecast.planner import Request
+from launch.forecast.workload import teacher_shapes
 
 #: Devlin et al. 2019: 1M steps of 256 sequences, nine tenths with 128 tokens and one tenth with 512
 BERT_TOKENS = 256 * (900_000 * 128 + 100_000 * 512)
@@ -98,6 +99,8 @@ def request_of(options: Any, wanted: Wanted, precision: str) -> Request:
     each = task.sequences_per_sample(run)
     if each > 1:
         notes += (f"a sample counts as {each} sequences: those of a question, as far as labelled.options tells",)
+    if len(teacher_shapes(run)) < len(run.distil.folders):
+        notes += ("distil.teachers: not all have a config.json that can be read (yet), and those aren't counted",)
     tokens = planned_tokens(options, wanted, batch * each * length)
     if tokens is None:
         notes += (

@@ -46,10 +46,12 @@ class StepCost:
 
 
 def step_flops(work: Workload, accumulation: int) -> float:
-    """FLOPs that a rank executes for a step; recomputation included."""
+    """FLOPs that a rank executes for a step; recomputation and teachers included."""
     given = (work.shape, [work.sequence_length], work.read_share * work.sequence_length)
     again = forward_flops(*given) if work.activation_checkpointing else 0.0
-    return (needed_flops(*given, work.trained, to_words=work.passes > 1) + again) * work.sequences * accumulation
+    taught = sum(forward_flops(teacher, *given[1:]) for teacher in work.teachers)
+    needed = needed_flops(*given, work.trained, to_words=work.passes > 1)
+    return (needed + again + taught) * work.sequences * accumulation
 
 
 def communicated(work: Workload, accumulation: int) -> tuple[float, float]:
@@ -94,12 +96,12 @@ def exposed(work: Workload, accumulation: int, compute: float, hardware: Hardwar
 def pass_seconds(work: Workload, accumulation: int, hardware: Hardware) -> tuple[float, str]:
     """Seconds of a step's forward and backward passes, and what bounds them where it isn't a given utilisation.
 
-    Where a part of the weights is trained, they are taken to shrink as their FLOPs do.
+    Where a part of the weights is trained, they are taken to shrink as their FLOPs do, and with teachers to grow so.
     """
     if hardware.utilisation is not None:
         return step_flops(work, accumulation) / (hardware.peak_flops * hardware.utilisation), ""
     least = bound(passes(Step(work, accumulation)), attainable(hardware))
-    everything = step_flops(replace(work, trained=None), accumulation)
+    everything = step_flops(replace(work, trained=None, teachers=()), accumulation)
     return least.seconds * step_flops(work, accumulation) / everything, least.limit
 
 

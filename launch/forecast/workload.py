@@ -6,14 +6,18 @@ from dataclasses import dataclass
 
 from engine.config import (
     ARCHITECTURES,
+    TASKS,
     ModelConfig,
     OptimConfig,
     Precision,
+    RunConfig,
     Shape,
     ZeroConfig,
     require,
 )
+from engine.config.methods.distil import model_in
 from engine.model.adapters.trained import Trained
+from launch.configure.start_model import folder_config, with_folder
 from launch.zero.build import shape_bucket
 
 #: bytes of an element
@@ -28,6 +32,13 @@ def shape_of(model: ModelConfig, vocabulary: int) -> Shape:
     """
     require(model.init_from is None, "model.init_from", model.init_from, "a forecast needs model.size or dimensions")
     return ARCHITECTURES.get(model.fresh_architecture).shape(model, vocabulary)
+
+
+def teacher_shapes(run: RunConfig) -> tuple[Shape, ...]:
+    """The shapes of a run's teachers under its task's heads; those whose config.json can't be read are left out."""
+    found = [folder_config(str(model_in(folder))) for folder in run.distil.folders]
+    known = [(with_folder(ModelConfig(), shape), shape.vocabulary) for shape in found if shape is not None]
+    return tuple(TASKS.get(run.task).with_heads(shape_of(*each), run) for each in known)
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,8 @@ class Workload:
     stage3_max_live_parameters: int = 1_000_000_000
     stage3_max_reuse_distance: int = 1_000_000_000
     """parameters that are used again within so many aren't released (DeepSpeed's default)"""
+    teachers: tuple[Shape, ...] = ()
+    """models that each rank has whole beside its own, for their forward passes"""
     trained: Trained | None = None
     """what is trained of the weights; None for all"""
     copies: int = 0
@@ -104,6 +117,11 @@ class Workload:
     def parameters(self) -> int:
         """Elements of the model, adapters among them."""
         return self.shape.parameters() if self.trained is None else self.trained.all_parameters()
+
+    @property
+    def teachers_bytes(self) -> int:
+        """Of the teachers' weights."""
+        return self.width * sum(teacher.parameters() for teacher in self.teachers)
 
     @property
     def trained_parameters(self) -> int:

@@ -66,9 +66,13 @@ def test_layers_that_cannot_be_taken_are_refused(tmp_path: Path, given: str, sai
     save(tmp_path, "modernbert")
     model = ModelConfig(init_from=str(tmp_path), init_layers=given)
     with pytest.raises(UserError) as caught:
-        model.validate()
-        build_config(model, COMMON["vocab_size"])
+        checked(model)
     assert said in str(caught.value)
+
+
+def checked(model: ModelConfig) -> None:
+    model.validate()
+    build_config(model, COMMON["vocab_size"])
 
 
 def test_layers_need_a_folder() -> None:

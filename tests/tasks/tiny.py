@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from engine.data.loading.loader import BatchLayout, evaluation_batches, training_batches
 from engine.data.loading.source import Cursor
@@ -34,6 +35,19 @@ def tiny_bert(folder: Path) -> Path:
     """A folder with its weights, the same in every call, and its tokenizer."""
     torch.manual_seed(0)
     BertModel(TINY).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def tiny_teacher(folder: Path, names: Sequence[str]) -> Path:
+    """A classifier of the same tokenizer, wider and deeper, whose predictions are no guesses."""
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = BertConfig.from_dict({**TINY.to_dict(), **sizes, "id2label": dict(enumerate(names))})
+    model = BertForSequenceClassification(config)
+    with torch.no_grad():
+        model.classifier.weight.mul_(100.0)
+    model.save_pretrained(folder)
     save_tokenizer(folder)
     return folder
 

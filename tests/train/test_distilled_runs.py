@@ -5,14 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from engine.config import RegulariseConfig
+from engine.model.folder import PROJECTIONS
 from tests.tasks.distilled.plain import LARGER, save_teacher
+from tests.tasks.labels import ROWS, write
 from tests.tasks.regularised.plain import make
-from tests.train.runs import losses
+from tests.tasks.tiny import tiny_bert, tiny_teacher
+from tests.train.runs import losses, run
 from tests.train.test_label_runs import BOUND, STEPS, train
 from tests.train.test_layouts import largest_difference
 
+CLASSES = "sequence_classification"
 #: by two teachers, through a projection for the second
 ALL = ("--distil.hidden=0.5", "--distil.relations=0.5", "--distil.relation_heads=2", "--distil.hard=0.5")
 
@@ -45,3 +50,25 @@ def test_two_ranks_learn_from_teachers_what_one_learns(tmp_path: Path, task: str
         worst = largest_difference(losses(tmp_path / "two", name), losses(tmp_path / "one", name))
         print(f"{task}, 2 ranks, ZeRO-{stage}, accumulation 2: {name} differs by up to {worst:.1e}")
         assert worst < BOUND
+
+
+def test_a_run_goes_on_with_its_own_teachers_and_exports_no_projections(tmp_path: Path) -> None:
+    """Another teacher's weights are refused, as is a teacher that isn't there, on whichever rank."""
+    tiny_bert(tmp_path / "bert")
+    teacher, data = tiny_teacher(tmp_path / "teacher", "012"), write(tmp_path / "train.jsonl", ROWS[CLASSES](60, 1))
+    given = [f"--task={CLASSES}", f"--model.init_from={tmp_path / 'bert'}", f"--labelled.train={data}"]
+    given += ["--labelled.max_length=14", "--train.save_interval=2", "--distil.hidden=1"]
+    output, taught = tmp_path / "run", f"--distil.teachers={teacher}"
+    told = run(output, *given, taught, "--train.steps=2")
+    assert f"teacher {teacher}: 2 layers, 24 wide, " in told
+    assert "hidden states of layer 0 from 1" in told
+    names = load_file(output / "export" / "model.safetensors").keys()
+    assert names
+    assert not [name for name in names if PROJECTIONS in name]
+    again = [*given, "--train.steps=4", "--resume=auto"]
+    missing = run(output, *again, "--distil.teachers=nowhere", ranks=2, code=2)
+    assert "distil.teachers: 'nowhere' is no folder; give that of a trained model, or of a run" in missing
+    other = run(output, *again, f"--distil.teachers={output}", code=2)
+    assert "distil.teachers: the teachers' weights of this run (sha256" in other
+    assert "distil.hidden: 2.0 differs from 1.0 in" in run(output, *again, taught, "--distil.hidden=2", code=2)
+    assert "resumed" in run(output, *again, taught)

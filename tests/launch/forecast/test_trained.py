@@ -91,6 +91,28 @@ def test_a_plan_counts_regularisers(capsys: pytest.CaptureFixture[str], tmp_path
     assert costs == [costs[0], 2 * costs[0], 2 * costs[0]]
 
 
+def test_a_plan_counts_teachers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A second model of the size of the first: its weights once more, and its forward pass, a third of a step."""
+    recipe = (ROOT / "launch" / "recipes" / "finetune.yaml").read_text()
+    sizes = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+    told = {"model_type": "bert", "vocab_size": 30522, "max_position_embeddings": 512, "pad_token_id": 0, **sizes}
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "config.json").write_text(json.dumps(told))
+    found = []
+    for added in ("", f"distil: {{teachers: {tmp_path}}}", f"distil: {{teachers: {tmp_path / 'missing'}}}"):
+        (tmp_path / "recipe.yaml").write_text(f"{recipe}\n{added}\n")
+        options = ["--model", "bert-base", "--gpus", "1", "--gpu", "a100-40", "--json"]
+        assert main(["--config", str(tmp_path / "recipe.yaml"), *options]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    plain, taught, missing = (each["choice"] for each in found)
+    assert taught["cost"]["flops"] == pytest.approx(plain["cost"]["flops"] * 4 / 3, rel=1e-6)
+    assert taught["memory"]["parameters"] == 2 * plain["memory"]["parameters"]
+    assert taught["cost"]["compute_seconds"] > 1.3 * plain["cost"]["compute_seconds"]
+    assert missing["cost"] == plain["cost"]
+    assert "distil.teachers" not in str(found[1])
+    assert "distil.teachers: not all have a config.json that can be read" in str(found[2])
+
+
 def test_a_plan_of_the_recipe_tells_the_trained_share(capsys: pytest.CaptureFixture[str]) -> None:
     recipe = str(ROOT / "launch" / "recipes" / "finetune_lora.yaml")
     options = ["--model", "bert-base", "--gpus", "1", "--gpu", "t4", "--precision", "fp16"]

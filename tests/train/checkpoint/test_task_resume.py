@@ -15,7 +15,7 @@ import pytest
 from launch.curves import Curve
 from tests.tasks.answers import test_task as answers
 from tests.tasks.labels import ROWS, write
-from tests.tasks.tiny import tiny_bert
+from tests.tasks.tiny import tiny_bert, tiny_teacher
 from tests.tasks.tokens.folders import save_model, write_conll
 from tests.train.checkpoint.test_resume import kill_in_mid_run
 from tests.train.runs import NO_DROPOUT, losses, run
@@ -39,9 +39,12 @@ class Case:
     """whether its patience ends it before the last step"""
     drawn: bool = False
     """whether it draws random numbers even without dropout, or can't do without dropout"""
+    taught: bool = False
+    """whether it has a teacher"""
 
 
 WEIGHTS = ("--labelled.class_weights=balanced", "--labelled.label_smoothing=0.1")
+LOSS = "--labelled.metric=loss"
 WINDOWS = ("--labelled.max_length=16", "--labelled.stride=4")
 ANSWERS = ("--labelled.max_length=28", "--labelled.stride=8")
 CASES = {
@@ -76,6 +79,11 @@ CASES = {
     "two passes under other dropout": Case("multiple_choice", ("--regularise.r_drop=1",), drawn=True),
     "noise of several steps": Case("token_classification", (*WINDOWS, "--regularise.adversarial=freelb"), drawn=True),
     "noise along the gradient": Case("question_answering", (*ANSWERS, "--regularise.adversarial=fgm")),
+    "taught classes": Case(
+        "sequence_classification",
+        ("--distil.hidden=0.5", "--distil.relations=0.5", "--labelled.metric=loss"),
+        taught=True,
+    ),
     "mixed classes": Case("sequence_classification", ("--regularise.mixup=0.4",), drawn=True),
 }
 EVERY = [(name, stage) for name in CASES for stage in (2, 3)]
@@ -94,12 +102,13 @@ def options(folder: Path, case: Case, stage: int) -> list[str]:
         model = tiny_bert(folder / "bert")
         rows = {name: ROWS[case.task](SIZES[name], seed) for seed, name in enumerate(case.splits)}
         files = {name: write(folder / f"{name}.jsonl", rows[name]) for name in case.splits}
+    taught = [f"--distil.teachers={tiny_teacher(folder / 'teacher', '012')}"] if case.taught else []
     given = {option.partition("=")[0] for option in case.options}
     usual = [option for option in USUAL if option.partition("=")[0] not in given]
     return [
         f"--task={case.task}", f"--model.init_from={model}", *(f"--labelled.{name}={files[name]}" for name in files),
         f"--train.steps={STEPS}", "--train.micro_batch=4", "--train.eval_interval=2", "--train.save_interval=2",
-        f"--train.zero_stage={stage}", *usual, *case.options,
+        f"--train.zero_stage={stage}", *usual, *case.options, *taught,
     ]  # fmt: skip
 
 
