@@ -144,7 +144,8 @@ def _step(gradient: Array, curvature: Array, damping: Array) -> Array:
     sizes = np.abs(eigenvalues)
     top = np.maximum(sizes.max(axis=1, keepdims=True), 1e-300)
     along = np.einsum("spq,sp->sq", vectors, gradient)
-    return -np.einsum("spq,sq->sp", vectors, along / (sizes + damping[:, None] * top + 1e-14 * top))
+    step: Array = -np.einsum("spq,sq->sp", vectors, along / (sizes + damping[:, None] * top + 1e-14 * top))
+    return step
 
 
 def _gram(slopes: Array, factors: Array) -> Array:
