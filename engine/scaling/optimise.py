@@ -71,7 +71,7 @@ def minimise(
     each = np.broadcast_to(weights, (count, len(target)))
     size = max(1, CHUNK_BYTES // (8 * design.shape[0] * len(target) * width))
     held = np.zeros((count, design.shape[0], len(target))) if offset is None else offset
-    parts = []
+    parts = [(starts[:0], np.zeros(0), np.zeros(0))]
     for first in range(0, count, size):
         part = slice(first, first + size)
         objective = Objective(design, target, each[part], held[part])

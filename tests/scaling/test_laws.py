@@ -12,31 +12,13 @@ from engine.errors import UserError
 from engine.scaling.fit import Fit, fit, residual_trend, run_weights
 from engine.scaling.optimise import Objective, minimise
 from engine.scaling.optimum import Place, optimum
-from engine.scaling.points import Points, read_points
+from engine.scaling.points import read_points
 from engine.scaling.projection import project
-from engine.scaling.terms import LAWS, Array, Law
+from engine.scaling.terms import LAWS, Law
 from tests.conftest import ROOT
+from tests.scaling.known import TRUTH, points, truth
 
-#: Hoffmann et al. 2022, equation 10
-TRUTH = np.array([np.log(1.69), np.log(406.4), np.log(410.7), 0.34, 0.28])
 LADDER = ROOT.parent / "shared" / "data" / "overtraining_ladder" / "points.csv"
-
-
-def points(sizes: int = 8, budgets: int = 6, noise: float = 0.005, seed: int = 0, law: str = "size_and_data") -> Points:
-    """A grid of N and D with losses of a law around TRUTH."""
-    parameters = np.repeat(np.geomspace(5e7, 1.6e10, sizes), budgets)
-    tokens = np.tile(np.geomspace(2, 400, budgets), sizes) * parameters
-    place = Place(parameters, tokens)
-    losses = LAWS[law].predict(truth(law), place) * np.exp(
-        noise * np.random.default_rng(seed).standard_normal(len(parameters))
-    )
-    names = tuple(f"run {index}" for index in range(len(parameters)))
-    return Points(names, parameters, tokens, losses, place.flops, names, {})
-
-
-def truth(law: str) -> Array:
-    values = dict(zip(LAWS["size_and_data"].fields, TRUTH, strict=True)) | {"gamma": 0.15}
-    return np.array([values[name] for name in LAWS[law].fields])
 
 
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
