@@ -96,7 +96,7 @@ def test_predictions_are_those_of_predict(model: Callable[[str], Path], name: st
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         assert close(one, other), (one, other)
-    assert cut == {"classes": 1, "pairs": 2, "labels": 1, "a number": 1, "choices": 1}.get(name, 0)
+    assert cut == {"classes": 1, "pairs": 6, "labels": 1, "a number": 1, "choices": 1}.get(name, 0)
 
 
 @pytest.mark.parametrize("options", [{}, {"text_pair": "other"}], ids=["vectors", "similarities"])
