@@ -6,6 +6,7 @@ its own, and only the sequences are put together: so a bad row concerns its own 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -126,7 +127,8 @@ class Batcher:
         try:
             dist.set_threads(1, self._config.threads)  # OpenMP keeps the number by thread
             self._model = load(self._predictor.model, self._predictor.config, self.device)
-            self._answer([self._predictor.encode([Row(1, first)])])
+            with contextlib.suppress(UserError):  # such a row may be too long for this model
+                self._answer([self._predictor.encode([Row(1, first)])])
         except Exception as error:
             self.failure = error
             failed()

@@ -41,22 +41,19 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
-            self._stop_timers()
-        else:
+        if self.conn.their_state is h11.IDLE:
             self._await_head()
+        else:
+            self._head_is_there()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
             self._await_head()
 
-    def _await_head(self) -> None:
-        """A request has begun."""
-        self._head = self._head or self.loop.call_later(self.patience, self._end_head)
-
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timers()
+        self._head_is_there()
+        self._answer_is_read()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -65,7 +62,7 @@ class Connection(H11Protocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._stop_timers()
+        self._answer_is_read()
 
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection; one whose client hasn't read the last answer would stay, so it is cut."""
@@ -74,11 +71,19 @@ class Connection(H11Protocol):
         else:
             super().timeout_keep_alive_handler()
 
-    def _stop_timers(self) -> None:
-        for timer in (self._head, self._unread):
-            if timer is not None:
-                timer.cancel()
-        self._head = self._unread = None
+    def _await_head(self) -> None:
+        """A request has begun."""
+        self._head = self._head or self.loop.call_later(self.patience, self._end_head)
+
+    def _head_is_there(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
+
+    def _answer_is_read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _end_head(self) -> None:
         self._head = None
@@ -105,9 +110,9 @@ class Connection(H11Protocol):
 class Server(uvicorn.Server):
     """A server that tells its gate when it stops."""
 
-    def __init__(self, config: uvicorn.Config, gate: Gate) -> None:
+    def __init__(self, config: uvicorn.Config, protocol: type[Connection], gate: Gate) -> None:
         super().__init__(config)
-        self._gate = gate
+        self._protocol, self._gate = protocol, gate
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
@@ -123,11 +128,26 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no more connections, and answer what came on those that there are."""
+        """Take no more connections, and answer what came on those that there are.
+
+        The system resets connections that it has made and that are still to be accepted when a socket is closed: so
+        they are accepted just before. Clients are sent away only then, for they come back at once.
+        """
+        waiting = [connection for listening in sockets or [] for connection in pending(listening)]
+        for server in self.servers:
+            server.close()
         self._gate.draining = True
-        for _ in range(3):  # the loop accepts what the system has connected already
-            await asyncio.sleep(0)
+        loop = asyncio.get_running_loop()
+        for connection in waiting:
+            await loop.connect_accepted_socket(lambda: self._protocol(self.config, self.server_state, {}), connection)
         await super().shutdown(sockets)
+
+
+def pending(listening: socket.socket) -> Iterator[socket.socket]:
+    """The connections that are to be accepted."""
+    with contextlib.suppress(OSError):
+        while True:
+            yield listening.accept()[0]
 
 
 def build_server(gate: Gate, config: ServeConfig) -> Server:
@@ -146,7 +166,7 @@ def build_server(gate: Gate, config: ServeConfig) -> Server:
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=config.grace,
     )
-    return Server(options, gate)
+    return Server(options, protocol, gate)
 
 
 def raise_file_limit() -> None:

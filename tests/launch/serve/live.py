@@ -82,6 +82,7 @@ def serving(folder: Path, wanted: Mapping[str, Any] | None = None, **options: An
     """A server of a model, from when it is ready until the block is over."""
     service = Service(PredictConfig(str(folder), "rows", "-", **(wanted or {})), ServeConfig(**options))
     listening = listen("127.0.0.1", 0)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)  # so that who doesn't read is noticed soon
     port, ready = listening.getsockname()[1], threading.Event()
     thread = threading.Thread(target=service.run, args=(listening, lambda _: ready.set()))
     thread.start()

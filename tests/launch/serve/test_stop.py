@@ -33,6 +33,8 @@ class Client:
     """Asks again and again until its server takes no connection."""
 
     port: int
+    keeps: bool = True
+    """its connection, for the next request"""
     asked: int = 0
     statuses: list[int] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
@@ -47,7 +49,7 @@ class Client:
                     return
             self.asked += 1
             try:
-                connection.request("POST", "/predict", BODY, JSON)
+                connection.request("POST", "/predict", BODY, JSON if self.keeps else {**JSON, "Connection": "close"})
                 answer = connection.getresponse()
                 answer.read()
                 self.statuses.append(answer.status)
@@ -58,7 +60,7 @@ class Client:
 
 @contextlib.contextmanager
 def clients(port: int, count: int) -> object:
-    made = [Client(port) for _ in range(count)]
+    made = [Client(port, keeps=index % 2 == 0) for index in range(count)]
     threads = [threading.Thread(target=each.run) for each in made]
     for thread in threads:
         thread.start()
@@ -66,6 +68,14 @@ def clients(port: int, count: int) -> object:
     for thread in threads:
         thread.join(30)
         assert not thread.is_alive()
+
+
+def check(made: list[Client]) -> None:
+    """All is answered; but the system may make a connection in the microseconds before its socket is closed."""
+    assert [each.lost for each in made if each.keeps] == [[]] * (len(made) // 2)
+    assert sum(len(each.lost) for each in made) <= 1
+    assert all(set(each.statuses) == {200} for each in made)
+    assert sum(each.asked for each in made) > 16
 
 
 def after(ready: threading.Event, do: object) -> threading.Thread:
@@ -97,9 +107,7 @@ def test_all_that_was_accepted_is_answered(classifier: Path, number: signal.Sign
     service.run(listening, lambda _: ready.set())
     thread.join(30)
     assert signal.getsignal(number) is before
-    assert [each.lost for each in made] == [[]] * 8
-    assert all(set(each.statuses) == {200} and len(each.statuses) == each.asked for each in made)
-    assert sum(each.asked for each in made) > 16
+    check(made)
 
 
 def test_idle_connections_do_not_hold_up_the_stop_and_are_answered_at_its_begin(classifier: Path) -> None:
@@ -162,5 +170,4 @@ def test_the_command_under_load_ends_with_0(classifier: Path) -> None:
         assert process.wait(30) == 0
         assert process.stdout.read() == ""
         assert "Traceback" not in process.stderr.read()
-    assert [each.lost for each in made] == [[]] * 16
-    assert all(set(each.statuses) == {200} and len(each.statuses) == each.asked for each in made)
+    check(made)
