@@ -12,12 +12,12 @@ from pathlib import Path
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 #: malloc's default for M_TOP_PAD, in bytes
 TOP_PAD = 128 << 10
-#: thresholds in bytes: above any tensor of a step, and above what can ever be free at the end of the heap
+#: thresholds in bytes: below buffers of all gradients; above all that can be free at the heap's end
 MAPPED_FROM, TRIMMED_FROM = 32 << 20, (1 << 31) - 1
-#: bytes that the heap is extended by at once, near the largest value that mallopt takes
-RESERVED = (1 << 31) - (64 << 20)
-#: size in bytes and largest number of the allocations that make malloc extend the heap
-REQUEST, REQUESTS = 32 << 20, 64
+#: bytes that the heap is extended by at once; there, large buffers are taken from it too, and their holes can be filled
+RESERVED = 512 << 20
+#: size in bytes, below MAPPED_FROM, and largest number of the allocations that make malloc extend the heap
+REQUEST, REQUESTS = 16 << 20, 128
 #: advice for madvise
 MADV_HUGEPAGE = 14
 
@@ -34,7 +34,9 @@ def keep_heap() -> None:
 
     By default each step returns large chunks and the end of the heap to the system and gets them again, cleared page
     by page. Without that, and with fewer TLB misses, steps of BERT-mini take 5 % less time on 2 CPU threads, and some
-    15 % more memory, since the heap is fragmented.
+    15 % more memory, since the heap is fragmented. Beyond what is reserved, buffers as large as all gradients stay out
+    of the heap: where batches have other sizes at each step, smaller tensors settle in the hole that such a buffer
+    leaves, the next one needs new memory, and fine-tuning grows by all gradients every few steps.
     """
     if any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return

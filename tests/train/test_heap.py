@@ -96,6 +96,28 @@ def test_the_end_of_the_heap_is_kept_unless_the_environment_says_otherwise(
     assert (faults < 1000) == (mine is None)
 
 
+PLACES = """
+import torch
+from engine.train.heap import RESERVED, keep_heap
+
+keep_heap()
+held = [torch.empty(1 << 20) for _ in range(RESERVED >> 22)]
+tensors = [torch.empty(1 << 20), torch.empty(1 << 24)]
+heap = next(line for line in open("/proc/self/maps") if line.rstrip().endswith("[heap]"))
+begin, end = (int(bound, 16) for bound in heap.split()[0].split("-"))
+print(*(begin <= tensor.data_ptr() < end for tensor in tensors))
+"""
+
+
+@pytest.mark.skipif(not GLIBC, reason="no glibc")
+def test_large_buffers_stay_out_of_a_heap_beyond_its_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, smaller tensors would settle in the holes that they leave, and the heap would grow step by step."""
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    command = [sys.executable, "-c", PLACES]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    assert said.split() == ["True", "False"]
+
+
 HUGE = """
 from engine.train.heap import RESERVED, keep_heap
 
