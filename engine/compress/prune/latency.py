@@ -27,8 +27,8 @@ from engine.model.sentence import SentenceConfig
 from engine.onnx.graph import input_names, to_onnx
 from engine.onnx.module import open_session
 
-#: numbers of units that are measured, as shares of all
-MEASURED = (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)
+#: numbers of units that are measured, as shares of all, beside all of them
+MEASURED = (0.0, 0.25, 0.5, 0.75)
 ROUNDS = 25
 #: that of an encoder alone
 HEAD = "embeddings"
@@ -92,16 +92,17 @@ def measure(config: Any, load: Load) -> Costs:
     one, two = _encoder(config, 1), _encoder(config, 2)
     counts = {part.kind: part.count for part in sublayers(one)}
     sizes = {kind: sorted({max(1, round(share * count)) for share in MEASURED}) for kind, count in counts.items()}
-    runs: dict[tuple[Any, int], Callable[[], object]] = {("whole", 2): prepared(two, HEAD, load)}
-    for kind, measured in sizes.items():
-        runs |= {(kind, size): prepared(_smaller(one, kind, size), HEAD, load) for size in measured}
+    runs: dict[tuple[Any, int], Callable[[], object]] = {("layers", 2): prepared(two, HEAD, load)}
+    for kind, some in sizes.items():
+        runs |= {(kind, size): prepared(_smaller(one, kind, size), HEAD, load) for size in some}
+    runs["layers", 1] = prepared(one, HEAD, load)
     times = _times(runs, load)
-    layer = max(times["whole", 2] - (times["heads", counts["heads"]] + times["neurons", counts["neurons"]]) / 2, 1e-9)
+    layer = max(times["layers", 2] - times["layers", 1], 1e-9)
     saved = {}
     for kind, count in counts.items():
-        slowest = np.maximum.accumulate([times[kind, size] for size in sizes[kind]])
-        saved[kind] = np.interp(np.arange(count + 1), sizes[kind], slowest - slowest[-1])
-    fixed = max(times["whole", 2] - 2 * layer, 0.0)
+        slowest = np.maximum.accumulate([*(times[kind, size] for size in sizes[kind]), times["layers", 1]])
+        saved[kind] = np.interp(np.arange(count + 1), [*sizes[kind], count], slowest - slowest[-1])
+    fixed = max(times["layers", 1] - layer, 0.0)
     return Costs(fixed, saved["heads"] + layer, saved["neurons"])
 
 

@@ -26,7 +26,7 @@ def config_of(kind: str, **more: Any) -> Any:
     if kind == "modernbert":
         own |= {"layer_types": ["full_attention", "sliding_attention", "full_attention"], "local_attention": 8}
         own |= {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
-    return ARCHITECTURES.get(kind).config_class()(**SIZES, **own, **more)
+    return ARCHITECTURES.get(kind).config_class()(**{**SIZES, **own, **more})
 
 
 def widened(model: nn.Module) -> nn.Module:
