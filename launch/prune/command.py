@@ -13,8 +13,12 @@ from launch.prune.output import check_output
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
+    from torch import nn
 
+    from engine.compress.folder import Source
     from engine.compress.prune.prune import Options
+    from engine.compress.score import Score
+    from engine.tasks.finetune import FineTuning
 
 DESCRIPTION = """Take out of a trained model what matters least, without training it again, or drop layers.
 
@@ -92,9 +96,7 @@ def run(values: Namespace, more: list[str]) -> list[str]:
     options = _options(values)
     from engine.compress.folder import open_source
     from engine.compress.prune.compact import compact, zeros
-    from engine.compress.prune.layers import with_layers
-    from engine.compress.prune.prune import prune
-    from engine.compress.score import change, score
+    from engine.compress.score import score
     from launch.prune.data import is_run, task_of
 
     source, output = open_source(values.model), Path(values.output)
@@ -106,33 +108,46 @@ def run(values: Namespace, more: list[str]) -> list[str]:
     task = task_of(values.model, source, values.data, more) if has_data else None
     model = source.load()
     before = None if task is None else score(task, model)
-    lines: list[str] = []
+    model, told, lines = _smaller(model, source, kept, task, options)
+    width = compact(model)
+    empty = [f"{number} of {count} {kind}" for kind, (count, number) in zeros(model).items() if number]
+    lines.append(f"folder: {width} neurons a layer; zeros that exports to ONNX take out: {', '.join(empty) or 'none'}")
+    if task is not None and before is not None:
+        after = score(task, model)
+        lines.append(_told_scores(before, after))
+        told |= {"metric": after.metric, "before": before.value, "after": after.value}
+    compared = source.write(model, output, {"pruned": told})
+    return [*lines, f"wrote {output}", f"checked: {compared}"]
+
+
+def _smaller(
+    model: nn.Module, source: Source, kept: list[int] | None, task: FineTuning | None, options: Options | None
+) -> tuple[nn.Module, dict[str, object], list[str]]:
+    """The model without layers and units; what zerobert.json and the user are told of it."""
+    from engine.compress.prune.layers import with_layers
+    from engine.compress.prune.prune import prune
+
     told: dict[str, object] = {}
+    lines: list[str] = []
     if kept is not None:
         model = with_layers(model, source.head, kept)
         lines.append(f"layers: {', '.join(map(str, kept))} of {source.config.num_hidden_layers} kept")
         told["layers"] = kept
-    if options is not None:
-        assert task is not None
+    if task is not None and options is not None:
         pruned = prune(task, model, options)
         model = pruned.model
         lines += [*pruned.lines(), pruned.cost_line(options)]
-        told |= {"target": values.target, "kept": [list(each) for each in pruned.kept]}
-    after = None if task is None else score(task, model)
-    width = compact(model)
-    empty = {kind: f"{number} of {count} {kind}" for kind, (count, number) in zeros(model).items() if number}
-    lines.append(
-        f"folder: {width} neurons a layer; zeros that exports to ONNX take out: {', '.join(empty.values()) or 'none'}"
-    )
-    if before is not None and after is not None:
-        found = change(before, after)
-        told |= {"metric": after.metric, "before": before.value, "after": after.value}
-        apart = f"{found.value:+.4f}, 95 % between {found.low:+.4f} and {found.high:+.4f}"
-        lines.append(
-            f"{after.metric}: {before.value:.4f} -> {after.value:.4f} ({apart}; {len(after.outcomes)} examples)"
-        )
-    compared = source.write(model, output, {"pruned": told})
-    return [*lines, f"wrote {output}", f"checked: {compared}"]
+        told |= {"target": str(options.target), "kept": [list(each) for each in pruned.kept]}
+    return model, told, lines
+
+
+def _told_scores(before: Score, after: Score) -> str:
+    """Both, and their difference with its interval."""
+    from engine.compress.score import change
+
+    found, examples = change(before, after), len(after.outcomes)
+    apart = f"{found.value:+.4f}, 95 % between {found.low:+.4f} and {found.high:+.4f}"
+    return f"{after.metric}: {before.value:.4f} -> {after.value:.4f} ({apart}; {examples} examples)"
 
 
 def _options(values: Namespace) -> Options | None:

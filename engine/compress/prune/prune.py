@@ -186,10 +186,10 @@ def choose(
 def _unreachable(target: Target, whole: float, least: float) -> UserError:
     """What to tell of a target below what the smallest layers cost."""
     limits = {"speed": f"{whole / least:.2g}x", "flops": f"{least / whole:.3g}", "size": f"{least / 1e6:.3g}MB"}
-    shown = {"speed": f"{target.value:g}x", "flops": f"{target.value:g}", "size": f"{target.value / 1e6:g}MB"}
-    name = target.measure
-    remedy = f"with one head and {STEP} neurons a layer {limits[name]} is reached; ask less, or drop layers too"
-    return UserError(f"target: {name} {shown[name]} is out of reach; {remedy}")
+    remedy = (
+        f"with one head and {STEP} neurons a layer {limits[target.measure]} is reached; ask less, or drop layers too"
+    )
+    return UserError(f"target: {target} is out of reach; {remedy}")
 
 
 def _sizes(part: Sublayer) -> list[int]:

@@ -25,12 +25,12 @@ class Target:
     shares: tuple[tuple[Kind, float], ...] = ()
     """share: how many of the heads, neurons or both are kept"""
 
-    @property
-    def keeps(self) -> tuple[Kind, ...]:
-        """The kinds of units of which all are kept."""
-        asked = [kind for kind, _ in self.shares]
-        kinds: tuple[Kind, ...] = ("heads", "neurons")
-        return tuple(kind for kind in kinds if self.measure == "share" and kind not in asked)
+    def __str__(self) -> str:
+        """As a user may give it."""
+        if self.measure == "share":
+            return ", ".join(f"{kind} {share:g}" for kind, share in self.shares)
+        value = {"speed": f"{self.value:g}x", "size": f"{self.value / 1e6:g}MB"}.get(self.measure, f"{self.value:g}")
+        return f"{self.measure} {value}"
 
 
 def parse_target(text: str) -> Target:

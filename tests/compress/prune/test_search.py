@@ -55,6 +55,11 @@ def test_targets() -> None:
     assert parse_target("heads 0.5, neurons 0.4") == Target("share", shares=(("heads", 0.5), ("neurons", 0.4)))
 
 
+@pytest.mark.parametrize("text", ["speed 2.5x", "flops 0.5", "size 0.06MB", "heads 0.5, neurons 0.4", "neurons 0.4"])
+def test_a_target_is_told_as_it_is_given(text: str) -> None:
+    assert str(parse_target(text)) == text
+
+
 @pytest.mark.parametrize(
     "wrong",
     ["", "fast", "speed", "speed 0.5x", "flops 2", "flops 0", "size 30", "size 0MB", "heads 1.5", "heads 1, heads 1",
