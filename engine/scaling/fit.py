@@ -82,11 +82,15 @@ class Fit:
         for index, name in enumerate(self.law.fields):
             yield name, (self.theta[index], self.samples[:, index])
 
+    def draws(self, scale: Scale, seed: int = 0) -> Array:
+        """The loss of a new run at each scale by each resample [r, n]: a residual is drawn for each."""
+        size = (len(self.samples), len(scale.parameters))
+        drawn = np.random.default_rng(seed).choice(self._spread(), size=size)
+        return np.asarray(self.law.predict(self.samples, scale) * np.exp(drawn))
+
     def predict(self, scale: Scale, seed: int = 0) -> list[Interval]:
-        """The loss of a new run at each scale: intervals hold the run, so a residual is drawn for each resample."""
-        means = self.law.predict(self.theta, scale)
-        drawn = np.random.default_rng(seed).choice(self._spread(), size=(len(self.samples), len(means)))
-        samples = self.law.predict(self.samples, scale) * np.exp(drawn)
+        """The loss of a new run at each scale; intervals hold the run."""
+        means, samples = self.law.predict(self.theta, scale), self.draws(scale, seed)
         return [self.interval(mean, sample) for mean, sample in zip(means, samples.T, strict=True)]
 
     def _spread(self) -> Array:
