@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,8 @@ def describe_graph(proto: Any, source: Source, precision: str) -> None:
 def _theirs(source: Source) -> nn.Module:
     """transformers' model with the weights of ours, whose parameters have the same names."""
     architecture = architecture_of(source.config)
-    model: nn.Module = architecture.export_class(architecture.class_for(source.head))(source.config)
+    config = deepcopy(source.config)  # the export changes its attention
+    model: nn.Module = architecture.export_class(architecture.class_for(source.head))(config)
     told = model.load_state_dict(source.model.state_dict(), strict=False)
     assert not told.missing_keys, f"transformers' class has {told.missing_keys[0]} and our modules don't"
     assert not told.unexpected_keys, f"our modules have {told.unexpected_keys[0]} and transformers' class doesn't"
