@@ -40,6 +40,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "adapters": ("--quick",),
     "adapters_peer": ("--quick",),
     "predict": ("--rows=64", "--trial-rows=32", "--repeats=3", "--batches=8", "--unjudged"),
+    "onnx": ("--models=minilm", "--batches=1", "--lengths=32", "--seconds=2"),
     "serve": ("--rows=64", "--repeats=3", "--seconds=2", "--unjudged"),
     "prepare": (),
     "startup": ("--repeats=5", "--unjudged"),
