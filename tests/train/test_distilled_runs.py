@@ -55,7 +55,7 @@ def test_two_ranks_learn_from_teachers_what_one_learns(tmp_path: Path, task: str
 def test_a_run_goes_on_with_its_own_teachers_and_exports_no_projections(tmp_path: Path) -> None:
     """Another teacher's weights are refused, as is a teacher that isn't there, on whichever rank."""
     tiny_bert(tmp_path / "bert")
-    teacher, data = tiny_teacher(tmp_path / "teacher", "012"), write(tmp_path / "train.jsonl", ROWS[CLASSES](60, 1))
+    teacher, data = tiny_teacher(tmp_path / "teacher", "0123"), write(tmp_path / "train.jsonl", ROWS[CLASSES](60, 1))
     given = [f"--task={CLASSES}", f"--model.init_from={tmp_path / 'bert'}", f"--labelled.train={data}"]
     given += ["--labelled.max_length=14", "--train.save_interval=2", "--distil.hidden=1"]
     output, taught = tmp_path / "run", f"--distil.teachers={teacher}"

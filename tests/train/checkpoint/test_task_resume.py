@@ -102,7 +102,7 @@ def options(folder: Path, case: Case, stage: int) -> list[str]:
         model = tiny_bert(folder / "bert")
         rows = {name: ROWS[case.task](SIZES[name], seed) for seed, name in enumerate(case.splits)}
         files = {name: write(folder / f"{name}.jsonl", rows[name]) for name in case.splits}
-    taught = [f"--distil.teachers={tiny_teacher(folder / 'teacher', '012')}"] if case.taught else []
+    taught = [f"--distil.teachers={tiny_teacher(folder / 'teacher', '0123')}"] if case.taught else []
     given = {option.partition("=")[0] for option in case.options}
     usual = [option for option in USUAL if option.partition("=")[0] not in given]
     return [
