@@ -1,8 +1,7 @@
 """Curves of scores over an axis, fitted to many resamples at once by weighted least squares.
 
 At a given shape a curve is linear in its two levels, so the search is over place and span alone (variable projection,
-Golub and Pereyra 1973): all shapes of a grid, then finer and finer grids around the best. So it can't end in another
-local minimum than that of the grid.
+Golub and Pereyra 1973): for each link all shapes of a grid, then smaller and smaller steps around the best.
 
 Shapes: R resamples, n points, K candidate shapes.
 """
@@ -10,7 +9,7 @@ Shapes: R resamples, n points, K candidate shapes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +17,11 @@ from numpy.typing import NDArray
 from engine.scaling.emergence.shapes import Family, shape
 from engine.scaling.terms import Array
 
-#: refinements of the grid, each twice as fine as the one before
-REFINEMENTS = 7
+#: rounds of a search around the best of the grid, which halves its steps where none is better
+REFINEMENTS = 11
 _OFFSETS = np.array([-1.0, 0.0, 1.0])
 #: resamples at once, so that temporary arrays stay in the cache
-ROWS = 64
+ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,6 @@ class Curves:
             result[rows] = self.before[rows, None] * (1.0 - part) + self.after[rows, None] * part
         return result
 
-    def rows(self, which: NDArray[np.bool_]) -> tuple[NDArray, ...]:  # type: ignore[type-arg]
-        return tuple(getattr(self, name)[which] for name in self.__dataclass_fields__)
-
 
 def fit(families: Sequence[Family], place: Array, scores: Array, weights: Array, bounds: Bounds) -> Curves:
     """The best curve of any family for each resample.
@@ -71,51 +67,51 @@ def fit(families: Sequence[Family], place: Array, scores: Array, weights: Array,
         scores: [R, n].
         weights: [R, n].
     """
-    found = [_fit_family(family, place, scores, weights, bounds) for family in families]
-    best = np.argmin([curves.value for curves in found], axis=0)
-    columns = zip(*(curves.rows(np.ones(len(scores), bool)) for curves in found), strict=True)
-    return Curves(*(np.stack(column)[best, np.arange(len(scores))] for column in columns))
+    each = [(replace(family, links=(link,)), link) for family in families for link in family.links]
+    found = [_fit_link(family, link, place, scores, weights, bounds) for family, link in each]
+    best = np.argmin([state[:, 4] for state in found], axis=0)
+    state = np.stack(found)[best, np.arange(len(scores))]
+    names = (np.array(column)[best] for column in ([family.name for family, _ in each], [link for _, link in each]))
+    return Curves(*names, *state.T)
 
 
-def _fit_family(family: Family, place: Array, scores: Array, weights: Array, bounds: Bounds) -> Curves:
-    shapes = family.shapes(place)
-    best, values, before, after = (np.empty(len(scores), kind) for kind in (np.intp, float, float, float))
+def _fit_link(family: Family, link: str, place: Array, scores: Array, weights: Array, bounds: Bounds) -> Array:
+    """Centre, span, levels before and after, and value of the best shape of a link for each resample [R, 5]."""
+    _, centres, spans = family.grid()
+    shapes = shape(link, centres[:, None], spans[:, None], place)
+    parts = []
     for first in range(0, len(scores), ROWS):
-        part = slice(first, first + ROWS)
-        low, high, value = levels(shapes, scores[part], weights[part], bounds)
-        chosen = np.argmin(value, axis=1)
-        rows = np.arange(len(chosen))
-        best[part], values[part] = chosen, value[rows, chosen]
-        before[part], after[part] = low[rows, chosen], high[rows, chosen]
-    links, centres, spans = (column[best] for column in family.grid())
-    name = np.full(len(scores), family.name)
-    curves = Curves(name, links, centres, spans, before, after, values)
-    return _refine(curves, family, place, scores, weights, bounds) if family.refined else curves
+        given = scores[first : first + ROWS], weights[first : first + ROWS]
+        low, high, value = levels(shapes, *given, bounds)
+        best = np.argmin(value, axis=1)
+        rows = np.arange(len(best))
+        state = np.column_stack([centres[best], spans[best], *(column[rows, best] for column in (low, high, value))])
+        parts.append(_refine(state, family, link, place, *given, bounds) if family.refined else state)
+    return np.concatenate(parts)
 
 
-def _refine(curves: Curves, family: Family, place: Array, scores: Array, weights: Array, bounds: Bounds) -> Curves:
-    """Finer grids around each resample's best shape."""
-    spans = np.log(family.spans)
-    widths = [float(np.diff(axis)[0]) if len(axis) > 1 else 0.0 for axis in (family.centres, spans)]
+def _refine(
+    state: Array, family: Family, link: str, place: Array, scores: Array, weights: Array, bounds: Bounds
+) -> Array:
+    """Smaller and smaller steps around each resample's best shape."""
+    axes = (family.centres, np.log(family.spans))
+    limits = (family.limits(link), (axes[1].min(), axes[1].max()))
+    widths = np.array([float(np.diff(axis)[0]) if len(axis) > 1 else 0.0 for axis in axes])
     offsets = [_OFFSETS if width else np.zeros(1) for width in widths]
-    steps = np.stack([axis.ravel() for axis in np.meshgrid(*offsets, indexing="ij")], axis=1)
-    state = np.stack([curves.centre, np.log(curves.span), curves.before, curves.after, curves.value], axis=1)
-    for link in np.unique(curves.link):
-        limits = (family.limits(str(link)), (spans.min(), spans.max()))
-        for rows in np.array_split(np.flatnonzero(curves.link == link), max(1, (curves.link == link).sum() // ROWS)):
-            own, among = state[rows], np.arange(len(rows))
-            for halving in 0.5 ** np.arange(1, REFINEMENTS + 1):
-                tried = own[:, None, :2] + halving * steps * widths
-                for axis, (least, most) in enumerate(limits):
-                    tried[..., axis] = np.clip(tried[..., axis], least, most)
-                shapes = shape(str(link), tried[..., :1], np.exp(tried[..., 1:]), place)
-                low, high, value = levels(shapes, scores[rows], weights[rows], bounds)
-                best = np.argmin(value, axis=1)
-                new = np.column_stack([tried[among, best], *(each[among, best] for each in (low, high, value))])
-                own = np.where(new[:, 4:] < own[:, 4:], new, own)
-            state[rows] = own
-    centre, span, before, after, value = state.T
-    return Curves(curves.family, curves.link, centre, np.exp(span), before, after, value)
+    steps = widths * np.stack([axis.ravel() for axis in np.meshgrid(*offsets, indexing="ij")], axis=1)
+    own, rows, size = state.copy(), np.arange(len(state)), np.full((len(state), 1, 1), 0.5)
+    own[:, 1] = np.log(own[:, 1])
+    for _ in range(REFINEMENTS):
+        tried = own[:, None, :2] + size * steps
+        for axis, (least, most) in enumerate(limits):
+            tried[..., axis] = np.clip(tried[..., axis], least, most)
+        low, high, value = levels(shape(link, tried[..., :1], np.exp(tried[..., 1:]), place), scores, weights, bounds)
+        best = np.argmin(value, axis=1)
+        new = np.column_stack([tried[rows, best], *(column[rows, best] for column in (low, high, value))])
+        better = new[:, 4:] < own[:, 4:]
+        own, size = np.where(better, new, own), np.where(better[:, None], size, size / 2)
+    own[:, 1] = np.exp(own[:, 1])
+    return own
 
 
 def levels(shapes: Array, scores: Array, weights: Array, bounds: Bounds) -> tuple[Array, Array, Array]:
@@ -131,7 +127,7 @@ def levels(shapes: Array, scores: Array, weights: Array, bounds: Bounds) -> tupl
     pulled, rest = weights * centred, 1.0 - shapes
 
     def total(values: Array, of: Array) -> Array:
-        return values @ of.T if of.ndim == 2 else np.asarray(of @ values[:, :, None])[..., 0]
+        return values @ of.T if of.ndim == 2 else np.asarray(np.einsum("rn,rkn->rk", values, of))
 
     aa, bb, ab = total(weights, rest * rest), total(weights, shapes * shapes), total(weights, rest * shapes)
     ya, yb, yy = total(pulled, rest), total(pulled, shapes), (pulled * centred).sum(axis=1, keepdims=True)

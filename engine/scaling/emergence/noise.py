@@ -60,9 +60,9 @@ class Scatter:
         return order[:-1][same], order[1:][same]
 
     def draw(
-        self, means: Array, dispersion: float, correlation: float, count: int, random: np.random.Generator
+        self, means: Array, dispersion: Array | float, correlation: float, count: int, random: np.random.Generator
     ) -> Array:
-        """New measurements [count, n] around the means [n] or [count, n]."""
+        """New measurements [count, n] around means [n] or [count, n]; a dispersion for all, or for each [count, 1]."""
         means = np.broadcast_to(means, (count, len(self.runs)))
         normal = random.standard_normal(means.shape)
         for before, after in zip(*self._neighbours, strict=True):
