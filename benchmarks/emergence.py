@@ -8,7 +8,7 @@
   a per-token p that grows evenly), on noise and on a jump under both metrics.
 - olmo: two-step predictions of the held-out 7B and 13B for each task, from the 25 smaller runs.
 - olmo_verdicts: verdicts on each task, accuracy against bits per byte, along compute and along loss.
-- overtraining: the mean accuracy of the tasks above chance of the held-out 1B and 7B, for each training set.
+- overtraining: the mean of 17 accuracies of the held-out 1B and 7B, for each training set.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from engine.scaling.emergence.noise import Scatter
 from engine.scaling.emergence.shapes import shape
 from engine.scaling.emergence.two_step import LINKS, two_step
 from engine.scaling.emergence.verdict import verdicts
+from engine.scaling.fit import Interval
 from engine.scaling.points import Points, read_points
 from engine.scaling.terms import LAWS, Array
 
@@ -62,7 +63,7 @@ SMOOTH: Mapping[str, tuple[Callable[[Array], Array], float | None]] = {
 }  # fmt: skip
 
 
-def false_positives(repeats: int) -> Iterator[str]:
+def false_positives(repeats: int, _: int) -> Iterator[str]:
     place = ladder(SIZES, SEEDS)
     for name, (law, noise) in SMOOTH.items():
         means = np.broadcast_to(law(place), (repeats, len(place)))
@@ -104,7 +105,7 @@ def _rate(found: NDArray[np.bool_]) -> str:
     return f"{share_:.3f} +- {np.sqrt(share_ * (1 - share_) / len(found)):.3f} of {len(found)}"
 
 
-def planted(repeats: int) -> Iterator[str]:
+def planted(repeats: int, _: int) -> Iterator[str]:
     for sizes, seeds in ((5, 1), (5, 3)):
         for noise, height in ((None, 0.1), (0.02, 0.1)):
             yield f"{sizes} sizes x {seeds}, {'binomial' if noise is None else 'normal 0.02'}, jump of {height}: " + (
@@ -118,10 +119,10 @@ def _jumps(sizes: int, seeds: int, noise: float | None, height: float, repeats: 
     places = np.unique(place)
     gaps = (places[1:-1] + places[2:]) / 2
     means = np.stack([0.25 + height * shape("step", gaps[each % len(gaps)], 1.0, place) for each in range(repeats)])
-    told = [
-        find_change(measurement(place, means[seed], np.random.default_rng(seed), noise), height=height, resamples=399, seed=seed).power
-        for seed in range(max(1, repeats // 50))
-    ]
+    told = []
+    for seed in range(max(1, repeats // 50)):
+        measured = measurement(place, means[seed], np.random.default_rng(seed), noise)
+        told.append(find_change(measured, height=height, resamples=399, seed=seed).power)
     return f"found {_rate(_found(place, means, noise))}, told {np.mean(told):.2f}"
 
 
@@ -163,39 +164,42 @@ def _tasks(points: Points) -> list[str]:
     return [name for name in names if np.isfinite(points.numbers(f"acc_{name}")).all()]
 
 
-def olmo(repeats: int) -> Iterator[str]:
+def olmo(_: int, resamples: int) -> Iterator[str]:
     for link in LINKS:
-        for law in ("size_and_data", "equal_exponents"):
-            errors, covered = [], []
-            for task in _tasks(_olmo()):
-                points = _olmo(task)
-                large = np.array([model in ("7B", "13B") for model in points.columns["model"]])
-                metric, targets = accuracy(f"acc_{task}"), points.take(large)
-                fitted = two_step(points.take(~large), metric, LAWS[law], link=link)
-                for name, predicted, true in zip(
-                    targets.columns["model"], fitted.predict(targets), targets.numbers(metric.column), strict=True
-                ):
-                    errors.append(predicted.value - true)
-                    covered.append(predicted.holds(true))
-                    yield (
-                        f"{link}, {law}, {task}, {name}: predicted {predicted}, reached {true:.4f}, "
-                        f"off {errors[-1]:+.4f}, {'covered' if covered[-1] else 'not covered'}"
-                    )
-            yield (
-                f"{link}, {law}: mean size of the errors {np.mean(np.abs(errors)):.4f}, "
-                f"{sum(covered)} of {len(covered)} covered by 90 % intervals"
-            )
+        errors, covered = [], []
+        for task in _tasks(_olmo()):
+            points = _olmo(task)
+            large = np.array([model in ("7B", "13B") for model in points.columns["model"]])
+            metric, targets = accuracy(f"acc_{task}"), points.take(large)
+            fitted = two_step(points.take(~large), metric, LAWS["size_and_data"], link=link, resamples=resamples)
+            reached = zip(targets.columns["model"], targets.numbers(metric.column), targets.losses, strict=True)
+            told = zip(reached, fitted.predict(targets), fitted.law.predict(targets), strict=True)
+            for (name, score, loss), predicted, bits in told:
+                errors.append(predicted.value - score)
+                covered.append(predicted.holds(score))
+                yield (
+                    f"{link}, {task}, {name}: bits per byte {bits}, reached {loss:.4f}, {_covered(bits, loss)}; "
+                    f"accuracy {predicted}, reached {score:.4f}, off {errors[-1]:+.4f}, {_covered(predicted, score)}"
+                )
+        yield (
+            f"{link}: mean size of the errors {np.mean(np.abs(errors)):.4f}, "
+            f"{sum(covered)} of {len(covered)} covered by 90 % intervals"
+        )
 
 
-def olmo_verdicts(repeats: int) -> Iterator[str]:
+def _covered(predicted: Interval, reached: float) -> str:
+    return "covered" if predicted.holds(reached) else "not covered"
+
+
+def olmo_verdicts(_: int, resamples: int) -> Iterator[str]:
     points = _olmo()
     abilities = [Ability(task, accuracy(f"acc_{task}"), Metric(f"bpb_{task}", least=0.0)) for task in _tasks(points)]
     for axis in ("compute", "loss"):
-        for verdict in verdicts(points, abilities, axis=axis):
+        for verdict in verdicts(points, abilities, axis=axis, resamples=resamples):
             yield f"{axis}: {verdict}"
 
 
-def overtraining(repeats: int) -> Iterator[str]:
+def overtraining(_: int, resamples: int) -> Iterator[str]:
     path = DATA / "overtraining_ladder" / "points.csv"
     columns = {"parameters": "params", "loss": "loss_c4_val"}
     metric = accuracy("mean of accuracies")
@@ -205,11 +209,12 @@ def overtraining(repeats: int) -> Iterator[str]:
         large = np.array([name.split("-")[1].startswith("open_lm") for name in points.names])
         small, targets = points.take(~large), points.take(large)
         for link in LINKS:
-            fitted = two_step(small, metric, LAWS["equal_exponents"], scores=scores[~large], link=link)
+            law = LAWS["equal_exponents"]
+            fitted = two_step(small, metric, law, scores=scores[~large], link=link, resamples=resamples)
             for name, predicted, true in zip(targets.names, fitted.predict(targets), scores[large], strict=True):
                 yield (
                     f"{link}, {name}: predicted {predicted}, reached {true:.4f}, relative error "
-                    f"{(predicted.value - true) / true:+.2%}, {'covered' if predicted.holds(true) else 'not covered'}"
+                    f"{(predicted.value - true) / true:+.2%}, {_covered(predicted, true)}"
                 )
 
 
@@ -219,12 +224,13 @@ PARTS = (false_positives, planted, olmo, olmo_verdicts, overtraining)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[part.__name__ for part in PARTS])
-    parser.add_argument("--repeats", type=int, default=500)
+    parser.add_argument("--repeats", type=int, default=500, help="of planted truths")
+    parser.add_argument("--resamples", type=int, default=999, help="of real data")
     arguments = parser.parse_args()
     for part in PARTS:
         if arguments.only is None or part.__name__ in arguments.only:
             print(f"## {part.__name__}", flush=True)
-            for line in part(arguments.repeats):
+            for line in part(arguments.repeats, arguments.resamples):
                 print(line, flush=True)
 
 

@@ -9,7 +9,7 @@ Shapes: R resamples, n points, K candidate shapes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +67,7 @@ def fit(families: Sequence[Family], place: Array, scores: Array, weights: Array,
         scores: [R, n].
         weights: [R, n].
     """
-    each = [(replace(family, links=(link,)), link) for family in families for link in family.links]
+    each = [(family, link) for family in families for link in family.links]
     found = [_fit_link(family, link, place, scores, weights, bounds) for family, link in each]
     best = np.argmin([state[:, 4] for state in found], axis=0)
     state = np.stack(found)[best, np.arange(len(scores))]
@@ -77,7 +77,7 @@ def fit(families: Sequence[Family], place: Array, scores: Array, weights: Array,
 
 def _fit_link(family: Family, link: str, place: Array, scores: Array, weights: Array, bounds: Bounds) -> Array:
     """Centre, span, levels before and after, and value of the best shape of a link for each resample [R, 5]."""
-    _, centres, spans = family.grid()
+    centres, spans = family.grid(link)
     shapes = shape(link, centres[:, None], spans[:, None], place)
     parts = []
     for first in range(0, len(scores), ROWS):

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.scaling.terms import Array
 
@@ -83,22 +82,12 @@ class Family:
         least, most = float(self.centres.min()), float(self.centres.max())
         return max(least, 0.0) if link == "mirrored" else least, min(most, 1.0) if link == "gompertz" else most
 
-    def grid(self) -> tuple[NDArray[np.str_], Array, Array]:
-        """Link, centre and span of every shape, [K] each."""
-        parts = []
-        for link in self.links:
-            least, most = self.limits(link)
-            centres = self.centres[(self.centres >= least) & (self.centres <= most)]
-            centre, span = (axis.ravel() for axis in np.meshgrid(centres, self.spans, indexing="ij"))
-            parts.append((np.full(len(centre), link), centre, span))
-        link, centre, span = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return link, centre, span
-
-    def shapes(self, place: Array) -> Array:
-        """s of every shape of the grid at places [n], [K, n]."""
-        links, centres, spans = self.grid()
-        parts = [(link, links == link) for link in self.links]
-        return np.concatenate([shape(link, centres[own, None], spans[own, None], place) for link, own in parts])
+    def grid(self, link: str) -> tuple[Array, Array]:
+        """Centre and span of every shape of a link, [K] each."""
+        least, most = self.limits(link)
+        centres = self.centres[(self.centres >= least) & (self.centres <= most)]
+        centre, span = np.meshgrid(centres, self.spans, indexing="ij")
+        return centre.ravel(), span.ravel()
 
 
 def smooth(span: float = SMOOTH_SPAN) -> Family:

@@ -130,5 +130,5 @@ def test_settings_out_of_range_are_refused_in_a_line() -> None:
         verdicts(points, [ability], level=1.5)
     with pytest.raises(UserError, match=r"span: 0 is not allowed"):
         verdicts(points, [ability], span=0.0)
-    with pytest.raises(UserError, match="resamples: 10 can't reach level 0.05 .*give 20 at least"):
+    with pytest.raises(UserError, match=r"resamples: 10 can't reach level 0.05 .*give 20 at least"):
         verdicts(points, [ability], resamples=10)
