@@ -1,0 +1,1 @@
+"""int8 models within a budget of accuracy."""
