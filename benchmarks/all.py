@@ -42,7 +42,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "predict": ("--rows=64", "--trial-rows=32", "--repeats=3", "--batches=8", "--unjudged"),
     "onnx": ("--models=minilm", "--batches=1", "--lengths=32", "--seconds=2"),
     "serve": ("--rows=64", "--repeats=3", "--seconds=2", "--unjudged"),
-    "quantise": ("--widths=384", "--repeats=5", "--unjudged"),
+    "quantise": ("--widths=384", "--batches=1", "--repeats=5", "--unjudged"),
     "prepare": (),
     "startup": ("--repeats=5", "--unjudged"),
     "scaling": (),

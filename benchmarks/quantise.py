@@ -13,12 +13,14 @@ tells its metric before and after with the interval of the difference, and its b
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,7 @@ def in_turn(sessions: Mapping[str, Any], given: Feed, repeats: int) -> dict[str,
     return found
 
 
-def speed(width: int, threads: int, repeats: int, judged: bool) -> list[dict[str, Any]]:
+def speed(width: int, threads: int, given: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each batch and length."""
     with tempfile.TemporaryDirectory() as folder:
         model = graph_of(width, Path(folder))
@@ -86,8 +88,8 @@ def speed(width: int, threads: int, repeats: int, judged: bool) -> list[dict[str
     sessions = {name: session_of(each, threads) for name, each in models.items()}
     sizes = {name: len(each.SerializeToString()) / 1e6 for name, each in models.items()}
     rows = []
-    for batch, length in ((batch, length) for batch in BATCHES for length in LENGTHS):
-        times = in_turn(sessions, feed(batch, length), repeats * (4 if batch == 1 else 1))
+    for batch, length in product(given.batches, given.lengths):
+        times = in_turn(sessions, feed(batch, length), given.repeats * (4 if batch == 1 else 1))
         rivals = {}
         for name, runs in times.items():
             walls, owns = zip(*runs, strict=True)
@@ -103,7 +105,7 @@ def speed(width: int, threads: int, repeats: int, judged: bool) -> list[dict[str
             {
                 "title": f"width {width}, batch {batch}, {length} tokens, {threads} thread(s); {machine_told()}",
                 "rivals": rivals,
-                "goals": [goal(figure, best, at_least=SHAPES[width][2], judged=judged)],
+                "goals": [goal(figure, best, at_least=SHAPES[width][2], judged=not given.unjudged)],
             }
         )
     return rows
@@ -138,13 +140,15 @@ def main() -> int:
     parser = options(__doc__ or "")
     parser.set_defaults(threads=[1])
     parser.add_argument("--widths", type=int, nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="sequences of a batch")
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="tokens of a sequence")
     parser.add_argument("--runs", type=Path, nargs="*", default=[], help="fine-tuned runs to quantise")
     add_unjudged(parser)
     given = parser.parse_args()
     if given.repeats < 5:
         parser.error("--repeats: give at least 5")
     rows = [row for width in given.widths for threads in given.threads
-            for row in speed(width, threads, given.repeats, not given.unjudged)]  # fmt: skip
+            for row in speed(width, threads, given)]  # fmt: skip
     rows += [accuracy(run, given.threads[0], not given.unjudged) for run in given.runs]
     return finish(rows, given.json)
 

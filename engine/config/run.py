@@ -121,6 +121,10 @@ class RunConfig:
         remedy = f"task {self.task} trains all weights; leave it out"
         require(freezes or method == "none", "adapter.method", method, remedy)
         require(freezes or freeze is None, "train.freeze", freeze, remedy)
+        aware, remedy = self.train.int8_aware, f"task {self.task} is no task on labelled data; leave it out"
+        require(freezes or not aware, "train.int8_aware", aware, remedy)
+        remedy = f"adapter.method {method} keeps the weights that would be rounded as they are; leave it out"
+        require(method == "none" or not aware, "train.int8_aware", aware, remedy)
         for name in () if freezes else self.regularise.given:
             value = getattr(self.regularise, name.partition(".")[2])
             require(False, name, value, f"task {self.task} is no task on labelled data; leave it out")

@@ -34,6 +34,9 @@ class TrainConfig:
     freeze: str | None = None
     """weights of model.init_from that are not trained, separated by commas: embeddings, layers (all), layers:3,
     layers:0-5 (from 0), pooler, or encoder for all of these; with adapters, layers that get none. Of fine-tuning"""
+    int8_aware: bool = False
+    """let the encoder's linear layers compute with weights and inputs rounded as int8 rounds them, so that
+    `zerobert quantise` of the run loses less; of fine-tuning without adapters"""
     precision: Precision = "fp32"
     """fp32, bf16 or fp16 (fp16 scales the loss and needs a GPU)"""
     log_interval: int = 10

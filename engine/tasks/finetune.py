@@ -28,6 +28,7 @@ from engine.hub import local_folder
 from engine.model.adapters.adapt import Adaptation
 from engine.model.adapters.folder import is_adapter, open_adapted
 from engine.model.build import build_config, initialise
+from engine.model.int8_aware import round_layers
 from engine.model.pretrained import LoadReport, base_weights, load_config, load_pretrained
 from engine.model.regularised.dropout import Dropouts
 from engine.model.regularised.fresh import check_fresh, top_of
@@ -189,6 +190,8 @@ class FineTuning(Task):
         self.loaded = load_pretrained(model, self.tokenizer, fresh, self.config.model.kept_layers)
         self.adaptation.apply(model, self.loaded)
         drop_layers(model, self.config.regularise.layer_drop)
+        if self.config.train.int8_aware:
+            round_layers(model)
         if self.config.regularise.dropout_end is not None:
             Dropouts(model).check(self.config.regularise.dropout_end)
         self.distillation.attach(model)

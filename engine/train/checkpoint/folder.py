@@ -60,6 +60,7 @@ FIXED_FIELDS = (
     "optim.name",
     "train.precision",
     "train.freeze",
+    "train.int8_aware",
     "regularise.ema",
     "regularise.fresh_layers",
 )
