@@ -88,6 +88,7 @@ def test_print_config_prints_what_a_recipe_can_say(capsys: pytest.CaptureFixture
 )
 def test_every_recipe_parses(recipe: Path) -> None:
     needed = ["--model.init_from=x", "--labelled.train=x"] if "finetune" in recipe.name else []
+    needed += ["--distil.teachers=x"] if "distil" in recipe.name else []
     assert parse(["--config", str(recipe), *needed]).output.startswith("runs/")
 
 
