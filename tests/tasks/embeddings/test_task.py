@@ -151,7 +151,8 @@ def test_negatives_are_lists_texts_or_columns_of_their_own(folder: Path, tmp_pat
 def test_a_source_counts_pairs_and_their_tokens(folder: Path) -> None:
     source = make_task(folder).train_source()
     rows = triples(90, 0)
-    assert source.totals(0, np.arange(7)) == {"pairs": 7.0}
+    sequences = float(source.counts[source.describe(0, np.arange(7))].sum())
+    assert source.totals(0, np.arange(7)) == {"pairs": 7.0, "sequences": sequences}
     batch = source.collate(np.arange(5))
     lengths = [len(one.split()) + 2 for row in rows[:5] for one in (row["text"], row["positive"], *row["negatives"])]
     assert batch["lengths"].tolist() == lengths
