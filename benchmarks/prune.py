@@ -32,7 +32,7 @@ from engine.compress.score import change, score
 from engine.config import architecture_of
 from engine.model.pruning.slim import slim
 from engine.tasks.finetune import FineTuning
-from launch.prune.data import task_of
+from launch.scored import scored_task
 
 ROUNDS = 41
 LOAD = Load(batch=1, length=128, threads=1, runtime="onnx")
@@ -54,7 +54,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     source = open_source(str(given.run))
-    task = task_of(str(given.run), source, None, [])
+    task = scored_task(str(given.run), source, None)
     whole = source.load()
     models: dict[str, nn.Module] = {"whole": whole}
     evidence = None

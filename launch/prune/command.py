@@ -97,7 +97,7 @@ def run(values: Namespace, more: list[str]) -> list[str]:
     from engine.compress.folder import open_source
     from engine.compress.prune.compact import compact, zeros
     from engine.compress.score import score
-    from launch.prune.data import is_run, task_of
+    from launch.scored import is_run, scored_task
 
     source, output = open_source(values.model), Path(values.output)
     check_output(values.output, source.folder)
@@ -105,7 +105,7 @@ def run(values: Namespace, more: list[str]) -> list[str]:
     has_data = options is not None or values.data is not None or is_run(values.model)
     if more and not has_data:
         raise UserError(f"{more[0]}: without --data or --target no data are read; leave it out")
-    task = task_of(values.model, source, values.data, more) if has_data else None
+    task = scored_task(values.model, source, values.data, more) if has_data else None
     model = source.load()
     before = None if task is None else score(task, model)
     model, told, lines = _smaller(model, source, kept, task, options)

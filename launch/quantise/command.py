@@ -12,6 +12,7 @@ from engine.compress.quantise.options import QuantiseConfig
 from engine.errors import UserError
 from engine.zero.quiet import silence_libraries
 from launch.cli import CommandParser
+from launch.scored import is_run, scored_task
 
 if TYPE_CHECKING:
     from engine.predict.model import ModelFolder
@@ -57,14 +58,13 @@ def main(arguments: list[str]) -> int:
     config.validate()
     if not output or output == ".":
         raise UserError(f"output: {output!r} is not allowed; name the folder to write")
-    if data is None and not (Path(given) / "config.yaml").is_file():
+    if data is None and not is_run(given):  # before the model is exported
         raise UserError(f"data: not given, and {given!r} is no run; give the run that it is of, or a labelled file")
     silence_libraries()
     from engine.compress.quantise.quantise import quantise
-    from launch.scored import scored_task
 
     with as_onnx(given) as model:
-        task = scored_task(data or given, model, training)
+        task = scored_task(given, model, data, training, file_is_test=True)
         report = quantise(model, Path(output), task, config, lambda line: print(line, flush=True))
     print(f"\n{report}\nwritten   {output}", flush=True)
     return 0

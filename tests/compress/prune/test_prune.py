@@ -23,7 +23,7 @@ from engine.errors import UserError
 from engine.model.flops import forward_flops
 from engine.model.pruning.units import sublayers
 from engine.tasks.finetune import FineTuning
-from launch.prune.data import task_of
+from launch.scored import scored_task
 from tests.model.pruning.tiny import KINDS, config_of, widened
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def task(classifier: Path) -> FineTuning:
     more = ["--labelled.text=text", "--labelled.max_length=30", f"--labelled.validation={classifier.parent}/dev.jsonl"]
-    return task_of(str(classifier), open_source(str(classifier)), f"{classifier.parent}/train.jsonl", more)
+    return scored_task(str(classifier), open_source(str(classifier)), f"{classifier.parent}/train.jsonl", more)
 
 
 def packed(generator: torch.Generator) -> dict[str, Tensor]:
