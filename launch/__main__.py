@@ -28,6 +28,7 @@ COMMANDS = {
     "average": ("average", "the mean of the weights of several models -> Hugging Face folder"),
     "prune": ("prune.command", "a smaller model: without the heads, neurons and layers that matter least"),
     "trim-vocabulary": ("prune.vocabulary", "a smaller model: without the tokens that your texts don't have"),
+    "compress": ("compress.command", "the smallest and fastest graph of a model that keeps a target"),
     "quantise": ("quantise.command", "a model as an int8 ONNX folder, within a budget of accuracy"),
     "predict": ("predict", "predictions of a model for every row of a file or a pipe"),
     "serve": ("serve.command", "predictions of a model over HTTP"),

@@ -78,7 +78,7 @@ def export_graph(source: Source, output: Path, wish: GraphWish) -> GraphCheck:
             graph that computes something else.
     """
     with onnx_folder(output) as partial:
-        proto = to_onnx(slim(_theirs(source)), source.head, DTYPES[wish.precision])
+        proto = to_onnx(slim(transformers_model(source)), source.head, DTYPES[wish.precision])
         describe_graph(proto, source, wish.precision)
         return complete_folder(partial, proto, source, wish)
 
@@ -167,7 +167,7 @@ def describe_graph(proto: Any, source: Source, precision: str) -> None:
         proto.metadata_props.add(key=name, value=value)
 
 
-def _theirs(source: Source) -> nn.Module:
+def transformers_model(source: Source) -> nn.Module:
     """transformers' model with the weights of ours, whose parameters have the same names."""
     architecture = architecture_of(source.config)
     config = deepcopy(source.config)  # the export changes its attention

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from engine.compress.prune.cost import Costs
-from engine.config import architecture_of
+from engine.config import architecture_of, require
 from engine.model.pruning.slim import slim
 from engine.model.pruning.units import Kind, sublayers
 from engine.model.sentence import SentenceConfig
@@ -88,7 +88,12 @@ def measure(config: Any, load: Load) -> Costs:
 
     Args:
         config: the transformers configuration of a model as it is.
+
+    Raises:
+        UserError: sequences longer than the model takes.
     """
+    positions = architecture_of(config).positions(config)
+    require(load.length <= positions, "latency_length", load.length, f"the model has {positions} positions; lower it")
     one, two = _encoder(config, 1), _encoder(config, 2)
     counts = {part.kind: part.count for part in sublayers(one)}
     sizes = {kind: sorted({max(1, round(share * count)) for share in MEASURED}) for kind, count in counts.items()}

@@ -79,6 +79,10 @@ def test_layers_are_dropped_without_data(classifier: Path, tmp_path: Path) -> No
         (["--target=flops 0.5", "--samples=0"], "samples: 0 is not allowed"),
         (["--target=speed 2x", "--threads=0"], "threads: 0 is not allowed"),
         (["--target=speed 2x", "--latency_batch=0"], "latency_batch: 0 is not allowed"),
+        (
+            ["--target=speed 2x", "--samples=8", "--latency_length=41"],
+            "latency_length: 41 is not allowed; the model has 40",
+        ),
         (["--target=size 0.01MB"], "target: size 0.01MB is out of reach; with one head and 16 neurons a layer"),
         (["--even"], "even: True has no effect without --target"),
         (["--samples=7"], "samples: 7 has no effect without --target"),
