@@ -70,5 +70,5 @@ def test_two_modes_are_found_and_one_is_not() -> None:
     random = np.random.default_rng(3)
     one = 0.3 + 0.05 * random.standard_normal(12)
     assert dip_test(one)[1] > 0.1
-    two = np.where(np.arange(6) < 6, one, one + 0.6)
+    two = np.where(np.arange(12) < 6, one, one + 0.6)
     assert dip_test(two)[1] < 0.01

@@ -36,7 +36,7 @@ def test_a_known_score_of_a_larger_model_is_held(link: str) -> None:
         two_step(truth, accuracy("it"), EQUAL, scores=score(truth.losses), link=link, resamples=2).law.theta, large
     )
     assert predicted.holds(float(score(law)[0]))
-    assert predicted.high - predicted.low < 0.1
+    assert predicted.high - predicted.low < 0.15
 
 
 def test_what_cannot_be_predicted_is_refused_in_a_line() -> None:
