@@ -297,6 +297,7 @@ def train(tmp_path: Path, *options: str, output: str = "run", ranks: int = 1) ->
     return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_name_and_goes_on_from_its_commit(tmp_path: Path) -> None:
     from transformers import BertConfig, BertModel
 

@@ -256,6 +256,7 @@ def test_a_benchmark_that_is_not_there_has_failed(tmp_path: Path) -> None:
     assert runner.run("nothing", [], tmp_path, limit=5).reason == "there is no benchmarks.nothing"
 
 
+@pytest.mark.slow
 def test_the_runner_goes_on_after_failures(tmp_path: Path) -> None:
     """A real run of three: one succeeds, one is skipped for want of data, one is called wrongly."""
     options = ["roofline=--sizes base --gpus a100 --lengths 128", f"finetune=--data {tmp_path}", "scaling=--rounds 0"]

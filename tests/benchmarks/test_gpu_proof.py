@@ -158,6 +158,7 @@ def test_wrong_options(wrong: list[str], named: str, capsys: pytest.CaptureFixtu
     assert named in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_kernels_agree_here_too_in_a_real_call(tmp_path: Path) -> None:
     """Materials aren't needed by this stage: an empty file stands for them."""
     (tmp_path / "references.json").write_text("{}")

@@ -17,6 +17,7 @@ def test_memory_a_token_does_not_grow_with_the_length(every: int, kernels: str) 
     assert max(found.values()) < 1.02 * min(found.values())
 
 
+@pytest.mark.slow
 def test_scores_of_all_tokens_are_never_there() -> None:
     """What `test_memory_a_token_does_not_grow_with_the_length` shows, of shorter sequences in seconds."""
     found = measure((256, 1024), 3, "auto", 1024)

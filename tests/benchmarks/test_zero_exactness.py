@@ -19,6 +19,7 @@ def check(rows: list[dict[str, Any]], cases: list[Case]) -> None:
     assert [row for row in rows if not row["difference"] <= BOUND] == []
 
 
+@pytest.mark.slow
 def test_two_ranks_agree_with_float64_at_every_stage_and_precision() -> None:
     check(measure(2, ACCUMULATED), ACCUMULATED)
 
@@ -29,6 +30,7 @@ def test_every_layout_agrees_with_float64(ranks: int) -> None:
     check(measure(ranks, all_cases()), all_cases())
 
 
+@pytest.mark.slow
 def test_a_trust_ratio_for_a_flat_partition_would_be_found() -> None:
     rows = measure(2, LAMB, naive=True)
     assert [row for row in rows if row["difference"] < 100 * BOUND] == []

@@ -70,6 +70,7 @@ def check_another_compiler(version: str, architectures: list[int]) -> None:
         assert all(name.startswith(tolerated) and count <= 32 for name, count in spilled.items()), (arch, spilled)
 
 
+@pytest.mark.slow
 @needs_nvrtc
 def test_every_kernel_compiles_with_the_oldest_compiler() -> None:
     check_another_compiler("12.6", [80])

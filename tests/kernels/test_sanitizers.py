@@ -132,6 +132,7 @@ def test_the_kernels_are_clean(flags: tuple[str, ...], tmp_path: Path) -> None:
     assert [run(built, schedule) for schedule in SCHEDULES] == [(0, "")] * 3
 
 
+@pytest.mark.slow
 def test_the_kernels_have_no_races(tmp_path: Path) -> None:
     assert run(program(tmp_path, THREAD), "random") == (0, "")
 
@@ -159,6 +160,7 @@ SLOW = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in BUGS])
 def test_a_planted_bug_is_found(name: str, tmp_path: Path) -> None:
     bug = BUGS[name]

@@ -98,6 +98,7 @@ def arguments(sequences: Sequences, dropout: float = 0.0, window: Window = EVERY
     return (*bounds, HEADS, dropout, *window)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_gradients_are_the_derivatives(dropout: float) -> None:
     """In fp64, by differences; the same random numbers drop the same."""

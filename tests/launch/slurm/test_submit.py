@@ -185,6 +185,7 @@ def test_percent_signs_of_a_folder_are_no_patterns(tmp_path: Path) -> None:
     assert log_path("/a%%j/%x-%A_%a %q", "name", "5", "2") == "/a%j/name-5_2 %q"
 
 
+@pytest.mark.slow
 def test_a_configuration_reads_back_as_it_was(tmp_path: Path) -> None:
     for text in ["1e3", "'yes'", "0x1", "1:30", "nan", "~", "a: b", "- a", "é ü", *HOSTILE[3:6]]:
         config = parse([f"--output={text}", f"--monitor.wandb_group={text}", "--optim.betas=[0.8,0.95]"])

@@ -32,6 +32,7 @@ def planned(name: str, data: Path) -> Suite:
     return plan_suite(read_suite(str(RECIPES / name)), data / "out", data, [f"bert={data}"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "tasks", "settings"), [
     ("glue_bert.yaml", 8, 4), ("glue_small_data.yaml", 3, 2), ("glue_modernbert.yaml", 8, 1), ("ner_qa.yaml", 2, 3),
 ])  # fmt: skip

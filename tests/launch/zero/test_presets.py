@@ -86,6 +86,7 @@ def test_an_unknown_preset_is_refused() -> None:
         main(["zero9"])
 
 
+@pytest.mark.slow
 def test_the_debug_preset_is_what_a_run_on_two_cpu_ranks_gets(store: Path, tmp_path: Path) -> None:
     tiny = ["--model.hidden_size=128", "--model.max_positions=512"]
     run(tmp_path, f"--data.path={store}", "--train.steps=1", *tiny, launcher="deepspeed", ranks=2)

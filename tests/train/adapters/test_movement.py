@@ -80,6 +80,7 @@ def test_the_table_is_what_export_and_base_tell(folder: Path) -> None:
     assert [step for step, _ in losses(output, "update_norm/layer.0")] == [2, 4]
 
 
+@pytest.mark.slow
 def test_adapters_that_stay_as_they_are_end_the_run(folder: Path) -> None:
     """Their learning rate is too small for fp32; that of the head is not. A resume at the last step says so again."""
     output = folder / "stuck"
