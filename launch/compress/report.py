@@ -110,5 +110,6 @@ def _draw(path: Path, candidates: Sequence[Candidate], whole: Latency, told: Map
     axes.axhline(told["score"], color="0.6", linestyle="--", linewidth=1)
     axes.set_xlabel("times as fast as fp32 in torch, batch 1")
     axes.set_ylabel(f"{told['metric']} (bars: 95 % of the difference)")
+    axes.margins(x=0.15)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
