@@ -6,10 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from engine.compress.quantise.latency import Latency
 from engine.errors import UserError
-from engine.tasks.significance import Difference
+
+if TYPE_CHECKING:
+    from engine.compress.quantise.latency import Latency
+    from engine.tasks.significance import Difference
 
 REMEDY = 'give such as "latency 3x, accuracy -1.0" or "size 20MB, accuracy -0.5"'
 _PARTS = {
