@@ -6,7 +6,7 @@ from pathlib import Path
 
 from engine.errors import UserError
 from engine.zero.quiet import silence_libraries
-from launch.cli import CommandParser
+from launch.cli import CommandParser, check_output
 from launch.export import add_check
 
 DESCRIPTION = """Write the mean of the weights of several models as a folder that transformers opens.
@@ -46,8 +46,7 @@ def average(folders: list[Path], output: Path, last: int | None, check: bool) ->
     """
     from engine import average as models
 
-    if not str(output) or str(output) == ".":
-        raise UserError("output: '.' is not allowed; name the folder to write")
+    check_output(str(output))
     if last is not None:
         if last < 2:
             raise UserError(f"last: {last} is not allowed; give at least 2")

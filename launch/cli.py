@@ -18,6 +18,7 @@ import time
 import traceback
 from argparse import SUPPRESS, Action
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
@@ -55,6 +56,29 @@ class CommandParser(ArgumentParser):
                 if is_first_rank(os.environ):
                     print(f"note: {note}", file=sys.stderr if DOCUMENTS & set(sys.argv) else sys.stdout, flush=True)
         return super().parse_args(args, *rest, **kwargs)
+
+
+def split_at_dashes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command's own options, and what follows the first --; nothing without one.
+
+    >>> split_at_dashes(["a", "--", "b", "--"]), split_at_dashes(["a"])
+    ((['a'], ['b', '--']), (['a'], []))
+    """
+    given = list(arguments)
+    place = given.index("--") if "--" in given else len(given)
+    return given[:place], given[place + 1 :]
+
+
+def check_output(output: str, model: Path | None = None) -> None:
+    """Refuse the working directory, and the model's own folder, as the folder to write.
+
+    Raises:
+        UserError: it is one of them.
+    """
+    if not output or output == ".":
+        raise UserError("output: '.' is not allowed; name the folder to write")
+    if model is not None and Path(output).resolve() == model.resolve():
+        raise UserError(f"output: {output!r} is the model itself; give another folder")
 
 
 def known_options(parser: ArgumentParser) -> list[str]:

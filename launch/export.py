@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from engine.errors import UserError
 from engine.zero.quiet import silence_libraries
-from launch.cli import CommandParser
+from launch.cli import CommandParser, check_output
 
 if TYPE_CHECKING:
     from engine.export import Wish
@@ -84,8 +84,7 @@ def main(arguments: list[str]) -> int:
     """Put whole fp32 weights together from the ranks' files and write them."""
     values = build_parser().parse_args(arguments)
     run, output = Path(values.run), Path(values.output)
-    if not str(output) or str(output) == ".":
-        raise UserError("output: '.' is not allowed; name the folder to write")
+    check_output(str(output))
     graph = values.format != "huggingface"
     for name, needless in (("precision", not graph), ("samples", not graph), ("merge", graph)):
         if needless and values[name]:

@@ -11,11 +11,11 @@ from torch import nn
 
 from engine.config import architecture_of
 from engine.errors import UserError
-from engine.hub import fetch, hub_model
 from engine.model.folder import TUNED, export_huggingface, read_origin, tokenizer_files
 from engine.model.pretrained import load_config, load_pretrained
 from engine.model.roundtrip import RoundTrip
 from engine.model.sentence import read_sentence_config
+from engine.predict.model import model_path
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,7 @@ def open_source(given: str) -> Source:
     Raises:
         UserError: nothing there, another architecture, or a head that is none of ours.
     """
-    named = hub_model(given, "model")
-    path = Path(given) if named is None else fetch(named, "model")
-    if (path / "config.yaml").is_file():
-        path = path / "export"
-        if not (path / "config.json").is_file():
-            raise UserError(f"model: {given!r} is a run without an export; zerobert export {given} makes one")
+    path, _ = model_path(given)
     config = load_config(path)
     sentence = read_sentence_config(path)
     if sentence is not None:

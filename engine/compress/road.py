@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.compress.quantise.latency import ROUNDS, Latency
 from engine.errors import UserError
 
 if TYPE_CHECKING:
-    from engine.compress.quantise.latency import Latency
     from engine.tasks.significance import Difference
 
 REMEDY = 'give such as "latency 3x, accuracy -1.0" or "size 20MB, accuracy -0.5"'
@@ -21,7 +21,7 @@ _PARTS = {
     "size": re.compile(r"size\s+([0-9.]+)\s*MB", re.IGNORECASE),
 }
 #: the batch whose time the target bounds, and those that are reported
-BATCHES = (1, 32)
+BATCHES = tuple(ROUNDS)
 
 
 @dataclass(frozen=True)

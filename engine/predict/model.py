@@ -148,13 +148,8 @@ def open_folder(given: str, base: str | None = None) -> ModelFolder:
     Raises:
         UserError: nothing there, another architecture, no head of a task, or adapters that aren't a run's.
     """
-    named = hub_model(given, "model")
-    path = Path(given) if named is None else fetch(named, "model")
-    run: Mapping[str, Any] = {}
-    if (path / "config.yaml").is_file():
-        if not (path / "export" / "config.json").is_file():
-            raise UserError(f"model: {given!r} is a run without an export; zerobert export {given} makes one")
-        path, run = path / "export", _labelled(path / "config.yaml")
+    path, recipe = model_path(given)
+    run = {} if recipe is None else _labelled(recipe)
     if is_adapter(path):
         adaptation_of(path, base)
     elif base is not None:
@@ -164,6 +159,23 @@ def open_folder(given: str, base: str | None = None) -> ModelFolder:
     if sentence is not None:
         sentence.put_into(config)
     return ModelFolder(path, config, _head(path, config) if sentence is None else "embeddings", run, base)
+
+
+def model_path(given: str) -> tuple[Path, Path | None]:
+    """The folder of the model that a user names, which is fetched from the hub where it is one of its names, and of a
+    run, whose export that is, its configuration.
+
+    Raises:
+        UserError: a run without an export, or a model that can't be had.
+    """
+    named = hub_model(given, "model")
+    path = Path(given) if named is None else fetch(named, "model")
+    recipe = path / "config.yaml"
+    if not recipe.is_file():
+        return path, None
+    if not (path / "export" / "config.json").is_file():
+        raise UserError(f"model: {given!r} is a run without an export; zerobert export {given} makes one")
+    return path / "export", recipe
 
 
 def _labelled(path: Path) -> Mapping[str, Any]:

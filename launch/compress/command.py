@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 from engine.compress.road import BATCHES, Candidate, Wish, chosen, parse_wish
 from engine.errors import UserError
 from engine.zero.quiet import silence_libraries
-from launch.cli import CommandParser
+from launch.cli import CommandParser, check_output, split_at_dashes
 from launch.compress.options import CompressConfig
-from launch.prune.output import check_output
 from launch.scored import is_run, scored_task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from engine.compress.quantise.latency import Latency
+    from engine.compress.score import Score
     from engine.predict.model import ModelFolder
     from engine.tasks.finetune import FineTuning
     from launch.compress.roads import Made
@@ -32,9 +32,6 @@ Tried are the model as it is, pruned without training, and students of fewer lay
 graph in fp32 and in int8. All are scored on the same examples and timed in turn on this machine against the model in
 torch. What follows -- are options of `zerobert train` about the data, and for students. OUTPUT.candidates keeps what
 was made, with report.md, report.json and front.png; the same command goes on there. Exit status 1: target missed."""
-
-#: how often each batch is timed
-ROUNDS = {1: 60, 32: 12}
 
 
 def build_parser() -> CommandParser:
@@ -59,8 +56,8 @@ def main(arguments: list[str]) -> int:
     Raises:
         UserError: what is wrong with model, options or data.
     """
-    place = arguments.index("--") if "--" in arguments else len(arguments)
-    values = build_parser().parse_args(arguments[:place]).as_dict()
+    own, training = split_at_dashes(arguments)
+    values = build_parser().parse_args(own).as_dict()
     given, target, output, data = (values.pop(name) for name in ("model", "target", "output", "data"))
     config, wish = CompressConfig(**values), parse_wish(target)
     config.validate()
@@ -70,7 +67,7 @@ def main(arguments: list[str]) -> int:
     if config.students and not is_run(given):
         raise UserError(f"students: {config.students!r} need the run that trained {given!r}; give its folder as MODEL")
     silence_libraries()
-    met, text = compress(given, Path(output), data, config, wish, arguments[place + 1 :])
+    met, text = compress(given, Path(output), data, config, wish, training)
     print(f"\n{text}written {output}", flush=True)
     return 0 if met else 1
 
@@ -114,13 +111,13 @@ def compress(
 
 
 def _timed(
-    model: ModelFolder, task: FineTuning, made: Sequence[Made], before: Any, config: CompressConfig
+    model: ModelFolder, task: FineTuning, made: Sequence[Made], before: Score, config: CompressConfig
 ) -> tuple[Mapping[int, Latency], list[Candidate], int]:
     """Times of the model in torch, candidates with theirs, and the tokens of a sequence that was timed."""
     import torch
 
     from engine.compress.quantise.graph import prepared
-    from engine.compress.quantise.latency import latencies, repeated, typical
+    from engine.compress.quantise.latency import timed, typical
     from engine.compress.quantise.options import QuantiseConfig
     from engine.compress.quantise.quantise import samples_of
     from engine.compress.score import change
@@ -137,7 +134,7 @@ def _timed(
     }
     whole = "fp32 in torch"
     sessions[whole] = TorchSession(model)
-    times = {batch: latencies(sessions, repeated(feed, batch), ROUNDS[batch]) for batch in BATCHES}
+    times = timed(sessions, feed)
     candidates = [
         Candidate(
             each.name, each.folder, each.score.value, change(before, each.score),

@@ -99,7 +99,7 @@ class Roads:
                 continue
             yield fp32
             left = self.wish.points + 100 * change(before, fp32.score).value
-            yield self._scored(f"{name}, int8", self._int8(name, fp32, max(left, LEAST_POINTS)))
+            yield self._int8(name, fp32, max(left, LEAST_POINTS))
 
     def _weights(self) -> Iterator[tuple[str, Callable[[], Path]]]:
         """Names of models, and what makes the folder of each."""
@@ -158,22 +158,23 @@ class Roads:
             export_graph(source_of(open_folder(str(weights()))), folder, GraphWish())
         return folder
 
-    def _int8(self, name: str, fp32: Made, points: float) -> Path:
+    def _int8(self, name: str, fp32: Made, points: float) -> Made:
         from engine.compress.quantise.options import QuantiseConfig
         from engine.compress.quantise.quantise import quantise
         from engine.predict.model import open_folder
 
-        folder = self.room / f"{_slug(name)}-int8"
-        if not folder.is_dir():
-            options = QuantiseConfig(
-                "dynamic",
-                min(points, 100.0),
-                certain=False,
-                samples=self.config.calibration,
-                threads=self.config.threads,
-            )
-            quantise(open_folder(str(fp32.folder)), folder, self.task, options, lambda line: None)
-        return folder
+        folder, name = self.room / f"{_slug(name)}-int8", f"{name}, int8"
+        if folder.is_dir():
+            return self._scored(name, folder)
+        options = QuantiseConfig(
+            "dynamic",
+            min(points, 100.0),
+            certain=False,
+            samples=self.config.calibration,
+            threads=self.config.threads,
+        )
+        report = quantise(open_folder(str(fp32.folder)), folder, self.task, options, lambda line: None)
+        return self._told(Made(name, folder, report.chosen.score))
 
     def _scored(self, name: str, folder: Path) -> Made:
         import torch
@@ -181,9 +182,12 @@ class Roads:
         from engine.compress.score import score
         from engine.predict.model import open_folder
 
-        found = score(self.task, open_folder(str(folder)).load(torch.device("cpu"), "fp32"))
-        self.tell(f"{name}: {found.metric} {found.value:.4f}")
-        return Made(name, folder, found)
+        module = open_folder(str(folder)).load(torch.device("cpu"), "fp32")
+        return self._told(Made(name, folder, score(self.task, module)))
+
+    def _told(self, made: Made) -> Made:
+        self.tell(f"{made.name}: {made.score.metric} {made.score.value:.4f}")
+        return made
 
 
 def _slug(name: str) -> str:

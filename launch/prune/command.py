@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import UserError
 from engine.zero.quiet import silence_libraries
-from launch.cli import CommandParser
-from launch.prune.output import check_output
+from launch.cli import CommandParser, check_output, split_at_dashes
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -72,18 +71,13 @@ def build_parser() -> CommandParser:
 
 def main(arguments: list[str]) -> int:
     """Prune, write, and tell what it cost."""
-    own, more = (arguments, []) if "--" not in arguments else _split(arguments)
+    own, more = split_at_dashes(arguments)
     values = build_parser().parse_args(own)
     silence_libraries()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for line in run(values, more):
         print(line, flush=True)
     return 0
-
-
-def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    middle = arguments.index("--")
-    return arguments[:middle], arguments[middle + 1 :]
 
 
 def run(values: Namespace, more: list[str]) -> list[str]:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from engine.data.text.corpus import CorpusConfig, list_sources, read_documents
 from engine.errors import UserError
 from engine.zero.quiet import silence_libraries
-from launch.cli import CommandParser
-from launch.prune.output import check_output
+from launch.cli import CommandParser, check_output
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from engine.compress.quantise.options import QuantiseConfig
 from engine.errors import UserError
 from engine.zero.quiet import silence_libraries
-from launch.cli import CommandParser
+from launch.cli import CommandParser, check_output, split_at_dashes
 from launch.scored import is_run, scored_task
 
 if TYPE_CHECKING:
@@ -51,13 +51,12 @@ def main(arguments: list[str]) -> int:
     Raises:
         UserError: what is wrong with model, options or data.
     """
-    own, training = _split(arguments)
+    own, training = split_at_dashes(arguments)
     values = build_parser().parse_args(own).as_dict()
     given, output, data = (values.pop(name) for name in ("model", "output", "data"))
     config = QuantiseConfig(**values)
     config.validate()
-    if not output or output == ".":
-        raise UserError(f"output: {output!r} is not allowed; name the folder to write")
+    check_output(output)
     if data is None and not is_run(given):  # before the model is exported
         raise UserError(f"data: not given, and {given!r} is no run; give the run that it is of, or a labelled file")
     silence_libraries()
@@ -89,8 +88,3 @@ def as_onnx(given: str) -> Iterator[ModelFolder]:
             folder = Path(room) / "onnx"
             export_graph(source_of(model), folder, GraphWish())
             yield open_folder(str(folder))
-
-
-def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    place = arguments.index("--") if "--" in arguments else len(arguments)
-    return arguments[:place], arguments[place + 1 :]

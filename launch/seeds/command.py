@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from engine.errors import UserError
-from launch.cli import CommandParser
+from launch.cli import CommandParser, split_at_dashes
 from launch.seeds.plan import Member, Record, plan
 from launch.seeds.running import Runs, check_launcher
 
@@ -73,8 +73,7 @@ def split(arguments: list[str], command: str = "seeds --seeds 5") -> tuple[list[
         UserError: there is no --.
     """
     if "--" in arguments:
-        place = arguments.index("--")
-        return arguments[:place], arguments[place + 1 :]
+        return split_at_dashes(arguments)
     if "--help" in arguments or "-h" in arguments:
         return arguments, []
     raise UserError(f"training: its options are missing; give them after --, as in zerobert {command} -- --config R")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import UserError
-from launch.cli import CommandParser
+from launch.cli import CommandParser, split_at_dashes
 from launch.seeds.plan import Member
 from launch.seeds.running import Runs, check_launcher
 from launch.slurm.status import clock
@@ -90,11 +90,11 @@ def parser_of(command: Command) -> CommandParser:
 
 def perform(command: Command, arguments: list[str]) -> int:
     """Plan, then run or submit what is missing, and report."""
-    place = arguments.index("--") if "--" in arguments else len(arguments)
-    values = parser_of(command).parse_args(arguments[:place])
+    own, job = split_at_dashes(arguments)
+    values = parser_of(command).parse_args(own)
     if values.runs is not None and values.runs < 1:
         raise UserError(f"runs: {values.runs} is not allowed; give a whole number of at least 1")
-    if place < len(arguments) and not values.submit:
+    if len(own) < len(arguments) and not values.submit:
         raise UserError("submit: options of a job stand after -- without it; add --submit")
     if Path(values.file).is_dir():
         return report_folder(command, Path(values.file), arguments)
@@ -111,7 +111,7 @@ def perform(command: Command, arguments: list[str]) -> int:
 
         if values.launcher:
             raise UserError("launcher: with --submit srun starts the ranks; leave it out, and give --ntasks-per-node")
-        return submit_suite(command.name, suite, cells, arguments[place + 1 :], values.runs)
+        return submit_suite(command.name, suite, cells, job, values.runs)
     launcher = check_launcher(values.launcher, values.runs or 1, os.environ)
     return run(command, suite, cells, Runs(launcher, values.runs or 1))
 

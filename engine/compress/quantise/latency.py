@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.compress.quantise.graph import Feed
+if TYPE_CHECKING:
+    from engine.compress.quantise.graph import Feed
+
+#: batches that are timed, and how often
+ROUNDS = {1: 60, 32: 12}
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,11 @@ def latencies(sessions: Mapping[str, Any], feed: Feed, rounds: int) -> dict[str,
         name: Latency(1000 * float(np.median(values)), 1000 * float(np.quantile(values, 0.95)))
         for name, values in seconds.items()
     }
+
+
+def timed(sessions: Mapping[str, Any], feed: Feed) -> dict[int, dict[str, Latency]]:
+    """Latencies of sessions by the size of a batch, which is the same sample so many times."""
+    return {batch: latencies(sessions, repeated(feed, batch), rounds) for batch, rounds in ROUNDS.items()}
 
 
 def typical(feeds: Sequence[Feed]) -> Feed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from engine.compress.quantise.calibrate import Ranges
 from engine.compress.quantise.convert import Activations, Converter
 from engine.compress.quantise.graph import Feed, layers_of, prepared, session_of
-from engine.compress.quantise.latency import latencies, repeated, typical
+from engine.compress.quantise.latency import timed, typical
 from engine.compress.quantise.machine import processor, saturates
 from engine.compress.quantise.options import QuantiseConfig
 from engine.compress.quantise.report import FLOAT, INT8, REPORT_FILE, Report
@@ -34,8 +34,6 @@ from engine.tasks.task import Task
 
 #: of the metadata of a graph
 PRECISION = "precision"
-#: batches that are timed, and how often
-ROUNDS = {1: 60, 32: 12}
 
 
 def quantise(
@@ -78,21 +76,18 @@ def quantise(
         _write(partial, model, converter.mixed(chosen.activations, chosen.kept))
         sizes = {FLOAT: _fp32(model).stat().st_size, INT8: (partial / ONNX_FILE).stat().st_size}
         feed = typical(probes)
+        cpu = torch.device("cpu")
+        sessions = {
+            name: open_session(folder / ONNX_FILE, cpu, config.threads)
+            for name, folder in ((FLOAT, model.folder), (INT8, partial))
+        }
         report = Report(
             search, chosen, budget, processor(), saturates(), sizes,
-            timed({FLOAT: model.folder, INT8: partial}, feed, config.threads), feed["input_ids"].shape[-1],
+            timed(sessions, feed), feed["input_ids"].shape[-1],
         )  # fmt: skip
         text = json.dumps(report.record(), indent=1, ensure_ascii=False) + "\n"
         (partial / REPORT_FILE).write_text(text, encoding="utf-8")
     return report
-
-
-def timed(folders: Mapping[str, Path], feed: Feed, threads: int) -> dict[int, dict[str, Any]]:
-    """Latencies of the graphs of ONNX folders by the size of a batch, which is the same sample so many times."""
-    sessions = {
-        name: open_session(folder / ONNX_FILE, torch.device("cpu"), threads) for name, folder in folders.items()
-    }
-    return {batch: latencies(sessions, repeated(feed, batch), rounds) for batch, rounds in ROUNDS.items()}
 
 
 @dataclass
