@@ -64,6 +64,7 @@ def checked_task(config: RunConfig) -> Task:
     task = build_task(config)
     steps = config.train.total_steps(task.train_source().epoch_size(0))
     check_phases(config.optim, steps)
+    config.train.check_saved_steps(steps)
     if config.adapter.method == "adalora":
         Schedule.of(config.adapter, steps).check()
     if config.prune.is_on:

@@ -48,6 +48,9 @@ class RunConfig:
     """folder of everything that the run writes"""
     resume: str = "never"
     """never, auto (the newest checkpoint in the output folder, if any) or a checkpoint folder"""
+    branch_from: str | None = None
+    """a checkpoint of another run, to begin with where this one goes on from none of its own: its weights, optimizer
+    states and place in the data. With train.steps and optim.decay of its own it is as if this run had made it"""
     seed: int = 1
     """seed of weights, data order, masking and dropout"""
     deepspeed_config: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from engine.config.methods.adapter import frozen_parts
@@ -52,6 +53,9 @@ class TrainConfig:
     """steps between checkpoints; 0 saves only at the end, null never"""
     keep: int = 2
     """checkpoints kept; the newest intact one is never deleted"""
+    save_at: str | None = None
+    """single steps, separated by commas and rising, whose checkpoints are made and kept beside the newest, as 100,1000
+    """
     async_save: bool = True
     """write checkpoints while training goes on, from a copy in host memory: for AdamW and LAMB 12 bytes a parameter,
     divided by the ranks; false: training waits for the disk"""
@@ -79,6 +83,20 @@ class TrainConfig:
             return max(1, math.ceil(self.epochs * epoch_size / self.global_batch))
         return DEFAULT_STEPS
 
+    @property
+    def saved_steps(self) -> tuple[int, ...]:
+        """Those of `save_at`."""
+        return () if self.save_at is None else tuple(map(int, self.save_at.split(",")))
+
+    def check_saved_steps(self, total: int) -> None:
+        """Refuse checkpoints behind the end of the run.
+
+        Raises:
+            UserError: names train.save_at.
+        """
+        last = max(self.saved_steps, default=0)
+        require(last <= total, "train.save_at", self.save_at, f"the run ends at step {total}; leave out what is later")
+
     def validate(self) -> None:
         choices = ("auto", "fused", "reference")
         require(self.kernels in choices, "train.kernels", self.kernels, f"choose one of {', '.join(choices)}")
@@ -97,6 +115,11 @@ class TrainConfig:
             self.patience,
             "it counts evaluations during training; give train.eval_interval too",
         )
+        names = [] if self.save_at is None else self.save_at.split(",")
+        fits = all(name.isascii() and name.isdecimal() for name in names) and (
+            all(one < other for one, other in pairwise([0, *self.saved_steps]))
+        )
+        require(fits, "train.save_at", self.save_at, "give steps from 1, rising, as 100,1000")
         frozen_parts(self.freeze)
         require(self.zero_stage in (0, 1, 2, 3), "train.zero_stage", self.zero_stage, "choose 0, 1, 2 or 3")
         require(

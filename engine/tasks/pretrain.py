@@ -34,6 +34,7 @@ from engine.tasks.distilled.losses import soft_classes
 from engine.tasks.distilled.teachers import Student
 from engine.tasks.grow import growth_lines
 from engine.tasks.identity import Fact
+from engine.tasks.report_files import write
 from engine.tasks.task import Evaluation, StepOutput, Task
 
 SHOWN_SENTENCES = 4
@@ -331,13 +332,14 @@ class Pretraining(Task):
         return f" **{truth}**" if truth == guessed else f" *{guessed} → {truth}*"
 
     def report(self, evaluation: Evaluation, folder: Path) -> str:
-        """The held-out losses as a line; the curves hold the rest."""
+        """The held-out losses as a line, and as report.json; the curves hold the rest."""
         values = evaluation.scalars
         pairs = f", NSP accuracy {values['nsp_accuracy']:.4f}" if self.pairs else ""
-        return (
+        text = (
             f"held-out MLM loss {values['mlm_loss']:.4f} (perplexity {values['perplexity']:.1f}), MLM accuracy "
             f"{values['mlm_accuracy']:.4f}{pairs}"
         )
+        return write(folder, {}, values, text)
 
 
 def escape(text: str) -> str:

@@ -26,6 +26,11 @@ FOLDERS = ("beats", "checkpoints", "csv", "data", "export", "hang", "profile", "
 FILES = ("config.yaml", "deepspeed.json", "deepspeed_reasons.json", "heartbeat.json", "restarts.json", "REQUEUE", LOCK)
 
 
+def checkpoint_name(step: int) -> str:
+    """The folder of a step's checkpoint."""
+    return f"step-{step:06d}"
+
+
 def is_used(output: Path) -> bool:
     """Whether the folder exists, unless all that it holds is the lock: a start that fails leaves no such folder."""
     try:

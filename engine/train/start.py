@@ -32,9 +32,12 @@ def find_start(config: RunConfig) -> Path | None:
     Collective, and called before anything is built.
 
     Raises:
-        UserError: `resume` asks for a checkpoint that doesn't exist, is damaged or contradicts the run.
+        UserError: `resume` or `branch_from` asks for a checkpoint that isn't there, is damaged or contradicts the run.
     """
-    path = checkpoint.find(config.resume, Path(config.output) / "checkpoints")
+    own = Path(config.output) / "checkpoints"
+    path = checkpoint.find(config.resume, own)
+    if path is None and config.branch_from is not None:
+        path = checkpoint.named(config.branch_from, "branch_from", "give a step-NNNNNN folder")
     if path is not None:
         checkpoint.check_resumable(checkpoint.read_state(path), path, config.to_dict())
     return path

@@ -89,6 +89,7 @@ class Trainer:
             self.output / "checkpoints",
             config.train.keep,
             background=config.train.async_save,
+            kept_steps=config.train.saved_steps,
             meaning={CONFIG_FILE: self.described.to_json_string().encode(), **self.tokenizer},
         )
         self.meter = Meter(self.zero.device)
@@ -210,7 +211,7 @@ class Trainer:
                 self.evaluate()
                 self.guard.check()
             self.guard.stop_if_asked()
-            if self._due(train.save_interval):
+            if self._due(train.save_interval) or self.step in train.saved_steps:
                 self.save()
                 self.guard.check()
 

@@ -25,7 +25,8 @@ OWN = ("--output", "--seed", "--resume")
 FREE_SECTIONS = ("monitor", "fault", "zero")
 FREE_FIELDS = (
     "train.micro_batch", "train.zero_stage", "train.threads", "train.keep", "train.async_save", "train.save_interval",
-    "train.log_interval", "train.kernels", "train.audit", "train.profile", "train.verify_update", "data.workers",
+    "train.save_at", "train.log_interval", "train.kernels", "train.audit", "train.profile", "train.verify_update",
+    "data.workers",
 )  # fmt: skip
 
 

@@ -104,11 +104,7 @@ class FileReader:
 
     def read(self) -> SuiteFile:
         """All of it."""
-        for key in self.root:
-            if key not in self.keys:
-                near = difflib.get_close_matches(key, self.keys, n=1)
-                remedy = f"did you mean {near[0]}?" if near else f"choose of {', '.join(self.keys)}"
-                raise self.fail(self.kind.field, self.root[key], f"no such key {key!r}; {remedy}")
+        self.check_keys()
         dev = self.text("dev") or "validation"
         require(dev in ("validation", "test"), "dev", dev, f"choose validation or test ({self.path})")
         return SuiteFile(
@@ -122,6 +118,18 @@ class FileReader:
             settings=self.settings(),
             seeds=self.seeds(),
         )
+
+    def check_keys(self) -> None:
+        """Refuse a key that the file doesn't have.
+
+        Raises:
+            UserError: names it, with its line.
+        """
+        for key in self.root:
+            if key not in self.keys:
+                near = difflib.get_close_matches(key, self.keys, n=1)
+                remedy = f"did you mean {near[0]}?" if near else f"choose of {', '.join(self.keys)}"
+                raise self.fail(self.kind.field, self.root[key], f"no such key {key!r}; {remedy}")
 
     def fail(self, place: str, node: yaml.Node, problem: str) -> UserError:
         """The error of a place, with its line."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -69,8 +69,12 @@ def has_parts(partial: Path, ranks: int) -> bool:
     return all((partial / part_file(rank)).is_file() for rank in range(ranks))
 
 
-def commit(folder: Path, state: RunState, keep: int) -> None:
-    """Make a checkpoint of the files of all ranks, then delete the oldest ones beyond `keep`; on rank 0."""
+def commit(folder: Path, state: RunState, keep: int, kept_steps: Collection[int] = ()) -> None:
+    """Make a checkpoint of the files of all ranks, then delete the oldest ones beyond `keep`; on rank 0.
+
+    Args:
+        kept_steps: those of `RunConfig.train.save_at`, which are never deleted.
+    """
     partial, final = partial_folder(folder, state.step), folder / checkpoint_name(state.step)
     files: dict[str, FileFacts] = {}
     for listed in [partial / part_file(rank) for rank in range(state.world_size)]:
@@ -87,15 +91,16 @@ def commit(folder: Path, state: RunState, keep: int) -> None:
     sync_folder(folder)
     replace_durably(folder / "latest", final.name.encode())
     shutil.rmtree(aside_folder(final), ignore_errors=True)
-    retain(folder, keep)
+    retain(folder, keep, kept_steps)
 
 
-def retain(folder: Path, keep: int) -> None:
+def retain(folder: Path, keep: int, kept_steps: Collection[int] = ()) -> None:
     """Delete what is older than the newest `keep` checkpoints whose files all have their full size."""
     kept = 0
     for path in reversed(complete_checkpoints(folder)):
         if kept >= keep:
-            drop(path)
+            if checkpoint_step(path) not in kept_steps:
+                drop(path)
         elif is_full_size(path):
             kept += 1
 

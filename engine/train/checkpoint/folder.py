@@ -40,6 +40,7 @@ from engine.durable import SEAL, FileFacts, is_sealed, seal, sha256_of
 from engine.errors import UserError, first_line
 from engine.tasks.identity import MAY_CHANGE
 from engine.train.log import say
+from engine.train.output import checkpoint_name as checkpoint_name
 from engine.zero.engine import ZeroEngine
 
 STATE_FILE = "state.json"
@@ -105,10 +106,6 @@ class DamagedCheckpointError(UserError):
         self.problem = problem
 
 
-def checkpoint_name(step: int) -> str:
-    return f"step-{step:06d}"
-
-
 def generators_file(rank: int) -> str:
     return f"rng-rank-{rank}.pt"
 
@@ -143,9 +140,18 @@ def find(resume: str, folder: Path) -> Path | None:
         return None
     if resume == "auto":
         return newest_intact(folder)
-    path = Path(resume)
+    return named(resume, "resume", "give auto or a step-NNNNNN folder")
+
+
+def named(text: str, option: str, remedy: str) -> Path:
+    """The checkpoint of a path that an option gives, verified; collective.
+
+    Raises:
+        UserError: it is none, or damaged.
+    """
+    path = Path(text)
     if not all(dist.gather_objects((path / STATE_FILE).is_file())):
-        raise UserError(f"resume: {resume!r} is no checkpoint (no {STATE_FILE}); give auto or a step-NNNNNN folder")
+        raise UserError(f"{option}: {text!r} is no checkpoint (no {STATE_FILE}); {remedy}")
     refuse_damaged(path)
     return path
 

@@ -12,11 +12,12 @@ one save is in progress at a time.
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +67,7 @@ class Saver:
         *,
         background: bool,
         meaning: Mapping[str, bytes] | None = None,
+        kept_steps: Collection[int] = (),
     ) -> None:
         """
         Args:
@@ -74,8 +76,10 @@ class Saver:
             background: go on with training while threads write, at the cost of a copy in host memory; see
                 `states.snapshot`.
             meaning: further files of every checkpoint (model description, tokenizer) by name; written by rank 0.
+            kept_steps: steps whose checkpoints are kept beside those.
         """
-        self._folder, self._keep, self._background = folder, keep, background
+        self._folder, self._background = folder, background
+        self._commit = functools.partial(commit.commit, keep=keep, kept_steps=kept_steps)
         self._writer: PartWriter | None = None
         self._newest: int | None = None
         self._rank, self._ranks = dist.place()
@@ -107,7 +111,7 @@ class Saver:
         self.wait()
         if state.step == self._newest:
             return
-        writer = PartWriter(self._folder, self._keep, state, is_main=self._rank == 0, required=required)
+        writer = PartWriter(self._folder, self._commit, state, is_main=self._rank == 0, required=required)
         if self._rank == 0:
             writer.attempt(lambda: commit.prepare(self._folder, state.step))
         if any(dist.gather_objects(writer.failure)):
@@ -164,9 +168,12 @@ class PartWriter(threading.Thread):
     The interpreter waits for it before it exits, so that a run which fails still completes its save.
     """
 
-    def __init__(self, folder: Path, keep: int, state: RunState, *, is_main: bool, required: bool) -> None:
+    def __init__(
+        self, folder: Path, commit: Callable[[Path, RunState], None], state: RunState, *, is_main: bool, required: bool
+    ) -> None:
         super().__init__(name=f"save-{state.step}")
-        self.folder, self.keep, self.state, self.is_main, self.required = folder, keep, state, is_main, required
+        self.folder, self.state, self.is_main, self.required = folder, state, is_main, required
+        self._commit = commit
         self.status = WRITING
         self.failure: Failure | None = None
         self.defect: Exception | None = None
@@ -205,7 +212,7 @@ class PartWriter(threading.Thread):
         commit.write_part(partial, *self._taken)
         self._taken = None
         if self.is_main and self._all_written(partial):
-            commit.commit(self.folder, self.state, self.keep)
+            self._commit(self.folder, self.state)
 
     def _all_written(self, partial: Path) -> bool:
         """Wait for the files of all ranks; false if the save failed elsewhere, or the run ended without them."""

@@ -1,0 +1,1 @@
+"""Studies of scale: ladders of runs, the laws of their losses, and reports."""
