@@ -22,7 +22,7 @@ from engine.data.store.store import Split, TokenStore, open_store
 from engine.data.tokenizer.vocabulary import Vocabulary
 from engine.errors import UserError, require
 from engine.scaling.probes.masked import MaskedModel, Question
-from engine.scaling.probes.request import Request, Scores, scored
+from engine.scaling.probes.request import Request, Scores, check_positions, scored
 
 #: by band, the least and the most that a word occurs among a million words of the training split
 BANDS = {"frequent": (100.0, np.inf), "rare": (0.0, 10.0)}
@@ -67,12 +67,7 @@ def cloze(model: MaskedModel, request: Request) -> Scores:
         str(request.store),
         f"its tokenizer is not that of {model.folder}; give the store that the model was trained on",
     )
-    require(
-        request.context <= model.positions,
-        "context",
-        request.context,
-        f"{model.folder} has {model.positions} positions; give at most that, the same for all models",
-    )
+    check_positions("context", request.context, model.config, model.folder)
     drawn = _questions(
         request.store.absolute(), store.manifest.fingerprint, request.items, request.context, request.seed
     )

@@ -17,9 +17,8 @@ from torch import nn
 
 from engine.config import architecture_of
 from engine.data.augment.mlm import open_masked
-from engine.data.tokenizer.wordpiece import load_tokenizer
-from engine.errors import UserError
 from engine.predict.batches import TOKENS, batches, packed
+from engine.predict.model import ModelFolder
 from engine.predict.predictor import Encoded
 from engine.tasks.distilled.states import Watch
 
@@ -62,16 +61,11 @@ class MaskedModel:
             UserError: another head, weights that are missing, or a tokenizer of more tokens than the model has.
         """
         self.folder, self.device = folder, device
-        self.vocabulary = load_tokenizer(folder)
         self._model, self._head = open_masked(folder, device)
-        config: Any = self._model.config
-        self.positions: int = architecture_of(config).positions(config)
-        if self.vocabulary.vocab_size > config.vocab_size:
-            raise UserError(
-                f"model: {folder} has a tokenizer of {self.vocabulary.vocab_size} tokens and word embeddings of "
-                f"{config.vocab_size}; copy the tokenizer's files that came with the weights there"
-            )
-        self._watch = Watch(self._model, architecture_of(config), (), None, True)
+        self.config: Any = self._model.config
+        self.vocabulary = ModelFolder(folder, self.config, self._head, {}).vocabulary
+        self.positions: int = architecture_of(self.config).positions(self.config)
+        self._watch = Watch(self._model, architecture_of(self.config), (), None, True)
         self._tokens = tokens or TOKENS[device.type]
 
     def answer(self, questions: Sequence[Question]) -> Answers:

@@ -9,6 +9,7 @@ import torch
 from engine.scaling.probes.blimp import read_pairs
 from engine.scaling.probes.cloze import cloze
 from engine.scaling.probes.likelihood import pairs_scores
+from engine.scaling.probes.linear import linear_probe
 from engine.scaling.probes.masked import MaskedModel
 from engine.scaling.probes.request import Request, Scores
 from engine.scaling.probes.templates import TEMPLATES, pairs_of
@@ -38,4 +39,6 @@ def measure(folder: Path, request: Request, device: torch.device | None = None, 
             pairs = {name: pairs_of(name, request.items, request.seed) for name in TEMPLATES} | pairs
         for name, own in pairs.items():
             scores |= pairs_scores(model, name, own)
+    for probe in request.labelled:
+        scores |= linear_probe(folder, probe, request, where, tokens)
     return scores

@@ -6,7 +6,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from engine.config import architecture_of
 from engine.config.data import Pooling
 from engine.errors import require
 
@@ -115,6 +117,16 @@ def scored(name: str, items: int, chance: float | None, accuracy: float, **conti
     smooth = {f"{kind}_{name}": value for kind, value in continuous.items()}
     columns = {f"acc_{name}": accuracy, **smooth, f"items_{name}": float(items)}
     return Scores((Asked(name, items, chance, f"acc_{name}", tuple(smooth)),), columns)
+
+
+def check_positions(field: str, wanted: int, config: Any, folder: Path) -> None:
+    """
+    Raises:
+        UserError: a model has fewer positions than tokens are wanted.
+    """
+    most = architecture_of(config).positions(config)
+    remedy = f"{folder} has {most} positions: give at most that, the same for all models of a study"
+    require(wanted <= most, field, wanted, remedy)
 
 
 def check_name(name: str, field: str) -> None:
