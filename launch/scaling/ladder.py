@@ -5,7 +5,7 @@ through the states that a run of a smaller one decays from: such a run begins wi
 what it would have been alone (Hu et al. 2024, MiniCPM, section 4; Hägele et al. 2024).
 
 <output>/ladder.json                                     the runs
-<output>/<architecture>-<objective>/<size>/seed-N/<budget>/   a run, such as 20x; its log beside it
+<output>/<architecture>-<objective>/<size>/seed-N/<budget>/   a run, its budget such as 20x; its log beside it
 """
 
 from __future__ import annotations
@@ -41,13 +41,10 @@ HALVINGS = 40
 class Budget:
     """A token budget of a size, in optimizer steps."""
 
-    tokens_per_parameter: float
+    name: str
+    """such as 20x, tokens a parameter, or 5e+06"""
     steps: int
     decay: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.tokens_per_parameter:g}x"
 
     @property
     def begins(self) -> int:
@@ -202,22 +199,24 @@ def _rung(file: LadderFile, base: Mapping[str, Any], vocabulary: int, objective:
     batch = max(1, round(exact)) if exact < EVEN_BATCH else EVEN_BATCH * round(exact / EVEN_BATCH)
     length = base.get("data.sequence_length", RunConfig().data.sequence_length)
     masked = base.get("data.mask_probability", RunConfig().data.mask_probability) * batch * length
-    budgets = tuple(_budget(file, each, parameters / (batch * length)) for each in file.tokens_per_parameter)
+    budgets = tuple(_budget(file, each, parameters, batch * length) for each in file.budgets)
     warmup = max(1, round(file.warmup * budgets[0].steps))
     distinct = len({each.steps for each in budgets}) == len(budgets)
     if not distinct or not all(warmup <= each.begins for each in budgets):
         raise UserError(
-            f"tokens_per_parameter: {list(file.tokens_per_parameter)} are {[each.steps for each in budgets]} steps of "
-            f"{size.name}, too few to warm up and to decay in; give more, or a smaller rules.global_batch ({file.path})"
+            f"tokens: {', '.join(each.name for each in budgets)} are {', '.join(str(each.steps) for each in budgets)} "
+            f"steps of {size.name}, too few to warm up and to decay in; give more, or a smaller rules.global_batch "
+            f"({file.path})"
         )
     flops = training_flops(shape, [length] * batch, masked)
     return Rung(objective, size, parameters, batch, rules["learning_rate"](parameters), warmup, budgets, flops)
 
 
-def _budget(file: LadderFile, tokens_per_parameter: float, steps_of_one: float) -> Budget:
-    """Args: steps_of_one: optimizer steps that show a token per parameter."""
-    steps = max(1, round(tokens_per_parameter * steps_of_one))
-    return Budget(tokens_per_parameter, steps, max(1, round(file.decay * steps)))
+def _budget(file: LadderFile, budget: float, parameters: int, tokens_a_step: int) -> Budget:
+    tokens = budget * parameters if file.per_parameter else budget
+    steps = max(1, round(tokens / tokens_a_step))
+    name = f"{budget:g}x" if file.per_parameter else f"{budget:.3g}"
+    return Budget(name, steps, max(1, round(file.decay * steps)))
 
 
 def _cells(file: LadderFile, base: Mapping[str, Any], rungs: Sequence[Rung], output: Path) -> list[Cell]:
@@ -313,7 +312,7 @@ def write_record(ladder: Ladder) -> None:
             "architecture": rung.size.architecture,
             "objective": rung.objective,
             "seed": cell.seed,
-            "tokens_per_parameter": budget.tokens_per_parameter,
+            "budget": budget.name,
             "options": cell.member.options,
         }
     ladder.output.mkdir(parents=True, exist_ok=True)

@@ -21,8 +21,8 @@ LADDER = Kind(
     "ladder", "sizes: {from: 1e6, to: 1e8, count: 5}", "give a ladder, such as launch/recipes/ladder_tiny.yaml"
 )
 KEYS = (
-    "output", "base", "sizes", "tokens_per_parameter", "architectures", "objectives", "seeds", "proportions", "rules",
-    "warmup", "decay", "flops", "held_out", "abilities",
+    "output", "base", "sizes", "tokens", "tokens_per_parameter", "architectures", "objectives", "seeds", "proportions",
+    "rules", "warmup", "decay", "flops", "held_out", "abilities",
 )  # fmt: skip
 #: options that the runs of a ladder get from its other keys
 OWN = (
@@ -65,8 +65,9 @@ class LadderFile:
     output: str | None
     base: Source
     sizes: Sizes
-    tokens_per_parameter: tuple[float, ...]
-    """token budgets, rising"""
+    budgets: tuple[float, ...]
+    """of tokens, rising: the same for all sizes, or a parameter"""
+    per_parameter: bool
     architectures: tuple[str, ...]
     objectives: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -103,9 +104,7 @@ class LadderReader(FileReader):
     def ladder(self) -> LadderFile:
         """All of it."""
         self.check_keys()
-        budgets = self.numbers("tokens_per_parameter", (5.0, 10.0, 20.0, 40.0))
-        rises = all(one < other for one, other in pairwise(budgets))
-        require(rises, "tokens_per_parameter", list(budgets), f"give rising numbers ({self.path})")
+        per_parameter, budgets = self.budgets()
         decay, warmup = self.share("decay", 0.2), self.share("warmup", 0.25)
         together = f"with decay {decay:g} nothing is left of the smallest budget; lower one of the two ({self.path})"
         require(warmup + decay <= 1.0, "warmup", warmup, together)
@@ -120,7 +119,8 @@ class LadderReader(FileReader):
             output=self.text("output"),
             base=self.options(self.root.get("base"), "base"),
             sizes=sizes,
-            tokens_per_parameter=budgets,
+            budgets=budgets,
+            per_parameter=per_parameter,
             architectures=self.choices("architectures", ARCHITECTURES.names, "bert"),
             objectives=self.choices("objectives", get_args(Objective), "mlm"),
             seeds=self.seeds() if "seeds" in self.root else (1, 2),
@@ -156,6 +156,19 @@ class LadderReader(FileReader):
         if not isinstance(node, yaml.SequenceNode) or not node.value:
             raise self.fail(key, node, "it takes a list of numbers, such as [5, 10, 20]")
         return tuple(self.real(item, key) for item in node.value)
+
+    def budgets(self) -> tuple[bool, tuple[float, ...]]:
+        """Whether token budgets are those of a parameter, and the budgets."""
+        given = [key for key in ("tokens", "tokens_per_parameter") if key in self.root]
+        if len(given) != 1:
+            raise UserError(
+                f"tokens: give token budgets of all sizes, or else tokens_per_parameter, such as [5, 10, 20, 40], and "
+                f"not both ({self.path})"
+            )
+        budgets = self.numbers(given[0], ())
+        rises = all(one < other for one, other in pairwise(budgets))
+        require(rises, given[0], list(budgets), f"give rising numbers ({self.path})")
+        return given[0] == "tokens_per_parameter", budgets
 
     def choices(self, key: str, allowed: tuple[str, ...], default: str) -> tuple[str, ...]:
         node = self.root.get(key)

@@ -92,6 +92,11 @@ class FullSequenceSource:
         begin = self._plan(epoch).begin[indices]
         return SPECIAL_TOKENS + self._end(begin) - begin
 
+    def attended(self, epoch: int, indices: Indices) -> Indices:
+        """Tokens of each sequence that attention sees in these samples, which are their pieces, int64."""
+        parts = self._pieces(epoch, indices)
+        return np.asarray(parts.opening + parts.length + parts.closing, dtype=np.int64)
+
     def totals(self, epoch: int, indices: Indices) -> dict[str, float]:
         """`mlm`: predicted tokens; `sequences`: samples. No token is read."""
         parts = self._pieces(epoch, indices)

@@ -178,6 +178,9 @@ class PretrainingSource:
         plan = self._plans.plan(self._source_epoch(epoch))
         return plan.a_length[indices].astype(np.int64) + plan.b_length[indices] + _SPECIAL_TOKENS
 
+    attended = lengths
+    """Tokens of each sequence that attention sees: a pair is one"""
+
     def totals(self, epoch: int, indices: Indices) -> dict[str, float]:
         """`mlm`: predicted tokens; `sequences`: samples. No token is read."""
         epoch, rate = self._source_epoch(epoch), self._rate
