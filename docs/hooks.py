@@ -98,11 +98,11 @@ def configuration() -> str:
     return "\n".join(lines) + "\n"
 
 
-def help_of(command: str) -> str:
-    """What `zerobert COMMAND --help` prints."""
+def help_of(*command: str) -> str:
+    """What `zerobert COMMAND --help` prints; of a command with verbs, a verb after it."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        importlib.import_module("launch.__main__").dispatch([command, "--help"])
+        importlib.import_module("launch.__main__").dispatch([*command, "--help"])
     return text.getvalue()
 
 
@@ -126,11 +126,14 @@ def commands() -> str:
         "|---|---|",
     ]
     lines += [f"| [`{name}`](#zerobert-{name}) | {what} |" for name, (_, what) in table.items()]
-    for name in table:
+    for name, (module, _) in table.items():
         told = ["The options are those of the [configuration](configuration.md)."]
         if name != "train":
             told = ["```text", *help_of(name).rstrip().splitlines(), "```"]
         lines += ["", f"## zerobert {name}", "", *told]
+        for verb in getattr(importlib.import_module(f"launch.{module}"), "VERBS", {}):
+            told = ["```text", *help_of(name, verb).rstrip().splitlines(), "```"]
+            lines += ["", f"### zerobert {name} {verb}", "", *told]
     return "\n".join(lines) + "\n"
 
 

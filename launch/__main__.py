@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 
-from engine.errors import UserError
-from launch.cli import run_command
+from launch.cli import run_command, unknown_command
 
 #: name -> module of this package with its `main`, and what it does
 COMMANDS = {
@@ -19,6 +17,7 @@ COMMANDS = {
     "seeds": ("seeds.command", "train with several seeds, or on folds of the data: mean, spread and interval"),
     "suite": ("suite.command", "tasks x settings x seeds from one YAML file: one table with intervals"),
     "ablate": ("ablate.command", "whether switches help: effects paired by seed, with interval and correction"),
+    "scaling": ("scaling.command", "how loss and abilities grow with scale: ladders, laws with intervals, emergence"),
     "search": ("search.command", "find the best options of a training by trials (Optuna)"),
     "compare": ("compare.command", "whether the difference of two finished runs is real"),
     "submit": ("slurm.submit", "train as a SLURM job that saves, requeues and resumes by itself"),
@@ -73,9 +72,7 @@ def dispatch(arguments: list[str]) -> int:
         print(completion_script(COMMANDS, others[0] if others else ""))
         return 0
     if first not in COMMANDS:
-        near = difflib.get_close_matches(first.lower().replace("_", "-"), COMMANDS, n=1)
-        remedy = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
-        raise UserError(f"command: {first!r} is unknown; {remedy}")
+        raise unknown_command("command", first, COMMANDS)
     return int(importlib.import_module(f"launch.{COMMANDS[first][0]}").main(others))
 
 

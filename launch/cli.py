@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from argparse import SUPPRESS, Action
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -165,6 +165,14 @@ def unknown_option(name: str, options: list[str]) -> str:
     near = difflib.get_close_matches(name, options, n=1)
     remedy = f"did you mean {near[0]}?" if near else "see --help for the fields"
     return f"{name}: no such field; {remedy}"
+
+
+def unknown_command(field: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a command, or a verb of one, that there isn't."""
+    names = list(known)
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), names, n=1)
+    remedy = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}"
+    return UserError(f"{field}: {name!r} is unknown; {remedy}")
 
 
 def end_now(code: int) -> NoReturn:

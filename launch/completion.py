@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from argparse import Action
+from argparse import Action, _SubParsersAction
 from collections.abc import Mapping
 from types import NoneType
 from typing import get_args
@@ -19,7 +19,7 @@ def completion_script(commands: Mapping[str, tuple[str, str]], shell: str) -> st
     """The script of a shell.
 
     Args:
-        commands: name -> module below `launch` that has a `build_parser`, and what the command does.
+        commands: name -> module below `launch` that has a `build_parser`, and perhaps `add_verbs`, and what it does.
 
     Raises:
         UserError: no such shell.
@@ -31,14 +31,25 @@ def completion_script(commands: Mapping[str, tuple[str, str]], shell: str) -> st
     parser.add_argument("--version", action="store_true", help="print the version")
     subcommands = parser.add_subcommands()
     for name, (module, what) in commands.items():
-        command: CommandParser = importlib.import_module(f"launch.{module}").build_parser()
+        source = importlib.import_module(f"launch.{module}")
+        command: CommandParser = source.build_parser()
         command.usage, command.description = None, what  # zsh and fish show it beside the name
-        for action in command._actions:
-            if takes_text(action):
-                action.complete = shtab.FILE  # type: ignore[attr-defined]
         subcommands.add_subcommand(name, command, help=what)
+        if hasattr(source, "add_verbs"):
+            source.add_verbs(command)
+        complete_files(command)
     script: str = parser.get_completion_script(f"shtab-{shell}")
     return script
+
+
+def complete_files(parser: ArgumentParser) -> None:
+    """Let values that may be paths complete as such, in the parsers of a command's verbs too."""
+    for action in parser._actions:
+        if isinstance(action, _SubParsersAction):
+            for verb in action.choices.values():
+                complete_files(verb)
+        elif takes_text(action):
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
 
 
 def takes_text(action: Action) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import re
@@ -66,11 +67,11 @@ def test_a_broken_link_or_a_missing_page_fails(copy: Path, spoil: str) -> None:
 
 
 @cache
-def helped(command: str) -> str:
-    """What --help of a command prints."""
+def helped(*command: str) -> str:
+    """What --help of a command, or of a verb of one, prints."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        dispatch([command, "--help"])
+        dispatch([*command, "--help"])
     return text.getvalue()
 
 
@@ -83,9 +84,19 @@ def test_every_command_and_option_of_a_page_is_there(path: Path) -> None:
     for command, rest in lines:
         assert command in {*COMMANDS, "help"}, f"zerobert {command}"
         known = helped(command) + (helped("train") if command in ("submit", "seeds", "search") else "")
+        known += verb_helped(command, rest)
         known += helped("submit") if command in ("suite", "ablate", "search") else ""
         for option in re.findall(r"(?<=\s)--[a-z][\w.-]*", rest):
             assert re.search(rf"{re.escape(option)}(?![\w-])", known), f"zerobert {command} {option}"
+
+
+def verb_helped(command: str, rest: str) -> str:
+    """What --help of the verb prints that a command line names; nothing of a command without verbs."""
+    verbs = (
+        getattr(importlib.import_module(f"launch.{COMMANDS[command][0]}"), "VERBS", {}) if command in COMMANDS else {}
+    )
+    verb = next(iter(rest.split()), "")
+    return helped(command, verb) if verb in verbs else ""
 
 
 def code_of(text: str) -> list[str]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from engine.errors import UserError
 from engine.scaling.fit import Interval, check_enough, fit
+from engine.scaling.optimise import minimise
 from engine.scaling.points import Points
-from engine.scaling.terms import Law
+from engine.scaling.terms import Array, Law
 
 #: shares of the runs, from the smallest compute on, that laws are fitted to
 SHARES = (0.5, 0.65, 0.8)
@@ -24,7 +26,7 @@ class Candidate:
 
     law: Law
     error: float
-    """root mean square of log(predicted / reached) of held-out runs"""
+    """root mean square of log(predicted / reached) of held-out runs; infinite where no part can hold all laws"""
     residual: float
     """the same of the runs that it was fitted to, all of them"""
 
@@ -53,30 +55,44 @@ def rank(points: Points, laws: Sequence[Law]) -> list[Candidate]:
     Raises:
         UserError: they can't hold any.
     """
-    order = np.argsort(points.flops, kind="stable")
-    found, refused = [], []
+    held, refused = [], []
     for law in laws:
         try:
             check_enough(law, points)
-            found.append(_candidate(points, law, order))
+            held.append(law)
         except UserError as error:
             refused.append(str(error))
-    if not found:
+    if not held:
         raise UserError(refused[0])
-    return sorted(found, key=lambda each: each.error)
+    parts = list(_parts(points, held))
+    return sorted((_candidate(points, law, parts) for law in held), key=lambda each: each.error)
 
 
-def _candidate(points: Points, law: Law, order: np.ndarray[tuple[int], np.dtype[np.intp]]) -> Candidate:
-    errors = []
+def _parts(points: Points, laws: Sequence[Law]) -> Iterator[tuple[Points, Points]]:
+    """The runs of least compute and the others, for each share that can hold all of the laws."""
+    order = np.argsort(points.flops, kind="stable")
     for share in SHARES:
-        count = max(len(law.fields) + 1, round(share * len(points)))
+        count = round(share * len(points))
         small, large = points.take(order[:count]), points.take(order[count:])
-        if len(large):
-            part = fit(small, law, resamples=0, starts=PART_STARTS)
-            errors.append(np.log(law.predict(part.theta, large)) - np.log(large.losses))
-    whole = fit(points, law, resamples=0, starts=PART_STARTS)
+        with contextlib.suppress(UserError):
+            for law in laws:
+                check_enough(law, small)
+            yield small, large
+
+
+def _candidate(points: Points, law: Law, parts: Sequence[tuple[Points, Points]]) -> Candidate:
+    errors = [
+        np.log(law.predict(_minimum(small, law), large)) - np.log(large.losses) for small, large in parts if len(large)
+    ]
+    residuals = np.log(points.losses) - np.log(law.predict(_minimum(points, law), points))
     square = float(np.mean(np.concatenate(errors) ** 2)) if errors else np.inf
-    return Candidate(law, square**0.5, float(np.sqrt(np.mean(whole.residuals**2))))
+    return Candidate(law, square**0.5, float(np.sqrt(np.mean(residuals**2))))
+
+
+def _minimum(points: Points, law: Law) -> Array:
+    """The parameters of a fit, neither checked by the second optimiser nor with intervals."""
+    found = minimise(law.design(points), np.log(points.losses), law.grid(PART_STARTS))
+    return found.theta[found.best]
 
 
 def predict_largest(points: Points, law: Law, sizes: int = 1, resamples: int = 1000, seed: int = 0) -> list[HeldOut]:

@@ -20,6 +20,10 @@ RESAMPLES = 1000
 LEVEL = 0.9
 #: fewer distinct values of N (or D) can't hold an exponent and a floor
 FEWEST, TOO_FEW = 3, 4
+#: log D that isn't told by log N, as a standard deviation: with less a law can't tell size from data
+LEAST_APART = 0.05
+#: resamples of fewer runs are too alike
+FEW_RUNS = 5
 #: how far the two optimisers may be apart, relative to the minimum
 AGREED = 1e-6
 #: a law whose residuals depend on scale with a smaller p-value is refused
@@ -108,6 +112,8 @@ class Fit:
             count = len(np.unique(values))
             if count < TOO_FEW and any(name in self.law.fields for name in ("alpha", "beta")):
                 yield f"only {count} {what}: too few to tell an exponent from a floor"
+        if (runs := len(set(self.points.runs))) < FEW_RUNS:
+            yield f"only {runs} independent run(s): resamples of so few are too alike, so all intervals are too narrow"
 
     def _floor(self) -> Iterator[str]:
         if self.law.floor is None:
@@ -150,7 +156,7 @@ def check_enough(law: Law, points: Points) -> None:
     """Refuse points that can't hold a law.
 
     Raises:
-        UserError: fewer points than parameters, or hardly any sizes or budgets.
+        UserError: fewer points than parameters, hardly any sizes or budgets, or tokens that follow from the size.
     """
     if len(points) <= len(law.fields):
         raise UserError(f"points: {len(points)} are too few for {law.formula}; give more runs")
@@ -161,6 +167,18 @@ def check_enough(law: Law, points: Points) -> None:
             raise UserError(
                 f"points: {found} distinct value(s) of {name} can't hold an exponent; give {FEWEST} at least"
             )
+    if needed["parameters"] and "log_B" in law.fields and tokens_apart(points) < LEAST_APART:
+        raise UserError(
+            f"points: all runs have tokens in one proportion to their size, so {law.formula} can't tell one from the "
+            "other; give runs of other tokens per parameter, or the law compute"
+        )
+
+
+def tokens_apart(points: Points) -> float:
+    """The standard deviation of log D around its line over log N."""
+    sizes, data = (np.log(each) - np.log(each).mean() for each in (points.parameters, points.tokens))
+    square = float(sizes @ sizes)
+    return float(np.std(data - sizes * (sizes @ data) / square)) if square else float(np.std(data))
 
 
 def fit(

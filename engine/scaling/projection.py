@@ -58,7 +58,7 @@ class Projection:
         for _ in range(INNER_STEPS):
             eigenvalues, vectors = np.linalg.eigh(curvature)
             sizes = np.abs(eigenvalues)
-            step = -vectors @ (vectors.T @ gradient / (sizes + (damping + 1e-14) * sizes.max()))
+            step = -vectors @ (vectors.T @ gradient / (sizes + (damping + 1e-14) * max(sizes.max(), 1e-300)))
             tried = factors + step
             if (tried > 0).all() and (new := self._expand(columns, tried))[0] < value:
                 factors, (value, gradient, curvature) = tried, new

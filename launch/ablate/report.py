@@ -12,9 +12,8 @@ from typing import Any
 from engine.durable import write_atomically
 from engine.tasks.significance import LEVEL
 from launch.ablate.effects import HARMS, HELPS, UNKNOWN, Effect, as_json, effects
-from launch.seeds.report import aligned
+from launch.seeds.report import aligned, without_nan
 from launch.suite.plan import Cell, finished_runs
-from launch.suite.report import without_nan
 from launch.suite.scores import name_of
 
 #: inches of a row and a panel of the picture

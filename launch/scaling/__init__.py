@@ -1,1 +1,1 @@
-"""Studies of scale: ladders of runs, the laws of their losses, and reports."""
+"""`zerobert scaling`: ladders of sizes trained, collected, fitted and reported."""

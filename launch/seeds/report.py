@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,15 @@ def render(summary: Mapping[str, Any]) -> str:
 
 def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
+
+
+def without_nan(value: Any) -> Any:
+    """The same values with null for what is no number."""
+    if isinstance(value, dict):
+        return {name: without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from engine.durable import write_atomically
-from launch.seeds.report import FEW, aligned, note
+from launch.seeds.report import FEW, aligned, note, without_nan
 from launch.suite.plan import Cell, finished_runs
 from launch.suite.scores import name_of, summarise
 
@@ -42,15 +42,6 @@ def write_report(output: Path, cells: Sequence[Cell]) -> tuple[str, int]:
     write_atomically(folder / "report.json", json.dumps(without_nan(summary), indent=1, ensure_ascii=False) + "\n")
     write_atomically(folder / "report.md", text)
     return text, sum(len(cell["missing"]) for cell in summary["cells"])
-
-
-def without_nan(value: Any) -> Any:
-    """The same values with null for what is no number."""
-    if isinstance(value, dict):
-        return {name: without_nan(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def render(summary: Mapping[str, Any]) -> str:

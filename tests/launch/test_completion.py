@@ -63,6 +63,9 @@ def completed(script: Path, folder: Path, words: str) -> list[str]:
         ("zerobert status my", ["my_store"]),
         ("zerobert seeds --fol", ["--folds"]),
         ("zerobert compare my", ["my_store"]),
+        ("zerobert scaling fi", ["fit"]),
+        ("zerobert scaling fit my", ["my_store"]),
+        ("zerobert scaling fit --hold", ["--hold-out-largest"]),
         ("zerobert --ver", ["--version"]),
     ],
 )
