@@ -11,6 +11,7 @@ from launch.cli import CommandParser, unknown_command
 #: verb -> module of this package with its `main` and `build_parser`, and what it does
 VERBS = {
     "fit": ("fit", "points.csv -> laws with intervals, the best size of a budget, predictions of the largest runs"),
+    "report": ("report", "points.csv -> one page: laws, residuals, predictions, advice, abilities under both metrics"),
 }
 
 DESCRIPTION = """How loss and abilities grow with scale: train a ladder of sizes, fit laws, and test for emergence.
