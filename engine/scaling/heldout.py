@@ -59,7 +59,8 @@ def held_out_loss(model: MaskedModel, path: Path, length: int, sequences: int = 
     answers = model.answer(questions)
     counts = np.array([len(question.places) for question in questions])
     losses = -np.add.reduceat(answers.log_probabilities, answers.firsts)
-    return _mean(*(np.bincount(owners, weights=each, minlength=len(chosen)) for each in (losses, counts)))
+    sums, numbers = (np.bincount(owners, weights=each, minlength=len(chosen)) for each in (losses, counts))
+    return _mean(sums.astype(np.float64), numbers.astype(np.float64))
 
 
 def _mean(losses: NDArray[np.float64], counts: NDArray[np.float64]) -> HeldOutLoss:

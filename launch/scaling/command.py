@@ -10,6 +10,9 @@ from launch.cli import CommandParser, unknown_command
 
 #: verb -> module of this package with its `main` and `build_parser`, and what it does
 VERBS = {
+    "plan": ("ladder.plan", "the runs of a ladder of sizes, their FLOPs and predicted time"),
+    "run": ("ladder.run", "trains what is missing of a ladder, here or as SLURM arrays"),
+    "collect": ("ladder.collect", "finished runs, or a run's checkpoints -> points.csv"),
     "fit": ("fit", "points.csv -> laws with intervals, the best size of a budget, predictions of the largest runs"),
     "report": ("report", "points.csv -> one page: laws, residuals, predictions, advice, abilities under both metrics"),
 }

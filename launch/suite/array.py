@@ -14,6 +14,7 @@ from pathlib import Path
 from engine.errors import UserError
 from engine.hub import fetch, hub_model
 from launch.configure.options import parse
+from launch.seeds.plan import Member
 from launch.slurm import client, snapshot
 from launch.slurm.sbatch import Element, JobConfig, Submission, check_path, directives, render
 from launch.slurm.submit import check_container, check_idle, check_run, hand_in, parse_job, split, submit, template
@@ -37,17 +38,9 @@ def submit_suite(command: str, suite: Suite, cells: Sequence[Cell], options: Seq
     members = [member for cell in cells for member in cell.members if not member.is_finished]
     if not members:
         raise UserError(f"{command}: all of its runs are finished; zerobert {command} {suite.output} makes the report")
-    limit = "" if at_once is None else f"%{at_once}"
-    job = replace(job, array=f"0-{len(members) - 1}{limit}")
     for cell in cells:
         check_run(job, parse(cell.members[0].options))
-    elements = tuple(
-        Element(member.folder, member.log or member.folder.with_suffix(".log"), member.options) for member in members
-    )
-    workdir = Path.cwd()
-    submission = Submission(snapshot.next_folder(suite.output), suite.output, workdir, sys.executable, elements)
-    for name, path in (("output", suite.output), ("folder", workdir)):
-        check_path(name, path)
+    job, submission = array_of(job, suite.output, members, at_once)
     if dry_run:
         print(render(template(), job, submission), end="")
         print(f"\n# then, behind the array:\n{report_script(command, job, submission, 'ARRAY')}", end="")
@@ -65,6 +58,29 @@ def submit_suite(command: str, suite: Suite, cells: Sequence[Cell], options: Seq
     print(f"job {last}: their report, behind them, as {suite.output / 'report'}")
     print(f"status zerobert status {number}; zerobert {command} {suite.output} reports at any time")
     return 0
+
+
+def array_of(
+    job: JobConfig, output: Path, members: Sequence[Member], at_once: int | None
+) -> tuple[JobConfig, Submission]:
+    """The array job whose elements are runs, and what is submitted, in a folder that isn't made yet.
+
+    Args:
+        output: folder of all runs.
+        at_once: elements that run at the same time; None: as many as there is room for.
+
+    Raises:
+        UserError: a path that SLURM can't have.
+    """
+    limit = "" if at_once is None else f"%{at_once}"
+    elements = tuple(
+        Element(member.folder, member.log or member.folder.with_suffix(".log"), member.options) for member in members
+    )
+    workdir = Path.cwd()
+    for name, path in (("output", output), ("folder", workdir)):
+        check_path(name, path)
+    submission = Submission(snapshot.next_folder(output), output, workdir, sys.executable, elements)
+    return replace(job, array=f"0-{len(members) - 1}{limit}"), submission
 
 
 def job_of(options: Sequence[str]) -> tuple[JobConfig, bool]:

@@ -14,8 +14,8 @@ from launch.cli import CommandParser
 from launch.forecast.hardware import GPUS, Hardware, described_hardware, this_machine
 from launch.forecast.planner import Request, duration, recipe_candidate
 from launch.forecast.request import store_vocabulary
-from launch.scaling.ladder import Cell, Ladder, Rung, plan_ladder
-from launch.scaling.reading import read_ladder
+from launch.scaling.ladder.cells import Cell, Ladder, Rung, plan_ladder
+from launch.scaling.ladder.reading import read_ladder
 
 DESCRIPTION = """Tell the runs of a ladder of sizes, and write nothing.
 

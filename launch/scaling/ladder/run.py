@@ -10,8 +10,8 @@ from pathlib import Path
 
 from engine.errors import UserError, require
 from launch.cli import CommandParser, split_at_dashes
-from launch.scaling.ladder import Cell, Ladder, plan_ladder, write_record
-from launch.scaling.reading import read_ladder
+from launch.scaling.ladder.cells import Cell, Ladder, plan_ladder, write_record
+from launch.scaling.ladder.reading import read_ladder
 from launch.seeds.plan import Member
 from launch.seeds.running import Runs, check_launcher
 from launch.slurm.status import clock
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
     if values.submit:
         if values.launcher:
             raise UserError("launcher: with --submit srun starts the ranks; leave it out, and give --ntasks-per-node")
-        from launch.scaling.array import submit_ladder
+        from launch.scaling.ladder.array import submit_ladder
 
         return submit_ladder(ladder, cells, job, values.runs)
     launcher = check_launcher(values.launcher, values.runs or 1, os.environ)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, get_args
+from typing import Any, ClassVar, get_args
 
 import yaml
 
 from engine.config import ARCHITECTURES, Objective, require
 from engine.errors import UserError
+from engine.scaling.probes.request import LabelledProbe
 from engine.scaling.sizes import Proportions
 from launch.configure.recipe import Kind, scalar
+from launch.suite.plan import whole
 from launch.suite.reading import FileReader, Source
 
 LADDER = Kind(
@@ -32,7 +34,9 @@ OWN = (
     "train.save_at",
 )  # fmt: skip
 RULES = ("learning_rate", "global_batch")
-ABILITY_KEYS = ("blimp", "labelled", "items")
+ABILITY_KEYS = ("blimp", "labelled", "questions")
+#: of a labelled probe, its files
+FILES = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class LadderFile:
     """of all runs together; the largest size follows"""
     held_out: Mapping[str, str]
     """prepared stores by the name of the set"""
-    abilities: Mapping[str, tuple[str, ...] | int]
+    abilities: Mapping[str, Any]
     """see `ABILITY_KEYS`"""
 
 
@@ -129,7 +133,9 @@ class LadderReader(FileReader):
             warmup=warmup,
             decay=decay,
             flops=flops,
-            held_out={name: self.scalar(node, f"held_out.{name}") for name, node in self.named("held_out")},
+            held_out={
+                name: self.path_of(self.scalar(node, f"held_out.{name}")) for name, node in self.named("held_out")
+            },
             abilities=self.abilities(),
         )
 
@@ -238,12 +244,36 @@ class LadderReader(FileReader):
         value, at = (self.real(entries[key], f"{place}.{key}") for key in ("value", "at"))
         return Rule(value, at, float(exponent))
 
-    def abilities(self) -> dict[str, tuple[str, ...] | int]:
-        found: dict[str, tuple[str, ...] | int] = {}
+    def abilities(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
         for name, node in self.part("abilities", ABILITY_KEYS).items():
-            if name == "items":
-                found[name] = self.number(node, "abilities.items", 20)
-                continue
-            items = node.value if isinstance(node, yaml.SequenceNode) else [node]
-            found[name] = tuple(self.scalar(item, f"abilities.{name}") for item in items)
+            if name == "questions":
+                found[name] = self.number(node, "abilities.questions", 20)
+            elif name == "labelled":
+                entries = self.mapping(node, "abilities.labelled")
+                found[name] = {probe: self.probe(own, f"abilities.labelled.{probe}") for probe, own in entries}
+            else:
+                items = node.value if isinstance(node, yaml.SequenceNode) else [node]
+                found[name] = [self.path_of(self.scalar(item, "abilities.blimp")) for item in items]
         return found
+
+    def probe(self, node: yaml.Node, place: str) -> dict[str, Any]:
+        """The fields of a `LabelledProbe` but its name."""
+        known = [each.name for each in fields(LabelledProbe) if each.name != "name"]
+        found: dict[str, Any] = {}
+        for key, value in self.mapping(node, place):
+            if key not in known:
+                raise self.fail(f"{place}.{key}", value, f"no such key; choose of {', '.join(known)}")
+            text = self.scalar(value, f"{place}.{key}")
+            number = key == "examples"
+            found[key] = (
+                self.number(value, f"{place}.{key}", 2) if number else self.path_of(text) if key in FILES else text
+            )
+        for key in FILES:
+            if key not in found:
+                raise self.fail(place, node, f"{key} is missing; give a file of labelled examples")
+        return found
+
+    def path_of(self, text: str) -> str:
+        """A path beside the file."""
+        return str(whole(Path(self.path).parent / text))

@@ -26,7 +26,7 @@ from engine.train.output import checkpoint_name
 from launch.api import in_yaml
 from launch.configure.options import joined, parse
 from launch.forecast.request import store_vocabulary
-from launch.scaling.reading import LadderFile
+from launch.scaling.ladder.reading import LadderFile
 from launch.seeds.plan import Member
 from launch.suite.plan import located, whole
 
@@ -34,7 +34,7 @@ RECORD = "ladder.json"
 #: batches from here on are multiples of it, so that ranks and micro-batches share them
 EVEN_BATCH = 8
 #: halvings of the range in which a ladder's largest size is looked for
-HALVINGS = 40
+HALVINGS = 30
 
 
 @dataclass(frozen=True)
@@ -160,18 +160,31 @@ def _rungs(file: LadderFile, base: Mapping[str, Any], vocabulary: int) -> list[R
     if file.flops is None:
         assert sizes.end is not None
         return _with_targets(file, base, vocabulary, geometric(sizes.begin, sizes.end, sizes.count))
+    return _fitting(file, base, vocabulary, file.flops)
+
+
+def _fitting(file: LadderFile, base: Mapping[str, Any], vocabulary: int, flops: float) -> list[Rung]:
+    """The ladder with the largest end that these FLOPs allow."""
+    sizes, found = file.sizes, list[Rung]()
     low, high = sizes.begin, sizes.begin * 1e6
     for _ in range(HALVINGS):
         end = (low * high) ** 0.5
-        rungs = _with_targets(file, base, vocabulary, geometric(sizes.begin, end, sizes.count))
+        try:
+            rungs = _with_targets(file, base, vocabulary, geometric(sizes.begin, end, sizes.count))
+        except UserError:  # sizes that are too near for shapes of their own
+            low = end
+            continue
         needed = len(file.seeds) * sum(rung.step_flops * rung.executed(each) for rung in rungs for each in rung.budgets)
-        low, high = (end, high) if needed <= file.flops else (low, end)
-    if low < 2 * sizes.begin:
+        if needed <= flops:
+            low, found = end, rungs
+        else:
+            high = end
+    if not found:
         raise UserError(
-            f"flops: {file.flops:g} are too few for {sizes.count} sizes from {sizes.begin:g} parameters on; give more, "
-            f"or smaller sizes ({file.path})"
+            f"flops: {flops:g} are too few for {sizes.count} sizes from {sizes.begin:g} parameters on; give more, or "
+            f"smaller sizes, or a smaller proportions.head_width ({file.path})"
         )
-    return _with_targets(file, base, vocabulary, geometric(sizes.begin, low, sizes.count))
+    return found
 
 
 def _with_targets(file: LadderFile, base: Mapping[str, Any], vocabulary: int, targets: Sequence[float]) -> list[Rung]:
@@ -316,16 +329,5 @@ def write_record(ladder: Ladder) -> None:
             "options": cell.member.options,
         }
     ladder.output.mkdir(parents=True, exist_ok=True)
-    told = {"held_out": _stores(ladder.file), "abilities": _abilities(ladder.file), "runs": runs}
+    told = {"held_out": dict(ladder.file.held_out), "abilities": dict(ladder.file.abilities), "runs": runs}
     write_atomically(ladder.output / RECORD, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-
-
-def _stores(file: LadderFile) -> dict[str, str]:
-    return {name: str(whole(file.path.parent / path)) for name, path in file.held_out.items()}
-
-
-def _abilities(file: LadderFile) -> dict[str, Any]:
-    return {
-        name: value if isinstance(value, int) else [str(whole(file.path.parent / path)) for path in value]
-        for name, value in file.abilities.items()
-    }

@@ -1,0 +1,1 @@
+"""The runs of a ladder: read, planned, trained, measured."""

@@ -1,0 +1,247 @@
+"""`zerobert scaling collect`: the finished runs of a ladder, or a run's checkpoints, as points.csv and points.json.
+
+A point is measured once and kept beside its export, or in <run>/points for a checkpoint, with what was asked of it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import platform
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import engine
+from engine.config import require
+from engine.data.store.manifest import read_manifest
+from engine.durable import write_atomically
+from engine.errors import UserError
+from engine.scaling.probes.request import LabelledProbe, Request
+from launch.cli import CommandParser
+from launch.configure.options import parse
+from launch.scaling.ladder.cells import read_record
+from launch.seeds.plan import is_finished
+from launch.slurm.status import clock
+
+DESCRIPTION = """Measure the finished runs of a ladder: losses on held-out text, parameters, FLOPs, abilities.
+
+  zerobert scaling collect runs/ladder                    runs/ladder/points.csv and points.json
+  zerobert scaling collect runs/ladder/modernbert-mlm/h64-l3/seed-1/20x --held-out wiki=store --output along
+                                                          the checkpoints of one run (train.save_at, train.keep)
+
+A point has its parameters counted three ways, the tokens that it saw, exact FLOPs with attention and heads, the loss on
+each held-out set with 15 % of the tokens masked, the same ones for all, its standard error, and abilities: held-out
+words that are frequent or rare, minimal pairs of grammar, BLiMP's files, classifiers of frozen vectors. What was
+measured already isn't measured again. zerobert scaling fit and report read the points.
+"""
+POINT = "point.json"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model to measure."""
+
+    name: str
+    run: Path
+    step: int
+    checkpoint: Path | None
+    """None: the run's export"""
+    columns: Mapping[str, Any]
+    """what the ladder says of it"""
+
+    @property
+    def kept(self) -> Path:
+        """The file of its point."""
+        if self.checkpoint is None:
+            return self.run / "report" / POINT
+        return self.run / "points" / f"{self.checkpoint.name}.json"
+
+
+def build_parser() -> CommandParser:
+    """The parser of the verb."""
+    parser = CommandParser(prog="zerobert scaling collect", description=DESCRIPTION)
+    parser.add_argument("folder", type=str, help="of a ladder, or of one run")
+    parser.add_argument("--output", type=str | None, default=None, help="folder of points.csv; by default that folder")
+    parser.add_argument(
+        "--held-out", type=str, nargs="+", default=[], help="prepared stores as NAME=STORE; the ladder's"
+    )
+    parser.add_argument("--sequences", type=int, default=1000, help="of a held-out set, at most")
+    parser.add_argument("--questions", type=int | None, default=None, help="of an ability, at most; 500")
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Measure what is new, and write all points."""
+    values = build_parser().parse_args(arguments)
+    for name in ("sequences", "questions"):
+        value = getattr(values, name)
+        require(value is None or value >= 2, name, value, "give at least 2")
+    folder = Path(values.folder)
+    output = Path(values.output) if values.output else folder
+    record = read_record(folder)
+    measured = of_ladder(folder, record) if record else of_run(folder)
+    sets = {**record.get("held_out", {}), **_stores(values.held_out)}
+    runs = {each.run: parse(["--config", str(each.run / "config.yaml")]) for each in measured}
+    first = runs[measured[0].run]
+    assert first.data.path is not None
+    sets = sets or {"own": first.data.path}
+    request = request_of(
+        record.get("abilities", {}), Path(first.data.path), values.questions, first.data.sequence_length
+    )
+    asked = _asked(sets, request, values.sequences, first.data.sequence_length)
+    points = [_known(each, asked) for each in measured]
+    missing, begun = [index for index, point in enumerate(points) if point is None], time.monotonic()
+    for done, index in enumerate(missing, start=1):
+        from launch.scaling.ladder.measuring import measure_point
+
+        each = measured[index]
+        point = {"asked": asked, **measure_point(each, runs[each.run], sets, request, values.sequences)}
+        each.kept.parent.mkdir(exist_ok=True)
+        write_atomically(each.kept, json.dumps(point, indent=1) + "\n")
+        points[index] = point
+        left = len(missing) - done
+        after = f"; {left} left, about {clock((time.monotonic() - begun) / done * left)}" if left else ""
+        print(f"{each.name}: loss {point['columns']['loss']:.4f}{after}", flush=True)
+    whole = [point for point in points if point is not None]
+    rows = [{"name": e.name, **e.columns, **point["columns"]} for e, point in zip(measured, whole, strict=True)]
+    write_points(output, rows, whole[0]["abilities"], record, asked)
+    print(f"{len(rows)} point(s): {output / 'points.csv'}", flush=True)
+    return 0
+
+
+def of_ladder(folder: Path, record: Mapping[str, Any]) -> list[Measured]:
+    """The finished runs of a ladder; the others are counted aloud.
+
+    Raises:
+        UserError: none is finished.
+    """
+    found = []
+    for name, told in record["runs"].items():
+        run = folder / name
+        if is_finished(run):
+            same = ("size", "architecture", "objective", "seed")
+            columns = {"run": told["trunk"], **{key: told[key] for key in same}}
+            found.append(Measured(name, run, parse(told["options"]).train.steps or 0, None, columns))
+    if not found:
+        raise UserError(f"collect: no run of {folder} is finished; zerobert scaling run makes them")
+    if len(found) < len(record["runs"]):
+        print(f"note: {len(record['runs']) - len(found)} of {len(record['runs'])} runs are not finished", flush=True)
+    return found
+
+
+def of_run(folder: Path) -> list[Measured]:
+    """The checkpoints of a run of pre-training.
+
+    Raises:
+        UserError: it is no such run, or has none.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise UserError(
+            f"collect: {str(folder)!r} holds no ladder.json and no config.yaml; give a ladder's folder or a run's"
+        )
+    config = parse(["--config", str(folder / "config.yaml")])
+    require(
+        config.task == "pretrain", "task", config.task, f"points are of pre-training, and {folder} is a run of that"
+    )
+    found = []
+    for path in sorted(folder.glob("checkpoints/step-*")):
+        if (match := re.fullmatch(r"step-(\d+)", path.name)) and (path / "state.json").is_file():
+            step = int(match[1])
+            columns = {"run": str(folder), "size": "", "seed": config.seed, "step": step}
+            found.append(Measured(path.name, folder, step, path, columns))
+    if not found:
+        raise UserError(f"collect: {folder} has no checkpoints; train with train.save_at and save_interval")
+    return found
+
+
+def _stores(given: Sequence[str]) -> dict[str, str]:
+    """Raises: UserError: no NAME=STORE."""
+    stores: dict[str, str] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or not re.fullmatch(r"\w+", name) or not path or name in stores:
+            raise UserError(f"held-out: {text!r} is not allowed; give each set as NAME=STORE, with a name of its own")
+        stores[name] = path
+    return stores
+
+
+def request_of(abilities: Mapping[str, Any], store: Path, questions: int | None, length: int) -> Request:
+    """What a ladder's file asks of every model.
+
+    Raises:
+        UserError: something that can't be asked.
+    """
+    probes = tuple(LabelledProbe(name, **told) for name, told in abilities.get("labelled", {}).items())
+    pairs = tuple(Path(path) for path in abilities.get("blimp", ()))
+    number = questions or abilities.get("questions") or Request.items
+    request = Request(
+        store=store, pairs=pairs, labelled=probes, items=number, context=min(Request.context, length), length=length
+    )
+    request.validate()
+    return request
+
+
+def _asked(sets: Mapping[str, str], request: Request, sequences: int, length: int) -> dict[str, Any]:
+    """What a point depends on beside its model, as JSON has it.
+
+    Raises:
+        UserError: a held-out set is no prepared store.
+    """
+    stores = {name: read_manifest(Path(path)).fingerprint for name, path in sets.items()}
+    told = {"held_out": stores, "sequences": sequences, "length": length, "abilities": asdict(request)}
+    plain: dict[str, Any] = json.loads(json.dumps(told, default=str))
+    return plain
+
+
+def _known(each: Measured, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The point that was measured before; None where something else was asked, or nothing."""
+    try:
+        point = json.loads(each.kept.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return point if isinstance(point, dict) and point.get("asked") == asked else None
+
+
+def write_points(
+    output: Path,
+    rows: Sequence[Mapping[str, Any]],
+    abilities: Sequence[Mapping[str, Any]],
+    record: Mapping[str, Any],
+    asked: Mapping[str, Any],
+) -> None:
+    """Write points.csv and points.json.
+
+    Raises:
+        UserError: the folder can't be written.
+    """
+    written = io.StringIO()
+    writer = csv.DictWriter(written, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([{name: _shown(value) for name, value in row.items()} for row in rows])
+    told = {
+        "abilities": abilities,
+        "ladder": {name: _without_options(run) for name, run in record.get("runs", {}).items()},
+        "asked": asked,
+        "versions": {"zerobert": engine.__version__, "python": platform.python_version()},
+        "machine": platform.processor() or platform.machine(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        write_atomically(output / "points.csv", written.getvalue())
+        write_atomically(output / "points.json", json.dumps(told, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"output: {output} can't be written ({error.strerror}); give another folder") from error
+
+
+def _without_options(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: each for key, each in run.items() if key != "options"}
+
+
+def _shown(value: Any) -> Any:
+    return f"{value:.10g}" if isinstance(value, float) else value
