@@ -56,7 +56,10 @@ def build_parser() -> CommandParser:
         "of a Triton repository, called as the output folder",
     )
     parser.add_argument(
-        "--precision", type=GraphPrecision | None, default=None, help="of a graph; fp32 unless it is given"
+        "--precision",
+        type=Literal["fp32", "fp16", "int8"] | None,
+        default=None,
+        help="of a graph; fp32 unless it is given. int8 is made by zerobert quantise, which measures what it costs",
     )
     parser.add_argument(
         "--samples",
@@ -85,6 +88,11 @@ def main(arguments: list[str]) -> int:
     values = build_parser().parse_args(arguments)
     run, output = Path(values.run), Path(values.output)
     check_output(str(output))
+    if values.precision == "int8":
+        raise UserError(
+            "precision: 'int8' is not allowed here; give fp32 or fp16, or let zerobert quantise write the graph, which "
+            "measures what int8 costs"
+        )
     graph = values.format != "huggingface"
     for name, needless in (("precision", not graph), ("samples", not graph), ("merge", graph)):
         if needless and values[name]:

@@ -164,6 +164,11 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a graph": (["IN/graph", "--format=onnx"], "is an ONNX folder already; give the model that it was made from"),
     "nothing": (["IN/none", "--format=onnx"], "IN/none: no such folder"),
     "unknown precision": (["IN/model", "--format=onnx", "--precision=int4"], "precision: 'int4' is not allowed"),
+    "int8": (
+        ["IN/model", "--format=onnx", "--precision=int8"],
+        "'int8' is not allowed here; give fp32 or fp16, or let zerobert quantise write the graph",
+    ),
+    "int8 weights": (["IN/model", "--precision=int8"], "let zerobert quantise write the graph"),
     "unknown format": (["IN/model", "--format=tflite"], "format: 'tflite' is not allowed"),
     "no samples": (["IN/model", "--format=onnx", "--samples=IN/none.csv"], "'IN/none.csv' is no such file"),
     "samples of no text": (["IN/model", "--format=onnx", "--samples=IN/other.csv"], "no column text or sentence"),
