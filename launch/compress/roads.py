@@ -173,7 +173,7 @@ class Roads:
             samples=self.config.calibration,
             threads=self.config.threads,
         )
-        report = quantise(open_folder(str(fp32.folder)), folder, self.task, options, lambda line: None)
+        report = quantise(open_folder(str(fp32.folder)), folder, self.task, options, lambda line: None, fp32.score)
         return self._told(Made(name, folder, report.chosen.score))
 
     def _scored(self, name: str, folder: Path) -> Made:

@@ -37,7 +37,12 @@ PRECISION = "precision"
 
 
 def quantise(
-    model: ModelFolder, output: Path, task: Task, config: QuantiseConfig, tell: Callable[[str], None]
+    model: ModelFolder,
+    output: Path,
+    task: Task,
+    config: QuantiseConfig,
+    tell: Callable[[str], None],
+    before: Score | None = None,
 ) -> Report:
     """Write an int8 ONNX folder, which appears whole and within the budget; replaces an earlier export.
 
@@ -45,6 +50,7 @@ def quantise(
         model: an fp32 ONNX folder.
         task: its examples score the model, and its training samples calibrate ranges; labels of these aren't read.
         tell: told of each step.
+        before: the model's score on the task's examples, where it is known.
 
     Raises:
         UserError: the model is no fp32 graph or of other classes, too few examples to tell the budget's loss from none,
@@ -55,7 +61,8 @@ def quantise(
         graph = prepared(_fp32(model))
         layers = [layer for layer in layers_of(graph) if config.embeddings or not layer.table]
         reduced = saturates() if config.reduce_range is None else config.reduce_range
-        before = score(task, _module(open_session(_fp32(model), torch.device("cpu"), config.threads), model))
+        if before is None:
+            before = score(task, _module(open_session(_fp32(model), torch.device("cpu"), config.threads), model))
         budget = Budget(config.budget, config.certain)
         _check_enough(before, budget)
         samples = samples_of(task, model, graph, config)

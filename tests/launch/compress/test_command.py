@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from engine.compress.quantise import quantise as quantising
+from engine.compress.score import score
 from engine.predict.model import open_folder
 from launch.__main__ import dispatch
 from launch.api import predict
@@ -31,7 +33,11 @@ def compress(run: Path, *given: str) -> int:
 
 
 @pytest.mark.slow
-def test_roads_are_tried_and_gone_on(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_roads_are_tried_and_gone_on(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[object] = []
+    monkeypatch.setattr(quantising, "score", lambda task, model: scored.append(model) or score(task, model))
     out, room = tmp_path / "fast", tmp_path / "fast.candidates"
     training = ("--train.steps=2", "--train.epochs=null", "--train.global_batch=8", "--train.eval_interval=0")
     asked = ("--target=accuracy -60", f"--output={out}", "--speeds=1.02,50", "--students=1", "--samples=16")
@@ -41,6 +47,7 @@ def test_roads_are_tried_and_gone_on(run: Path, tmp_path: Path, capsys: pytest.C
     names = ["whole", "pruned 1.02x", "1 layers, distilled"]
     assert [each["name"] for each in report["candidates"]] == [f"{n}{kind}" for n in names for kind in ("", ", int8")]
     assert report["target"]["met"]
+    assert len(scored) == 3  # the int8 graphs alone: the scores of the float ones are known
     assert [each.split(":")[0] for each in report["left_out"]] == ["pruned 50x"]
     assert (room / "front.png").stat().st_size > 5000
     assert open_folder(str(out)).is_onnx
