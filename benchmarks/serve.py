@@ -46,6 +46,8 @@ HEADERS = {"Content-Type": "application/json"}
 BAD = (b"{", b"[]", b'{"rows": []}', b'{"rows": [{"txt": "a"}]}', b"\xff" * 100, b" " * 2_000_000)
 #: of the rate offline, at the highest concurrency; times the naive server's rate there
 GOALS = (0.6, 1.5)
+#: of a long load's memory
+GROWTH = 1.15
 
 
 def body_of(text: str) -> bytes:
@@ -323,7 +325,7 @@ def rows_of(given: argparse.Namespace, folder: str, texts: list[str], bodies: Pa
     if given.minutes is not None:
         found = stopped_under_load(given, folder, texts, 60 * given.minutes)
         title = f"{given.minutes:g} minutes of load on {most} connections with bad and slow clients, then SIGTERM"
-        return [{"title": title, "rivals": {"serve": found}, "goals": kept(found)}]
+        return [{"title": title, "rivals": {"serve": found}, "goals": [*kept(found), bounded(found, judged)]}]
     rounds = compare(given, folder, texts, bodies)
     shares, times = (ratio(rounds, f"serve, {most}", other) for other in ("offline", f"naive, {most}"))
     table = table_of(rounds)
@@ -346,6 +348,16 @@ def rows_of(given: argparse.Namespace, folder: str, texts: list[str], bodies: Pa
 def kept(found: dict[str, Any]) -> list[dict[str, Any]]:
     """What has to hold of a stop under load, however short it was."""
     return [goal(name, found[name], at_most=0) for name in ("lost", "wrong_status", "exit_code")]
+
+
+def bounded(found: dict[str, Any], judged: bool) -> dict[str, Any]:
+    """Whether memory stays what it was after ten seconds."""
+    return goal(
+        "memory at the end / at the beginning",
+        found["memory_MB_end"] / found["memory_MB_begin"],
+        at_most=GROWTH,
+        judged=judged,
+    )
 
 
 def main() -> int:

@@ -22,6 +22,12 @@ from engine.predict.predictor import Predictor, predictor_of
 from engine.predict.rows import Row
 from engine.train.heap import keep_heap
 
+#: oneDNN's option for how many primitives it keeps (1,024 by default), read when it computes for the first time
+PRIMITIVES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+#: enough for the shapes of one batch, which its layers share. The next batch has another number of tokens, and so other
+#: shapes: what is kept of old ones lies scattered in malloc's heap, which grows by tensors that don't fit between
+MOST_PRIMITIVES = 8
+
 
 @dataclass(frozen=True)
 class Computed:
@@ -61,6 +67,7 @@ def load(folder: ModelFolder, config: PredictConfig, device: torch.device) -> nn
     Raises:
         UserError: as `ModelFolder.load`.
     """
+    os.environ.setdefault(PRIMITIVES, str(MOST_PRIMITIVES))
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cuda.enable_cudnn_sdp(False)  # it makes a plan for each shape, without a bound
