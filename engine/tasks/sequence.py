@@ -84,7 +84,7 @@ class OnTexts(FineTuning):
 
     def facts(self) -> list[Fact]:
         """Also the texts that have no labels."""
-        told = None if self.transfer is None else self.transfer.fingerprint
+        told = None if self.transfer is None else self.transfer.texts_fingerprint
         return [*super().facts(), Fact("texts without labels", "distil.texts", told)]
 
     def describe_model(self) -> list[str]:

@@ -5,6 +5,7 @@ Shapes: N labelled examples, U texts without a label, B examples of a batch.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ class TransferSource(LabelledSource):
 
     def __init__(self, labelled: LabelledSource, texts: EncodedTexts) -> None:
         own, count = labelled.encoded, len(texts.offsets) - 1
+        self._texts = texts
         encoded = EncodedTexts(
             np.concatenate((own.tokens, texts.tokens)),
             np.concatenate((own.offsets, own.offsets[-1] + texts.offsets[1:])),
@@ -45,6 +47,12 @@ class TransferSource(LabelledSource):
             weights = np.concatenate((labelled.weights, np.zeros(count, dtype=np.float32)))
         super().__init__(encoded, labels, labelled.seed, group=labelled.group, weights=weights)
         self.known = np.arange(self.count) < labelled.count
+
+    @cached_property
+    def texts_fingerprint(self) -> str:
+        """That of the texts without labels alone, whichever labelled examples a seed drew."""
+        nothing = np.zeros(len(self._texts.offsets) - 1)
+        return LabelledSource(self._texts, nothing, self.seed).fingerprint
 
     def totals(self, epoch: int, indices: Indices) -> dict[str, float]:
         """Those of `LabelledSource`, and known: examples with a label."""

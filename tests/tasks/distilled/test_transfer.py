@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,9 @@ def test_they_are_part_of_the_runs_identity_and_of_what_is_told(tmp_path: Path) 
     after = {fact.name: fact.value for fact in again.facts()}
     assert before.keys() == after.keys()
     assert {name for name in before if before[name] != after[name]} == {"texts without labels"}
+    limited = replace(task.config, labelled=replace(task.config.labelled, limit=3))
+    fewer = {fact.name: fact.value for fact in type(task)(limited).facts()}
+    assert {name for name in before if before[name] != fewer[name]} == {"training examples"}
     again.build_model()
     assert again.describe_model()[1] == f"{tmp_path}/texts.jsonl: 1 texts without labels beside the training examples"
 
