@@ -92,7 +92,7 @@ def _candidate(points: Points, law: Law, parts: Sequence[tuple[Points, Points]])
 def _minimum(points: Points, law: Law) -> Array:
     """The parameters of a fit, neither checked by the second optimiser nor with intervals."""
     found = minimise(law.design(points), np.log(points.losses), law.grid(PART_STARTS))
-    return found.theta[found.best]
+    return np.asarray(found.theta[found.best])
 
 
 def predict_largest(points: Points, law: Law, sizes: int = 1, resamples: int = 1000, seed: int = 0) -> list[HeldOut]:

@@ -49,13 +49,20 @@ def from_record(record: Mapping[str, Any]) -> Fit:
         if record["format"] != FORMAT:
             raise UserError(f"laws: format {record['format']!r} isn't {FORMAT}; write it again by zerobert scaling fit")
         law, given = LAWS[record["law"]], record["points"]
-        arrays = [np.array(given[name], dtype=np.float64) for name in _ARRAYS]
+        arrays = {name: np.array(given[name], dtype=np.float64) for name in _ARRAYS}
         theta, samples = (np.array(record[name], dtype=np.float64) for name in ("theta", "samples"))
         names, runs = tuple(map(str, given["names"])), tuple(map(str, given["runs"]))
-        shapes = {theta.shape == samples.shape[1:] == (len(law.fields),), *(len(each) == len(names) for each in arrays)}
-        if shapes != {True} or len(runs) != len(names) or not all(np.isfinite(each).all() for each in (theta, *arrays)):
+        shapes = {
+            theta.shape == samples.shape[1:] == (len(law.fields),),
+            *(len(each) == len(names) for each in arrays.values()),
+        }
+        if (
+            shapes != {True}
+            or len(runs) != len(names)
+            or not all(np.isfinite(each).all() for each in (theta, *arrays.values()))
+        ):
             raise ValueError("its numbers don't belong together")
         value, level, apart = (float(record[name]) for name in ("value", "level", "disagreement"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"laws: not a fit ({error!r}); give the fit.json of zerobert scaling fit") from error
-    return Fit(law, Points(names, *arrays, runs, {}), theta, value, samples, level, apart)
+    return Fit(law, Points(names=names, runs=runs, columns={}, **arrays), theta, value, samples, level, apart)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.config import DEFAULT_ARCHITECTURE, MODEL_SIZES, OPTIMIZERS, OptimConfig
 from engine.errors import UserError
@@ -18,6 +18,9 @@ from launch.forecast.planner import Candidate, Request, as_json, candidates, cho
 from launch.forecast.request import request_of, settled_precision, wanted_run
 from launch.forecast.view import plot, render
 
+if TYPE_CHECKING:
+    from launch.forecast.advice import Advice
+
 DESCRIPTION = """Which ZeRO stage, micro-batch and accumulation fit, and what a step costs, before anything is run.
 
   zerobert plan --model bert-large --gpus 64 --gpus-per-node 8 --gpu-memory 80GiB --sequence-length 512 \\
@@ -25,6 +28,7 @@ DESCRIPTION = """Which ZeRO stage, micro-batch and accumulation fit, and what a 
   zerobert plan --config launch/recipes/pretrain_base_phase1.yaml --gpus 8 --gpu h100 --plot plan.png
   zerobert plan --config launch/recipes/finetune.yaml --model bert-base --gpus 1 --gpu t4 --precision fp16
   zerobert plan --model bert-base                       this machine
+  zerobert plan --compute 1e20 --laws fit.json --gpus 8 --gpu h100     the size that fitted laws advise
 
 With --config the plan is of that recipe, fine-tuning too: its model or the folder that it starts from, its batch,
 length, steps, precision, optimizer, recomputation and offload. What is given beside it is planned in its place. The
@@ -52,6 +56,9 @@ def build_parser() -> CommandParser:
     parser.add_argument("--steps", type=float, default=None, help="steps of the whole training; the recipe's")
     parser.add_argument("--tokens", type=float, default=None, help="the same in tokens; without a recipe BERT's own, "
                         "4.26e10")  # fmt: skip
+    parser.add_argument("--compute", type=float | None, default=None, help="FLOPs of the whole training; --laws then "
+                        "say the size and the tokens")  # fmt: skip
+    parser.add_argument("--laws", type=str | None, default=None, help="fit.json of zerobert scaling fit")
     parser.add_argument("--gpus", type=int, default=None, help="of all nodes; without it this machine is looked at")
     parser.add_argument("--gpus-per-node", type=int, default=8, help="GPUs of a node")
     parser.add_argument("--gpu", type=str, default=None, help=f"{', '.join(GPUS)}; else the one nearest in memory")
@@ -85,7 +92,17 @@ def check(options: Any) -> None:
         if value is not None and value not in allowed:
             shown = name.replace("_", "-")
             raise UserError(f"{shown}: {value!r} is not allowed; choose one of {', '.join(allowed)}")
-    names = ("sequence_length", "global_batch", "vocabulary", "tokens", "steps", "gpus", "gpus_per_node", "peak_tflops")
+    names = (
+        "compute",
+        "sequence_length",
+        "global_batch",
+        "vocabulary",
+        "tokens",
+        "steps",
+        "gpus",
+        "gpus_per_node",
+        "peak_tflops",
+    )
     for name in (*names, "link_bandwidth", "network_bandwidth", "utilisation"):
         value = getattr(options, name)
         if value is not None and not 0 < value < float("inf"):
@@ -137,7 +154,8 @@ def main(arguments: list[str]) -> int:
     """The command: plan, print, and write what was asked for."""
     options = build_parser().parse_args(arguments)
     check(options)
-    wanted = wanted_run(options)
+    advice = advised(options)
+    wanted = wanted_run(options, None if advice is None else advice.run)
     hardware = hardware_of(options, wanted.precision or "bf16")
     request = request_of(options, wanted, settled_precision(wanted, hardware))
     check_shares(request.global_batch, hardware.ranks)
@@ -145,8 +163,11 @@ def main(arguments: list[str]) -> int:
     request, own = own_candidate(request, hardware)
     chosen = choose(rows) or (own if own is not None and own.fits else None)
     if options.json:
-        print(json.dumps(as_json(request, hardware, rows, chosen, own), indent=1))
+        told = {} if advice is None else {"advice": advice.as_json(request)}
+        print(json.dumps(told | as_json(request, hardware, rows, chosen, own), indent=1))
     else:
+        if advice is not None:
+            print("\n".join([*advice.lines(request), ""]))
         print(render(request, hardware, rows, chosen, own, options.config))
     if options.plot is not None:
         plot(request, hardware, rows if own is None else [*rows, own], chosen, Path(options.plot))
@@ -154,6 +175,17 @@ def main(arguments: list[str]) -> int:
         values = resolution(request, chosen, hardware).values
         write(Path(options.output), json.dumps(values, indent=2) + "\n")
     return 0 if chosen is not None else 1
+
+
+def advised(options: Any) -> Advice | None:
+    """The advice of the laws that the options name, whose tokens are then planned; None where they name none."""
+    if options.compute is None and options.laws is None:
+        return None
+    from launch.forecast.advice import advice_of
+
+    advice = advice_of(options)
+    options.tokens = advice.best.tokens.value
+    return advice
 
 
 def write(path: Path, text: str) -> None:

@@ -315,7 +315,10 @@ PLANNED = (
     "zero.offload_optimizer", "zero.offload_parameters", "model.activation_checkpointing", "train.precision",
     "optim.name", "train.global_batch", "data.objective",
 )  # fmt: skip
-PLANNED_MODEL = ("model.architecture", "model.size", "model.max_positions", "model.init_from")
+PLANNED_MODEL = (
+    "model.architecture", "model.size", "model.hidden_size", "model.layers", "model.heads", "model.max_positions",
+    "model.init_from",
+)  # fmt: skip
 
 
 def options_for(request: Request, chosen: Candidate) -> str:

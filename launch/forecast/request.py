@@ -36,8 +36,8 @@ class Wanted:
     """which of the two"""
 
 
-def wanted_run(options: Any) -> Wanted:
-    """The recipe's run, or BERT's pre-training.
+def wanted_run(options: Any, advised: RunConfig | None = None) -> Wanted:
+    """The recipe's run, that of an advice, or BERT's pre-training.
 
     Raises:
         UserError: neither a recipe nor a model, or a wrong recipe.
@@ -54,6 +54,8 @@ def wanted_run(options: Any) -> Wanted:
             options.precision or options_of_run.config.train.precision,
             own,
         )
+    if advised is not None:
+        return Wanted(advised, frozenset(), None, options.precision, "precision")
     if options.model is None:
         raise UserError("model: not given; give --model bert-base or --config RECIPE")
     run = RunConfig(train=TrainConfig(global_batch=256))

@@ -53,7 +53,7 @@ def named_abilities(words: Sequence[str], items: Sequence[str]) -> list[Known]:
         UserError: an option that is neither.
     """
     counts, every = _items(items)
-    found = []
+    found: list[Known] = []
     for word in words:
         name, _, columns = word.partition("=")
         right, colon, continuous = columns.partition(":")

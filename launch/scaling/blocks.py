@@ -132,7 +132,7 @@ th { color: var(--faint); font-weight: 600; vertical-align: bottom }
 th:first-child, td:first-child { text-align: left; padding-left: 0 }
 .pictures {
   display: grid; gap: 1rem; margin: .8rem 0;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr))
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 23rem), 1fr))
 }
 figure { margin: 0; min-width: 0 }
 figcaption { color: var(--faint); font-size: .875rem }

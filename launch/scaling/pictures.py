@@ -87,7 +87,8 @@ def _loss(axes: Any, study: Study) -> None:
         own = points.take(points.parameters == size)
         out = np.array([name in held for name in own.names])
         label = short(size) if len(sizes) <= MOST_NAMED or number in (0, len(sizes) - 1) else None
-        axes.scatter(own.flops[~out], own.losses[~out], color=[colour(size)], s=18, label=label, zorder=3)
+        if not out.all():
+            axes.scatter(own.flops[~out], own.losses[~out], color=[colour(size)], s=18, label=label, zorder=3)
         axes.scatter(own.flops[out], own.losses[out], edgecolor=[colour(size)], facecolor="none", s=34, zorder=3,
                      label=f"{short(size)}, held out" if out.any() else None)  # fmt: skip
         data = np.geomspace(own.tokens.min(), own.tokens.max(), 40)

@@ -18,7 +18,7 @@ from engine.scaling.emergence.verdict import Verdict
 from engine.scaling.points import Points
 from launch.cli import CommandParser, check_output
 from launch.scaling.abilities import Judged, Known, check_columns, judge, named_abilities, recorded_abilities
-from launch.scaling.blocks import Notes, Section, Table, as_html, as_markdown
+from launch.scaling.blocks import Notes, Picture, Section, Table, as_html, as_markdown
 from launch.scaling.fit import made, write_fit
 from launch.scaling.study import Study, add_options, check, points_of, study
 from launch.scaling.told import advice, sections, short
@@ -183,7 +183,13 @@ def ability_sections(judged: Judgements) -> Iterator[Section]:
         words = [str(verdict) for verdict in each.verdicts]
         header = ["ability", "verdict", "right answers", "continuous", "p", "p", "power", "power"]
         rows = [_verdict_row(verdict) for verdict in each.verdicts]
-        blocks = [text, *([Table(header, rows)] if rows else []), *words, Notes(each.left_out), *pictures]
+        blocks: list[str | Table | Notes | Picture] = [
+            text,
+            *([Table(header, rows)] if rows else []),
+            *words,
+            Notes(each.left_out),
+            *pictures,
+        ]
         yield Section(f"Abilities along {each.axis}", blocks)
 
 

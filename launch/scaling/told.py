@@ -75,7 +75,8 @@ def law_section(study: Study) -> Section:
     table = Table(["parameter", "value", f"{level} of the runs", f"{level} by its profile"], rows)
     residual = float(np.sqrt(np.mean(fit.residuals**2)))
     summary = f"{fit.law.name}: L = {fit.law.formula}, in nats per token; residuals of {100 * residual:.2g} %."
-    return Section("Law", [spans(study.points), summary, table, Notes([*fit.warnings(), *study.notes])])
+    notes = [f"{note[0].upper()}{note[1:]}." for note in study.notes]
+    return Section("Law", [spans(study.points), summary, table, *notes, Notes(fit.warnings())])
 
 
 def advice_section(study: Study) -> Section:

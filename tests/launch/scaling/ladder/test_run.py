@@ -96,7 +96,7 @@ def test_folders_that_are_none_are_refused(tmp_path: Path, capsys: pytest.Captur
         with pytest.raises(UserError, match=message):
             collect(options)
     (tmp_path / "ladder.json").write_text(json.dumps({"runs": {"a/b": {}}}))
-    with pytest.raises(UserError, match="collect: no run of .* is finished; zerobert scaling run makes them"):
+    with pytest.raises(UserError, match=r"collect: no run of .* is finished; zerobert scaling run makes them"):
         collect([str(tmp_path)])
     (tmp_path / "ladder.json").write_text("{}")
     with pytest.raises(UserError, match="it is no record of a ladder"):
