@@ -32,7 +32,7 @@ from engine.compress.quantise.calibrate import Ranges
 from engine.compress.quantise.convert import Converter
 from engine.compress.quantise.graph import Feed, layers_of, prepared, session_of
 from engine.compress.quantise.machine import processor, saturates
-from engine.compress.quantise.report import REPORT_FILE
+from engine.model.folder import INT8_REPORT
 from engine.onnx.graph import to_onnx
 
 #: layers, heads and the least times that int8 is as fast, by width
@@ -123,7 +123,7 @@ def accuracy(run: Path, threads: int, judged: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as room:
         folder = Path(room) / "int8"
         dispatch(["quantise", str(run), f"--output={folder}", f"--threads={threads}"])
-        told = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+        told = json.loads((folder / INT8_REPORT).read_text(encoding="utf-8"))
     low, high = (100 * end for end in told["change"]["interval_95"])
     row = {
         "before": told["before"]["value"], "after": told["after"]["value"], "points": 100 * told["change"]["value"],

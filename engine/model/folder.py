@@ -39,6 +39,8 @@ ORIGIN_FILE = "zerobert.json"
 WEIGHTS_HASH = "weights_sha256"
 #: of a graph in a repository of Triton's
 TRITON_FILES = ("config.pbtxt", "1")
+#: of an int8 graph, what it lost; see `engine.compress.quantise`
+INT8_REPORT = "quantise.json"
 #: in that file, what the evaluation of the weights chose and predictions need; see `engine.tasks.task.Evaluation`
 TUNED = "tuned"
 #: a module of a model in training that no export has: projections to a teacher's width, see `engine.tasks.distilled`
@@ -252,7 +254,7 @@ def _check_replaceable(out: Path) -> None:
         return
     beside = {Path(name).parts[0] for name in SENTENCE_FILES}
     weights = {WEIGHTS_FILE, ADAPTER_CONFIG, ADAPTER_WEIGHTS, ONNX_FILE}
-    ours = {CONFIG_FILE, ORIGIN_FILE, *weights, *TOKENIZER_FILES, *beside, *TRITON_FILES}
+    ours = {CONFIG_FILE, ORIGIN_FILE, *weights, *TOKENIZER_FILES, *beside, *TRITON_FILES, INT8_REPORT}
     names = {path.name for path in out.iterdir()} if out.is_dir() and not out.is_symlink() else {""}
     if names and not (ORIGIN_FILE in names and names <= ours):
         raise UserError(f"{out}: it exists and is not an exported model alone; give another path or remove it")

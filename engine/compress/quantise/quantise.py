@@ -19,12 +19,12 @@ from engine.compress.quantise.graph import Feed, layers_of, prepared, session_of
 from engine.compress.quantise.latency import timed, typical
 from engine.compress.quantise.machine import processor, saturates
 from engine.compress.quantise.options import QuantiseConfig
-from engine.compress.quantise.report import FLOAT, INT8, REPORT_FILE, Report
+from engine.compress.quantise.report import FLOAT, INT8, Report
 from engine.compress.quantise.search import Budget, Search
 from engine.compress.score import Score, change, check_classes, score
 from engine.data.loading.loader import evaluation_batches
 from engine.errors import UserError
-from engine.model.folder import ROUND_TRIP, WEIGHTS_HASH, read_origin, write_origin
+from engine.model.folder import INT8_REPORT, ROUND_TRIP, WEIGHTS_HASH, read_origin, write_origin
 from engine.model.pretrained import ONNX_FILE
 from engine.onnx.folder import GRAPH_FACTS, onnx_folder
 from engine.onnx.module import OnnxModule, open_session
@@ -93,7 +93,7 @@ def quantise(
             timed(sessions, feed), feed["input_ids"].shape[-1],
         )  # fmt: skip
         text = json.dumps(report.record(), indent=1, ensure_ascii=False) + "\n"
-        (partial / REPORT_FILE).write_text(text, encoding="utf-8")
+        (partial / INT8_REPORT).write_text(text, encoding="utf-8")
     return report
 
 
@@ -164,7 +164,7 @@ def _write(folder: Path, model: ModelFolder, graph: Any) -> None:
         each.value = "int8" if each.key == PRECISION else each.value
     (folder / ONNX_FILE).write_bytes(graph.SerializeToString())
     origin = {name: value for name, value in (read_origin(folder) or {}).items() if name not in _OF_WEIGHTS}
-    write_origin(folder, {**origin, GRAPH_FACTS: {PRECISION: "int8", "report": REPORT_FILE}}, None)
+    write_origin(folder, {**origin, GRAPH_FACTS: {PRECISION: "int8", "report": INT8_REPORT}}, None)
 
 
 #: in zerobert.json, what isn't true of other weights

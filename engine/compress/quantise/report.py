@@ -10,8 +10,6 @@ from engine.compress.quantise.graph import Layer
 from engine.compress.quantise.latency import Latency
 from engine.compress.quantise.search import Budget, Candidate, Search
 
-#: in an int8 folder
-REPORT_FILE = "quantise.json"
 #: the models that a report compares
 FLOAT, INT8 = "fp32", "int8"
 

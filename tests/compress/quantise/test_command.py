@@ -12,8 +12,8 @@ import onnx
 import pytest
 from transformers import BertConfig
 
-from engine.compress.quantise.report import REPORT_FILE
-from engine.model.folder import is_intact, read_origin, write_origin
+from engine.model.folder import INT8_REPORT, is_intact, read_origin, write_origin
+from engine.onnx.folder import onnx_folder
 from engine.predict.model import open_folder
 from launch.__main__ import dispatch
 from launch.api import predict
@@ -79,7 +79,7 @@ def test_an_int8_folder_predicts_and_tells_what_it_lost(
     printed = capsys.readouterr().out
     assert "accuracy" in printed
     assert "on 400 examples" in printed
-    report = json.loads((out / REPORT_FILE).read_text())
+    report = json.loads((out / INT8_REPORT).read_text())
     assert report["after"]["value"] - report["before"]["value"] == pytest.approx(report["change"]["value"])
     assert report["change"]["interval_95"][0] >= -0.05
     assert {"1", "32"} == report["milliseconds"].keys()
@@ -91,6 +91,9 @@ def test_an_int8_folder_predicts_and_tells_what_it_lost(
     told = labelled(out, [row["sentence"] for row in rows])
     assert np.mean([one == other for one, other in zip(told, rows, strict=True)]) == report["after"]["value"]
     assert report["before"]["value"] == 1.0
+    with onnx_folder(out) as partial:  # it is an export, which another one replaces
+        shutil.copytree(inputs / "onnx", partial, dirs_exist_ok=True)
+    assert not (out / INT8_REPORT).exists()
 
 
 @pytest.mark.slow
