@@ -63,7 +63,7 @@ def test_they_are_part_of_the_runs_identity_and_of_what_is_told(tmp_path: Path) 
     assert {name for name in before if before[name] != after[name]} == {"texts without labels"}
     limited = replace(task.config, labelled=replace(task.config.labelled, limit=3))
     fewer = {fact.name: fact.value for fact in type(task)(limited).facts()}
-    assert {name for name in before if before[name] != fewer[name]} == {"training examples"}
+    assert {name for name in after if after[name] != fewer[name]} == {"training examples"}
     again.build_model()
     assert again.describe_model()[1] == f"{tmp_path}/texts.jsonl: 1 texts without labels beside the training examples"
 
