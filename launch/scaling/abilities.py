@@ -13,7 +13,6 @@ import numpy as np
 
 from engine.errors import UserError, require
 from engine.scaling.emergence.abilities import Ability, Metric, accuracy, axis_named, measure
-from engine.scaling.emergence.change import RESAMPLES
 from engine.scaling.emergence.verdict import LEVEL, Verdict, verdicts
 from engine.scaling.points import Points
 
@@ -130,8 +129,12 @@ def check_columns(points: Points, abilities: Sequence[Known]) -> None:
                 )
 
 
-def judge(points: Points, abilities: Sequence[Known], axis: str, resamples: int = RESAMPLES, seed: int = 0) -> Judged:
-    """A verdict on each ability that can be tested along an axis, under Holm's correction over all of them."""
+def judge(points: Points, abilities: Sequence[Known], axis: str, resamples: int, seed: int) -> Judged:
+    """A verdict on each ability that can be tested along an axis, under Holm's correction over all of them.
+
+    Args:
+        resamples: for p and intervals; more where the correction needs more.
+    """
     tested, left_out = [], []
     for each in abilities:
         kept, why = testable(points, each.ability, axis)

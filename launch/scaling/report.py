@@ -76,10 +76,11 @@ def main(arguments: list[str]) -> int:
     checkpoints = None if options.checkpoints is None else checkpoints_of(Path(options.checkpoints), options, abilities)
     folder = made(Path(options.output))
     found = study(points, options)
+    drawn = (options.resamples, options.seed)
     judged = Judgements(
         abilities,
-        [judge(points, abilities, axis, seed=options.seed) for axis in ("compute", "loss")] if abilities else [],
-        [] if checkpoints is None else [judge(checkpoints, abilities, "tokens", seed=options.seed)],
+        [judge(points, abilities, axis, *drawn) for axis in ("compute", "loss")] if abilities else [],
+        [] if checkpoints is None else [judge(checkpoints, abilities, "tokens", *drawn)],
     )
     title = f"Scaling of {Path(options.points).name}"
     parts = list(all_sections(found, judged, path, options))

@@ -75,7 +75,8 @@ def add_options(parser: CommandParser) -> None:
     add("--hold-out-largest", type=int | None, default=None, help="sizes to predict from the smaller ones; 1 if not "
         "given and enough are left, 0 for none")  # fmt: skip
     add("--compute", type=float, nargs="+", default=[], help="FLOPs of budgets to tell the best size and tokens of")
-    add("--resamples", type=int, default=RESAMPLES, help="of the runs, for the 90 %% intervals")
+    add("--resamples", type=int, default=RESAMPLES, help="of the runs, for 90 %% intervals; in a report also for "
+        "the tests of abilities")  # fmt: skip
     add("--seed", type=int, default=0, help="of the resamples")
 
 
