@@ -114,7 +114,7 @@ def test_the_recipe_can_be_planned(tmp_path: Path) -> None:
     for task in ("RTE", "SST-2"):
         for part in ("train", "dev"):
             write_rows(tmp_path / task / f"{part}.jsonl", [row])
-    (recipe,) = (ROOT / "launch" / "recipes" / "ablations").iterdir()
+    recipe = ROOT / "launch" / "recipes" / "ablations" / "regularisers.yaml"
     suite = plan_suite(read_ablation(str(recipe)), tmp_path / "out", tmp_path, [f"bert={tmp_path}"])
     assert len(suite.cells) == 2 * 2 * 11
     assert {cell.record.options["labelled.limit"] for cell in suite.cells} == {200, 2000}

@@ -13,6 +13,7 @@ from launch.scaling.ladder.cells import Ladder, plan_ladder, write_record
 from launch.scaling.ladder.plan import main
 from launch.scaling.ladder.reading import read_ladder
 from launch.scaling.ladder.run import chosen
+from tests.train.runs import ROOT
 
 SIZES = "sizes: {from: 2e4, to: 2e5, count: 3}\n"
 REST = "tokens_per_parameter: [5, 10, 20]\nproportions: {width_per_layer: 20, head_width: 16}\n"
@@ -199,3 +200,10 @@ def test_wrong_hardware_is_refused(store: Path, tmp_path: Path, options: list[st
     with pytest.raises(UserError) as error:
         main([str(path), *options])
     assert str(error.value).startswith(message)
+
+
+def test_the_recipe_can_be_planned(store: Path, tmp_path: Path) -> None:
+    recipe = ROOT / "launch" / "recipes" / "ladder_tiny.yaml"
+    ladder = planned(tmp_path, recipe.read_text().replace("../../data/ladder", str(store)))
+    assert len(ladder.cells) == 5 * 4 * 2
+    assert 2e4 < ladder.rungs[0].parameters < ladder.rungs[-1].parameters < 4e5
