@@ -193,7 +193,9 @@ def _asked(sets: Mapping[str, str], request: Request, sequences: int, length: in
         UserError: a held-out set is no prepared store.
     """
     stores = {name: read_manifest(Path(path)).fingerprint for name, path in sets.items()}
-    told = {"held_out": stores, "sequences": sequences, "length": length, "abilities": asdict(request)}
+    assert request.store is not None
+    asked = asdict(request) | {"store": read_manifest(request.store).fingerprint}
+    told = {"held_out": stores, "sequences": sequences, "length": length, "abilities": asked}
     plain: dict[str, Any] = json.loads(json.dumps(told, default=str))
     return plain
 
