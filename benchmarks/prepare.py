@@ -208,8 +208,7 @@ def loader(store: Path, batches: int) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     opened = open_store(store)
-    words = opened.tokenizer
-    facts = TokenFacts(words.cls_id, words.sep_id, words.mask_id, words.regular_ids, words.continues_word)
+    facts = TokenFacts.of(opened.tokenizer)
     table: dict[str, dict[str, float]] = {}
     for whole_word in (False, True):
         made = PretrainingOptions(LENGTH, 0.1, 0.15, whole_word, seed=1)

@@ -72,8 +72,6 @@ def _mean(losses: NDArray[np.float64], counts: NDArray[np.float64]) -> HeldOutLo
 
 
 def _source(store: TokenStore, length: int) -> FullSequenceSource:
-    words = store.tokenizer
-    facts = TokenFacts(words.cls_id, words.sep_id, words.mask_id, words.regular_ids, words.continues_word)
     options = PretrainingOptions(
         sequence_length=length,
         short_sequence_probability=0.0,
@@ -81,7 +79,7 @@ def _source(store: TokenStore, length: int) -> FullSequenceSource:
         whole_word=False,
         seed=SEED,
     )
-    return FullSequenceSource(_split(store), facts, options, fixed=True)
+    return FullSequenceSource(_split(store), TokenFacts.of(store.tokenizer), options, fixed=True)
 
 
 def _split(store: TokenStore) -> Split:

@@ -230,8 +230,7 @@ class Pretraining(Task):
         return self._sources[split]
 
     def _make_source(self, split: str, *, fixed: bool) -> Source:
-        data, words = self.config.data, self.vocabulary
-        facts = TokenFacts(words.cls_id, words.sep_id, words.mask_id, words.regular_ids, words.continues_word)
+        data, facts = self.config.data, TokenFacts.of(self.vocabulary)
         options = PretrainingOptions(
             sequence_length=data.sequence_length,
             short_sequence_probability=data.short_sequence_probability,

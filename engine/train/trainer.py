@@ -197,7 +197,7 @@ class Trainer:
         return training_batches(self.source, self.layout, self.cursor, self.config.data.workers, pin=pin)
 
     def _train(self, batches: Iterator[MicroBatch]) -> None:
-        train = self.config.train
+        train, saved_steps = self.config.train, self.config.train.saved_steps
         batches = self.profile.batches(batches)
         observer = self._observer()
         while not self.over:
@@ -211,7 +211,7 @@ class Trainer:
                 self.evaluate()
                 self.guard.check()
             self.guard.stop_if_asked()
-            if self._due(train.save_interval) or self.step in train.saved_steps:
+            if self._due(train.save_interval) or self.step in saved_steps:
                 self.save()
                 self.guard.check()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from engine.data.loading.source import Indices
 from engine.data.pretraining.masking import MaskingRate, MaskingRules, mask_tokens, masked_count, sample_keys
 from engine.data.pretraining.pairs import PairPlan, plan_epoch, plan_version, shown_share
 from engine.data.pretraining.plans import EpochPlans
+
+if TYPE_CHECKING:
+    from engine.data.tokenizer.vocabulary import Vocabulary
 
 Int64s = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -55,6 +58,11 @@ class TokenFacts:
     """[R] ids of all but special tokens"""
     continues_word: Flags
     """[V] true for word pieces that continue a word (##…)"""
+
+    @classmethod
+    def of(cls, words: Vocabulary) -> TokenFacts:
+        """Those of a tokenizer's vocabulary."""
+        return cls(words.cls_id, words.sep_id, words.mask_id, words.regular_ids, words.continues_word)
 
 
 @dataclass(frozen=True)

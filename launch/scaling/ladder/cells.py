@@ -140,7 +140,7 @@ def plan_ladder(file: LadderFile, output: Path | None) -> Ladder:
         )
     rungs = tuple(_rungs(file, base, vocabulary))
     cells = tuple(_cells(file, base, rungs, where))
-    for cell in cells:
+    for cell in {cell.rung.name: cell for cell in cells if cell.is_trunk}.values():  # others differ in numbers of steps
         _checked(cell, file)
     ladder = Ladder(file, where, rungs, cells)
     _check_same(ladder)
@@ -205,10 +205,7 @@ def _with_targets(file: LadderFile, base: Mapping[str, Any], vocabulary: int, ta
 def _rung(file: LadderFile, base: Mapping[str, Any], vocabulary: int, objective: str, size: Size) -> Rung:
     shape = size.shape(vocabulary, pairs=objective == "mlm_nsp")
     parameters = counts(shape).no_embedding
-    rules = file.rules
-    for name in ("learning_rate", "global_batch"):
-        require(name in rules, f"rules.{name}", None, f"give a number, or value, at and exponent ({file.path})")
-    exact = rules["global_batch"](parameters)
+    exact, learning_rate = file.rules["global_batch"](parameters), file.rules["learning_rate"](parameters)
     batch = max(1, round(exact)) if exact < EVEN_BATCH else EVEN_BATCH * round(exact / EVEN_BATCH)
     length = base.get("data.sequence_length", RunConfig().data.sequence_length)
     masked = base.get("data.mask_probability", RunConfig().data.mask_probability) * batch * length
@@ -222,7 +219,7 @@ def _rung(file: LadderFile, base: Mapping[str, Any], vocabulary: int, objective:
             f"({file.path})"
         )
     flops = training_flops(shape, [length] * batch, masked)
-    return Rung(objective, size, parameters, batch, rules["learning_rate"](parameters), warmup, budgets, flops)
+    return Rung(objective, size, parameters, batch, learning_rate, warmup, budgets, flops)
 
 
 def _budget(file: LadderFile, budget: float, parameters: int, tokens_a_step: int) -> Budget:
@@ -326,6 +323,7 @@ def write_record(ladder: Ladder) -> None:
             "objective": rung.objective,
             "seed": cell.seed,
             "budget": budget.name,
+            "steps": budget.steps,
             "options": cell.member.options,
         }
     ladder.output.mkdir(parents=True, exist_ok=True)

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import engine
-from engine.config import require
+from engine.config import RunConfig, require
 from engine.data.store.manifest import read_manifest
 from engine.durable import write_atomically
 from engine.errors import UserError
 from engine.scaling.probes.request import LabelledProbe, Request
 from launch.cli import CommandParser
 from launch.configure.options import parse
+from launch.scaling.fit import made
 from launch.scaling.ladder.cells import read_record
 from launch.seeds.plan import is_finished
 from launch.slurm.status import clock
@@ -82,12 +83,11 @@ def main(arguments: list[str]) -> int:
         value = getattr(values, name)
         require(value is None or value >= 2, name, value, "give at least 2")
     folder = Path(values.folder)
-    output = Path(values.output) if values.output else folder
     record = read_record(folder)
     measured = of_ladder(folder, record) if record else of_run(folder)
+    output = made(Path(values.output) if values.output else folder)
     sets = {**record.get("held_out", {}), **_stores(values.held_out)}
-    runs = {each.run: parse(["--config", str(each.run / "config.yaml")]) for each in measured}
-    first = runs[measured[0].run]
+    first = _config(measured[0].run)
     assert first.data.path is not None
     sets = sets or {"own": first.data.path}
     request = request_of(
@@ -100,7 +100,7 @@ def main(arguments: list[str]) -> int:
         from launch.scaling.ladder.measuring import measure_point
 
         each = measured[index]
-        point = {"asked": asked, **measure_point(each, runs[each.run], sets, request, values.sequences)}
+        point = {"asked": asked, **measure_point(each, _config(each.run), sets, request, values.sequences)}
         each.kept.parent.mkdir(exist_ok=True)
         write_atomically(each.kept, json.dumps(point, indent=1) + "\n")
         points[index] = point
@@ -126,12 +126,16 @@ def of_ladder(folder: Path, record: Mapping[str, Any]) -> list[Measured]:
         if is_finished(run):
             same = ("size", "architecture", "objective", "seed")
             columns = {"run": told["trunk"], **{key: told[key] for key in same}}
-            found.append(Measured(name, run, parse(told["options"]).train.steps or 0, None, columns))
+            found.append(Measured(name, run, told["steps"], None, columns))
     if not found:
         raise UserError(f"collect: no run of {folder} is finished; zerobert scaling run makes them")
     if len(found) < len(record["runs"]):
         print(f"note: {len(record['runs']) - len(found)} of {len(record['runs'])} runs are not finished", flush=True)
     return found
+
+
+def _config(run: Path) -> RunConfig:
+    return parse(["--config", str(run / "config.yaml")])
 
 
 def of_run(folder: Path) -> list[Measured]:
@@ -144,7 +148,7 @@ def of_run(folder: Path) -> list[Measured]:
         raise UserError(
             f"collect: {str(folder)!r} holds no ladder.json and no config.yaml; give a ladder's folder or a run's"
         )
-    config = parse(["--config", str(folder / "config.yaml")])
+    config = _config(folder)
     require(
         config.task == "pretrain", "task", config.task, f"points are of pre-training, and {folder} is a run of that"
     )
@@ -216,11 +220,7 @@ def write_points(
     record: Mapping[str, Any],
     asked: Mapping[str, Any],
 ) -> None:
-    """Write points.csv and points.json.
-
-    Raises:
-        UserError: the folder can't be written.
-    """
+    """Write points.csv and points.json to a folder that can be written."""
     written = io.StringIO()
     writer = csv.DictWriter(written, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -233,12 +233,8 @@ def write_points(
         "machine": platform.processor() or platform.machine(),
         "date": time.strftime("%Y-%m-%d"),
     }
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        write_atomically(output / "points.csv", written.getvalue())
-        write_atomically(output / "points.json", json.dumps(told, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"output: {output} can't be written ({error.strerror}); give another folder") from error
+    write_atomically(output / "points.csv", written.getvalue())
+    write_atomically(output / "points.json", json.dumps(told, indent=1) + "\n")
 
 
 def _without_options(run: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def _row(ladder: Ladder, rung: Rung, hardware: Hardware) -> dict[str, Any]:
     cells = [cell for cell in ladder.cells if cell.rung == rung]
     steps = sum(rung.executed(cell.budget) for cell in cells)
     length = cells[0].config.data.sequence_length
-    size = asdict(replace(rung.size)) | {"name": rung.size.name}
+    size = asdict(rung.size) | {"name": rung.size.name}
     return {
         "objective": rung.objective,
         "size": size,

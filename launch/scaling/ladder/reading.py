@@ -221,13 +221,16 @@ class LadderReader(FileReader):
         return Proportions(width, head)
 
     def rules(self) -> dict[str, Rule]:
-        return {name: self.rule(name, node) for name, node in self.part("rules", RULES).items()} or self.no_rules()
-
-    def no_rules(self) -> dict[str, Rule]:
-        raise UserError(
-            f"rules: {self.path} has none; rate and batch must go with the size: write such as "
-            "rules: {learning_rate: {value: 1e-3, at: 1e7, exponent: -0.25}, global_batch: 256}"
-        )
+        if "rules" not in self.root:
+            raise UserError(
+                f"rules: {self.path} has none; rate and batch must go with the size: write such as "
+                "rules: {learning_rate: {value: 1e-3, at: 1e7, exponent: -0.25}, global_batch: 256}"
+            )
+        found = {name: self.rule(name, node) for name, node in self.part("rules", RULES).items()}
+        for name in RULES:
+            remedy = f"give a number, or value, at and exponent ({self.path})"
+            require(name in found, f"rules.{name}", None, remedy)
+        return found
 
     def rule(self, name: str, node: yaml.Node) -> Rule:
         """A number for all sizes, or value, at and exponent."""
