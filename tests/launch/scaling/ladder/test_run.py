@@ -16,7 +16,7 @@ import pytest
 from engine.errors import UserError
 from engine.scaling.points import read_points
 from launch.scaling.ladder.collect import main as collect
-from tests.train.runs import ROOT, environment, losses, run
+from tests.train.runs import ROOT, SCRIPT, environment, losses
 
 LADDER = """
 base:
@@ -82,8 +82,8 @@ def test_a_ladder_that_is_killed_three_times_ends_with_the_same_points(store: Pa
     branch = whole / "runs" / rows[-1]["name"]
     (checkpoint,) = (whole / "runs" / rows[-1]["run"] / "checkpoints").glob("step-000016")
     assert checkpoint.is_dir()
-    alone = ["--config", str(branch / "config.yaml"), "--branch_from=null"]
-    run(tmp_path / "alone", *alone)
+    alone = ["--config", str(branch / "config.yaml"), "--branch_from=null", f"--output={tmp_path / 'alone'}"]
+    subprocess.run([sys.executable, SCRIPT, *alone], env=environment(), check=True, capture_output=True)
     assert losses(branch) == [point for point in losses(tmp_path / "alone") if point[0] > 16]
 
 
