@@ -22,6 +22,7 @@ DESCRIPTION = """Laws of the loss over size and data, fitted to the points of a 
 
   zerobert scaling fit runs/ladder/points.csv --compute 1e19 1e20 --output fit
   zerobert scaling fit theirs.csv --columns parameters=params,loss=loss_c4 --where train_set=c4 --hold-out-largest 2
+  zerobert scaling fit runs/ladder/points.csv --predict 5.5e8:1e10
 
 The file has a row a finished run, with the columns parameters, tokens and loss (nats per token), and may have name,
 run (rows of one run aren't independent) and flops. The law that predicts larger runs best is used. --output writes
@@ -72,7 +73,7 @@ def made(folder: Path) -> Path:
 
 def write_fit(folder: Path, found: Study, path: Path, options: Any) -> None:
     """Write fit.json: the fit, what was read off it, and where it comes from."""
-    names = ("columns", "where", "law", "hold_out_largest", "compute", "resamples", "seed")
+    names = ("columns", "where", "law", "hold_out_largest", "compute", "predict", "resamples", "seed")
     record = {
         **as_record(found.fit),
         "intervals": {name: _ends(each) for name, each in found.fit.parameters().items()},
@@ -90,6 +91,9 @@ def write_fit(folder: Path, found: Study, path: Path, options: Any) -> None:
                 "loss": _ends(each.loss), "warnings": list(each.warnings),
             }
             for each in found.optima
+        ],
+        "predicted": [
+            {"parameters": each.parameters, "tokens": each.tokens, "loss": _ends(each.loss)} for each in found.predicted
         ],
         "warnings": [*found.fit.warnings(), *found.notes],
         "identity": {name: found.points.columns[name][0] for name in IDENTITY if name in found.points.columns},

@@ -14,7 +14,7 @@ from engine.errors import UserError, require
 from engine.scaling.choice import Candidate, HeldOut, predict_largest, rank
 from engine.scaling.fit import RESAMPLES, Fit, Interval, fit
 from engine.scaling.isoflop import IsoFlop, isoflop
-from engine.scaling.optimum import Optimum, optimum
+from engine.scaling.optimum import Optimum, Place, flops_per_parameter_token, optimum
 from engine.scaling.points import Points, read_points
 from engine.scaling.profile import profile
 from engine.scaling.terms import EXPONENTS, LAWS, Law
@@ -24,6 +24,15 @@ from launch.cli import CommandParser
 FEWEST_RESAMPLES = 20
 #: columns whose values mark curves of their own
 IDENTITY = ("objective", "architecture")
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A run that isn't among the points, and the loss it should reach."""
+
+    parameters: float
+    tokens: float
+    loss: Interval
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class Study:
     """the law that the runs of `held` are predicted by; None: none are held out"""
     held: list[HeldOut]
     optima: list[Optimum]
+    predicted: list[Predicted]
     isoflop: IsoFlop | None
     profiles: dict[str, Interval]
     """intervals of the exponents by their profiles"""
@@ -75,6 +85,8 @@ def add_options(parser: CommandParser) -> None:
     add("--hold-out-largest", type=int | None, default=None, help="sizes to predict from the smaller ones; 1 if not "
         "given and enough are left, 0 for none")  # fmt: skip
     add("--compute", type=float, nargs="+", default=[], help="FLOPs of budgets to tell the best size and tokens of")
+    add("--predict", type=str, nargs="+", default=[], metavar="PARAMETERS:TOKENS", help="runs to predict the loss of, "
+        "such as 7e9:1.4e12")  # fmt: skip
     add("--resamples", type=int, default=RESAMPLES, help="of the runs, for 90 %% intervals; in a report also for "
         "the tests of abilities")  # fmt: skip
     add("--seed", type=int, default=0, help="of the resamples")
@@ -92,6 +104,24 @@ def pairs(field: str, words: Sequence[str]) -> dict[str, str]:
         require(bool(name and equals and value), field, word, "give NAME=VALUE")
         require(name not in found, field, word, f"{name} is given twice; give it once")
         found[name] = value
+    return found
+
+
+def runs_of(words: Sequence[str]) -> list[tuple[float, float]]:
+    """N and D of PARAMETERS:TOKENS words.
+
+    Raises:
+        UserError: something else.
+    """
+    found = []
+    for word in words:
+        try:
+            parameters, tokens = (float(part) for part in word.split(":"))
+        except ValueError:
+            parameters = tokens = math.nan
+        fits = all(math.isfinite(value) and value > 0 for value in (parameters, tokens))
+        require(fits, "predict", word, "give PARAMETERS:TOKENS, such as 7e9:1.4e12")
+        found.append((parameters, tokens))
     return found
 
 
@@ -126,6 +156,7 @@ def check(options: Any) -> None:
     require(largest is None or largest >= 0, "hold-out-largest", largest, "give a number of sizes, or 0 for none")
     for flops in options.compute:
         require(math.isfinite(flops) and flops > 0, "compute", flops, "give positive numbers such as 1e20")
+    runs_of(options.predict)
 
 
 def study(points: Points, options: Any) -> Study:
@@ -146,7 +177,17 @@ def study(points: Points, options: Any) -> Study:
         parabolas, more = None, [*more, "no budget has sizes enough for an IsoFLOP parabola"]
     profiles = {name: profile(found, name).interval for name in law.fields if name in EXPONENTS}
     optima = [optimum(found, flops) for flops in options.compute]
-    return Study(candidates, found, held_law, held, optima, parabolas, profiles, (*notes, *more))
+    predicted = predict(found, runs_of(options.predict), options.seed)
+    return Study(candidates, found, held_law, held, optima, predicted, parabolas, profiles, (*notes, *more))
+
+
+def predict(found: Fit, runs: Sequence[tuple[float, float]], seed: int) -> list[Predicted]:
+    """The losses of runs by a law, at the points' own FLOPs per parameter and token."""
+    if not runs:
+        return []
+    parameters, tokens = np.array(runs).T
+    losses = found.predict(Place(parameters, tokens, flops_per_parameter_token(found.points)), seed)
+    return [Predicted(*run, loss) for run, loss in zip(runs, losses, strict=True)]
 
 
 def chosen(name: str, candidates: Sequence[Candidate]) -> tuple[Law, list[str]]:

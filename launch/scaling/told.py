@@ -37,6 +37,8 @@ def sections(study: Study) -> Iterator[Section]:
     yield law_section(study)
     if study.optima:
         yield advice_section(study)
+    if study.predicted:
+        yield predicted_section(study)
     if study.held:
         yield held_section(study)
     yield ranking_section(study)
@@ -95,6 +97,18 @@ def advice(best: Optimum, level: float) -> str:
         f"For {best.flops:.3g} FLOPs train N = {between(best.parameters)} parameters on D = {between(best.tokens)} "
         f"tokens ({100 * level:.0f} % intervals): {best.tokens.value / best.parameters.value:.3g} tokens per parameter."
     )
+
+
+def predicted_section(study: Study) -> Section:
+    """Runs that aren't among the points."""
+    level = f"{100 * study.fit.level:.0f} %"
+    rows = [
+        [short(each.parameters), short(each.tokens), f"{each.loss.value:.4g}",
+         f"[{each.loss.low:.4g}, {each.loss.high:.4g}]"]
+        for each in study.predicted
+    ]  # fmt: skip
+    text = f"{study.fit.law.name}, fitted to all points; the intervals hold a single run."
+    return Section("Predictions", [text, Table(["parameters", "tokens", "loss", level], rows)])
 
 
 def held_section(study: Study) -> Section:

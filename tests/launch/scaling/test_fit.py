@@ -11,11 +11,13 @@ import pytest
 
 from engine.errors import UserError
 from engine.scaling.fit import Fit
-from engine.scaling.optimum import optimum
+from engine.scaling.optimum import Place, optimum
 from engine.scaling.record import as_record, from_record
+from engine.scaling.terms import LAWS
 from launch.__main__ import dispatch
 from tests.conftest import ROOT
 from tests.launch.scaling.studies import write_points
+from tests.scaling.known import TRUTH
 
 LADDER = ROOT.parent / "shared" / "data" / "overtraining_ladder" / "points.csv"
 
@@ -28,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def fitted(folder: Path) -> Path:
     """fit.json of a ladder of a known law."""
-    arguments = ["--compute", "1e20", "1e26", "--law", "size_and_data", "--resamples", "40"]
+    arguments = ["--compute", "1e20", "1e26", "--law", "size_and_data", "--resamples", "40", "--predict", "1e9:2e10"]
     assert dispatch(["scaling", "fit", str(write_points(folder)), *arguments, "--output", str(folder / "fit")]) == 0
     return folder / "fit" / "fit.json"
 
@@ -48,6 +50,11 @@ def test_a_fit_tells_law_budget_and_predictions(fitted: Path) -> None:
     assert 6 * inside["parameters"][0] * inside["tokens"][0] == pytest.approx(1e20)
     assert inside["warnings"] == []
     assert "outside" in outside["warnings"][0]
+    (told,) = record["predicted"]
+    truth = float(LAWS["size_and_data"].predict(TRUTH, Place(np.array([1e9]), np.array([2e10])))[0])
+    value, low, high = told["loss"]
+    assert low < truth < high < 1.1 * low
+    assert value == pytest.approx(truth, rel=0.02)
     assert record["identity"] == {"objective": "mlm", "architecture": "bert"}
 
 
@@ -135,6 +142,8 @@ EQUAL = HEADER + "".join(f"{d},1e6,{d}e9,{3 + 1 / d}\n" for d in range(1, 9))
         (TWO, ["--columns", "loss=loss,loss=loss"], "columns: 'loss=loss' is not allowed; loss is given twice"),
         (TWO, ["--where", "name=none"], "where: no row of .* has name='none'"),
         (TWO, ["--compute", "-1"], "compute: -1.0 is not allowed; give positive numbers"),
+        (TWO, ["--predict", "7e9"], "predict: '7e9' is not allowed; give PARAMETERS:TOKENS"),
+        (TWO, ["--predict", "7e9:-1"], "predict: '7e9:-1' is not allowed; give PARAMETERS:TOKENS"),
         (TWO, ["--resamples", "5"], "resamples: 5 is not allowed; give 20 or more"),
         (TWO, ["--hold-out-largest", "-1"], "hold-out-largest: -1 is not allowed"),
         (TWO, ["--output", "."], "output: '.' is not allowed"),
