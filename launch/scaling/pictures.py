@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from os.path import commonpath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -137,11 +139,21 @@ def held_picture(study: Study) -> Picture:
             axes.hlines(place, low, high, color=SEEN[0], linewidth=4, alpha=0.6)
             axes.scatter([value], [place], color=SEEN[0], s=26, zorder=3)
         axes.axvline(0.0, color="black", linewidth=1)
-        names = [each.name if len(each.name) <= 28 else f"…{each.name[-27:]}" for each in study.held]
-        axes.set_yticks(places, names, fontsize=8)
+        axes.set_yticks(places, short_names([each.name for each in study.held]), fontsize=8)
         axes.set(xlabel="predicted over reached, %", ylim=(-0.6, len(places) - 0.4))
 
     return draw(paint, f"Predictions with their {100 * study.fit.level:.0f} % intervals; the line is what was reached.")
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names without the folders that all of them lie in, cut at the front where they are still long.
+
+    >>> short_names(["bert/h64/seed-1", "bert/h64/seed-2"])
+    ['seed-1', 'seed-2']
+    """
+    folder = commonpath([str(Path(name).parent) for name in names])
+    own = [name.removeprefix(f"{folder}/") for name in names]
+    return [name if len(name) <= 28 else f"…{name[-27:]}" for name in own]
 
 
 def isoflop_picture(study: Study) -> Picture:

@@ -141,7 +141,7 @@ def all_sections(found: Study, judged: Judgements, path: Path, options: Any) -> 
 def summary(found: Study, judged: Judgements) -> Section:
     """What there is to know, in a few sentences."""
     fit = found.fit
-    told = [f"The law {fit.law.name}, L = {formula(found)}, is the one that is used of {len(found.candidates)}."]
+    told = [f"Of {len(found.candidates)} laws {fit.law.name} is used: L = {formula(found)}."]
     told += [advice(best, fit.level) for best in found.optima]
     if found.held:
         worst = max(found.held, key=lambda each: abs(each.error))
