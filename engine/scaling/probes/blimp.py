@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from engine.data.labelled.tables import Columns, json_records, place
 from engine.errors import UserError
 from engine.lfs import refuse_pointer
 from engine.scaling.probes.templates import Pair
+
+log = logging.getLogger(__name__)
 
 SENTENCES = ("sentence_good", "sentence_bad")
 #: what a pair is about, the first that it has; its file's name otherwise
@@ -47,7 +50,7 @@ def read_pairs(paths: Sequence[Path], items: int, seed: int) -> dict[str, list[P
         items: pairs of an ability, at most; drawn by the seed, and left in their order.
 
     Raises:
-        UserError: nothing there, a damaged file or line, or a sentence that is missing or the same in both.
+        UserError: nothing there, a damaged file or line, a missing sentence, or a file without pairs that differ.
     """
     found: dict[str, list[Pair]] = {}
     for path in paths:
@@ -74,13 +77,17 @@ def _read(file: Path) -> list[tuple[str, Pair]]:
         records = list(json_records(str(file), _PairColumns("", None, "")))
     if not records:
         raise UserError(f"pairs: {file} is empty; give JSON lines of BLiMP's format")
-    return [_pair(record, file, place(str(file), number)) for number, record in records]
+    pairs = [_pair(record, file, place(str(file), number)) for number, record in records]
+    telling = [(name, pair) for name, pair in pairs if pair.good != pair.bad]
+    if not telling:
+        raise UserError(f"pairs: {file}: the sentences of each pair are the same; give pairs that differ")
+    if left_out := len(pairs) - len(telling):  # BLiMP itself has seven
+        log.warning("%s: %d pair(s) of two equal sentences are left out", file, left_out)
+    return telling
 
 
 def _pair(record: Mapping[str, Any], file: Path, where: str) -> tuple[str, Pair]:
     good, bad = (text_of(record[column], column, where) for column in SENTENCES)
-    if good == bad:
-        raise UserError(f"{where}: both sentences are {good!r:.60}; give a pair that differs")
     group = next((record[column] for column in GROUPS if record.get(column)), file.name.partition(".")[0])
     return f"blimp_{re.sub(r'[^A-Za-z0-9]+', '_', str(group)).strip('_').lower()}", Pair(good, bad)
 

@@ -45,6 +45,13 @@ def test_at_most_so_many_are_drawn_and_stay_in_order(tmp_path: Path) -> None:
     assert read_pairs([path], 8, 2) != {"blimp_many": some}
 
 
+def test_pairs_of_equal_sentences_are_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text(line("Same.", "Same.") + line("He goes.", "He go."))
+    assert read_pairs([path], 10, 0) == {"blimp_own": [Pair("He goes.", "He go.")]}
+    assert f"{path}: 1 pair(s) of two equal sentences are left out" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("content", "what"),
     [
@@ -55,7 +62,7 @@ def test_at_most_so_many_are_drawn_and_stay_in_order(tmp_path: Path) -> None:
         (line("a", "b") + line("a", None), "line 2: empty text in column 'sentence_bad'"),
         (line("a", 3), "line 1: column 'sentence_bad' holds 3, which is not text"),
         (line(" ", "b"), "empty text in column 'sentence_good'"),
-        (line("same", "same"), "line 1: both sentences are 'same'; give a pair that differs"),
+        (line("same", "same"), "the sentences of each pair are the same; give pairs that differ"),
         (line("a", "b")[:-2] + ', "sentence_bad": "c"}', "2 columns are called 'sentence_bad'"),
     ],
 )
