@@ -16,6 +16,7 @@ from engine.config import RunConfig, architecture_of
 from engine.errors import UserError
 from engine.hub import HubModel, fetch, hub_model
 from engine.model.adapters.places import place, plain
+from engine.model.folder import PROJECTIONS
 from engine.tasks import identity
 from engine.tasks.task import Task
 from engine.train import best
@@ -120,7 +121,8 @@ def trained_lines(task: Task, zero: ZeroEngine, output: Path) -> list[str]:
         base += size if own else 0
         frozen += 0 if parameter.requires_grad else size
         if parameter.requires_grad:
-            parts[place(plain(name), prefix)[0] if own else "adapters"] += size
+            added = "projections" if PROJECTIONS in plain(name) else "adapters"
+            parts[place(plain(name), prefix)[0] if own else added] += size
     told = {"base": base, "trained": parts.total(), "parts": dict(parts)}
     (output / "trained.json").write_text(json.dumps(told, indent=1) + "\n")
     if not frozen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 
 from engine.config import RegulariseConfig
 from engine.model.folder import PROJECTIONS
+from engine.model.pretrained import load_config
 from tests.tasks.distilled.plain import LARGER, save_teacher
 from tests.tasks.labels import ROWS, write
 from tests.tasks.regularised.plain import make
@@ -62,6 +64,9 @@ def test_a_run_goes_on_with_its_own_teachers_and_exports_no_projections(tmp_path
     told = run(output, *given, taught, "--train.steps=2")
     assert f"teacher {teacher}: 2 layers, 24 wide, " in told
     assert "hidden states of layer 0 from 1" in told
+    parts = json.loads((output / "trained.json").read_text())["parts"]
+    assert parts["projections"] == 24 * (load_config(tmp_path / "bert").hidden_size + 1)
+    assert "adapters" not in parts
     names = load_file(output / "export" / "model.safetensors").keys()
     assert names
     assert not [name for name in names if PROJECTIONS in name]
