@@ -103,7 +103,8 @@ def compare(given: argparse.Namespace, files: dict[str, Path], scratch: Path, se
     space = scratch / "space.yaml"
     space.write_text(yaml.safe_dump(SPACE))
     pruned, random = (command(given, files, scratch / f"{name}-{seed}", seed) for name in ("pruned", "random"))
-    own = [f"--space={space}", "--sampler=tpe", "--pruner=asha", f"--trials={given.trials}"]
+    own = [f"--space={space}", "--sampler=tpe", "--pruner=asha", f"--prune-from={given.prune_from}"]
+    own.append(f"--trials={given.trials}")
     found = {"pruned": results(scratch / f"pruned-{seed}", allowed := searched(own, pruned))}
     used, trials = 0.0, 0
     while used < allowed and trials < MOST * given.trials:
@@ -120,6 +121,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "sst2_sentence")
     parser.add_argument("--model", type=Path, default=minilm(), help="folder of a BERT")
     parser.add_argument("--trials", type=int, default=30, help="of the search that prunes (default 30)")
+    parser.add_argument("--prune-from", type=int, default=24, help="no trial ends before this step (default 24)")
     parser.add_argument("--rounds", type=int, default=1, help="pairs of searches, each with another seed")
     parser.add_argument("--limit", type=int, default=256, help="training sentences (default 256)")
     parser.add_argument("--scored", type=int, default=400, help="validation and test sentences each (default 400)")

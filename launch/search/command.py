@@ -76,6 +76,9 @@ def build_parser() -> CommandParser:
         help="which trials end early, by their evaluations (train.eval_interval)",
     )
     parser.add_argument(
+        "--prune-from", type=int | None, default=None, metavar="STEP", help="the first step at which a trial may end"
+    )
+    parser.add_argument(
         "--storage",
         type=str | None,
         default=None,
@@ -122,13 +125,14 @@ def main(arguments: list[str]) -> int:
         job, dry_run = parse_job(ours)
     config = check_training(training, space)
     objectives = read_objectives(values.objective, config)
-    check_pruner(values.pruner, objectives, config)
+    check_pruner(values.pruner, values.prune_from, objectives, config)
     if job is not None:
         from launch.search.array import submit_search
 
         return submit_search(own, training, config, job, values.submit, dry_run=dry_run)
     output = Path(config.output)
-    study = Study(output, values.storage, objectives, space, values.sampler, values.pruner, config.seed)
+    pruning = (values.pruner, values.prune_from)
+    study = Study(output, values.storage, objectives, space, values.sampler, pruning, config.seed)
     shared = without(training, [*PLACED, *(f"--{each.field}" for each in space)])
     search = Search(study, shared, launcher)
     code = search.run(min(values.trials, study.most))
@@ -177,12 +181,15 @@ def check_training(training: Sequence[str], space: Sequence[Dimension]) -> RunCo
     return config
 
 
-def check_pruner(pruner: str, objectives: Sequence[Objective], config: RunConfig) -> None:
+def check_pruner(pruner: str, first: int | None, objectives: Sequence[Objective], config: RunConfig) -> None:
     """Refuse pruning that nothing could decide.
 
     Raises:
         UserError: names the pruner and what is missing.
     """
+    if first is not None and (pruner == "none" or first < 1):
+        remedy = "give --pruner with it" if pruner == "none" else "give a step of at least 1"
+        raise UserError(f"prune-from: {first} is not allowed; {remedy}")
     if pruner != "none" and len(objectives) > 1:
         raise UserError(f"pruner: {pruner!r} is not allowed; it needs a single objective, or take --pruner none")
     if pruner != "none" and not config.train.eval_interval:

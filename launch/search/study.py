@@ -87,7 +87,7 @@ class Study:
         objectives: list[Objective],
         space: list[Dimension],
         sampler: str,
-        pruner: str,
+        pruning: tuple[str, int | None],
         seed: int,
     ) -> None:
         """
@@ -103,7 +103,7 @@ class Study:
         self.claims = output / "claims"
         self._storages: Any = optuna.storages
         self._is_grid = sampler == "grid"
-        self.study = self._opened(storage, _sampler(optuna, sampler, space, seed), _pruner(optuna, pruner))
+        self.study = self._opened(storage, _sampler(optuna, sampler, space, seed), build_pruner(*pruning))
         self.study.stop = lambda: (
             None
         )  # a grid's sampler ends Optuna's own loop by it when it is done, and this isn't one
@@ -240,11 +240,15 @@ def _sampler(optuna: Any, name: str, space: list[Dimension], seed: int) -> Any:
     return optuna.samplers.TPESampler() if name == "tpe" else optuna.samplers.RandomSampler()
 
 
-def _pruner(optuna: Any, name: str) -> Any:
-    kinds = {
-        "none": optuna.pruners.NopPruner,
-        "asha": optuna.pruners.SuccessiveHalvingPruner,
-        "hyperband": optuna.pruners.HyperbandPruner,
-        "median": optuna.pruners.MedianPruner,
+def build_pruner(name: str, first: int | None) -> Any:
+    """The rule that ends trials: none of them before step `first`, or where Optuna begins by itself."""
+    from optuna import pruners
+
+    kinds: dict[str, tuple[Any, str]] = {
+        "none": (pruners.NopPruner, ""),
+        "asha": (pruners.SuccessiveHalvingPruner, "min_resource"),
+        "hyperband": (pruners.HyperbandPruner, "min_resource"),
+        "median": (pruners.MedianPruner, "n_warmup_steps"),
     }
-    return kinds[name]()
+    kind, begins = kinds[name]
+    return kind() if first is None else kind(**{begins: first})

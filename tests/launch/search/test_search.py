@@ -135,6 +135,22 @@ def test_a_bad_trial_ends_early(space: Path) -> None:
     assert time.monotonic() - start < 30
 
 
+@pytest.mark.parametrize("pruner", ["asha", "hyperband", "median"])
+def test_no_trial_ends_before_the_step_that_pruning_begins_at(pruner: str) -> None:
+    found = optuna.create_study(direction="maximize", pruner=study.build_pruner(pruner, 16))
+    ended = set()
+    for number in range(60):
+        trial = found.ask()
+        for step in (8, 16, 32, 64):
+            trial.report(1.0 / (1 + number), step)
+            if trial.should_prune():
+                ended.add(step)
+                break
+        found.tell(trial, 1.0, skip_if_finished=True)
+    assert 8 not in ended
+    assert 16 in ended
+
+
 def test_what_a_run_trained_with_is_compared_with_what_its_trial_asked_for(space: Path) -> None:
     with pytest.raises(RunError, match=r"trained with optim.learning_rate 0.5, and its trial asked for"):
         main(arguments(space, "--trials=2", training=("--seed=14",)))
@@ -201,6 +217,8 @@ def test_a_bad_space_is_refused(space: Path, text: str, told: str) -> None:
         (("--objective", "seconds"), (), "give a score first"),
         (("--objective", "accuracy", "accuracy"), (), "each name once"),
         (("--pruner=asha",), (), "needs evaluations on the way; give train.eval_interval"),
+        (("--prune-from=8",), (), "prune-from: 8 is not allowed; give --pruner with it"),
+        (("--pruner=asha", "--prune-from=0"), ("--train.eval_interval=1",), "give a step of at least 1"),
         (("--pruner=asha", "--objective", "accuracy", "loss"), ("--train.eval_interval=1",), "a single objective"),
         (("--sampler=grid",), (), "finitely many values"),
         (("--sampler=cmaes",), (), "the space has one field"),
