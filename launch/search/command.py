@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
 import json
 import math
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -62,7 +65,7 @@ def build_parser() -> CommandParser:
     parser.add_argument("--trials", type=int, default=20, help="trials of all searches in the folder together")
     parser.add_argument(
         "--objective",
-        nargs="*",
+        nargs="+",
         default=[],
         metavar="SCORE",
         help="what is optimised: scores of the evaluations, or seconds, with :min or :max where it isn't known; with "
@@ -132,7 +135,7 @@ def main(arguments: list[str]) -> int:
         return submit_search(own, training, config, job, values.submit, dry_run=dry_run)
     output = Path(config.output)
     pruning = (values.pruner, values.prune_from)
-    study = Study(output, values.storage, objectives, space, values.sampler, pruning, config.seed)
+    study = Study(output, values.storage, objectives, space, values.sampler, pruning, config)
     shared = without(training, [*PLACED, *(f"--{each.field}" for each in space)])
     search = Search(study, shared, launcher)
     code = search.run(min(values.trials, study.most))
@@ -141,7 +144,10 @@ def main(arguments: list[str]) -> int:
     from launch.search.report import write_report
 
     print(f"\n{write_report(study)}\nreport    {output / 'report'}", flush=True)
-    return again(study, config, shared, values.seeds, values.launcher)
+    best = json.loads((output / "report" / "report.json").read_text(encoding="utf-8"))["best"]
+    if best is None:
+        raise RunError(f"search: no trial has finished; see the output.txt of each in {output}")
+    return again(study, best, config, shared, values.seeds, values.launcher) if values.seeds else 0
 
 
 def check_finder(own: Sequence[str], *, finds: bool) -> None:
@@ -172,13 +178,32 @@ def check_training(training: Sequence[str], space: Sequence[Dimension]) -> RunCo
         raise UserError(f"output: {config.output} is the folder of a single run; give another --output")
     remedy = "a search reads each trial's curves there; leave it out"
     require(config.monitor.tensorboard, "monitor.tensorboard", False, remedy)
-    for dimension in space:
-        for value in dimension.extremes:
-            try:
-                parse_given([*training, option(dimension.field, value)])
-            except UserError as error:
-                raise UserError(f"space: {dimension.field}: {value!r} is refused: {error}") from error
+    fields = [f"--{each.field}" for each in space]
+    for name in dict.fromkeys(word.partition("=")[0] for word in training):
+        if name in fields:
+            print(f"note: {name[2:]} is searched, so what is given after -- is not used", flush=True)
+    fixed = without(training, fields)
+    for own, values in combinations_of_two(space):
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # notes on the training, told above already
+                parse_given([*fixed, *(option(field, value) for field, value in values.items())])
+        except UserError as error:
+            told = " with ".join(f"{field}: {values[field]!r}" for field in own)
+            raise UserError(f"space: {told} is refused: {error}") from error
     return config
+
+
+def combinations_of_two(space: Sequence[Dimension]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Two fields, and values that a trial may have: an extreme of each of the two, beside the first of all others.
+
+    An option often excludes another one, or needs it, so that the values of a single field can't be judged.
+    """
+    first = {each.field: each.extremes[0] for each in space}
+    if len(space) == 1:
+        yield from (((space[0].field,), {space[0].field: value}) for value in space[0].extremes)
+    for one, other in itertools.combinations(space, 2):
+        for pair in itertools.product(one.extremes, other.extremes):
+            yield (one.field, other.field), {**first, one.field: pair[0], other.field: pair[1]}
 
 
 def check_pruner(pruner: str, first: int | None, objectives: Sequence[Objective], config: RunConfig) -> None:
@@ -246,22 +271,23 @@ class Search:
         )
         print(f"trial {trial.number}: {told}", flush=True)
         options = [*self.training, f"--output={output}", "--resume=auto"]
-        start, is_single = time.monotonic(), len(self.study.objectives) == 1
+        start, is_single = time.monotonic() - self.study.spent(trial.number), len(self.study.objectives) == 1
         run = Run(output, [*options, *(option(name, value) for name, value in values.items())], self.launcher)
         pruned = False
 
         def look() -> bool:
             nonlocal pruned
-            self.study.touch(trial.number)
+            self.study.touch(trial.number, time.monotonic() - start)
             self._report(trial, run)
             pruned = pruned or (is_single and trial.should_prune())
             return not pruned and self.stopped_by is None
 
         by_itself = run.watch(look)
+        seconds = time.monotonic() - start
         if self.stopped_by is not None:
+            self.study.touch(trial.number, seconds)
             self.study.give_back(trial.number)
             return True
-        seconds = time.monotonic() - start + trial.user_attrs.get(SECONDS, 0.0)
         trial.set_user_attr(SECONDS, seconds)
         if not by_itself and pruned:
             self.study.tell_pruned(trial)
@@ -335,15 +361,25 @@ def results(output: Path, objectives: Sequence[Objective], seconds: float) -> di
     return found
 
 
-def again(study: Study, config: RunConfig, training: list[str], seeds: int, launcher: str) -> int:
-    """Train the best recipe with new seeds; the exit code."""
-    if not seeds:
-        return 0
+def again(
+    study: Study, best: Mapping[str, Any], config: RunConfig, training: list[str], seeds: int, launcher: str
+) -> int:
+    """Train the best recipe with new seeds, unless another search of the folder does; the exit code.
+
+    Args:
+        best: the report's.
+        training: options of all trials.
+    """
     from launch.seeds.command import main as train_seeds
 
-    best = json.loads((study.output / "report" / "report.json").read_text())["best"]
-    options = [option(name, value) for name, value in best["values"].items()]
-    first = config.seed + 1
-    print(f"\nthe best of the validation scores ({best['told']}) is the luckiest too; trained again:", flush=True)
-    own = [f"--seeds={seeds}", *([f"--launcher={launcher}"] if launcher else []), "--"]
-    return train_seeds([*own, *training, *options, f"--seed={first}", f"--output={study.output / 'best'}"])
+    options = [option(name, value) for name, value in best["values"].items() if name != "seed"]
+    tried = [int(value or 0) for each in study.space if each.field == "seed" for value in each.extremes]
+    first = 1 + max([config.seed, *tried])
+    output = study.output / f"best-{best['number']:04d}"
+    with study.only_one("best") as mine:
+        if not mine:
+            print(f"another search trains the best options again, into {output}", flush=True)
+            return 0
+        print(f"\nthe best of the validation scores ({best['told']}) is the luckiest too; trained again:", flush=True)
+        own = [f"--seeds={seeds}", *([f"--launcher={launcher}"] if launcher else []), "--"]
+        return train_seeds([*own, *training, *options, f"--seed={first}", f"--output={output}"])

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,7 +88,11 @@ def find_rate(
         raise UserError(f"output: {folder} holds a range test already; remove it, or give another --output")
     options = range_options(training, folder / "run", low, high, count)
     parse(options)
-    curve, ended = measure(folder / "run", options, launcher, count)
+    try:
+        curve, ended = measure(folder / "run", options, launcher, count)
+    except UserError:  # the test has not begun, and can be made once that is mended
+        shutil.rmtree(folder)
+        raise
     found = read(*curve, ended, count)
     write_atomically(folder / "report.json", json.dumps(asdict(found), indent=1) + "\n")
     write_atomically(folder / "lr_finder.png", picture(found))

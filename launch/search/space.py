@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import floor
+from decimal import Decimal
+from math import floor, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,8 @@ def _flat(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted names, also where the file nests sections."""
     found: dict[str, Any] = {}
     for name, value in values.items():
-        nested = isinstance(value, dict) and not set(value) <= set(KEYS)
+        is_field = field_types().get(f"{prefix}{name}", (dict,)) != (dict,)
+        nested = isinstance(value, dict) and not is_field and not set(value) <= set(KEYS)
         found |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
     return found
 
@@ -124,7 +126,7 @@ def _choice(path: Path, field: str, given: Sequence[Any]) -> Choice:
     wrong = next((value for value in values if isinstance(value, (list, dict))), None)
     if wrong is not None:
         raise UserError(f"space: {field}: {wrong!r} in {path} is not allowed; give plain values")
-    if len(set(map(repr, values))) < 2 or len(set(map(repr, values))) < len(values):
+    if len(set(values)) < max(2, len(values)):  # 1 and 1.0 train the same
         raise UserError(f"space: {field}: {list(values)} in {path} is not allowed; give two different values or more")
     return Choice(field, values)
 
@@ -138,10 +140,13 @@ def _interval(path: Path, field: str, given: Mapping[str, Any], kinds: Sequence[
     if not {int, float} & set(kinds):
         raise refuse(str(dict(given)), "the field is no number: give a list of values")
     whole = int in kinds and float not in kinds
+    unknown = next((name for name in values if name not in KEYS), None)
+    if unknown is not None:
+        raise refuse(str(unknown), f"a range has {', '.join(KEYS)}")
     for name in ("low", "high", *({"step"} & values.keys())):
         value = values.get(name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise refuse(f"{name} {value!r}", "give a number")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
+            raise refuse(f"{name} {value!r}", "give a finite number")
         if whole and value != int(value):
             raise refuse(f"{name} {value!r}", "the field takes whole numbers")
     log, low, high, step = values.get("log", False), values["low"], values["high"], values.get("step")
@@ -153,4 +158,6 @@ def _interval(path: Path, field: str, given: Mapping[str, Any], kinds: Sequence[
         raise refuse(f"log with low {low!r}", "give a low above 0")
     if step is not None and (log or not 0 < step <= high - low):
         raise refuse(f"step {step!r}", "give one above 0 that fits the range, and no log")
+    if step is not None and (rest := (Decimal(str(high)) - Decimal(str(low))) % Decimal(str(step))):
+        raise refuse(f"high {high!r}", f"no step of {step!r} from {low!r} meets it: give {Decimal(str(high)) - rest}")
     return Interval(field, low, high, log, step, whole)

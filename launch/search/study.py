@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ from typing import Any
 from engine.config import TASKS, RunConfig
 from engine.errors import UserError, first_line
 from launch.search.space import Dimension
+from launch.seeds.plan import check_options, shared_options
 
 #: seconds after which nobody is taken to work on a trial any more
 STALE = 60.0
@@ -66,8 +68,8 @@ def read_objectives(given: list[str], config: RunConfig) -> list[Objective]:
     found = []
     for text in names:
         name, colon, direction = text.partition(":")
-        if colon and direction not in ("min", "max"):
-            raise UserError(f"objective: {text!r} is not allowed; end it in :min or :max")
+        if not name or (colon and direction not in ("min", "max")):
+            raise UserError(f"objective: {text!r} is not allowed; give a score, which may end in :min or :max")
         known = {**task.metrics, SECONDS: False}
         if not colon and name not in known:
             raise UserError(f"objective: {text!r} says not whether higher is better; give {text}:min or {text}:max")
@@ -88,9 +90,12 @@ class Study:
         space: list[Dimension],
         sampler: str,
         pruning: tuple[str, int | None],
-        seed: int,
+        config: RunConfig,
     ) -> None:
         """
+        Args:
+            config: of the training, whose options all trials share.
+
         Raises:
             UserError: the storage can't be used, or holds another search; a sampler that can't sample the space.
         """
@@ -103,11 +108,12 @@ class Study:
         self.claims = output / "claims"
         self._storages: Any = optuna.storages
         self._is_grid = sampler == "grid"
-        self.study = self._opened(storage, _sampler(optuna, sampler, space, seed), build_pruner(*pruning))
+        self.study = self._opened(storage, _sampler(optuna, sampler, space, config.seed), build_pruner(*pruning))
         self.study.stop = lambda: (
             None
         )  # a grid's sampler ends Optuna's own loop by it when it is done, and this isn't one
-        self._check_same()
+        self._check_folder(storage)
+        self._check_same(config)
 
     def _opened(self, storage: str | None, sampler: Any, pruner: Any) -> Any:
         optuna, where = self._optuna, storage or str(self.output / "journal.log")
@@ -128,7 +134,23 @@ class Study:
                 "written"
             ) from error
 
-    def _check_same(self) -> None:
+    def _check_folder(self, storage: str | None) -> None:
+        """Refuse a storage that has the trials of another folder: numbers and signs of life are by folder."""
+        mark = self.claims / "folder"
+        with self._alone():
+            here = mark.read_text(encoding="utf-8") if mark.is_file() else None
+            there = self.study.user_attrs.get("folder")
+            if there is None and any(self.output.glob("trial-*")) == bool(self.study.get_trials(deepcopy=False)):
+                there = here = here or uuid.uuid4().hex
+                mark.write_text(here, encoding="utf-8")
+                self.study.set_user_attr("folder", there)
+        if here != there:
+            raise UserError(
+                f"storage: {storage or str(self.output / 'journal.log')!r} does not hold the trials in {self.output}; "
+                "give the storage and the output that the search began with, or another of both"
+            )
+
+    def _check_same(self, config: RunConfig) -> None:
         """Refuse to add trials to a search for something else."""
         told = {"objectives": [str(each) for each in self.objectives], "space": [repr(each) for each in self.space]}
         before = self.study.user_attrs
@@ -140,6 +162,12 @@ class Study:
                 )
             if name not in before:
                 self.study.set_user_attr(name, value)
+        searched = {each.field for each in self.space}
+        options = {"seed": config.seed, **shared_options(config)}
+        options = {name: value for name, value in options.items() if name not in searched}
+        if "options" not in before:
+            self.study.set_user_attr("options", options)
+        check_options("trials", self.output, before.get("options", {}), options)
 
     def next(self, trials: int) -> Any | None:
         """A trial to run: one that was given back, or a new one; None when enough are there.
@@ -170,17 +198,55 @@ class Study:
         running = self._optuna.trial.TrialState.RUNNING
         return sum(each.state == running for each in self.study.get_trials(deepcopy=False))
 
-    def touch(self, number: int) -> None:
-        """Say that a trial is being worked on."""
-        (self.claims / f"{number:04d}").touch()
+    def touch(self, number: int, seconds: float | None = None) -> None:
+        """Say that a trial is being worked on, and for how long up to now."""
+        path = self.claims / f"{number:04d}"
+        if seconds is None:
+            path.touch()
+        else:
+            path.write_text(f"{seconds:.1f}", encoding="utf-8")
+
+    def spent(self, number: int) -> float:
+        """Seconds that a trial has had, of those who stopped or were killed too."""
+        try:
+            return float((self.claims / f"{number:04d}").read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):  # of a new trial; of one that was killed as it wrote
+            return 0.0
+
+    @contextmanager
+    def only_one(self, name: str) -> Iterator[bool]:
+        """Whether this search may do what only one of them shall do; it is known to others until it leaves, or dies."""
+        claim, ended = self.claims / name, threading.Event()
+        with self._alone():
+            mine = self._is_old(claim)
+            if mine:
+                claim.touch()
+
+        def keep_fresh() -> None:
+            while not ended.wait(STALE / 6):
+                claim.touch()
+
+        thread = threading.Thread(target=keep_fresh, daemon=True)
+        if mine:
+            thread.start()
+        try:
+            yield mine
+        finally:
+            ended.set()
+            if mine:
+                thread.join()
+                claim.unlink(missing_ok=True)
 
     def give_back(self, number: int) -> None:
         """Let others take a trial over at once."""
         os.utime(self.claims / f"{number:04d}", (0, 0))
 
     def _is_stale(self, number: int) -> bool:
+        return self._is_old(self.claims / f"{number:04d}")
+
+    def _is_old(self, claim: Path) -> bool:
         try:
-            return time.time() - (self.claims / f"{number:04d}").stat().st_mtime > STALE
+            return time.time() - claim.stat().st_mtime > STALE
         except FileNotFoundError:  # killed between the two lines that make a trial
             return True
 

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -187,13 +187,26 @@ def check_same_options(output: Path, record: Record) -> None:
         raise UserError(
             f"folds: {record.folds} is not what the runs in {output} have ({before.folds}); give another --output"
         )
-    for name, value in record.options.items():
-        old = before.options.get(name, value)
-        if old != value:
-            raise UserError(
-                f"{name}: {value!r} is not what the runs in {output} have ({old!r}); put it back, or give another "
-                "--output"
-            )
+    check_options("runs", output, before.options, record.options)
     missing = sorted(set(before.seeds) - set(record.seeds))
     if missing and record.folds is None:
         print(f"note: seed(s) {', '.join(map(str, missing))} of an earlier call are not in this report", flush=True)
+
+
+def check_options(what: str, output: Path, before: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Refuse runs of other options beside those that a folder has.
+
+    Args:
+        what: what the folder has.
+        before: options of those; a name that isn't there is not compared.
+
+    Raises:
+        UserError: names the first option that they had differently.
+    """
+    for name, value in options.items():
+        old = before.get(name, value)
+        if old != value:
+            raise UserError(
+                f"{name}: {value!r} is not what the {what} in {output} have ({old!r}); put it back, or give another "
+                "--output"
+            )

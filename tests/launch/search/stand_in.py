@@ -1,6 +1,6 @@
 """Stands for a training where a test is about what searches over it: python stand_in.py SCRIPT OPTIONS.
 
-Its accuracy is best at a rate of 1e-3. With train.patience it is slow, and tells its evaluations as it goes; with
+Its accuracy is best at a rate of 1e-3. With train.keep above 3 it is slow, and tells its evaluations as it goes; with
 --seed 13 it fails; with --seed 14 it trains at another rate than it was given. Each start appends to starts.txt.
 """
 
@@ -36,7 +36,7 @@ def main() -> int:
             summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
             writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
         writer.flush()
-        time.sleep(float(options.get("train.patience", 0)))
+        time.sleep(max(0.0, (float(options.get("train.keep", 3)) - 3) / 2))
     writer.close()
     (output / "export").mkdir()
     (output / "export" / "zerobert.json").write_text(json.dumps({"best": {"step": 5, "value": accuracy}}))

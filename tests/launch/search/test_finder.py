@@ -86,6 +86,7 @@ def test_a_run_that_stops_at_nan_is_read_up_to_there(tmp_path: Path) -> None:
 def test_what_the_run_refuses_is_the_users_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^labelled.train: no such file$"):
         find(tmp_path, training=("--seed=13",))
+    assert not list(tmp_path.rglob("lr_finder")), "so the same command does it once that is mended"
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,11 @@ import optuna
 import pytest
 import yaml
 
+from engine.config import RunConfig
 from engine.errors import RunError, UserError
 from launch.search import study
-from launch.search.command import main
+from launch.search.command import check_training, main
+from launch.search.space import Interval, read_space
 from launch.seeds.plan import without
 from tests.conftest import ROOT
 from tests.train.runs import environment
@@ -71,7 +73,7 @@ def test_the_best_trial_is_found_told_and_written_as_a_recipe(space: Path, capsy
 
 @pytest.mark.slow
 def test_two_searches_share_the_trials_of_one_that_was_killed(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = arguments(space, "--trials=5", training=("--train.patience=1", "--train.eval_interval=1"))
+    slow = arguments(space, "--trials=5", training=("--train.keep=5", "--train.eval_interval=1"))
     command = [sys.executable, "-m", "launch", "search", *slow]
     killed = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
     first = space.parent / "out" / "trial-0000" / "starts.txt"
@@ -97,7 +99,7 @@ def test_two_searches_share_the_trials_of_one_that_was_killed(space: Path, monke
 
 
 def test_a_stopped_search_gives_its_trial_back_and_leaves_no_run(space: Path) -> None:
-    slow = arguments(space, "--trials=1", training=("--train.patience=2", "--train.eval_interval=1"))
+    slow = arguments(space, "--trials=1", training=("--train.keep=7", "--train.eval_interval=1"))
     process = subprocess.Popen([sys.executable, "-m", "launch", "search", *slow], cwd=ROOT, env=environment())
     first = space.parent / "out" / "trial-0000" / "starts.txt"
     deadline = time.monotonic() + 60
@@ -115,7 +117,7 @@ def test_a_stopped_search_gives_its_trial_back_and_leaves_no_run(space: Path) ->
 def test_a_bad_trial_ends_early(space: Path) -> None:
     out = space.parent / "out"
     out.mkdir()
-    training = ("--train.patience=1", "--train.eval_interval=1")
+    training = ("--train.keep=5", "--train.eval_interval=1")
     kept = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(out / "journal.log")))
     before = optuna.create_study(storage=kept, study_name=study.STUDY, direction="maximize")
     distributions = {"optim.learning_rate": optuna.distributions.FloatDistribution(1e-5, 1e-1, log=True)}
@@ -184,13 +186,23 @@ def test_several_objectives_give_a_front(space: Path) -> None:
         ("optim.learning_rate: {low: 0, high: 1, log: true}", "log with low 0 .* give a low above 0"),
         ("optim.learning_rate: {low: 1, high: 1}", "the range is empty"),
         ("optim.learning_rate: {low: 1, high: 2, step: 3}", "step 3 .* fits the range"),
-        ("optim.learning_rate: {low: 1}", "high None .* give a number"),
+        ("optim.learning_rate: {low: 1}", "high None .* give a finite number"),
+        ("train.steps: {low: .nan, high: 4}", "low nan .* give a finite number"),
+        ("train.steps: {low: 1, high: .inf}", "high inf .* give a finite number"),
+        ("optim.learning_rate: {low: 1e-5, high: 1e-3, lgo: true}", "lgo in .* a range has low, high, log, step"),
+        ("optim.learning_rate: {low: 1.5, high: 2.2, step: 0.3}", r"high 2.2 .* no step of 0.3 .* give 2.1"),
+        ("regularise.r_drop: [0, 1]\nregularise.mixup: [0, 0.2]", "r_drop: 1 with regularise.mixup: 0.2 is refused"),
+        (
+            "regularise.adversarial: [none, fgm]\nregularise.adversarial_norm: {low: 0.1, high: 2}",
+            "adversarial_norm: 0.1 is refused: .* it needs regularise.adversarial fgm or freelb",
+        ),
         ("optim.learning_rate: {low: 1, high: 2, log: maybe}", "log 'maybe'"),
         ("optim.learning_rate: {low: -1, high: 2}", "optim.learning_rate: -1 is refused: .* give a positive number"),
         ("train.steps: {low: 1.5, high: 4}", "the field takes whole numbers"),
         ("optim.schedule: {low: 1, high: 2}", "the field is no number"),
         ("optim.schedule: [linear]", "two different values or more"),
         ("optim.schedule: [linear, linear]", "two different values or more"),
+        ("optim.learning_rate: [1, 1.0]", "two different values or more"),
         ("optim.schedule: [linear, lineal]", "optim.schedule: 'lineal' is refused"),
         ("optim.schedule: [[a], [b]]", "give plain values"),
         ("train.steps: 5", "train.steps: 5 .* give a list"),
@@ -213,7 +225,9 @@ def test_a_bad_space_is_refused(space: Path, text: str, told: str) -> None:
         (("--trials=0",), (), "trials: 0 is not allowed"),
         (("--seeds=-1",), (), "seeds: -1 is not allowed"),
         (("--objective", "beauty"), (), "'beauty' says not whether higher is better"),
-        (("--objective", "accuracy:up"), (), "end it in :min or :max"),
+        (("--objective", "accuracy:up"), (), "may end in :min or :max"),
+        (("--objective", ":min"), (), "':min' is not allowed; give a score"),
+        (("--objective",), (), "objective"),
         (("--objective", "seconds"), (), "give a score first"),
         (("--objective", "accuracy", "accuracy"), (), "each name once"),
         (("--pruner=asha",), (), "needs evaluations on the way; give train.eval_interval"),
@@ -250,6 +264,64 @@ def test_another_space_in_the_same_folder_is_refused(space: Path) -> None:
     space.write_text("optim.learning_rate: [1e-4, 1e-3]\n")
     with pytest.raises(UserError, match=r"is not what the trials in .* have"):
         main(arguments(space, "--trials=2"))
+
+
+def test_other_options_in_the_same_folder_are_refused(space: Path) -> None:
+    assert main(arguments(space, "--trials=1")) == 0
+    for given, told in (("--train.epochs=7", "train.epochs: 7.0"), ("--seed=5", "seed: 5")):
+        with pytest.raises(UserError, match=f"{told} is not what the trials in .* have"):
+            main(arguments(space, "--trials=2", training=(given,)))
+
+
+def test_a_field_may_need_another_one_of_the_space(tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text("regularise.adversarial: [fgm, freelb]\nregularise.adversarial_norm: {low: 0.1, high: 2}\n")
+    check_training([*TRAINING, f"--output={tmp_path / 'out'}"], read_space(path))
+
+
+def test_what_is_given_for_a_searched_field_is_told_once(space: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check_training([*TRAINING, "--optim.learning_rate", "1", f"--output={space.parent / 'out'}"], read_space(space))
+    assert capsys.readouterr().out == "note: optim.learning_rate is searched, so what is given after -- is not used\n"
+
+
+def open_study(output: Path, storage: str | None) -> study.Study:
+    space = [Interval("optim.learning_rate", 1e-5, 1e-1, log=True, step=None, whole=False)]
+    return study.Study(output, storage, [study.Objective("loss", False)], [*space], "random", "none", RunConfig())
+
+
+def test_a_storage_is_of_one_folder(tmp_path: Path) -> None:
+    shared = str(tmp_path / "shared.log")
+    open_study(tmp_path / "a", shared)
+    trial = open_study(tmp_path / "a", shared).next(1)
+    (tmp_path / "a" / f"trial-{trial.number:04d}").mkdir()
+    for output, storage in ((tmp_path / "b", shared), (tmp_path / "a", None)):
+        with pytest.raises(UserError, match=r"does not hold the trials in .*; give the storage and the output"):
+            open_study(output, storage)
+
+
+def test_a_trial_that_is_given_back_keeps_its_seconds(tmp_path: Path) -> None:
+    opened = open_study(tmp_path / "a", None)
+    trial = opened.next(1)
+    assert opened.spent(trial.number) == 0.0
+    opened.touch(trial.number, 12.5)
+    opened.give_back(trial.number)
+    assert opened.next(1).number == trial.number
+    assert opened.spent(trial.number) == 12.5
+
+
+def test_one_search_alone_trains_the_best_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = open_study(tmp_path / "a", None), open_study(tmp_path / "a", None)
+    with first.only_one("best") as mine, second.only_one("best") as theirs:
+        assert (mine, theirs) == (True, False)
+    (first.claims / "best").touch()  # of one that was killed
+    monkeypatch.setattr(study, "STALE", -1.0)
+    with second.only_one("best") as mine:
+        assert mine
+
+
+def test_a_search_of_which_no_trial_finished_fails(space: Path) -> None:
+    with pytest.raises(RunError, match="no trial has finished"):
+        main(arguments(space, "--trials=1", "--seeds=2", training=("--seed=13",)))
 
 
 def test_a_folder_that_cannot_be_written_is_refused(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
