@@ -13,6 +13,7 @@ from engine.data.labelled.files import text_of
 from engine.data.labelled.tables import place
 from engine.data.labelled.tagged.files import TaggedTexts, read_tagged
 from engine.data.labelled.tagged.spans import Span, tags_of, words_of
+from engine.errors import require
 from engine.predict.rows import InputColumns, Row, peek, read_rows
 from launch.augment.options import TAGS, USUAL, AugmentConfig
 
@@ -125,4 +126,5 @@ def examples_of(config: AugmentConfig, first: Mapping[str, Any]) -> Examples:
         return Tagged()
     columns = input_columns(config)
     text = columns.text or next(name for name in columns.usual if name in first)
+    require(config.text_pair != text, "text_pair", config.text_pair, "it is text already; name another column")
     return Texts(config.input, (text,) if config.text_pair is None else (text, config.text_pair))

@@ -33,7 +33,10 @@ def judge_of(config: AugmentConfig, columns: Sequence[str]) -> tuple[Judge, str]
     option = "model" if config.keep_by is None else "keep_by"
     folder = config.model if config.keep_by is None else config.keep_by
     assert folder is not None
-    opened = open_folder(folder)
+    try:
+        opened = open_folder(folder)
+    except UserError as error:  # which calls any folder model
+        raise UserError(f"{option}: {str(error).removeprefix('model: ')}") from error
     wanted = PredictConfig(
         folder,
         config.input,

@@ -8,7 +8,7 @@ from typing import Literal
 
 from engine.data.augment.eda import OPERATIONS, TAGGED
 from engine.data.labelled.tables import columns_in
-from engine.errors import UserError, require
+from engine.errors import require
 from engine.predict.options import STANDARD
 from engine.predict.output import suffix_of
 
@@ -39,6 +39,7 @@ READ_BY = {
     "copies": CHANGING,
     "balance": CHANGING,
     "only_new": CHANGING,
+    "seed": CHANGING,
     "keep_by": CHANGING,
     "model": READS_MODEL,
 }
@@ -154,6 +155,7 @@ class AugmentConfig:
         judges = self.method == "pseudo_labels" or self.keep_by is not None
         unread = {name for name, methods in READ_BY.items() if self.method not in methods}
         unread |= set() if judges else {"confidence"}
+        unread |= set() if judges or self.balance or self.task == TAGS else {"label"}
         unread |= set() if judges or self.method in ("mlm", "translate") else {"device"}
         for name in sorted(unread):
             value, usual = getattr(self, name), getattr(AugmentConfig, name)
@@ -175,5 +177,3 @@ class AugmentConfig:
             for name in ("text", "text_pair"):
                 remedy = "answers are places in it, which would be others; name the question alone"
                 require(getattr(self, name) != "context", name, "context", remedy)
-        if self.text is not None and self.text == self.text_pair:
-            raise UserError(f"text_pair: {self.text!r} is text already; name another column")

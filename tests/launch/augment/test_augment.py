@@ -264,6 +264,12 @@ MISTAKES = {
     "no column": (["--text=body"], "IN/in.jsonl, line 1: no column 'body'; it has id, sentence, label; set text to"),
     "no second column": (["--text_pair=body"], "no column 'body'; it has id, sentence, label; set text_pair to"),
     "one column twice": (["--text=sentence", "--text_pair=sentence"], "text_pair: 'sentence' is text already"),
+    "the usual column twice": (["--text_pair=sentence"], "text_pair: 'sentence' is not allowed; it is text already"),
+    "judge that is no model": (["--keep_by=IN/none"], "keep_by: "),
+    "label that nobody reads": (["--label=class"], "label: 'class' is not allowed; method characters has no use for"),
+    "seed of pseudo labels": (
+        ["--method=pseudo_labels", "--model=IN/classifier", "--seed=2"], "seed: 2 is not allowed; method pseudo_labels"
+    ),
     "no label": (["--label=class", "--balance=true"], "no column 'class'; it has id, sentence, label; set label to"),
     "no text": (["--text=id"], "IN/in.jsonl, line 1: column 'id' holds 1, which is not text; name a column of text"),
     "context": (["--task=question_answering", "--text=context"], "text: 'context' is not allowed; answers are places"),
