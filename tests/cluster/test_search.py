@@ -27,7 +27,7 @@ def test_four_elements_make_one_search_and_a_signalled_one_goes_on(cluster: Clus
     stand_in = f"{sys.executable} {ROOT / 'tests' / 'launch' / 'search' / 'stand_in.py'}"
     own = ["search", "--space=space.yaml", f"--trials={TRIALS}", "--sampler=random", f"--launcher={stand_in}"]
     job = ["--submit=4", "--", "--cpus-per-task=1", "--task=sequence_classification", "--labelled.train=train.tsv"]
-    training = ["--model.init_from=bert", "--output=out", "--train.patience=3", "--train.eval_interval=1"]
+    training = ["--model.init_from=bert", "--output=out", "--train.keep=9", "--train.eval_interval=1"]
     (array,) = re.findall(r"^job (\d+):", bench.zerobert(*own, *job, *training), re.MULTILINE)
 
     output = tmp_path / "out"
