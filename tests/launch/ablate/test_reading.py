@@ -109,12 +109,13 @@ def test_a_setting_tells_its_switch_and_size(setting: str, parts: tuple[str, str
 
 
 @pytest.mark.slow
-def test_the_recipe_can_be_planned(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "settings"), [("regularisers", 11), ("regularisers_tiny", 14)])
+def test_the_recipes_can_be_planned(name: str, settings: int, tmp_path: Path) -> None:
     row = {"sentence": "a", "sentence1": "a", "sentence2": "b", "label": 1}
     for task in ("RTE", "SST-2"):
         for part in ("train", "dev"):
             write_rows(tmp_path / task / f"{part}.jsonl", [row])
-    recipe = ROOT / "launch" / "recipes" / "ablations" / "regularisers.yaml"
+    recipe = ROOT / "launch" / "recipes" / "ablations" / f"{name}.yaml"
     suite = plan_suite(read_ablation(str(recipe)), tmp_path / "out", tmp_path, [f"bert={tmp_path}"])
-    assert len(suite.cells) == 2 * 2 * 11
+    assert len(suite.cells) == 2 * 2 * settings
     assert {cell.record.options["labelled.limit"] for cell in suite.cells} == {200, 2000}
