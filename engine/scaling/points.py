@@ -22,11 +22,13 @@ from engine.scaling.terms import Array
 
 #: fields of a point that a column can give; the first three must be had
 REQUIRED = ("parameters", "tokens", "loss")
-OPTIONAL = ("name", "run", "flops", "loss_error", "seed")
+OPTIONAL = ("name", "run", "flops", "loss_error")
 #: FLOPs of a parameter and token where none are given (Kaplan et al. 2020: forward and backward pass of the matrices)
 FLOPS_PER_PARAMETER_TOKEN = 6.0
 #: losses above are not nats per token: that of 2^29 equally likely words
 MOST_LOSS = 20.0
+#: FLOPs of a parameter and token, in the median, that no way of counting either of them gives
+LEAST_RATIO, MOST_RATIO = 0.1, 1e5
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Points:
     """of each point, the run that it is of"""
     columns: Mapping[str, tuple[str, ...]]
     """what else the file tells of each point, as it is written there"""
+    error_column: str | None = None
+    """that of the losses' standard errors"""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -65,6 +69,11 @@ class Points:
     def run_of(self) -> NDArray[np.intp]:
         """The number of each point's run."""
         return np.unique(np.array(self.runs), return_inverse=True)[1]
+
+    @property
+    def errors(self) -> Array:
+        """Standard errors of the losses, NaN where there is none."""
+        return np.full(len(self), np.nan) if self.error_column is None else self.numbers(self.error_column)
 
     def numbers(self, column: str) -> Array:
         """A further column as numbers, NaN where it is empty.
@@ -90,7 +99,10 @@ def read_points(path: Path, columns: Mapping[str, str] | None = None, where: Map
         UserError: no such file or column; a value that isn't a positive number, or that can't be what it is called;
             points that are there twice.
     """
-    names = {field: field for field in (*REQUIRED, *OPTIONAL)} | dict(columns or {})
+    names = {field: field for field in (*REQUIRED, *OPTIONAL)}
+    if loss := (columns or {}).get("loss"):  # the error of another loss isn't its own
+        names["loss_error"] = loss.replace("loss", "loss_error", 1) if "loss" in loss else f"{loss}_error"
+    names |= dict(columns or {})
     unknown = [field for field in names if field not in (*REQUIRED, *OPTIONAL)]
     if unknown:
         raise UserError(f"columns: {unknown[0]!r} is no field; give {', '.join((*REQUIRED, *OPTIONAL))}")
@@ -113,11 +125,15 @@ def _records(path: Path) -> list[tuple[int, dict[str, str]]]:
     """The file's rows with their numbers; the header is row 1."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            records = list(enumerate(csv.DictReader(file, strict=True), start=2))
+            reader = csv.DictReader(file, strict=True)
+            records = list(enumerate(reader, start=2))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"points: {path} cannot be read as CSV ({error}); give a file with a header") from error
     if not records:
         raise UserError(f"points: {path} has no rows below its header; give the file of a study")
+    for name, count in Counter(reader.fieldnames or ()).items():
+        if count > 1:
+            raise UserError(f"points: {path} has {count} columns {name!r}; rename all but one")
     for row, record in records:
         if None in record or None in record.values():
             raise UserError(f"points: row {row} of {path} has not as many fields as the header; mend it")
@@ -134,12 +150,18 @@ def _points(numbered: Sequence[tuple[int, Mapping[str, str]]], names: Mapping[st
     has = {field for field in OPTIONAL if names[field] in records[0]}
     labels = tuple(record[names["name"]] if "name" in has else f"row {row}" for row, record in numbered)
     flops = column("flops") if "flops" in has else FLOPS_PER_PARAMETER_TOKEN * parameters * tokens
-    runs = tuple(record[names["run"]] for record in records) if "run" in has else labels
+    runs = labels
+    if "run" in has:  # a point without one is of no other's run
+        runs = tuple(record[names["run"]] or label for record, label in zip(records, labels, strict=True))
     if "name" not in has and "run" not in has:
         runs = tuple(str(row) for row, _ in numbered)
+    _refuse_other_flops(flops / parameters / tokens, names["flops"], path)
     further = {name: tuple(record[name] for record in records) for name in records[0]}
     _refuse_twice(list(zip(runs, parameters, tokens, losses, strict=True)), labels, path)
-    return Points(labels, parameters, tokens, losses, flops, runs, further)
+    error_column = names["loss_error"] if "loss_error" in has else None
+    points = Points(labels, parameters, tokens, losses, flops, runs, further, error_column)
+    _refuse_negative(points.errors, error_column, path)
+    return points
 
 
 def _number(text: str, column: str, place: str) -> float:
@@ -174,6 +196,25 @@ def _refuse_units(parameters: Array, tokens: Array, losses: Array, names: Mappin
         raise UserError(
             f"points: {names['loss']} of {path} reaches {losses.max():g}, which is not nats per token; "
             "give losses, not perplexities"
+        )
+
+
+def _refuse_negative(errors: Array, column: str | None, path: Path) -> None:
+    """Raises: UserError: standard errors below nothing."""
+    if (errors < 0).any():
+        raise UserError(f"points: {column} of {path} has {errors[errors < 0][0]:g}; give standard errors of 0 or more")
+
+
+def _refuse_other_flops(ratios: Array, column: str, path: Path) -> None:
+    """
+    Raises:
+        UserError: compute in another unit than FLOPs, which N and D of a budget would follow from.
+    """
+    ratio = float(np.median(ratios))
+    if not LEAST_RATIO <= ratio <= MOST_RATIO:
+        raise UserError(
+            f"points: {column} of {path} has {ratio:.3g} a parameter and token, which isn't FLOPs (6 are usual); give "
+            "plain FLOPs of the whole run, or rename the column"
         )
 
 

@@ -70,7 +70,7 @@ def _items(words: Sequence[str]) -> tuple[dict[str, int], int | None]:
     every = None
     for word in words:
         name, equals, number = word.rpartition("=")
-        require(number.isdigit() and int(number) > 0, "items", word, "give a number of questions, or NAME=NUMBER")
+        require(number.isdecimal() and int(number) > 0, "items", word, "give a number of questions, or NAME=NUMBER")
         if equals:
             counts[name] = int(number)
         else:
@@ -95,20 +95,36 @@ def recorded_abilities(path: Path) -> list[Known]:
     Raises:
         UserError: the file is damaged.
     """
-    record = path.with_suffix(".json")
-    if not record.is_file():
-        return []
     try:
-        listed: list[Mapping[str, Any]] = json.loads(record.read_text(encoding="utf-8")).get("abilities", [])
+        listed: list[Mapping[str, Any]] = record_beside(path).get("abilities", [])
         return [
             known(str(each["name"]), str(each["discontinuous"]), next(iter(each["continuous"]), None),
                   each.get("items"), each.get("chance"))
             for each in listed
         ]  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"points: {record} is damaged ({error!r}); write it again by zerobert scaling collect"
-        ) from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from error
+
+
+def record_beside(path: Path) -> dict[str, Any]:
+    """What `zerobert scaling collect` wrote beside a CSV file; empty where there is nothing, or a file of others.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    record = path.with_suffix(".json")
+    if not record.is_file():
+        return {}
+    try:
+        told = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    return told if isinstance(told, dict) and "abilities" in told else {}
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    record = path.with_suffix(".json")
+    return UserError(f"points: {record} is damaged ({error!r}); write it again by zerobert scaling collect")
 
 
 def check_columns(points: Points, abilities: Sequence[Known]) -> None:

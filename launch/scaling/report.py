@@ -17,7 +17,15 @@ from engine.errors import UserError, require
 from engine.scaling.emergence.verdict import Verdict
 from engine.scaling.points import Points
 from launch.cli import CommandParser, check_output
-from launch.scaling.abilities import Judged, Known, check_columns, judge, named_abilities, recorded_abilities
+from launch.scaling.abilities import (
+    Judged,
+    Known,
+    check_columns,
+    judge,
+    named_abilities,
+    record_beside,
+    recorded_abilities,
+)
 from launch.scaling.blocks import Notes, Picture, Section, Table, as_html, as_markdown
 from launch.scaling.fit import made, write_fit
 from launch.scaling.study import Study, add_options, check, points_of, study
@@ -71,7 +79,8 @@ def main(arguments: list[str]) -> int:
     require(not items or bool(options.ability), "items", " ".join(items), "name abilities by --ability")
     path = points_file(options.points)
     points = points_of(path, options)
-    abilities = named_abilities(options.ability, items) or recorded_abilities(path)
+    recorded = recorded_abilities(path)
+    abilities = named_abilities(options.ability, items) or recorded
     check_columns(points, abilities)
     checkpoints = None if options.checkpoints is None else checkpoints_of(Path(options.checkpoints), options, abilities)
     folder = made(Path(options.output))
@@ -233,13 +242,12 @@ def seeds_table(found: Study) -> Section | None:
 def ladder(found: Study) -> Section:
     """Every point beside the law."""
     points = found.points
-    predicted = found.fit.law.predict(found.fit.theta, points)
-    errors = points.columns.get("loss_error", ("",) * len(points))
+    predicted, errors = found.fit.law.predict(found.fit.theta, points), points.errors
     rows = [
         [
             points.names[index], short(points.parameters[index]), short(points.tokens[index]),
             f"{points.tokens[index] / points.parameters[index]:.3g}", f"{points.flops[index]:.3g}",
-            f"{points.losses[index]:.4f}" + (f" ± {float(errors[index]):.4f}" if errors[index].strip() else ""),
+            f"{points.losses[index]:.4f}" + ("" if np.isnan(errors[index]) else f" ± {errors[index]:.4f}"),
             f"{predicted[index]:.4f}", f"{100 * np.expm1(found.fit.residuals[index]):+.2f} %",
         ]
         for index in np.argsort(points.flops, kind="stable")
@@ -254,12 +262,9 @@ def provenance(path: Path, options: Any) -> Section:
     for name in ("columns", "where", "law", "resamples", "seed"):
         value = getattr(options, name)
         rows.append([name, " ".join(value) if isinstance(value, list) else str(value)])
-    record = path.with_suffix(".json")
-    if record.is_file():
-        told = json.loads(record.read_text(encoding="utf-8"))
-        rows += [
-            [name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
-            for name, value in told.items()
-            if name not in ("abilities", "ladder")
-        ]
+    rows += [
+        [name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
+        for name, value in record_beside(path).items()
+        if name not in ("abilities", "ladder")
+    ]
     return Section("Where this comes from", [Table(["", ""], [row for row in rows if row[1]])])

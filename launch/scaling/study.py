@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.errors import UserError, require
 from engine.scaling.choice import Candidate, HeldOut, predict_largest, rank
-from engine.scaling.fit import RESAMPLES, Fit, Interval, fit
+from engine.scaling.fit import RESAMPLES, Fit, Interval, check_enough, fit
 from engine.scaling.isoflop import IsoFlop, isoflop
 from engine.scaling.optimum import Optimum, Place, flops_per_parameter_token, optimum
 from engine.scaling.points import Points, read_points
@@ -167,6 +167,8 @@ def study(points: Points, options: Any) -> Study:
     """
     candidates = rank(points, list(LAWS.values()))
     law, notes = chosen(options.law, candidates)
+    if options.law == "auto" and not tells_size(law):
+        notes = [*notes, *_why_not(points)]
     if options.compute and not tells_size(law):
         raise UserError(f"compute: {law.name} doesn't tell size from data, so it has no best size; leave compute out")
     found = fit(points, law, resamples=options.resamples, seed=options.seed)
@@ -198,6 +200,15 @@ def chosen(name: str, candidates: Sequence[Candidate]) -> tuple[Law, list[str]]:
         return law, []
     reason = "doesn't tell size from data" if not tells_size(best) else "isn't what was asked for"
     return law, [f"{best.name} predicts larger runs better than {law.name}, but {reason}"]
+
+
+def _why_not(points: Points) -> list[str]:
+    """Why no law that tells size from data is fitted."""
+    try:
+        check_enough(LAWS["no_floor"], points)
+    except UserError as error:
+        return [f"no law that tells size from data can be fitted: {error}"]
+    return []
 
 
 def _held_out(points: Points, options: Any) -> tuple[Law | None, list[HeldOut], list[str]]:

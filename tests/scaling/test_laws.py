@@ -140,6 +140,10 @@ HEADER = "name,parameters,tokens,loss\n"
         (HEADER + "a,1e6,20,3\n", "tokens of .* looks like millions"),
         (HEADER + "a,1e6,1e9,35\n", "not nats per token"),
         (HEADER + "a,1e6,1e9,3\na,1e6,1e9,3\n", "has a twice"),
+        ("parameters,tokens,loss,loss\n1e6,1e9,3,4\n", "has 2 columns 'loss'; rename all but one"),
+        ("parameters,tokens,loss,flops\n1e6,1e9,3,7e-5\n", "flops of .* a parameter and token, which isn't FLOPs"),
+        ("parameters,tokens,loss,loss_error\n1e6,1e9,3,n/a\n", "'loss_error' of row 2 is 'n/a', which is not a number"),
+        ("parameters,tokens,loss,loss_error\n1e6,1e9,3,-1\n", "loss_error of .* has -1; give standard errors"),
         ("name,N,tokens,loss\na,1e6,1e9,3\n", "no column 'parameters' for parameters; it has name, N, tokens, loss"),
     ],
 )
@@ -182,3 +186,17 @@ def test_large_models_of_a_public_ladder_are_predicted(train_set: str) -> None:
     for interval, loss in zip(found.predict(large), large.losses, strict=True):
         assert interval.holds(loss)
         assert interval.value == pytest.approx(loss, rel=0.06)
+
+
+def test_a_loss_has_its_own_error_and_a_point_without_a_run_is_of_no_others(tmp_path: Path) -> None:
+    path = tmp_path / "points.csv"
+    path.write_text(
+        "name,run,parameters,tokens,loss,loss_error,loss_wiki,loss_error_wiki,nll\n"
+        "a,,1e6,1e9,3,0.1,4,0.2,5\nb,,1e7,1e9,2,0.1,3,,4\n"
+    )
+    points = read_points(path)
+    assert points.runs == ("a", "b")
+    assert points.errors.tolist() == [0.1, 0.1]
+    np.testing.assert_array_equal(read_points(path, {"loss": "loss_wiki"}).errors, [0.2, np.nan])
+    assert np.isnan(read_points(path, {"loss": "nll"}).errors).all()
+    assert read_points(path, {"loss": "nll", "loss_error": "loss_error"}).take(np.array([1])).errors.tolist() == [0.1]

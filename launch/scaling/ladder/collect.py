@@ -90,6 +90,7 @@ def main(arguments: list[str]) -> int:
     first = _config(measured[0].run)
     assert first.data.path is not None
     sets = sets or {"own": first.data.path}
+    check_held_out(sets, Path(first.data.path))
     request = request_of(
         record.get("abilities", {}), Path(first.data.path), values.questions, first.data.sequence_length
     )
@@ -172,6 +173,23 @@ def _stores(given: Sequence[str]) -> dict[str, str]:
             raise UserError(f"held-out: {text!r} is not allowed; give each set as NAME=STORE, with a name of its own")
         stores[name] = path
     return stores
+
+
+def check_held_out(sets: Mapping[str, str], trained: Path) -> None:
+    """
+    Raises:
+        UserError: a set has nothing that models haven't seen in training, or a name that is another column's.
+    """
+    seen = read_manifest(trained)
+    for name, path in sets.items():
+        clash = "its columns would be others' too; give it another name"
+        require(name != "error" and not name.startswith("error_"), "held-out", name, clash)
+        manifest = read_manifest(Path(path))
+        if manifest.fingerprint == seen.fingerprint and not manifest.counts("validation").tokens:
+            raise UserError(
+                f"held-out: {path} was trained on and holds out nothing, so its loss isn't a held-out one; give other "
+                "text as --held-out NAME=STORE or held_out of the ladder, or prepare with --validation_fraction"
+            )
 
 
 def request_of(abilities: Mapping[str, Any], store: Path, questions: int | None, length: int) -> Request:

@@ -164,7 +164,7 @@ def test_points_of_two_objectives_are_refused(tmp_path: Path) -> None:
         dispatch(["scaling", "fit", str(path)])
 
 
-def test_tokens_in_proportion_to_the_size_tell_no_best_size(tmp_path: Path) -> None:
+def test_tokens_in_proportion_to_the_size_tell_no_best_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "points.csv"
     sizes = [1e6 * 2**power for power in range(8)]
     path.write_text(HEADER + "".join(f"{n},{n},{20 * n},{1 + 30 * n**-0.2}\n" for n in sizes))
@@ -172,6 +172,8 @@ def test_tokens_in_proportion_to_the_size_tell_no_best_size(tmp_path: Path) -> N
         dispatch(["scaling", "fit", str(path), "--law", "size_and_data", "--resamples", "20"])
     with pytest.raises(UserError, match=r"compute: compute.* doesn't tell size from data"):
         dispatch(["scaling", "fit", str(path), "--compute", "1e18", "--resamples", "20"])
+    assert dispatch(["scaling", "fit", str(path), "--resamples", "20"]) == 0
+    assert "No law that tells size from data can be fitted: points: all runs have tokens" in capsys.readouterr().out
 
 
 def test_a_held_out_part_that_holds_no_law_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from engine.errors import UserError
 from launch.__main__ import dispatch
+from launch.scaling.abilities import record_beside, recorded_abilities
 from launch.scaling.blocks import Notes, Picture, Section, Table, as_html, as_markdown
 from tests.launch.scaling.studies import write_points
 
@@ -76,6 +77,7 @@ def test_seeds_are_compared_with_residuals_and_checkpoints_with_tokens(tmp_path:
         (["--ability", "x=acc_exact:prob_x"], "ability: x has no column 'prob_x'"),
         (["--ability", "x"], "ability: 'x' is not allowed; give NAME=ACCURACY_COLUMN"),
         (["--ability", "x=acc_exact:"], "ability: 'x=acc_exact:' is not allowed"),
+        (["--ability", "x=acc_exact", "--items", "²"], "items: '²' is not allowed; give a number of questions"),
         (["--ability", "x=acc_exact", "x=acc_flat"], "ability: 'x=acc_flat' is not allowed; x is given twice"),
         (["--ability", "x=acc_exact", "--items", "y=5"], "items: 'y' is no ability"),
         (["--ability", "x=acc_exact", "--items", "many"], "items: 'many' is not allowed; give a number"),
@@ -102,6 +104,18 @@ def test_a_folder_without_points_and_a_damaged_record_are_refused(tmp_path: Path
     (tmp_path / "points.json").write_text('{"abilities": [{"name": "x"}]}')
     with pytest.raises(UserError, match=r"points: .*points\.json is damaged \(KeyError\('discontinuous'\)\)"):
         dispatch(["scaling", "report", str(tmp_path), *output])
+
+
+def test_a_record_of_others_is_left_alone_and_a_damaged_one_refused(tmp_path: Path) -> None:
+    points = tmp_path / "theirs.csv"
+    assert record_beside(points) == {}
+    for text in ("[1]", '{"rows": 3}'):
+        points.with_suffix(".json").write_text(text)
+        assert record_beside(points) == {}
+        assert recorded_abilities(points) == []
+    points.with_suffix(".json").write_text("{")
+    with pytest.raises(UserError, match=r"points: .*theirs\.json is damaged"):
+        record_beside(points)
 
 
 def test_blocks_are_escaped_and_kept_in_order() -> None:

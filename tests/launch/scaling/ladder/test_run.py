@@ -9,12 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from engine.data.store.manifest import read_manifest
 from engine.errors import UserError
 from engine.scaling.points import read_points
+from launch.scaling.ladder import collect as collecting
 from launch.scaling.ladder.collect import main as collect
 from tests.train.runs import ROOT, SCRIPT, environment, losses
 
@@ -101,3 +104,16 @@ def test_folders_that_are_none_are_refused(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "ladder.json").write_text("{}")
     with pytest.raises(UserError, match="it is no record of a ladder"):
         collect([str(tmp_path)])
+
+
+def test_text_that_was_trained_on_and_names_of_other_columns_are_refused(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collecting.check_held_out({"own": str(store)}, store)
+    with pytest.raises(UserError, match="held-out: 'error_wiki' is not allowed; its columns would be others' too"):
+        collecting.check_held_out({"error_wiki": str(store)}, store)
+    manifest = read_manifest(store)
+    whole = replace(manifest, splits={**manifest.splits, "validation": []})
+    monkeypatch.setattr(collecting, "read_manifest", lambda path: whole)
+    with pytest.raises(UserError, match=r"held-out: .* was trained on and holds out nothing"):
+        collecting.check_held_out({"own": str(store)}, store)
