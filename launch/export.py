@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> int:
     """Put whole fp32 weights together from the ranks' files and write them."""
     values = build_parser().parse_args(arguments)
     run, output = Path(values.run), Path(values.output)
-    check_output(str(output))
+    check_output(str(output), run)
     if values.precision == "int8":
         raise UserError(
             "precision: 'int8' is not allowed here; give fp32 or fp16, or let zerobert quantise write the graph, which "

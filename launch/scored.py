@@ -71,13 +71,10 @@ def _configuration(
     """That of a run which would train the model on the data."""
     from launch.configure.options import parse
 
+    check_data(given, data)
     run = next((Path(each) for each in (data, given) if each and is_run(each)), None)
-    if run is None and data is None:
-        raise UserError(f"data: not given, and {given!r} is no run; give the run that it is of, or a labelled file")
     told = [f"--task={task_of(model)}"] if run is None else ["--config", str(run / "config.yaml")]
     if data is not None and not is_run(data):
-        if not Path(data).is_file():
-            raise UserError(f"data: {data!r} is neither a run's folder nor a file; give one of these")
         told.append(f"--labelled.train={data}")
         told += [f"--labelled.validation={data}", "--labelled.test=null"] if file_is_test else []
     told += [f"--model.init_from={model.folder}", "--output=unused", "--monitor.tensorboard=false", "--resume=never"]
@@ -85,6 +82,18 @@ def _configuration(
     plain = {name: type(part)() for name, part in vars(config).items() if name in METHODS}
     whole, labelled = replace(config.train, freeze=None), replace(config.labelled, augment=None)
     return replace(config, **plain, train=whole, labelled=labelled)
+
+
+def check_data(given: str, data: str | None) -> None:
+    """Refuse data that aren't there, without opening a model.
+
+    Raises:
+        UserError: neither a run nor a file, or nothing where the model is no run.
+    """
+    if data is None and not is_run(given):
+        raise UserError(f"data: not given, and {given!r} is no run; give the run that it is of, or a labelled file")
+    if data is not None and not is_run(data) and not Path(data).is_file():
+        raise UserError(f"data: {data!r} is neither a run's folder nor a file; give one of these")
 
 
 def task_of(model: Scored) -> str:

@@ -11,7 +11,7 @@ from engine.errors import UserError
 from engine.zero.quiet import silence_libraries
 from launch.cli import CommandParser, check_output, split_at_dashes
 from launch.compress.options import CompressConfig
-from launch.scored import is_run, scored_task
+from launch.scored import check_data, is_run, scored_task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,8 +62,7 @@ def main(arguments: list[str]) -> int:
     config, wish = CompressConfig(**values), parse_wish(target)
     config.validate()
     check_output(output, Path(given))
-    if data is None and not is_run(given):
-        raise UserError(f"data: not given, and {given!r} is no run; give the run that it is of, or a labelled file")
+    check_data(given, data)
     if config.students and not is_run(given):
         raise UserError(f"students: {config.students!r} need the run that trained {given!r}; give its folder as MODEL")
     silence_libraries()

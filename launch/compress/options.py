@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from engine.errors import require
@@ -29,7 +30,7 @@ class CompressConfig:
     def validate(self) -> None:
         """Raises: UserError: a field that can't be used."""
         for speed in self.pruned:
-            require(speed > 1.0, "speeds", self.speeds, "give numbers above 1, such as 1.5,2,3")
+            require(1.0 < speed < math.inf, "speeds", self.speeds, "give numbers above 1, such as 1.5,2,3")
         for layers in self.distilled:
             require(layers >= 1, "students", self.students, "give numbers of layers, such as 4,3")
         require(self.minutes > 0.0, "minutes", self.minutes, "give a positive number")

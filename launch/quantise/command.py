@@ -9,10 +9,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from engine.compress.quantise.options import QuantiseConfig
-from engine.errors import UserError
 from engine.zero.quiet import silence_libraries
 from launch.cli import CommandParser, check_output, split_at_dashes
-from launch.scored import is_run, scored_task
+from launch.scored import check_data, scored_task
 
 if TYPE_CHECKING:
     from engine.predict.model import ModelFolder
@@ -56,9 +55,8 @@ def main(arguments: list[str]) -> int:
     given, output, data = (values.pop(name) for name in ("model", "output", "data"))
     config = QuantiseConfig(**values)
     config.validate()
-    check_output(output)
-    if data is None and not is_run(given):  # before the model is exported
-        raise UserError(f"data: not given, and {given!r} is no run; give the run that it is of, or a labelled file")
+    check_output(output, Path(given))
+    check_data(given, data)  # before the model is exported
     silence_libraries()
     from engine.compress.quantise.quantise import quantise
 

@@ -172,6 +172,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown format": (["IN/model", "--format=tflite"], "format: 'tflite' is not allowed"),
     "no samples": (["IN/model", "--format=onnx", "--samples=IN/none.csv"], "'IN/none.csv' is no such file"),
     "samples of no text": (["IN/model", "--format=onnx", "--samples=IN/other.csv"], "no column text or sentence"),
+    "the model itself": (["IN/model", "--format=onnx", "--output=IN/model"], "'IN/model' is the model itself; give"),
     "output of somebody": (["IN/model", "--format=onnx", "--output=IN/mine"], "mine: it exists and is not an exported"),
 }
 

@@ -124,6 +124,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["IN/onnx", "--data=IN/rows.jsonl", "--output=IN"],
         "it exists and is not an exported model alone",
     ),
+    "the model itself": (["IN/onnx", "--data=IN/rows.jsonl", "--output=IN/onnx"], "'IN/onnx' is the model itself"),
     "wrong option of training": (
         ["IN/onnx", "--data=IN/rows.jsonl", "--", "--labelled.text=body", "--labelled.max_length=14"],
         "no column 'body'",

@@ -71,6 +71,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "output": (["--target=latency 2x", "--output=."], "output: '.' is not allowed"),
     "speeds": (["--target=latency 2x", "--speeds=0.5"], "speeds: '0.5' is not allowed; give numbers above 1"),
     "speed": (["--target=latency 2x", "--speeds=fast"], "speeds: 'fast' is not allowed; give numbers above 1"),
+    "endless speed": (["--target=latency 2x", "--speeds=2,inf"], "speeds: '2,inf' is not allowed"),
     "half a layer": (["--target=latency 2x", "--students=1.5"], "students: '1.5' is not allowed; give whole numbers"),
     "no layer": (["--target=latency 2x", "--students=0"], "students: '0' is not allowed; give numbers of layers"),
     "all layers": (["--target=latency 2x", "--students=2"], "students: 2 layers are not fewer than the model's"),
