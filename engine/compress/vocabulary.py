@@ -214,6 +214,8 @@ def compare(
         UserError: they are cut otherwise.
     """
     new, alike = {old: index for index, old in enumerate(kept)}, 0
+    config: Any = whole[1].config
+    longest = min(LONGEST, architecture_of(config).positions(config))
     samples: list[tuple[list[int], list[int]]] = []
     for text, before, after in zip(texts, whole[0].encode_batch(texts), small[0].encode_batch(texts), strict=True):
         if not before or any(index not in new for index in before):
@@ -224,7 +226,7 @@ def compare(
                 f"model: without other tokens its tokenizer cuts {text[:60]!r} otherwise; it can't be trimmed"
             )
         if len(samples) < COMPARED:
-            samples.append((before[:LONGEST], after[:LONGEST]))
+            samples.append((before[:longest], after[:longest]))
     if not samples:
         return 0, 0.0
     both = [packed([Sample(tuple(pair[side]), (0,) * len(pair[side])) for pair in samples]) for side in (0, 1)]

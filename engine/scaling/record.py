@@ -59,10 +59,14 @@ def from_record(record: Mapping[str, Any]) -> Fit:
         if (
             shapes != {True}
             or len(runs) != len(names)
+            or not len(samples)
             or not all(np.isfinite(each).all() for each in (theta, *arrays.values()))
         ):
             raise ValueError("its numbers don't belong together")
         value, level, apart = (float(record[name]) for name in ("value", "level", "disagreement"))
+        if not 0.0 < level < 1.0:
+            raise ValueError(f"level {level:g}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"laws: not a fit ({error!r}); give the fit.json of zerobert scaling fit") from error
-    return Fit(law, Points(names=names, runs=runs, columns={}, **arrays), theta, value, samples, level, apart)
+    points = Points(names=names, runs=runs, columns={}, error_column=None, **arrays)
+    return Fit(law, points, theta, value, samples, level, apart)

@@ -97,7 +97,7 @@ def read_nodes(path: str, kind: Kind) -> yaml.MappingNode:
     """
     root = _compose(path, _text(path, kind), kind)
     if not isinstance(root, yaml.MappingNode):
-        held = "a list" if isinstance(root, yaml.SequenceNode) else f"only {root.value!r}"
+        held = "a list" if isinstance(root, yaml.SequenceNode) else f"only {root.value[:60]!r}"
         raise UserError(f"{kind.field}: {path} holds {held}, and no fields; write fields such as {kind.example}")
     return root
 

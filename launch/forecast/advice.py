@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,23 @@ def advice_of(options: Any) -> Advice:
     require(isinstance(record, dict), "laws", options.laws, "give the fit.json of zerobert scaling fit")
     fit = from_record(record)
     best = optimum(fit, options.compute)
-    architecture = (record.get("identity") or {}).get("architecture", DEFAULT_ARCHITECTURE)
-    size = size_near(best.parameters.value, architecture, Proportions())
-    return Advice(best, fit.level, size, (*best.warnings, *fit.warnings()))
+    architecture, told = _architecture(record)
+    try:
+        size = size_near(best.parameters.value, architecture, Proportions())
+    except UserError as error:
+        raise UserError(
+            f"compute: {options.compute:g} is best spent on {best.parameters.value:.3g} parameters, a size that no "
+            "shape in constant proportions has; give another"
+        ) from error
+    return Advice(best, fit.level, size, (*best.warnings, *fit.warnings(), *told))
+
+
+def _architecture(record: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """That of the points, or else the usual one, and a warning if theirs is none of ours."""
+    identity = record.get("identity", {})
+    require(isinstance(identity, dict), "laws: identity", identity, "give the fit.json of zerobert scaling fit")
+    name = identity.get("architecture", DEFAULT_ARCHITECTURE)
+    if name in ARCHITECTURES.names:
+        return name, []
+    warning = f"the points are of {name!r}, which isn't here; the shape is of {DEFAULT_ARCHITECTURE}"
+    return DEFAULT_ARCHITECTURE, [warning]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from engine.scaling.optimum import Place, optimum
 from engine.scaling.record import as_record, from_record
 from engine.scaling.terms import LAWS
 from launch.__main__ import dispatch
+from launch.forecast.advice import advice_of
 from tests.conftest import ROOT
 from tests.launch.scaling.studies import write_points
 from tests.scaling.known import TRUTH
@@ -85,6 +87,18 @@ def test_a_plan_takes_size_and_tokens_from_laws(fitted: Path, capsys: pytest.Cap
     assert "warning: the best size" in capsys.readouterr().out
 
 
+def test_laws_of_an_architecture_that_is_not_here_advise_the_usual_one(fitted: Path, tmp_path: Path) -> None:
+    laws = tmp_path / "laws.json"
+    for identity, warned in (({"architecture": "mamba"}, ["the points are of 'mamba'"]), ({}, [])):
+        laws.write_text(json.dumps(read(fitted) | {"identity": identity}))
+        advice = advice_of(Namespace(compute=1e20, laws=str(laws), model=None, config=None, tokens=None, steps=None))
+        assert advice.size.architecture == "bert"
+        assert [text[:25] for text in advice.warnings] == warned
+    laws.write_text(json.dumps(read(fitted) | {"identity": [1]}))
+    with pytest.raises(UserError, match="laws: identity: "):
+        advice_of(Namespace(compute=1e20, laws=str(laws), model=None, config=None, tokens=None, steps=None))
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -93,6 +107,7 @@ def test_a_plan_takes_size_and_tokens_from_laws(fitted: Path, capsys: pytest.Cap
         (["--compute", "0", "--laws", "FIT"], "compute: 0.0 is not allowed; give a positive number"),
         (["--compute", "1e20", "--laws", "FIT", "--model", "bert-base"], "model: 'bert-base' and laws exclude each"),
         (["--compute", "1e20", "--laws", "FIT", "--tokens", "1e9"], "tokens: 1000000000.0 and laws exclude each other"),
+        (["--compute", "1e-9", "--laws", "FIT"], "compute: 1e-09 is best spent on .* parameters, a size that no shape"),
         (["--compute", "1e20", "--laws", "NONE"], "laws: .* can't be read"),
         (["--compute", "1e20", "--laws", "LIST"], "laws: .* is not allowed; give the fit.json"),
         (["--compute", "1e20", "--laws", "OTHER"], r"laws: not a fit \(KeyError\('format'\)\)"),
@@ -114,6 +129,7 @@ def test_a_plan_by_wrong_laws_is_refused(fitted: Path, folder: Path, options: li
         ({"theta": [1.0]}, "laws: not a fit"),
         ({"samples": []}, "laws: not a fit"),
         ({"points": {}}, "laws: not a fit"),
+        ({"level": 7.0}, "laws: not a fit"),
     ],
 )
 def test_a_damaged_record_is_refused(fitted: Path, change: dict[str, Any], told: str) -> None:
