@@ -89,6 +89,8 @@ def compress(
 
     torch.set_num_threads(config.threads)
     model = open_folder(given)
+    if model.is_onnx:
+        raise UserError(f"model: {given!r} is an ONNX folder already; give the model that it was made from")
     task = scored_task(given, model, data, training)
     for layers in config.distilled:
         if layers >= model.config.num_hidden_layers:

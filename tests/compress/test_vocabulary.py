@@ -90,7 +90,7 @@ def test_a_tokenizer_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
 )
 def test_models_compute_the_same_with_fewer_tokens(kind: str, head: str, tmp_path: Path) -> None:
     whole = vocabulary_of("WordPiece", tmp_path / "whole")
-    sizes = {**SIZES, "vocab_size": whole.vocab_size + 3, "pad_token_id": whole.pad_id}
+    sizes = {**SIZES, "vocab_size": whole.vocab_size + 3, "pad_token_id": whole.pad_id, "max_position_embeddings": 40}
     own = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"))
     config = ARCHITECTURES.get(kind).config_class()(**sizes, **(own if kind == "modernbert" else {}))
     model = architecture_of(config).build(head, config, False).eval()

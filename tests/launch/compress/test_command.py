@@ -11,6 +11,7 @@ import yaml
 
 from engine.compress.quantise import quantise as quantising
 from engine.compress.score import score
+from engine.errors import UserError
 from engine.predict.model import open_folder
 from launch.__main__ import dispatch
 from launch.api import predict
@@ -92,6 +93,16 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path, mistake: str, capsys: 
     err = capsys.readouterr().err
     assert told in err
     assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_graph_is_no_model_to_compress(classifier: Path, tmp_path: Path) -> None:
+    shutil.copytree(classifier, tmp_path / "graph")
+    (tmp_path / "graph" / "model.safetensors").unlink()
+    (tmp_path / "graph" / "model.onnx").touch()
+    data = f"--data={classifier.parent}/train.jsonl"
+    with pytest.raises(UserError, match=r"^model: .* is an ONNX folder already; give the model that it was made from"):
+        dispatch(["compress", str(tmp_path / "graph"), data, "--target=latency 2x", f"--output={tmp_path / 'out'}"])
     assert not (tmp_path / "out").exists()
 
 
