@@ -32,24 +32,32 @@ GRACE = 20.0
 
 
 def preload() -> None:
-    """Import what runs import, and start no thread, which forks would lose."""
+    """Import what runs import, make what they make once, and start no thread, which forks would lose."""
     from engine.zero.quiet import import_deepspeed, silence_libraries
 
     silence_libraries()
     import_deepspeed()
     import datasets  # noqa: F401
-    import deepspeed.ops.op_builder.all_ops  # noqa: F401
+    import deepspeed.module_inject.auto_ep_layer
+    import deepspeed.ops.op_builder.all_ops
+    import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
     import sklearn.metrics  # noqa: F401
+    import tensorboard.plugins.hparams.api_pb2  # noqa: F401
     import torch._dynamo
+    import torch.utils.serialization
     import torch.utils.tensorboard  # noqa: F401
     import transformers.models.bert.modeling_bert  # noqa: F401
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     import engine
     import launch
+    from launch.configure.options import build_parser
 
     for package in (engine, launch):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
+    build_parser()
+    get_checkpoint_conversion_mapping("bert")
     gc.freeze()  # what all forks share is no garbage of theirs
 
 

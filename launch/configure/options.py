@@ -5,6 +5,8 @@ That holds for fields that exclude each other (`REPLACED`) too; given in the sam
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -21,6 +23,7 @@ from engine.config import (
     task_choices,
     tasks_with_field,
 )
+from engine.config.task_entry import Section
 from engine.errors import UserError
 from launch.cli import CommandParser
 from launch.configure.recipe import read_recipe
@@ -63,7 +66,14 @@ class Options:
 
 
 def build_parser() -> CommandParser:
-    """The parser of the training command."""
+    """The parser of the training command, which the caller may change."""
+    # to build one takes 25 times as long as to copy it, and plans of many runs parse each of them
+    return copy.deepcopy(_parser_of(task_choices(), tuple(extra_sections().items())))
+
+
+@functools.cache
+def _parser_of(tasks: str, extra: tuple[tuple[str, type[Section]], ...]) -> CommandParser:
+    """The parser for these tasks, as the help tells them, and the sections that they bring along."""
     usage = "train.py [--config RECIPE] [--debug] [--FIELD VALUE ...]"
     parser = CommandParser(prog="train.py", usage=usage, description=DESCRIPTION)
     parser.add_argument(
@@ -75,9 +85,9 @@ def build_parser() -> CommandParser:
         help="tiny model, few steps, deterministic, no workers, where not given otherwise",
     )
     parser.add_argument("--local_rank", type=int, default=0, help=SUPPRESS)
-    parser.add_argument("--task", type=Literal.__getitem__(TASKS.names), default=RunConfig.task, help=task_choices())
+    parser.add_argument("--task", type=Literal.__getitem__(TASKS.names), default=RunConfig.task, help=tasks)
     parser.add_class_arguments(RunConfig, skip={"task", "extra"})
-    for name, section in extra_sections().items():
+    for name, section in extra:
         parser.add_class_arguments(section, name)
     sections = section_names()
     for action in parser._actions:
