@@ -5,6 +5,8 @@ from __future__ import annotations
 import atexit
 import os
 import signal
+from collections.abc import Iterator
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +76,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stores") / "embedded"
     prepare(PrepareConfig(source=["embedded"], output=str(folder), vocab_size=1000, workers=0))
     return folder
+
+
+@pytest.fixture(scope="session")
+def one_rank() -> Iterator[Pool]:
+    """A process that is the one rank of a run, for every test that trains in it; `apply` takes functions of modules."""
+    from launch.launcher import free_port
+    from tests.single_rank import single_rank
+
+    with single_rank(free_port()) as pool:
+        yield pool

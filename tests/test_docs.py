@@ -56,7 +56,9 @@ def row_of(page: str, option: str) -> list[str]:
 
 
 @needs_mkdocs
-@pytest.mark.parametrize("spoil", ["link", "anchor", "page"])
+@pytest.mark.parametrize(
+    "spoil", ["link", *(pytest.param(spoil, marks=pytest.mark.slow) for spoil in ("anchor", "page"))]
+)
 def test_a_broken_link_or_a_missing_page_fails(copy: Path, spoil: str) -> None:
     page = copy / "docs" / "quickstart.md"
     if spoil == "page":

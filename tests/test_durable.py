@@ -28,24 +28,17 @@ from engine.errors import UserError
 from engine.export import find_checkpoint
 from engine.train.checkpoint import commit
 from engine.train.checkpoint.folder import STATE_FILE, complete_checkpoints, damage, find, newest_intact, read_state
-from tests.single_rank import single_rank
 from tests.train.checkpoint import durable_worker
-from tests.train.runs import execute, free_port, losses, run
+from tests.train.runs import execute, losses, run
 
 FILES = ("state.json", "index.json", "rank-00000.safetensors", "rng-rank-0.pt")
 
 
 @pytest.fixture(scope="module")
-def rank() -> Iterator[Pool]:
-    with single_rank(free_port()) as pool:
-        yield pool
-
-
-@pytest.fixture(scope="module")
-def saved(rank: Pool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(one_rank: Pool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of three checkpoints of one rank."""
     folder = tmp_path_factory.mktemp("saved") / "checkpoints"
-    rank.apply(durable_worker.make, (folder, 3))
+    one_rank.apply(durable_worker.make, (folder, 3))
     return folder
 
 
@@ -217,9 +210,9 @@ def test_checkpoints_that_a_run_comes_to_again_are_set_aside(folder: Path) -> No
     assert commit.set_aside_from(folder, 1, folder / "step-000001") == []
 
 
-def test_what_is_relied_on_is_on_the_disk_before(rank: Pool, tmp_path: Path) -> None:
+def test_what_is_relied_on_is_on_the_disk_before(one_rank: Pool, tmp_path: Path) -> None:
     """The calls to the system, in order: no rename before the fsync of what it publishes."""
-    events = rank.apply(durable_worker.traced_save, (tmp_path / "checkpoints",))
+    events = one_rank.apply(durable_worker.traced_save, (tmp_path / "checkpoints",))
     hidden, named = ".partial-step-000001", "step-000001"
     publish = events.index(f"rename {hidden} {named}")
     for file in FILES:
@@ -239,8 +232,8 @@ def test_what_is_relied_on_is_on_the_disk_before(rank: Pool, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("count", [6, pytest.param(50, marks=pytest.mark.slow)])
-def test_a_process_killed_while_it_saves_leaves_a_usable_checkpoint(rank: Pool, tmp_path: Path, count: int) -> None:
-    found = rank.apply(durable_worker.kills, (tmp_path / "checkpoints", count, 7))
+def test_a_process_killed_while_it_saves_leaves_a_usable_checkpoint(one_rank: Pool, tmp_path: Path, count: int) -> None:
+    found = one_rank.apply(durable_worker.kills, (tmp_path / "checkpoints", count, 7))
     print(found)
     assert found["kills"] == count
     assert found["in_save"] >= (1 if count < 10 else count // 4)
@@ -321,27 +314,27 @@ def remount(disk: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
 
 
-def test_a_full_disk_costs_that_save_only(rank: Pool, small_disk: Path) -> None:
-    assert rank.apply(durable_worker.save_on, (small_disk, 1)) == []
+def test_a_full_disk_costs_that_save_only(one_rank: Pool, small_disk: Path) -> None:
+    assert one_rank.apply(durable_worker.save_on, (small_disk, 1)) == []
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"\1" * (shutil.disk_usage(small_disk).free - 4 * 4096))
-    (said,) = rank.apply(durable_worker.save_on, (small_disk, 2))
+    (said,) = one_rank.apply(durable_worker.save_on, (small_disk, 2))
     assert f"step-000002 was not saved in {small_disk} (rank 0: No space left on device); free space there" in said
     assert sorted(path.name for path in small_disk.iterdir()) == ["ballast", "latest", "step-000001"]
     assert damage(small_disk / "step-000001") is None
     ballast.unlink()
-    assert rank.apply(durable_worker.save_on, (small_disk, 2)) == []
+    assert one_rank.apply(durable_worker.save_on, (small_disk, 2)) == []
     assert newest_intact(small_disk) == small_disk / "step-000002"
 
 
-def test_a_disk_turned_read_only_costs_that_save_only(rank: Pool, small_disk: Path) -> None:
-    assert rank.apply(durable_worker.save_on, (small_disk, 1)) == []
+def test_a_disk_turned_read_only_costs_that_save_only(one_rank: Pool, small_disk: Path) -> None:
+    assert one_rank.apply(durable_worker.save_on, (small_disk, 1)) == []
     remount(small_disk, "ro")
-    (said,) = rank.apply(durable_worker.save_on, (small_disk, 2))
+    (said,) = one_rank.apply(durable_worker.save_on, (small_disk, 2))
     assert f"was not saved in {small_disk} (rank 0: Read-only file system); make it writable" in said
     assert newest_intact(small_disk) == small_disk / "step-000001"
     remount(small_disk, "rw")
-    assert rank.apply(durable_worker.save_on, (small_disk, 2)) == []
+    assert one_rank.apply(durable_worker.save_on, (small_disk, 2)) == []
     assert sorted(path.name for path in small_disk.iterdir()) == ["latest", "step-000001", "step-000002"]
 
 

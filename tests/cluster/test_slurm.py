@@ -47,6 +47,7 @@ def test_a_job_is_submitted_watched_and_finished_from_a_folder_of_any_name(clust
     assert not list(tmp_path.rglob("canary"))
 
 
+@pytest.mark.slow
 def test_usr1_saves_requeues_and_goes_on(bench: Bench) -> None:
     bench.plan(seconds=0.1)
     job = bench.submit(steps=15)
@@ -82,6 +83,7 @@ def test_restarts_end(bench: Bench) -> None:
     assert "not requeued: all 0 restarts are used up" in bench.finish(job, "FAILED")
 
 
+@pytest.mark.slow
 def test_cancel_saves_and_stops_or_just_stops(bench: Bench) -> None:
     saved = bench.submit(steps=1000)
     bench.wait_steps(2)

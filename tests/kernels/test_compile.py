@@ -20,8 +20,8 @@ from tests.kernels import compilers
 from tests.kernels.resources import accesses, disassembler, machine_code, resources, table
 
 ROOT = Path(__file__).resolve().parents[2]
-#: the fast suite has the oldest, and the one whose machine code is read below
-ARCHITECTURES = [75, 90, *(pytest.param(arch, marks=pytest.mark.slow) for arch in (80, 86, 100, 120))]
+#: the fast suite has the one whose machine code is read below, and a few kernels of the oldest
+ARCHITECTURES = [90, *(pytest.param(arch, marks=pytest.mark.slow) for arch in (75, 80, 86, 100, 120))]
 SMALL = "norm_of_chunks<1024>"
 
 
@@ -52,6 +52,12 @@ def test_every_kernel_compiles_and_spills_no_register(arch: int) -> None:
     for row in found:
         threads = int(row.kernel.rstrip(">").split(", ")[1]) if "xent" in row.kernel else 256
         assert 0 < row.registers * threads <= 65536, row
+
+
+@needs_nvrtc
+def test_one_kernel_of_each_kind_compiles_for_the_oldest_architecture() -> None:
+    first = {name.split("<")[0]: name for name in reversed(all_kernels())}
+    assert [row.kernel for row in resources(compile_kernels(list(first.values()), 75)) if row.spills or row.stack] == []
 
 
 def check_another_compiler(version: str, architectures: list[int]) -> None:

@@ -247,6 +247,7 @@ def test_a_segment_of_40_million_elements_is_exact(kernels: ModuleType) -> None:
     assert error(buffers["param"], truth["param"]) < 1e-5
 
 
+@pytest.mark.slow
 def test_many_processes_build_once(tmp_path: Path) -> None:
     if not cpu.available():
         pytest.skip("no C++ compiler")

@@ -126,7 +126,9 @@ def with_bug(folder: Path, bug: Bug) -> Path:
     return sources
 
 
-@pytest.mark.parametrize("flags", [ADDRESS, PLAIN], ids=["address and undefined", "none"])
+@pytest.mark.parametrize(
+    "flags", [pytest.param(ADDRESS, id="address and undefined", marks=pytest.mark.slow), pytest.param(PLAIN, id="none")]
+)
 def test_the_kernels_are_clean(flags: tuple[str, ...], tmp_path: Path) -> None:
     built = program(tmp_path, flags)
     assert [run(built, schedule) for schedule in SCHEDULES] == [(0, "")] * 3

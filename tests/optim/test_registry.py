@@ -15,14 +15,7 @@ from engine.errors import UserError
 from launch.configure.options import parse
 from launch.forecast.memory import Workload, forecast
 from tests.optim.momentum import Momentum, changes
-from tests.single_rank import single_rank
-from tests.train.runs import NO_DROPOUT, SMALL, execute, free_port, losses
-
-
-@pytest.fixture(scope="module")
-def rank() -> Iterator[Pool]:
-    with single_rank(free_port()) as pool:
-        yield pool
+from tests.train.runs import NO_DROPOUT, SMALL, execute, losses
 
 
 @pytest.fixture
@@ -33,10 +26,10 @@ def registered() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("stage", [0, 2])
-def test_a_group_learns_at_its_own_rate(rank: Pool, tmp_path: Path, stage: int) -> None:
+def test_a_group_learns_at_its_own_rate(one_rank: Pool, tmp_path: Path, stage: int) -> None:
     """From the same gradients at the first step; the second one's differ a little, since the weights do."""
-    half = rank.apply(changes, (tmp_path, stage, 0.5))
-    whole = rank.apply(changes, (tmp_path, stage, 1.0))
+    half = one_rank.apply(changes, (tmp_path, stage, 0.5))
+    whole = one_rank.apply(changes, (tmp_path, stage, 1.0))
     for name in half:
         if name != "position.weight":  # frozen
             expected = 0.5 if name in ("embedding.weight", "decoder.weight") else 1.0
@@ -44,8 +37,8 @@ def test_a_group_learns_at_its_own_rate(rank: Pool, tmp_path: Path, stage: int) 
     assert torch.equal(half["position.weight"], torch.zeros_like(half["position.weight"]))
 
 
-def test_a_wrong_exact_rule_ends_the_run(rank: Pool, tmp_path: Path) -> None:
-    said = rank.apply(changes, (tmp_path, 2, 0.5, 0.5))
+def test_a_wrong_exact_rule_ends_the_run(one_rank: Pool, tmp_path: Path) -> None:
+    said = one_rank.apply(changes, (tmp_path, 2, 0.5, 0.5))
     assert "the update of step 2 is wrong" in said
     assert "momentum_buffer" in said
 

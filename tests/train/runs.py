@@ -90,10 +90,13 @@ def placed(rank: int, ranks: int, port: int) -> dict[str, str]:
     return {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in place.items()}
 
 
-def start_warm(output: Path, *options: str, ranks: int = 1, script: str = SCRIPT) -> Started:
-    """Start a run as forks of a process with all libraries, which is several times as fast, in a session of its own."""
+def start_warm(output: Path, *options: str, ranks: int = 1, script: str = SCRIPT, **variables: str) -> Started:
+    """Start a run as forks of a process with all libraries, which is several times as fast, in a session of its own.
+
+    The environment of its ranks has the variables besides.
+    """
     port = free_port()
-    places = [environment() | (placed(rank, ranks, port) if ranks > 1 else {}) for rank in range(ranks)]
+    places = [environment() | variables | (placed(rank, ranks, port) if ranks > 1 else {}) for rank in range(ranks)]
     return SERVER.start([script, f"--output={output}", *defaults(options), *options], places, Path.cwd(), joined=True)
 
 

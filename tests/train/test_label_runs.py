@@ -43,7 +43,7 @@ def train(
 @pytest.mark.parametrize(
     ("task", "stage"),
     [
-        ("regression", 2),
+        pytest.param("regression", 2, marks=pytest.mark.slow),  # a classifier but for its loss
         ("multi_label_classification", 3),
         ("multiple_choice", 3),
         pytest.param("regression", 3, marks=pytest.mark.slow),

@@ -56,7 +56,7 @@ def test_transformers_opens_the_export(phase1: Path) -> None:
     assert logits.shape[-1] == len(tokenizer)
 
 
-@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_fine_tuning_ends_with_a_report_and_the_best_model(
     phase1: Path, examples: Path, tmp_path: Path, stage: int
 ) -> None:
@@ -100,7 +100,10 @@ def test_fine_tuning_ends_with_a_report_and_the_best_model(
 def test_a_store_with_no_held_out_text_trains_without_evaluation(tmp_path: Path) -> None:
     from engine.data.store.prepare import PrepareConfig, prepare
 
-    prepare(PrepareConfig(output=str(tmp_path / "store"), vocab_size=500, validation_fraction=0.0, workers=0))
+    text = "".join(f"The {kind} number {i} lay here. It was there.\n\n" for i in range(90) for kind in WORDS)
+    (tmp_path / "text.txt").write_text(text)
+    options = {"source": [str(tmp_path / "text.txt")], "vocab_size": 200, "validation_fraction": 0.0, "workers": 0}
+    prepare(PrepareConfig(output=str(tmp_path / "store"), **options))
     printed = run(
         tmp_path / "run", f"--data.path={tmp_path / 'store'}", "--train.steps=2", "--train.save_interval=null"
     )

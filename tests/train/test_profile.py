@@ -46,8 +46,7 @@ class Profiled:
 
 def profiled(store: Path, output: Path, ranks: int, *more: str) -> Profiled:
     options = [f"--data.path={store}", *OPTIONS, *more]
-    launcher = "python" if ranks == 1 else "torchrun"
-    printed = run(output, *options, f"--train.profile={RECORDED}", launcher=launcher, ranks=ranks)
+    printed = run(output, *options, f"--train.profile={RECORDED}", ranks=ranks)
     return Profiled(options, output, printed, json.loads((output / "profile" / "summary.json").read_text()))
 
 

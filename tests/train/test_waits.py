@@ -27,8 +27,6 @@ from engine.tasks.pretrain import loss_shares
 from engine.train.curves.meter import Meter
 from engine.zero import engine as zero
 from tests.cuda_emulator.emulated import emulated_kernels
-from tests.single_rank import single_rank
-from tests.train.runs import free_port
 from tests.train.waits import Waits
 
 DEVICES = [
@@ -124,12 +122,6 @@ def test_an_update_waits_for_nothing(flat: bool, scale: str, kind: Any, device: 
             optimizer.step()
 
 
-@pytest.fixture(scope="module")
-def rank() -> Iterator[Pool]:
-    with single_rank(free_port()) as pool:
-        yield pool
-
-
 def of_a_step(case: Case) -> list[list[tuple[str, str]]]:
     """The waits of each update under DeepSpeed, where a CPU and its emulated CUDA kernels are in a GPU's place."""
     waits: list[list[tuple[str, str]]] = []
@@ -158,8 +150,8 @@ OWN = {"engine/optim/fused.py": "int(old)", "engine/zero/wrappers/stage_0.py": "
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_an_update_under_deepspeed_adds_no_wait_of_ours(stage: int, precision: str, rank: Pool) -> None:
-    *_, last = rank.apply(of_a_step, (Case(stage, precision, "lamb", 2),))
+def test_an_update_under_deepspeed_adds_no_wait_of_ours(stage: int, precision: str, one_rank: Pool) -> None:
+    *_, last = one_rank.apply(of_a_step, (Case(stage, precision, "lamb", 2),))
     ours = [place for _, place in last if not place.startswith("deepspeed/")]
     lines = [line_of(place) for place in ours]
     for place, line in zip(ours, lines, strict=True):

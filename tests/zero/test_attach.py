@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,6 @@ from engine.zero.wrappers.base import Wrapper
 from launch.zero import build as zero_config
 from launch.zero.build import deepspeed_config
 from tests.cuda_emulator.emulated import emulated_kernels
-from tests.single_rank import single_rank
-from tests.train.runs import free_port
 
 CASES = [
     *(Case(stage, precision, "adamw", 2) for stage in (1, 2, 3) for precision in ("fp32", "bf16")),
@@ -36,12 +33,6 @@ CASES = [
 ]
 #: doubles every three steps
 SCALING = {"enabled": True, "loss_scale": 0, "initial_scale_power": 4, "loss_scale_window": 3, "hysteresis": 1}
-
-
-@pytest.fixture(scope="module")
-def rank() -> Iterator[Pool]:
-    with single_rank(free_port()) as pool:
-        yield pool
 
 
 def attached(case: Case) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,6 @@ from engine.optim.build import build_optimizer, parameter_groups
 from engine.train.certificate.certificate import UpdateCertificate
 from engine.zero.engine import ZeroEngine
 from launch.zero.build import deepspeed_config
-from tests.single_rank import single_rank
-from tests.train.runs import free_port
 
 RATE, DECAY, AVERAGING, STEPS = 1e-2, 30.0, 0.6, 5
 FRESH = ("attention.weight", "norm.bias")
@@ -34,12 +31,6 @@ CASES = [
     (2, "bf16", "cpu", "adamw"),
     (3, "fp32", "cpu", "adamw"),
 ]
-
-
-@pytest.fixture(scope="module")
-def rank() -> Iterator[Pool]:
-    with single_rank(free_port()) as pool:
-        yield pool
 
 
 def start(stage: int, precision: Any, offload: Any, name: str) -> tuple[ZeroEngine, RunConfig]:

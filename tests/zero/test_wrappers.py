@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from multiprocessing.pool import Pool
 
 import deepspeed
@@ -11,17 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.zero_exactness import BETA1, BETA2, CLIP, DECAY, EPS, RATE, SHAPES, STEPS, Case, apart, slope, weight
-from tests.single_rank import single_rank
-from tests.train.runs import free_port
 from tests.zero.clamping import trained
 
 CASE = Case(2, "fp32", "adamw", 2)
-
-
-@pytest.fixture(scope="module")
-def rank() -> Iterator[Pool]:
-    with single_rank(free_port()) as pool:
-        yield pool
 
 
 def clamped() -> tuple[dict[str, Tensor], float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from multiprocessing.pool import Pool
 from typing import Any
 
 import torch
@@ -13,8 +14,6 @@ from engine.data.loading.loader import BatchLayout
 from engine.optim.build import build_optimizer
 from engine.zero.engine import ZeroEngine
 from launch.zero.build import deepspeed_config
-from tests.single_rank import single_rank
-from tests.train.runs import free_port
 
 
 def full_weights(stage: int) -> dict[str, Tensor]:
@@ -30,9 +29,8 @@ def full_weights(stage: int) -> dict[str, Tensor]:
     return full
 
 
-def test_full_weights_hold_frozen_parameters_too() -> None:
-    with single_rank(free_port()) as rank:
-        for stage in (0, 2, 3):
-            full = rank.apply(full_weights, (stage,))
-            assert all(torch.equal(full[name], weight(name)) for name in full)
-            assert full["embedding.weight"].shape == (101, 36)
+def test_full_weights_hold_frozen_parameters_too(rank: Pool) -> None:
+    for stage in (0, 2, 3):
+        full = rank.apply(full_weights, (stage,))
+        assert all(torch.equal(full[name], weight(name)) for name in full)
+        assert full["embedding.weight"].shape == (101, 36)

@@ -19,6 +19,7 @@ from engine.data.text.embedded import embedded_documents
 from engine.data.text.progress import LearningProgress
 from engine.data.tokenizer.wordpiece import train_wordpiece
 from tests.conftest import ROOT
+from tests.data.store.corpora import TEXTS, write_corpus
 
 
 class Watched:
@@ -68,9 +69,15 @@ def test_a_failure_ends_the_thread_without_a_last_line(caplog: pytest.LogCapture
     assert not [record for record in caplog.records if record.name == progress.__name__]
 
 
+def preparing(folder: Path) -> list[str]:
+    """The command that prepares a small corpus."""
+    source, output = write_corpus(folder / "corpus.jsonl", TEXTS), folder / "store"
+    options = ["--source", str(source), "--output", str(output), "--vocab_size", "300", "--workers=0"]
+    return [sys.executable, "-m", "launch", "prepare", *options]
+
+
 def test_the_command_tells_the_phases(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "launch", "prepare", "--output", str(tmp_path / "s"), "--vocab_size", "300"]
-    done = subprocess.run([*command, "--workers=0"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(preparing(tmp_path), cwd=ROOT, capture_output=True, text=True, check=True)
     phases = [line.split(":")[0] for line in done.stdout.splitlines() if ": done in" in line]
     assert phases == list(LearningProgress.PHASES)
     assert done.stderr == ""
@@ -79,10 +86,7 @@ def test_the_command_tells_the_phases(tmp_path: Path) -> None:
 def test_a_terminal_shows_a_bar_instead(tmp_path: Path) -> None:
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    command = [sys.executable, "-m", "launch", "prepare", "--output", str(tmp_path / "s"), "--vocab_size", "300"]
-    with subprocess.Popen(
-        [*command, "--workers=0"], cwd=ROOT, stdout=subprocess.PIPE, stderr=slave, text=True
-    ) as running:
+    with subprocess.Popen(preparing(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=slave, text=True) as running:
         os.close(slave)
         assert running.stdout is not None
         printed = running.stdout.read()

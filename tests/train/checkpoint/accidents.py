@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.train.runs import ROOT, SMALL, command, environment
+from tests.train.runs import ROOT, SMALL, command, environment, start_warm
+from tests.warm import Started
 
 WORKER = str(ROOT / "tests" / "train" / "watch" / "fault_worker.py")
 
@@ -18,9 +19,11 @@ def accident(rank: int, batch: int | None, what: str, argument: Any = None) -> d
 
 
 def start(
-    output: Path, *options: str, accidents: list[dict[str, Any]], launcher: str, ranks: int = 2
-) -> subprocess.Popen[str]:
-    """Start a run in a session of its own; its output is one text."""
+    output: Path, *options: str, accidents: list[dict[str, Any]], launcher: str | None = None, ranks: int = 2
+) -> subprocess.Popen[str] | Started:
+    """Start a run in a session of its own, warm without a launcher's name; its output is one text."""
+    if launcher is None:
+        return start_warm(output, *options, ranks=ranks, script=WORKER, ACCIDENTS=json.dumps(accidents))
     return subprocess.Popen(
         [*command(launcher, ranks), WORKER, f"--output={output}", *SMALL, *options],
         env=environment() | {"ACCIDENTS": json.dumps(accidents), "PYTHONPATH": str(ROOT)},

@@ -43,7 +43,7 @@ def kill_in_mid_run(output: Path, *arguments: str, step: int = 6, delay: float =
     ("stage", "precision"),
     [
         (2, "fp32"),
-        (3, "bf16"),
+        pytest.param(3, "bf16", marks=pytest.mark.slow),
         pytest.param(0, "fp32", marks=pytest.mark.slow),
         pytest.param(0, "bf16", marks=pytest.mark.slow),
         pytest.param(1, "fp32", marks=pytest.mark.slow),

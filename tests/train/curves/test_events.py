@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,7 @@ from engine.tasks.task import Evaluation
 from engine.train.curves import events, titles
 from engine.train.curves.monitor import Monitor, write_report
 from engine.train.curves.norms import curves
-from tests.single_rank import single_rank
-from tests.train.runs import free_port, losses
+from tests.train.runs import losses
 
 REPORT = "accuracy 0.9000\n\n              precision    recall\n       fruit     0.9000    0.8000"
 TUNED = OptimConfig(name="lamb", learning_rate=3e-3, betas=(0.9, 0.98))
@@ -46,12 +46,11 @@ def write_a_run(folder: Path, learning_rate: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(one_rank: Pool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs, whose rates differ."""
     output = tmp_path_factory.mktemp("runs")
-    with single_rank(free_port()) as rank:
-        for name, rate in (("a", 1e-3), ("b", 3e-3)):
-            rank.apply(write_a_run, (output / name, rate))
+    for name, rate in (("a", 1e-3), ("b", 3e-3)):
+        one_rank.apply(write_a_run, (output / name, rate))
     return output
 
 

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import termios
+from multiprocessing.pool import Pool
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,7 @@ from engine.data.store.store import open_store
 from engine.train.curves import monitor
 from engine.train.curves.monitor import Monitor, Progress, duration, memory_bytes, monitor_section
 from tests.conftest import ROOT
-from tests.single_rank import single_rank
-from tests.train.runs import free_port, losses, run
+from tests.train.runs import losses, run
 
 TAGS = [
     "train/loss",
@@ -50,7 +50,7 @@ def finished(store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     """A run of 6 steps that logs every second one, and what it printed."""
     output = tmp_path_factory.mktemp("monitored")
     options = ["--train.steps=6", "--train.log_interval=2", "--train.eval_interval=3", "--monitor.csv=true"]
-    return output, run(output, f"--data.path={store}", *options, launcher="deepspeed", ranks=2)
+    return output, run(output, f"--data.path={store}", *options, ranks=2)
 
 
 def events(output: Path) -> EventAccumulator:
@@ -131,11 +131,20 @@ def test_csv_files_hold_the_same_points(finished: tuple[Path, str]) -> None:
     assert [(int(step), pytest.approx(float(value))) for step, value in rows] == losses(output)
 
 
-def test_output_that_is_no_terminal_gets_quiet_lines_and_no_noise(finished: tuple[Path, str]) -> None:
-    lines = [line for line in finished[1].splitlines() if line.strip()]
+def noise(printed: str) -> list[str]:
+    """The lines of what a run printed that say nothing of it."""
     allowed = ("deepspeed: ", "step ", "evaluation at step ", "held-out ", "model ", "curves ")
-    allowed += ("update verified: step 1, ", "an epoch shows ")
-    assert [line for line in lines if not line.startswith(allowed)] == []
+    allowed += ("environment: 2 rank(s) ", "update verified: step 1, ", "an epoch shows ")
+    return [line for line in printed.splitlines() if line.strip() and not line.startswith(allowed)]
+
+
+def test_output_that_is_no_terminal_gets_quiet_lines_and_no_noise(finished: tuple[Path, str]) -> None:
+    assert noise(finished[1]) == []
+
+
+@pytest.mark.slow
+def test_deepspeeds_launcher_adds_no_noise(store: Path, tmp_path: Path) -> None:
+    assert noise(run(tmp_path, f"--data.path={store}", "--train.steps=2", launcher="deepspeed", ranks=2)) == []
 
 
 def test_wandb_needs_its_package(store: Path, tmp_path: Path) -> None:
@@ -160,9 +169,8 @@ def write_a_restarted_run(folder: Path) -> None:
     resumed.close()
 
 
-def test_points_after_the_resumed_step_no_longer_count(tmp_path: Path) -> None:
-    with single_rank(free_port()) as rank:
-        rank.apply(write_a_restarted_run, (tmp_path,))
+def test_points_after_the_resumed_step_no_longer_count(one_rank: Pool, tmp_path: Path) -> None:
+    one_rank.apply(write_a_restarted_run, (tmp_path,))
     assert losses(tmp_path) == [(1, 11.0), (2, 12.0), (3, 20.0)]
 
 
@@ -205,6 +213,7 @@ progress.close()
 """
 
 
+@pytest.mark.slow
 def test_a_terminal_keeps_a_history_of_points() -> None:
     lines = scrollback(HISTORY.format(total=40, interval=10))
     kept = [line for line in lines if line.startswith("step ")]

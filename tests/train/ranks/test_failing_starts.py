@@ -22,7 +22,7 @@ import pytest
 
 from engine.data.store.prepare import PrepareConfig, prepare
 from engine.train.output import LOCK
-from tests.train.runs import ROOT, SCRIPT, SMALL, command, environment, free_port, run
+from tests.train.runs import ROOT, SCRIPT, SMALL, command, environment, free_port, run, start_warm
 
 WORKER = str(ROOT / "tests" / "train" / "ranks" / "failing_start_worker.py")
 #: seconds that no start may take; on an idle machine all take less than 15
@@ -152,13 +152,13 @@ CASES: dict[str, Case] = {
     "an output that is a link to nothing": Case("python", "a link to nothing", before="link"),
     "checkpoints that are a file": Case("torchrun", "checkpoints is a file", before="checkpoints"),
     "a config.yaml that is a folder": Case("python", "config.yaml is a folder", before="config.yaml/"),
-    "a folder in use": Case("python", "is in use by process ", before="lock", marks=FAST),
+    "a folder in use": Case("python", "is in use by process ", before="lock"),
     "a folder in use, 2 ranks": Case("torchrun", "is in use by process ", before="lock"),
     "a folder in use under deepspeed": Case("deepspeed", "is in use by process ", before="lock"),
     "a taken port": Case("deepspeed 1", "MASTER_PORT: ", before="port"),
     "a taken port, 2 ranks": Case("deepspeed", "MASTER_PORT: ", before="port"),
     "a mistake in the model": Case("python", "model.init_from: ", fails=(None, "mistake")),
-    "a mistake on one rank": Case("deepspeed", "error: rank 1 on ", fails=(1, "mistake"), marks=FAST),
+    "a mistake on one rank": Case("deepspeed", "error: rank 1 on ", fails=(1, "mistake")),
     "a mistake on rank 0": Case("torchrun", "error: model.init_from: ", fails=(0, "mistake")),
     "a defect": Case("python", "AssertionError: a broken thing", fails=(None, "defect"), code=(1,), lines=0),
     "a defect on one rank": Case("torchrun", "AssertionError: a broken thing", fails=(1, "defect"), code=(1,)),
@@ -216,6 +216,17 @@ def test_a_start_that_fails_ends(name: str, store: Path, tmp_path: Path) -> None
     assert "Traceback" not in end.printed[0] or (case.fails or (0, ""))[1] == "defect" or launcher == "torchrun"
     if not case.before and case.code == (2,):
         assert not output.exists()
+
+
+def test_a_mistake_on_one_rank_is_told_by_it_alone(store: Path, tmp_path: Path) -> None:
+    options = [f"--data.path={store}", "--data.workers=2"]
+    fails = json.dumps((1, "mistake"))
+    process = start_warm(tmp_path / "run", *options, ranks=2, script=WORKER, FAILS=fails)
+    printed, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode == 2, printed
+    assert [line[:16] for line in printed.splitlines() if line.startswith("error: ")] == ["error: rank 1 on"]
+    assert "Traceback" not in printed
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import pytest
 
 from launch.curves import Curve
 from tests.train.runs import BIN, ROOT, SCRIPT, SMALL, environment, losses, run
+from tests.warm import SERVER
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +56,9 @@ def test_srun_tasks_are_ranks(store: Path, tmp_path: Path, under_deepspeed: Curv
 
 
 def test_debug_trains_on_the_embedded_text_with_no_other_option(tmp_path: Path) -> None:
-    printed = subprocess.run(
-        [sys.executable, SCRIPT, "--debug", f"--output={tmp_path}", "--train.steps=2"],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    options = ["--debug", f"--output={tmp_path}", "--train.steps=2"]
+    printed = SERVER.run([SCRIPT, *options], [environment()], ROOT)
+    assert printed.returncode == 0, printed.stderr
     assert "one process on cpu, ZeRO-" in printed.stdout
     assert [step for step, _ in losses(tmp_path)] == [1, 2]
     assert not (tmp_path / "checkpoints").exists()

@@ -30,6 +30,7 @@ from engine.train.watch.preempt import (
 )
 from tests.train.checkpoint.accidents import accident, heartbeat, start, tracebacks
 from tests.train.runs import ROOT, SMALL, environment, losses, run
+from tests.warm import Started
 
 STEPS = 8
 
@@ -267,7 +268,7 @@ def test_a_run_that_must_not_save_fails_where_it_is_stopped(one_rank: Pool, stor
 def test_an_interrupt_saves_and_exits_with_130(store: Path, tmp_path: Path) -> None:
     process = start(
         tmp_path, f"--data.path={store}", "--train.steps=4", "--fault.check_interval=3",
-        accidents=[accident(0, 1, "kill", int(signal.SIGINT))], launcher="python", ranks=1,
+        accidents=[accident(0, 1, "kill", int(signal.SIGINT))], ranks=1,
     )  # fmt: skip
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 130, printed
@@ -294,19 +295,22 @@ def two_ranks(store: Path) -> list[str]:
     return [f"--data.path={store}", f"--train.steps={STEPS}", "--train.micro_batch=4", "--data.workers=2"]
 
 
-def end_of(process: subprocess.Popen[str]) -> str:
+def end_of(process: subprocess.Popen[str] | Started) -> str:
     """What was printed until the last process that holds the output has ended."""
     printed, _ = process.communicate(timeout=120)
     return printed
 
 
-def test_a_signal_to_everything_under_deepspeed_saves_on_all_ranks_and_resumes_bit_equal(
-    store: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("launcher", "what"), [(None, "kill"), pytest.param("deepspeed", "kill_group", marks=pytest.mark.slow)]
+)
+def test_a_signal_to_one_rank_or_to_everything_saves_on_all_ranks_and_resumes_bit_equal(
+    store: Path, tmp_path: Path, launcher: str | None, what: str
 ) -> None:
     truth, stopped = tmp_path / "truth", tmp_path / "stopped"
     run(truth, *two_ranks(store), ranks=2)
-    everything = [accident(1, 3, "kill_group", int(signal.SIGUSR1))]
-    printed = end_of(start(stopped, *two_ranks(store), accidents=everything, launcher="deepspeed"))
+    accidents = [accident(1, 3, what, int(signal.SIGUSR1))]
+    printed = end_of(start(stopped, *two_ranks(store), accidents=accidents, launcher=launcher))
     lines = [line for line in printed.splitlines() if line.startswith("stopped by ")]
     assert lines == [
         f"stopped by SIGUSR1 at step 3; checkpoint {stopped / 'checkpoints' / 'step-000003'}; --resume auto goes on"

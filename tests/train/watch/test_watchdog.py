@@ -160,9 +160,16 @@ def options(store: Path) -> list[str]:
     return [f"--data.path={store}", "--train.steps=50", "--train.micro_batch=4", "--train.zero_stage=2"]
 
 
-@pytest.mark.parametrize(("launcher", "dead"), [("deepspeed", 0), pytest.param("torchrun", 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("launcher", "dead"),
+    [
+        (None, 0),
+        pytest.param("deepspeed", 0, marks=pytest.mark.slow),
+        pytest.param("torchrun", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_when_a_rank_is_killed_all_end_at_once_and_one_line_names_it(
-    store: Path, tmp_path: Path, launcher: str, dead: int
+    store: Path, tmp_path: Path, launcher: str | None, dead: int
 ) -> None:
     process = start(tmp_path, *options(store), accidents=[accident(dead, 3, "kill", 9)], launcher=launcher)
     printed, _ = process.communicate(timeout=120)

@@ -1,4 +1,4 @@
-"""A process that is the one rank of a run, for every test that trains in it."""
+"""A process that is the one rank of what is computed, for all tests of this folder: some change DeepSpeed in it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.train.runs import free_port
 
 
 @pytest.fixture(scope="session")
-def one_rank() -> Iterator[Pool]:
+def rank() -> Iterator[Pool]:
     """Its `apply` takes functions of modules."""
     with single_rank(free_port()) as pool:
         yield pool
