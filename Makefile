@@ -28,6 +28,9 @@ demo: install ## raw text -> pre-training on 2 ranks -> fine-tuning -> report, u
 # one per core, four at most: most tests start ranks of their own
 WORKERS := --numprocesses=logical --maxprocesses=4 --no-loadscope-reorder
 
+# commands that the tests start would compile the package anew, each of them
+test test-all test-cluster: export PYTHONDONTWRITEBYTECODE :=
+
 test: install check ## lint, type check and the fast tests
 	$(BIN)/python -m pytest -m "not slow" $(WORKERS)
 
