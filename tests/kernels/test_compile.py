@@ -6,6 +6,7 @@ import functools
 import multiprocessing
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,7 @@ from tests.kernels import compilers
 from tests.kernels.resources import accesses, disassembler, machine_code, resources, table
 
 ROOT = Path(__file__).resolve().parents[2]
-#: the fast suite has the one whose machine code is read below, and a few kernels of the oldest
-ARCHITECTURES = [90, *(pytest.param(arch, marks=pytest.mark.slow) for arch in (75, 80, 86, 100, 120))]
+ARCHITECTURES = (75, 80, 86, 90, 100, 120)
 SMALL = "norm_of_chunks<1024>"
 
 
@@ -37,27 +37,34 @@ def why_no_compiler() -> str:
 needs_nvrtc = pytest.mark.skipif(bool(why_no_compiler()), reason=why_no_compiler())
 
 
+def one_of_each() -> list[str]:
+    """The first instance of each kernel's template, which the fast suite compiles."""
+    return list({name.split("<")[0]: name for name in reversed(all_kernels())}.values())
+
+
+Names = Callable[[], list[str]]
+KERNELS = (one_of_each, pytest.param(all_kernels, marks=pytest.mark.slow))
+CASES = [
+    *(pytest.param(one_of_each, arch, id=f"{arch}, one of each") for arch in (75, 90)),
+    *(pytest.param(all_kernels, arch, id=str(arch), marks=pytest.mark.slow) for arch in ARCHITECTURES),
+]
+
+
 @functools.cache
-def all_compiled(arch: int) -> Compiled:
-    """Every kernel, compiled once for all tests."""
-    return compile_kernels(all_kernels(), arch)
+def compiled(names: Names, arch: int) -> Compiled:
+    """The kernels, compiled once for all tests."""
+    return compile_kernels(names(), arch)
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_every_kernel_compiles_and_spills_no_register(arch: int) -> None:
-    found = resources(all_compiled(arch))
-    assert [row.kernel for row in found] == all_kernels()
+@pytest.mark.parametrize(("names", "arch"), CASES)
+def test_every_kernel_compiles_and_spills_no_register(names: Names, arch: int) -> None:
+    found = resources(compiled(names, arch))
+    assert [row.kernel for row in found] == names()
     assert [row.kernel for row in found if row.spills or row.stack] == []
     for row in found:
         threads = int(row.kernel.rstrip(">").split(", ")[1]) if "xent" in row.kernel else 256
         assert 0 < row.registers * threads <= 65536, row
-
-
-@needs_nvrtc
-def test_one_kernel_of_each_kind_compiles_for_the_oldest_architecture() -> None:
-    first = {name.split("<")[0]: name for name in reversed(all_kernels())}
-    assert [row.kernel for row in resources(compile_kernels(list(first.values()), 75)) if row.spills or row.stack] == []
 
 
 def check_another_compiler(version: str, architectures: list[int]) -> None:
@@ -90,21 +97,23 @@ def test_every_kernel_compiles_with_every_compiler_for_each_gpu_it_knows(version
 
 
 @needs_nvrtc
-def test_rows_and_chunks_move_in_128_bit_units() -> None:
+@pytest.mark.parametrize("names", KERNELS)
+def test_rows_and_chunks_move_in_128_bit_units(names: Names) -> None:
     nvdisasm = disassembler()
     if nvdisasm is None:
         pytest.skip("nvdisasm is not installed: the machine code can't be read (pip install nvidia-cuda-nvdisasm)")
     sums = ("norm_of_chunks", "lamb_ratios", "lamb_squares", "sum_partials")
-    moved = [name for name in all_kernels() if not name.startswith(sums)]
-    code = machine_code(all_compiled(90), nvdisasm)
+    moved = [name for name in names() if not name.startswith(sums)]
+    code = machine_code(compiled(names, 90), nvdisasm)
     assert [name for name in moved if accesses(code[name], "LD") == 0] == []
     stored = [name for name in moved if not name.startswith(("squared_norms", "column_sum"))]
     assert [name for name in stored if accesses(code[name], "ST") == 0] == []
 
 
 @needs_nvrtc
-def test_the_table_has_a_line_for_every_kernel() -> None:
-    assert [line.split(">")[0] + ">" for line in table(all_compiled(90), 90).splitlines()[1:]] == all_kernels()
+@pytest.mark.parametrize("names", KERNELS)
+def test_the_table_has_a_line_for_every_kernel(names: Names) -> None:
+    assert [line.split(">")[0] + ">" for line in table(compiled(names, 90), 90).splitlines()[1:]] == names()
 
 
 @needs_nvrtc
