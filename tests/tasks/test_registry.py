@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from tests.conftest import ROOT
 from tests.tasks.parity import ENTRY, Parity, ParityConfig, ParitySource
 from tests.train.runs import NO_DROPOUT, environment, losses
 from tests.train.runs import SMALL as PRETRAINING
+from tests.warm import SERVER
 
 #: the task has a length of its own
 SMALL = [option for option in PRETRAINING if not option.startswith("--data.sequence_length=")]
@@ -41,15 +40,13 @@ def _registered() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run of the task in a process of its own, as a user starts it, and what it printed."""
+    """A run of the task, by a script of the user's, and what it printed."""
     folder = tmp_path_factory.mktemp("parity")
     (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS))
     (folder / "recipe.yaml").write_text(f"task: parity\nparity: {{vocabulary: {folder / 'vocab.txt'}, length: 6}}\n")
     options = [*SMALL, *NO_DROPOUT, f"--config={folder / 'recipe.yaml'}", "--parity.length=10", "--train.steps=30"]
-    command = [sys.executable, "-m", "tests.tasks.parity", f"--output={folder / 'run'}", *options]
-    done = subprocess.run(
-        [*command, "--optim.learning_rate=1e-2"], cwd=ROOT, env=environment(), capture_output=True, text=True
-    )
+    command = [str(ROOT / "tests" / "tasks" / "parity.py"), f"--output={folder / 'run'}", *options]
+    done = SERVER.run([*command, "--optim.learning_rate=1e-2"], [environment()], ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "run", done.stdout
 
@@ -110,13 +107,14 @@ def test_a_checkpoint_that_does_not_tell_its_class_is_exported_as_its_task_says(
 def test_a_task_whose_head_has_no_class_is_refused_before_it_is_trained(
     trained: tuple[Path, str], tmp_path: Path
 ) -> None:
-    program = (
+    program = tmp_path / "program.py"
+    program.write_text(
         "from launch.train import main, run_command; from tests.tasks.parity import ENTRY, TASKS, Parity;"
         "Parity.export_class = lambda self, config: 'BertForParity'; TASKS.register('parity', ENTRY); run_command(main)"
     )
     recipe = trained[0].parent / "recipe.yaml"
-    command = [sys.executable, "-c", program, f"--output={tmp_path / 'run'}", *SMALL, f"--config={recipe}"]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    command = [str(program), f"--output={tmp_path / 'run'}", *SMALL, f"--config={recipe}"]
+    done = SERVER.run(command, [environment()], ROOT)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert errors == [
         "error: export: no class of transformers is known for the weights ('BertForParity'); the task must name one, "

@@ -168,7 +168,7 @@ def chunk_by_chunk(documents: list[list[int]], limit: int, short: float, probabi
 
 @pytest.mark.parametrize(("length", "short"), [(128, 0.1), (32, 0.5), (20, 0.0), (256, 1.0)])
 def test_the_plan_is_that_of_berts_loop_chunk_by_chunk(length: int, short: float) -> None:
-    documents = [*text(length, 40), [300, 2, 2, 900], [1]]
+    documents = [*text(length, 12), [300, 2, 2, 900], [1]]
     balanced = 0.5
     for _ in range(16):
         probability = balanced

@@ -22,6 +22,7 @@ from launch.seeds.plan import Record, plan, read_record, without_own
 from launch.seeds.running import check_launcher
 from tests.conftest import ROOT
 from tests.train.runs import environment
+from tests.warm import SERVER
 
 STAND_IN = f"{sys.executable} {Path(__file__).with_name('stand_in.py')}"
 TRAINING = ["--task=sequence_classification", "--model.init_from=bert", "--labelled.train=train.tsv"]
@@ -254,13 +255,7 @@ def test_the_folder_of_a_run_is_no_folder_of_seeds(output: Path) -> None:
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_a_user_sees_one_line_and_exit_code_2(tmp_path: Path, command: list[str], message: str) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "launch" / "__main__.py"), *command],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
+    done = SERVER.run([str(ROOT / "launch" / "__main__.py"), *command], [environment()], tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith(message)
