@@ -83,7 +83,7 @@ def test_a_kill_before_the_first_chunk_is_a_fresh_start(classifier: Path, tmp_pa
     assert len(output.read_text().splitlines()) > 9
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_bad_row_is_named_and_all_chunks_before_it_stay(classifier: Path, tmp_path: Path, processes: int) -> None:
     source, output = write_rows(tmp_path / "in.jsonl", some_texts(30)), tmp_path / "out.jsonl"
     lines = source.read_text().splitlines(keepends=True)

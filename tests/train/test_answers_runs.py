@@ -37,7 +37,7 @@ def alone(inputs: Path) -> Path:
     return inputs / "alone"
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_two_ranks_and_accumulation_learn_and_score_the_same(
     inputs: Path, alone: Path, stage: int, tmp_path: Path
 ) -> None:

@@ -45,7 +45,7 @@ def train(
     [
         pytest.param("regression", 2, marks=pytest.mark.slow),  # a classifier but for its loss
         ("multi_label_classification", 3),
-        ("multiple_choice", 3),
+        pytest.param("multiple_choice", 3, marks=pytest.mark.slow),
         pytest.param("regression", 3, marks=pytest.mark.slow),
         pytest.param("multi_label_classification", 2, marks=pytest.mark.slow),
         pytest.param("multiple_choice", 2, marks=pytest.mark.slow),

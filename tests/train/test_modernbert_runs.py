@@ -48,6 +48,7 @@ def whole(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.mark.slow
 def test_two_ranks_at_zero_3_have_the_losses_of_one_process(store: Path, whole: Path, tmp_path: Path) -> None:
     printed = run(tmp_path, *options(store, "--train.steps=6", "--train.zero_stage=3"), ranks=2)
     assert "update verified: step 1" in printed
@@ -95,6 +96,7 @@ def test_a_classifier_is_tuned_from_the_export(whole: Path, tmp_path: Path) -> N
     assert set(model.config.id2label.values()) == set(WORDS)
 
 
+@pytest.mark.slow
 def test_bf16_trains(store: Path, whole: Path, tmp_path: Path) -> None:
     run(tmp_path, *options(store, "--train.steps=6", "--train.precision=bf16"))
     assert largest_difference(losses(tmp_path), losses(whole)) < BF16_BOUND

@@ -68,6 +68,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 MODERNBERT = ("--model.architecture=modernbert", "--model.layers=3")
 
 
+@pytest.mark.slow
 def test_modernbert_on_a_learned_byte_level_vocabulary(learned: Path, tmp_path: Path) -> None:
     run(tmp_path / "one", *options(learned, *MODERNBERT, "--train.zero_stage=0"))
     run(tmp_path / "two", *options(learned, *MODERNBERT, "--train.zero_stage=3"), ranks=2)

@@ -15,7 +15,7 @@ from tests.tasks.tiny import tiny_bert
 from tests.train.runs import run
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_the_start_tells_what_is_trained(tmp_path: Path, stage: int) -> None:
     tiny_bert(tmp_path / "bert")
     write(tmp_path / "train.jsonl", ROWS["regression"](40, 1))

@@ -217,6 +217,7 @@ def test_mistakes_are_one_line(data: Path, tmp_path: Path, given: list[str], tol
     assert "Traceback" not in printed
 
 
+@pytest.mark.slow
 def test_modernbert_takes_a_prompt_and_no_prefix(data: Path, tmp_path: Path) -> None:
     sizes = {name: getattr(TINY, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
     config = transformers.ModernBertConfig(

@@ -104,6 +104,7 @@ print(before, during, busy_share())
 """
 
 
+@pytest.mark.slow
 @needs_gomp
 @needs_cores
 def test_a_crowd_makes_threads_sleep_while_they_wait() -> None:

@@ -144,6 +144,7 @@ def test_rollback_goes_on_as_if_the_batch_had_not_been_there(one_rank: Pool, sto
     assert len(list(read_faults(plain / "faults.jsonl"))) == 1
 
 
+@pytest.mark.slow
 def test_a_rollback_leaves_out_all_micro_batches_of_the_global_batch_and_no_other(
     one_rank: Pool, store: Path, tmp_path: Path
 ) -> None:

@@ -237,8 +237,8 @@ def options_of(store: Path) -> list[str]:
     [
         ("start-up", [], 0),
         ("step 2", ["step-000002"], 2),
-        ("evaluation", ["step-000002"], 2),
-        ("last step", ["step-000004"], 4),
+        pytest.param("evaluation", ["step-000002"], 2, marks=pytest.mark.slow),
+        pytest.param("last step", ["step-000004"], 4, marks=pytest.mark.slow),
         ("save", ["step-000004"], 4),
     ],
 )
