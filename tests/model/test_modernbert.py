@@ -64,20 +64,24 @@ def kernels(request: pytest.FixtureRequest) -> Any:
     select("auto")
 
 
+CHANGES: list[dict[str, Any]] = [
+    {},
+    {"local_attention": 16},
+    {"local_attention": 2000},
+    {"num_hidden_layers": 1},
+    {"norm_bias": True, "attention_bias": True, "mlp_bias": True, "classifier_bias": True, "decoder_bias": False},
+    {"hidden_activation": "silu", "classifier_activation": "silu"},
+    {"layer_types": ["full_attention"] * 4 + ["sliding_attention"]},
+]
+
+
 @pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"local_attention": 16},
-        {"local_attention": 2000},
-        {"num_hidden_layers": 1},
-        {"norm_bias": True, "attention_bias": True, "mlp_bias": True, "classifier_bias": True, "decoder_bias": False},
-        {"hidden_activation": "silu", "classifier_activation": "silu"},
-        {"layer_types": ["full_attention"] * 4 + ["sliding_attention"]},
-    ],
+    ("changes", "flash"),
+    [(changes, False) for changes in CHANGES]
+    + [(CHANGES[0], True)]
+    + [pytest.param(changes, True, marks=pytest.mark.slow) for changes in CHANGES[1:]],
     ids=str,
 )
-@pytest.mark.parametrize("flash", [False, True])
 def test_masked_lm_has_their_loss_and_gradients(
     changes: dict[str, Any], flash: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

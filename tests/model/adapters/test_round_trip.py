@@ -101,15 +101,16 @@ def apart(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-def cases() -> list[tuple[str, str, str]]:
-    every = [
-        (name, head, case)
+def cases() -> list[Any]:
+    """Every encoder with each head and each case; the fast suite has the first of all heads and of all cases."""
+    heads = [head for head in HEADS if head != "embeddings"]
+    given = [case for case, (options, _) in CASES.items() if options.get("method") in IN_FOLDER]
+    return [
+        pytest.param(name, head, case, marks=[] if head == heads[0] or case == given[0] else pytest.mark.slow)
         for name in ("bert", "modernbert")
-        for head in HEADS
-        if head != "embeddings"
-        for case in CASES
+        for head in heads
+        for case in given
     ]
-    return [given for given in every if CASES[given[2]][0].get("method") in IN_FOLDER]
 
 
 @pytest.mark.parametrize(("name", "head", "case"), cases())

@@ -24,6 +24,7 @@ from engine.train.best import of_state, regain
 from engine.train.checkpoint.folder import RunState, complete_checkpoints, read_state
 from engine.train.start import is_over, recorded_facts
 from launch.export import main as export
+from tests.data.store.corpora import TEXTS, write_corpus
 from tests.train.runs import run
 
 WORDS = ["good", "bad", "awful", "the", "film", "was", "a", "cat"]
@@ -348,16 +349,18 @@ def test_a_run_does_not_end_before_its_checkpoint(folder: Path) -> None:
     refuse(folder, r"^train\.steps: the run would end at step 8 and .* is at step 16", configuration(folder, 8))
 
 
-def test_a_store_prepared_anew_is_refused(store: Path, tmp_path: Path) -> None:
+def test_a_store_prepared_anew_is_refused(tmp_path: Path) -> None:
     """The same texts under another vocabulary of the same size."""
-    data = shutil.copytree(store, tmp_path / "data")
+    corpus, data = write_corpus(tmp_path / "corpus.jsonl", TEXTS), tmp_path / "data"
+    prepared = PrepareConfig(source=[str(corpus)], output=str(data), vocab_size=400, workers=0)
+    prepare(prepared)
     config = RunConfig(output=str(tmp_path / "run"), train=TrainConfig(steps=3))
     config.data = replace(config.data, path=str(data), sequence_length=32)
     saved = {fact.name: fact.value for fact in Pretraining(config).facts()}
     options = ["--train.steps=2", "--train.global_batch=4", "--data.sequence_length=32", "--train.eval_samples=4"]
     run(tmp_path / "run", f"--data.path={data}", *options)
     shutil.rmtree(data)
-    prepare(PrepareConfig(source=["embedded"], output=str(data), vocab_size=1000, lowercase=False, workers=0))
+    prepare(replace(prepared, lowercase=False))
     printed = run(tmp_path / "run", f"--data.path={data}", *options, "--train.steps=3", "--resume=auto", code=2)
     assert "error: data.path: the tokenizer's rules and pieces of this run" in printed
     changed = {fact.name: fact.value for fact in Pretraining(config).facts()}

@@ -17,6 +17,7 @@ from engine.train.ranks.join import end_ranks
 from engine.train.watch.peers import EXIT_CODE, Process, is_running, neighbours, own_process, told
 from tests.train.runs import ROOT, environment
 from tests.train.watch.peer_worker import GRACE
+from tests.warm import SERVER
 
 LATE = ("leaves", "lingers")
 OWN = Process(0, "node1", "kernel pid:[1]", os.getpid(), 12)
@@ -57,8 +58,10 @@ def test_ranks_that_wait_for_one_that_was_killed_end_and_the_first_of_them_says_
 
 
 def test_ranks_that_end_in_order_may_do_so_one_after_another(tmp_path: Path) -> None:
-    printed = [(process.communicate(timeout=30), process.returncode) for process in started(tmp_path, *LATE)]
-    assert printed == [((None, ""), 0), ((None, ""), 0)]
+    script = str(ROOT / "tests" / "train" / "watch" / "peer_worker.py")
+    commands = [[script, str(tmp_path), str(rank), str(len(LATE)), how] for rank, how in enumerate(LATE)]
+    processes = [SERVER.start(command, [environment()], ROOT) for command in commands]
+    assert [(process.communicate(timeout=30), process.returncode) for process in processes] == [(("", ""), 0)] * 2
 
 
 def test_ranks_look_after_one_another_until_all_have_come_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
