@@ -144,6 +144,7 @@ def test_a_kernel_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [path.name for path in tmp_path.iterdir()] == [file_name(SMALL, 90)]
 
 
+@pytest.mark.slow
 @needs_nvrtc
 def test_ranks_that_start_together_share_one_cache(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(2) as pool:

@@ -64,6 +64,7 @@ def test_no_time_is_refused(seconds: float) -> None:
         measure_peak(torch.float32, CPU, seconds)
 
 
+@pytest.mark.slow
 def test_it_needs_no_deepspeed() -> None:
     code = "import sys, engine.kernels.gemm; print({'deepspeed', 'transformers'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

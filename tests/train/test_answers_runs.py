@@ -64,6 +64,7 @@ def test_the_export_opens_and_has_its_threshold(alone: Path) -> None:
     assert set(origin["round_trip"]["differences"]) == {"start_logits", "end_logits"}
 
 
+@pytest.mark.slow
 def test_a_resume_goes_on_exactly(inputs: Path, alone: Path, tmp_path: Path) -> None:
     more = options(inputs, "--train.zero_stage=0", "--train.micro_batch=16", "--train.save_interval=4")
     run(tmp_path / "first", *more)

@@ -109,6 +109,7 @@ print(*(begin <= tensor.data_ptr() < end for tensor in tensors))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not GLIBC, reason="no glibc")
 def test_large_buffers_stay_out_of_a_heap_beyond_its_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
     """There, smaller tensors would settle in the holes that they leave, and the heap would grow step by step."""

@@ -1,6 +1,6 @@
 """One rank that trains with and without offload, saves under offload, and goes on from that in either way.
 
-python -m torch.distributed.run --nproc_per_node=N -m tests.zero.offload_worker FILE
+python -m torch.distributed.run --nproc_per_node=N -m tests.zero.offload_worker FILE CASE ...
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ CASES: dict[str, tuple[int, str, Precision, ZeroConfig]] = {
     "2-bf16": (2, "adamw", "bf16", OPTIMIZER),
     "3-lamb-bf16": (3, "lamb", "bf16", BOTH),
 }
+#: the cases of the fast suite
+FEW = ("1-lamb", "2-bf16", "3-both")
 
 
 def engine(case: tuple[int, str, Precision, ZeroConfig], world: dist.World) -> tuple[ZeroEngine, BatchLayout]:
@@ -95,9 +97,9 @@ def follow(name: str, folder: Path, world: dist.World) -> dict[str, list[float]]
     return found
 
 
-def main(file: Path) -> None:
+def main(file: Path, *names: str) -> None:
     world = start_ranks()
-    found = {name: follow(name, file.parent / name, world) for name in CASES}
+    found = {name: follow(name, file.parent / name, world) for name in names}
     if world.is_main:
         file.write_text(json.dumps(found))
     end_ranks(world)
@@ -105,7 +107,7 @@ def main(file: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]))
+        main(Path(sys.argv[1]), *sys.argv[2:])
     except BaseException:
         traceback.print_exc()
         os._exit(1)  # the other ranks wait in a collective, for which an ordinary exit would wait too

@@ -126,7 +126,10 @@ def on_gpu(case: Case, step_apart: bool = False) -> tuple[dict[str, Tensor], Cou
         return attached(case), counts[-1]
 
 
-@pytest.mark.parametrize(("precision", "optimizer"), [("fp32", "adamw"), ("bf16", "adamw"), ("bf16", "lamb")])
+@pytest.mark.parametrize(
+    ("precision", "optimizer"),
+    [("fp32", "adamw"), pytest.param("bf16", "adamw", marks=pytest.mark.slow), ("bf16", "lamb")],
+)
 def test_stage_0_on_a_gpu_steps_flat_tensors_in_a_few_launches(precision: str, optimizer: str, rank: Pool) -> None:
     case = Case(0, precision, optimizer, 2)
     folded, operators = rank.apply(on_gpu, (case,))

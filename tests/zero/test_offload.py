@@ -4,32 +4,43 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.train.runs import NO_DROPOUT, can_swap, execute, losses, run
-from tests.zero.offload_worker import AFTER, BEFORE, CASES
+from tests.zero.offload_worker import AFTER, BEFORE, CASES, FEW
 
 SWAPPED = [f"{name}-{precision}" for name in ("adamw", "lamb") for precision in ("fp32", "bf16")]
+every_case = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in CASES]
+)
+Found = Callable[[str], dict[str, list[float]]]
 needs_libaio = pytest.mark.skipif(not can_swap(), reason="ninja, a C++ compiler or libaio is missing")
 
 
-def told(worker: str, file: Path, ranks: int, timeout: int) -> Any:
+def told(worker: str, file: Path, ranks: int, timeout: int, *cases: str) -> Any:
     """What the ranks of a worker found out."""
-    done = execute(f"tests/zero/{worker}.py", str(file), ranks=ranks, timeout=timeout)
+    done = execute(f"tests/zero/{worker}.py", str(file), *cases, ranks=ranks, timeout=timeout)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(file.read_text())
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[float]]]:
-    """Every case on 2 ranks, in one start of them."""
-    result: dict[str, dict[str, list[float]]] = told(
-        "offload_worker", tmp_path_factory.mktemp("offload") / "losses.json", 2, 280
-    )
-    return result
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """The losses of a case on 2 ranks, which follow all cases of its suite in one start."""
+
+    @cache
+    def losses_of(few: bool) -> dict[str, dict[str, list[float]]]:
+        names = [name for name in CASES if (name in FEW) == few]
+        file = tmp_path_factory.mktemp("offload") / "losses.json"
+        result: dict[str, dict[str, list[float]]] = told("offload_worker", file, 2, 280, *names)
+        return result
+
+    return lambda name: losses_of(name in FEW)[name]
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
@@ -41,19 +52,17 @@ def swapped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return result
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_losses_are_those_without_offload(name: str, found: dict[str, dict[str, list[float]]]) -> None:
-    case = found[name]
+@every_case
+def test_losses_are_those_without_offload(name: str, found: Found) -> None:
+    case = found(name)
     assert len(case["offloaded"]) == BEFORE + AFTER
     assert case["offloaded"] == pytest.approx(case["plain"], abs=1e-6)
     assert case["plain"][0] - case["plain"][-1] > 1e-3  # it learns
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_checkpoint_saved_under_offload_resumes_with_and_without(
-    name: str, found: dict[str, dict[str, list[float]]]
-) -> None:
-    case = found[name]
+@every_case
+def test_a_checkpoint_saved_under_offload_resumes_with_and_without(name: str, found: Found) -> None:
+    case = found(name)
     for way in ("resumed", "resumed without"):
         assert case[way] == pytest.approx(case["offloaded"][-AFTER:], abs=1e-6)
 

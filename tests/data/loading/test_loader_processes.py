@@ -149,7 +149,7 @@ def test_a_trainer_that_is_killed_leaves_no_workers() -> None:
     assert not running(worker)
 
 
-@pytest.mark.parametrize("where", ["loader", "trainer"])
+@pytest.mark.parametrize("where", [pytest.param("loader", marks=pytest.mark.slow), "trainer"])
 def test_a_crash_does_not_wait_for_workers_that_ignore_its_signal(where: str) -> None:
     root = Path(__file__).parents[3]
     command = [sys.executable, "-c", CRASHING_RUN, where]
