@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import stat
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +16,6 @@ from engine.errors import UserError
 from engine.zero import nvme
 from engine.zero.nvme import PREFIX, check_folder, check_tools, claim, remove, remove_abandoned
 from engine.zero.swap import swap_of
-from tests.conftest import ROOT
-from tests.train.runs import environment
 
 
 def test_a_folder_that_can_be_written_is_made_and_left_empty(tmp_path: Path) -> None:
@@ -57,10 +54,9 @@ def test_too_little_room_is_refused_before_anything_is_written(tmp_path: Path) -
 
 
 def test_folders_of_live_processes_stay_and_those_of_dead_ones_go(tmp_path: Path) -> None:
-    code = f"from pathlib import Path; from engine.zero.nvme import claim; print(claim(Path({str(tmp_path)!r}), 0))"
-    other = [sys.executable, "-c", code]
-    done = subprocess.run(other, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
-    dead = Path(done.stdout.strip())
+    with multiprocessing.get_context("fork").Pool(1) as other:
+        dead = other.apply(claim, (tmp_path, 0))
+    other.join()
     assert dead.is_dir()
     first = claim(tmp_path, 0)
     assert first.is_dir()

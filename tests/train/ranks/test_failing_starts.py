@@ -14,7 +14,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -138,10 +138,8 @@ class Case:
     before: str = ""
     """what is made in the folder of the test before: `made` below"""
     lines: int = 1
-    marks: tuple[pytest.MarkDecorator, ...] = field(default=(pytest.mark.slow,))
 
 
-FAST = ()
 CASES: dict[str, Case] = {
     "a typo": Case("python", "optim.lr: no such field", ("--optim.lr=1",)),
     "a typo, 2 ranks": Case("deepspeed", "optim.lr: no such field", ("--optim.lr=1",)),
@@ -165,7 +163,7 @@ CASES: dict[str, Case] = {
     "a defect on all ranks": Case("deepspeed", "a broken thing", fails=(None, "defect"), code=(1,), lines=0),
     "no memory": Case("python", "out of memory on rank 0", fails=(None, "memory"), code=(1,)),
     "no memory on one rank": Case("deepspeed", "out of memory on rank 1", fails=(1, "memory"), code=(1,)),
-    "Ctrl-C": Case("python", "interrupted", fails=(None, "interrupt"), code=(130,), lines=0, marks=FAST),
+    "Ctrl-C": Case("python", "interrupted", fails=(None, "interrupt"), code=(130,), lines=0),
     "Ctrl-C on all ranks": Case("torchrun", "interrupted", fails=(None, "interrupt"), code=(130,), lines=0),
     "an exit": Case("python", "", fails=(None, "exit"), code=(3,), lines=0),
     "ranks that don't divide the batch": Case("deepspeed", "train.global_batch: 15", ("--train.global_batch=15",)),
@@ -190,7 +188,8 @@ def made(before: str, folder: Path, stack: contextlib.ExitStack) -> list[str]:
     return []
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=case.marks) for name, case in CASES.items()])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_a_start_that_fails_ends(name: str, store: Path, tmp_path: Path) -> None:
     case = CASES[name]
     with contextlib.ExitStack() as stack:
@@ -218,15 +217,26 @@ def test_a_start_that_fails_ends(name: str, store: Path, tmp_path: Path) -> None
         assert not output.exists()
 
 
-def test_a_mistake_on_one_rank_is_told_by_it_alone(store: Path, tmp_path: Path) -> None:
+def failed(store: Path, output: Path, fails: tuple[int | None, str], ranks: int, code: int) -> str:
+    """What a warm start prints that ends with the code."""
     options = [f"--data.path={store}", "--data.workers=2"]
-    fails = json.dumps((1, "mistake"))
-    process = start_warm(tmp_path / "run", *options, ranks=2, script=WORKER, FAILS=fails)
+    process = start_warm(output, *options, ranks=ranks, script=WORKER, FAILS=json.dumps(fails))
     printed, _ = process.communicate(timeout=LIMIT)
-    assert process.returncode == 2, printed
-    assert [line[:16] for line in printed.splitlines() if line.startswith("error: ")] == ["error: rank 1 on"]
+    assert process.returncode == code, printed
     assert "Traceback" not in printed
+    return printed
+
+
+def test_a_mistake_on_one_rank_is_told_by_it_alone(store: Path, tmp_path: Path) -> None:
+    printed = failed(store, tmp_path / "run", (1, "mistake"), 2, 2)
+    assert [line[:16] for line in printed.splitlines() if line.startswith("error: ")] == ["error: rank 1 on"]
     assert not (tmp_path / "run").exists()
+
+
+def test_an_interrupt_is_told_in_one_line(store: Path, tmp_path: Path) -> None:
+    printed = failed(store, tmp_path / "run", (None, "interrupt"), 1, 130)
+    assert "interrupted" in printed
+    assert "error: " not in printed
 
 
 @pytest.mark.slow
