@@ -76,12 +76,22 @@ def kernels(request: pytest.FixtureRequest) -> Any:
     select("auto")
 
 
+CHANGES: list[dict[str, Any]] = [
+    {},
+    {"hidden_act": "silu"},
+    {"pad_token_id": 0},
+    {"type_vocab_size": 2},
+    {"num_hidden_layers": 1},
+]
+
+
 @pytest.mark.parametrize(
-    "changes",
-    [{}, {"hidden_act": "silu"}, {"pad_token_id": 0}, {"type_vocab_size": 2}, {"num_hidden_layers": 1}],
+    ("changes", "flash"),
+    [(changes, False) for changes in CHANGES]
+    + [(CHANGES[0], True)]
+    + [pytest.param(changes, True, marks=pytest.mark.slow) for changes in CHANGES[1:]],
     ids=str,
 )
-@pytest.mark.parametrize("flash", [False, True])
 def test_masked_lm_has_their_loss_and_gradients(
     changes: dict[str, Any], flash: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

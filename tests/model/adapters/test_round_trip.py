@@ -151,7 +151,9 @@ def only_the_trained_are_replaced(theirs: Any, model: nn.Module) -> None:
     assert not [name for name in frozen if any(plain(name).startswith(f"{module}.") for module in own)]
 
 
-@pytest.mark.parametrize("case", ["lora", "dora", "ia3", "houlsby"])
+@pytest.mark.parametrize(
+    "case", ["lora", "houlsby", *(pytest.param(case, marks=pytest.mark.slow) for case in ("dora", "ia3"))]
+)
 @pytest.mark.parametrize(
     ("name", "head", "kind", "new_tokens"),
     [

@@ -92,6 +92,7 @@ def test_a_finished_run_resumes_to_nothing_more_to_do(store: Path, tmp_path: Pat
     assert ([losses(tmp_path, tag) for tag in tags], [path.read_text() for path in files]) == before
 
 
+@pytest.mark.slow
 def test_a_longer_run_goes_on_from_a_shorter_ones_checkpoint(store: Path, tmp_path: Path) -> None:
     run(tmp_path, f"--data.path={store}", "--train.steps=2")
     run(tmp_path, f"--data.path={store}", "--train.steps=4", "--resume=auto")
