@@ -52,10 +52,18 @@ class CommandParser(ArgumentParser):
             UserError: a wrong option; one that takes several values, given twice.
         """
         if kwargs.get("defaults", True):
-            for note in repeated(self, sys.argv[1:] if args is None else args):
-                if is_first_rank(os.environ):
-                    print(f"note: {note}", file=sys.stderr if DOCUMENTS & set(sys.argv) else sys.stdout, flush=True)
+            self.note_repeated(sys.argv[1:] if args is None else args)
         return super().parse_args(args, *rest, **kwargs)
+
+    def note_repeated(self, args: Sequence[str]) -> None:
+        """Tell of options that are given twice, on one rank.
+
+        Raises:
+            UserError: one that takes several values, given twice.
+        """
+        for note in repeated(self, args):
+            if is_first_rank(os.environ):
+                print(f"note: {note}", file=sys.stderr if DOCUMENTS & set(sys.argv) else sys.stdout, flush=True)
 
 
 def split_at_dashes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

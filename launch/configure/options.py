@@ -115,7 +115,12 @@ def parse_options(arguments: Sequence[str], *, complete: bool = True) -> Options
     silent = [argument for argument in rest if not argument.startswith("--print_config")]
     here = vars(parser.parse_args(silent, defaults=False).as_flat())
     parser.set_defaults(joined(merged, here))
-    values = parser.instantiate(parser.parse_args(rest))
+    if silent == rest:
+        parser.note_repeated(rest)
+        parsed = parser.get_defaults()  # which are what all sources give; to parse them again takes three times as long
+    else:
+        parsed = parser.parse_args(rest)
+    values = parser.instantiate(parsed)
     own = [name for name in RunConfig.__dataclass_fields__ if name != "extra"]
     config = RunConfig(**{name: values[name] for name in own}, extra={name: values[name] for name in extra_sections()})
     debug = frozenset({"debug"} if values.debug else ())
