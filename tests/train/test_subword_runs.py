@@ -12,7 +12,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, ModernBertForMaske
 
 from engine.data.store.prepare import PrepareConfig, prepare
 from engine.data.tokenizer.folder import load_tokenizer
-from tests.data.store.corpora import TEXTS
+from tests.data.store.corpora import TEXTS, write_corpus
 from tests.data.tokenizer.folders import roberta, xlm_roberta
 from tests.train.runs import losses, run
 from tests.train.test_layouts import largest_difference
@@ -25,7 +25,7 @@ def options(store: Path, *more: str) -> list[str]:
 
 
 def prepared(output: Path, **given: Any) -> Path:
-    prepare(PrepareConfig(source=["embedded"], output=str(output), workers=0, **given))
+    prepare(PrepareConfig(**{"source": ["embedded"], "output": str(output), "workers": 0, **given}))
     return output
 
 
@@ -62,7 +62,9 @@ def test_a_given_tokenizers_run_at_zero_3_on_two_ranks(kind: str, make: Any, tmp
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepared(tmp_path_factory.mktemp("learned") / "store", vocabulary="bpe", vocab_size=1000)
+    folder = tmp_path_factory.mktemp("learned")
+    corpus = write_corpus(folder / "corpus.jsonl", TEXTS)
+    return prepared(folder / "store", source=[str(corpus)], vocabulary="bpe", vocab_size=600)
 
 
 MODERNBERT = ("--model.architecture=modernbert", "--model.layers=3")
