@@ -109,6 +109,7 @@ def test_a_resume_counts_the_evaluations_before_it(one_rank: Pool, options: list
     assert [step for step, _ in curve] == [3, 6, 7, 9]
 
 
+@pytest.mark.slow
 def test_more_patience_goes_on_from_the_early_end(one_rank: Pool, options: list[str], tmp_path: Path) -> None:
     tune(one_rank, tmp_path, options, "--train.patience=1")
     report, curve = tune(one_rank, tmp_path, options, "--train.patience=9")
