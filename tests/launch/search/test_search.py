@@ -286,7 +286,9 @@ def test_what_is_given_for_a_searched_field_is_told_once(space: Path, capsys: py
 
 def open_study(output: Path, storage: str | None) -> study.Study:
     space = [Interval("optim.learning_rate", 1e-5, 1e-1, log=True, step=None, whole=False)]
-    return study.Study(output, storage, [study.Objective("loss", False)], [*space], "random", ("none", None), RunConfig())
+    return study.Study(
+        output, storage, [study.Objective("loss", False)], [*space], "random", ("none", None), RunConfig()
+    )
 
 
 def test_a_storage_is_of_one_folder(tmp_path: Path) -> None:
