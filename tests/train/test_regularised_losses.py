@@ -67,7 +67,11 @@ def test_a_random_start_is_the_same_at_every_stage(tmp_path: Path) -> None:
     curves = []
     for stage in (1, 3):
         output = tmp_path / f"stage-{stage}"
-        options = ("--regularise.adversarial=freelb", "--regularise.adversarial_rate=0.5")
+        options = (
+            "--regularise.adversarial=freelb",
+            "--regularise.adversarial_norm=1",
+            "--regularise.adversarial_rate=0.5",
+        )
         curve, _ = train(tmp_path, output, "multi_label_classification", 2, stage, 2, *options)
         curves += [curve, losses(output, "train/adversarial_loss")]
     assert largest_difference(curves[2], curves[0]) < BOUND

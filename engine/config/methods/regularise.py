@@ -23,11 +23,11 @@ class RegulariseConfig:
     adversarial: Adversary = "none"
     """noise on word embeddings that raises the loss: fgm (one step, Miyato et al. 2017), whose loss is added to that of
     the clean texts, or freelb (Zhu et al. 2020), the mean loss of several steps"""
-    adversarial_norm: float = 1.0
+    adversarial_norm: float = 0.03
     """largest L2 norm of a sequence's noise"""
     adversarial_steps: int = 3
     """freelb only: steps of the noise, each a forward and backward pass"""
-    adversarial_rate: float = 0.1
+    adversarial_rate: float = 0.01
     """freelb only: length of a step of a sequence's noise"""
     mixup: float = 0.0
     """mixup of pooled vectors (Zhang et al. 2018): both parameters of the beta distribution that mixing weights are
