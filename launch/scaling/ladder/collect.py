@@ -26,6 +26,7 @@ from launch.cli import CommandParser
 from launch.configure.options import parse
 from launch.scaling.fit import made
 from launch.scaling.ladder.cells import read_record
+from launch.scaling.ladder.finetuned import scores_of
 from launch.seeds.plan import is_finished
 from launch.slurm.status import clock
 
@@ -71,6 +72,14 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--held-out", type=str, nargs="+", default=[], help="prepared stores as NAME=STORE; the ladder's"
     )
+    parser.add_argument(
+        "--finetuned",
+        type=str,
+        nargs="+",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="tasks whose scores are abilities: in the folder a run of fine-tuning for each point, by the point's name",
+    )
     parser.add_argument("--sequences", type=int, default=1000, help="of a held-out set, at most")
     parser.add_argument("--questions", type=int | None, default=None, help="of an ability, at most; 500")
     return parser
@@ -95,6 +104,7 @@ def main(arguments: list[str]) -> int:
         record.get("abilities", {}), Path(first.data.path), values.questions, first.data.sequence_length
     )
     asked = _asked(sets, request, values.sequences, first.data.sequence_length)
+    tuned = scores_of(values.finetuned, measured)
     points = [_known(each, asked) for each in measured]
     missing, begun = [index for index, point in enumerate(points) if point is None], time.monotonic()
     for done, index in enumerate(missing, start=1):
@@ -109,8 +119,15 @@ def main(arguments: list[str]) -> int:
         after = f"; {left} left, about {clock((time.monotonic() - begun) / done * left)}" if left else ""
         print(f"{each.name}: loss {point['columns']['loss']:.4f}{after}", flush=True)
     whole = [point for point in points if point is not None]
-    rows = [{"name": e.name, **e.columns, **point["columns"]} for e, point in zip(measured, whole, strict=True)]
-    write_points(output, rows, whole[0]["abilities"], record, asked)
+    for ability in tuned[0].abilities:
+        free = ability.discontinuous not in whole[0]["columns"]
+        require(free, "finetuned", ability.name, "an ability of the ladder has that name; give another")
+    abilities = [*whole[0]["abilities"], *map(asdict, tuned[0].abilities)]
+    rows = [
+        {"name": each.name, **each.columns, **point["columns"], **scores.columns}
+        for each, point, scores in zip(measured, whole, tuned, strict=True)
+    ]
+    write_points(output, rows, abilities, record, asked | {"finetuned": values.finetuned})
     print(f"{len(rows)} point(s): {output / 'points.csv'}", flush=True)
     return 0
 
