@@ -19,7 +19,7 @@ from typing import Any, Literal
 import yaml
 
 from engine.config import RunConfig, require
-from engine.errors import RunError, UserError
+from engine.errors import RunError, UserError, first_line
 from launch.api import in_yaml
 from launch.cli import CommandParser
 from launch.configure.options import parse_given
@@ -308,8 +308,12 @@ class Search:
             self.study.tell_failed(trial, run.last_words())
             print(f"trial {trial.number}: failed: {run.last_words()}", flush=True)
             return False
-        check_trained(run.output, values)
-        found = results(run.output, self.study.objectives, seconds)
+        try:
+            check_trained(run.output, values)
+            found = results(run.output, self.study.objectives, seconds)
+        except (RunError, UserError) as error:  # which ends the search, and another one shall not take this trial over
+            self.study.tell_failed(trial, first_line(error))
+            raise
         self.study.tell(trial, found)
         print(f"trial {trial.number}: " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()), flush=True)
         return True

@@ -257,6 +257,8 @@ def test_a_bad_option_is_refused(space: Path, own: tuple[str, ...], training: tu
 def test_an_objective_that_no_evaluation_tells_is_named(space: Path) -> None:
     with pytest.raises(UserError, match=r"no evaluation in .* tells 'beauty'"):
         main(arguments(space, "--trials=1", "--objective", "beauty:max"))
+    with pytest.raises(RunError, match="no trial has finished"):  # that one failed, and nobody works on it
+        main(arguments(space, "--trials=1", "--objective", "beauty:max"))
 
 
 def test_another_space_in_the_same_folder_is_refused(space: Path) -> None:
