@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import engine
-from engine.config import RunConfig, require
+from engine.config import DataConfig, RunConfig, require
 from engine.data.store.manifest import read_manifest
 from engine.durable import write_atomically
 from engine.errors import UserError
@@ -190,6 +190,17 @@ def _stores(given: Sequence[str]) -> dict[str, str]:
             raise UserError(f"held-out: {text!r} is not allowed; give each set as NAME=STORE, with a name of its own")
         stores[name] = path
     return stores
+
+
+def check_measures(held_out: Mapping[str, str], abilities: Mapping[str, Any], data: DataConfig) -> None:
+    """Refuse what a ladder's file asks of its models and can't be asked, before they are trained.
+
+    Raises:
+        UserError: as `check_held_out` and `request_of`.
+    """
+    if data.path is not None:
+        check_held_out(held_out, Path(data.path))
+        request_of(abilities, Path(data.path), None, data.sequence_length)
 
 
 def check_held_out(sets: Mapping[str, str], trained: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from engine.errors import UserError, require
 from launch.cli import CommandParser, split_at_dashes
 from launch.scaling.ladder.cells import Cell, Ladder, plan_ladder, write_record
+from launch.scaling.ladder.collect import check_measures
 from launch.scaling.ladder.reading import read_ladder
 from launch.seeds.plan import Member
 from launch.seeds.running import Runs, check_launcher
@@ -58,6 +59,7 @@ def main(arguments: list[str]) -> int:
         raise UserError("submit: options of a job stand after -- without it; add --submit")
     ladder = plan_ladder(read_ladder(values.file), None if values.output is None else Path(values.output))
     cells = chosen(ladder, values.only)
+    check_measures(ladder.file.held_out, ladder.file.abilities, cells[0].config.data)
     if values.submit:
         if values.launcher:
             raise UserError("launcher: with --submit srun starts the ranks; leave it out, and give --ntasks-per-node")

@@ -19,6 +19,7 @@ from engine.errors import UserError
 from engine.scaling.points import read_points
 from launch.scaling.ladder import collect as collecting
 from launch.scaling.ladder.collect import main as collect
+from launch.scaling.ladder.run import main as run_ladder
 from tests.train.runs import ROOT, SCRIPT, environment, losses
 
 LADDER = """
@@ -104,6 +105,14 @@ def test_folders_that_are_none_are_refused(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "ladder.json").write_text("{}")
     with pytest.raises(UserError, match="it is no record of a ladder"):
         collect([str(tmp_path)])
+
+
+def test_what_cannot_be_measured_is_refused_before_training(store: Path, tmp_path: Path) -> None:
+    file = LADDER.format(store=store).replace(f"embedded: {store}", f"gone: {tmp_path}")
+    (tmp_path / "ladder.yaml").write_text(file)
+    with pytest.raises(UserError, match=f"{tmp_path}"):
+        run_ladder([str(tmp_path / "ladder.yaml"), f"--output={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_text_that_was_trained_on_and_names_of_other_columns_are_refused(
