@@ -9,6 +9,8 @@ from engine.config.methods.adapter import AdapterConfig
 from engine.errors import require
 
 Adversary = Literal["none", "fgm", "freelb"]
+#: what runs have in their configurations that were made before the defaults changed
+EARLIER_DEFAULTS = {"adversarial_norm": 1.0, "adversarial_rate": 0.1}
 #: fields that change the loss: a task says which of them it takes, and a run has one of them at most
 OF_LOSS = ("r_drop", "adversarial", "mixup")
 
@@ -71,7 +73,7 @@ class RegulariseConfig:
         """Refuse what is given and would not be read."""
         for name in ("adversarial_norm", "adversarial_steps", "adversarial_rate"):
             needed = ("fgm", "freelb") if name == "adversarial_norm" else ("freelb",)
-            read = self.adversarial in needed or getattr(self, name) == getattr(RegulariseConfig, name)
+            read = self.adversarial in needed or f"regularise.{name}" not in self.given
             remedy = f"it needs regularise.adversarial {' or '.join(needed)}"
             require(read, f"regularise.{name}", getattr(self, name), remedy)
 
@@ -130,5 +132,6 @@ class RegulariseConfig:
 
     @property
     def given(self) -> tuple[str, ...]:
-        """The dotted names of the fields that are not at their defaults."""
-        return tuple(f"regularise.{one.name}" for one in fields(self) if getattr(self, one.name) != one.default)
+        """The dotted names of the fields that are not at their defaults, of today or of earlier versions."""
+        defaults = {one.name: (one.default, EARLIER_DEFAULTS.get(one.name)) for one in fields(self)}
+        return tuple(f"regularise.{name}" for name, known in defaults.items() if getattr(self, name) not in known)

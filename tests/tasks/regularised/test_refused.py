@@ -84,3 +84,10 @@ def test_a_configuration_is_refused(name: str) -> None:
         parse_options([f"--task={task}", *start, *options])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("task", ["pretrain", "regression"])
+def test_the_configuration_of_an_earlier_run_is_read_though_defaults_have_changed(task: str) -> None:
+    start = ["--output=run"] if task == "pretrain" else START
+    earlier = ["--regularise.adversarial_norm=1.0", "--regularise.adversarial_rate=0.1"]
+    assert parse_options([f"--task={task}", *start, *earlier]).config.regularise.adversarial_norm == 1.0
