@@ -49,14 +49,14 @@ def test_shares_of_any_split_add_up_to_the_mean_over_the_global_batch(task: Pret
     assert sums[0]["loss"] == pytest.approx(sums[0]["mlm_loss"] + sums[0]["nsp_loss"])
 
 
-def test_an_untrained_model_knows_nothing(task: Pretraining) -> None:
+def test_an_untrained_model_knows_nothing(task: Pretraining, tmp_path: Path) -> None:
     batches = evaluation_batches(task.evaluation_source("validation"), 0, 1, 8, 32)  # type: ignore[arg-type]
     with torch.no_grad():
         result = task.evaluate(task.build_model().eval(), batches)
     assert result.scalars["mlm_loss"] == pytest.approx(math.log(task.vocabulary.vocab_size), rel=0.02)
     assert result.scalars["nsp_loss"] == pytest.approx(math.log(2), rel=0.05)
     assert result.scalars["perplexity"] == pytest.approx(math.exp(result.scalars["mlm_loss"]))
-    assert "perplexity" in task.report(result, Path())
+    assert "perplexity" in task.report(result, tmp_path)
 
 
 def test_an_evaluation_is_the_same_twice_and_over_any_number_of_ranks(task: Pretraining) -> None:
@@ -120,7 +120,7 @@ def mlm(store: Path, **model: object) -> RunConfig:
     return run
 
 
-def test_mlm_alone_has_no_number_of_nsp(alone: Pretraining) -> None:
+def test_mlm_alone_has_no_number_of_nsp(alone: Pretraining, tmp_path: Path) -> None:
     model = alone.build_model().eval()
     batch = next(training_batches(alone.train_source(), resolve_layout(8, 8, 1), Cursor(), 0))
     assert len(batch.inputs["input_ids"]) == 8 * 64
@@ -133,7 +133,7 @@ def test_mlm_alone_has_no_number_of_nsp(alone: Pretraining) -> None:
     assert list(result.scalars) == ["mlm_loss", "mlm_accuracy", "loss", "perplexity"]
     assert result.scalars["loss"] == result.scalars["mlm_loss"]
     assert result.scalars["mlm_loss"] == pytest.approx(math.log(alone.vocabulary.vocab_size), rel=0.02)
-    assert "NSP" not in alone.report(result, Path())
+    assert "NSP" not in alone.report(result, tmp_path)
     assert "NSP" not in result.texts["masked_sentences"]
 
 
