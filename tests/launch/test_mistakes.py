@@ -333,9 +333,11 @@ def test_a_mistake_is_one_line_with_exit_code_2_and_leaves_nothing(
     assert not output.exists()
 
 
-def test_two_ranks_report_a_mistake_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", [None, pytest.param("deepspeed", marks=pytest.mark.slow)])
+def test_two_ranks_report_a_mistake_once(launcher: str | None, tmp_path: Path) -> None:
+    """The launcher adds its own line about the exit code; ours appears once."""
     options = [f"--data.path={tmp_path}", "--train.micro_batch=5"]
-    printed = launch(tmp_path / "out", *options, ranks=2, code=2)
+    printed = launch(tmp_path / "out", *options, launcher=launcher, ranks=2, code=2)
     assert sum(line.startswith("error: ") for line in printed.splitlines()) == 1
     assert "Traceback" not in printed
     assert not (tmp_path / "out").exists()

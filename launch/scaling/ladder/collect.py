@@ -11,7 +11,7 @@ import json
 import platform
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -105,31 +105,45 @@ def main(arguments: list[str]) -> int:
     )
     asked = _asked(sets, request, values.sequences, first.data.sequence_length)
     tuned = scores_of(values.finetuned, measured)
-    points = [_known(each, asked) for each in measured]
-    missing, begun = [index for index, point in enumerate(points) if point is None], time.monotonic()
-    for done, index in enumerate(missing, start=1):
+
+    def measure(each: Measured) -> dict[str, Any]:
         from launch.scaling.ladder.measuring import measure_point
 
-        each = measured[index]
-        point = {"asked": asked, **measure_point(each, _config(each.run), sets, request, values.sequences)}
-        each.kept.parent.mkdir(exist_ok=True)
-        write_atomically(each.kept, json.dumps(point, indent=1) + "\n")
-        points[index] = point
-        left = len(missing) - done
-        after = f"; {left} left, about {clock((time.monotonic() - begun) / done * left)}" if left else ""
-        print(f"{each.name}: loss {point['columns']['loss']:.4f}{after}", flush=True)
-    whole = [point for point in points if point is not None]
+        return measure_point(each, _config(each.run), sets, request, values.sequences)
+
+    points = points_of(measured, asked, measure)
     for ability in tuned[0].abilities:
-        free = ability.discontinuous not in whole[0]["columns"]
+        free = ability.discontinuous not in points[0]["columns"]
         require(free, "finetuned", ability.name, "an ability of the ladder has that name; give another")
-    abilities = [*whole[0]["abilities"], *map(asdict, tuned[0].abilities)]
+    abilities = [*points[0]["abilities"], *map(asdict, tuned[0].abilities)]
     rows = [
         {"name": each.name, **each.columns, **point["columns"], **scores.columns}
-        for each, point, scores in zip(measured, whole, tuned, strict=True)
+        for each, point, scores in zip(measured, points, tuned, strict=True)
     ]
     write_points(output, rows, abilities, record, asked | {"finetuned": values.finetuned})
     print(f"{len(rows)} point(s): {output / 'points.csv'}", flush=True)
     return 0
+
+
+def points_of(
+    measured: Sequence[Measured], asked: Mapping[str, Any], measure: Callable[[Measured], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The point of each model; one that isn't known is measured, kept beside its model, and told."""
+    known = [_known(each, asked) for each in measured]
+    missing, done, begun = known.count(None), 0, time.monotonic()
+    points = []
+    for each, old in zip(measured, known, strict=True):
+        point = old
+        if point is None:
+            point = {"asked": asked, **measure(each)}
+            each.kept.parent.mkdir(exist_ok=True)
+            write_atomically(each.kept, json.dumps(point, indent=1) + "\n")
+            done += 1
+            left = missing - done
+            after = f"; {left} left, about {clock((time.monotonic() - begun) / done * left)}" if left else ""
+            print(f"{each.name}: loss {point['columns']['loss']:.4f}{after}", flush=True)
+        points.append(point)
+    return points
 
 
 def of_ladder(folder: Path, record: Mapping[str, Any]) -> list[Measured]:

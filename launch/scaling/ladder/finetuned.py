@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from engine.config import require
 from engine.errors import UserError
 from engine.scaling.probes.finetuned import finetuned_scores
 from engine.scaling.probes.request import Scores
+from launch.configure.recipe import read_recipe
 
 if TYPE_CHECKING:
     from launch.scaling.ladder.collect import Measured
@@ -45,9 +44,7 @@ def scores_of(given: Sequence[str], measured: Sequence[Measured]) -> list[Scores
 
 def _score(name: str, run: Path, each: Measured) -> Scores:
     scores = finetuned_scores(run, name)
-    config = run / "config.yaml"
-    began = (yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}).get("model", {})
-    start = began.get("init_from")
+    start = read_recipe(str(run / "config.yaml")).get("model", {}).get("init_from")
     if each.checkpoint is None and (start is None or not Path(start).resolve().is_relative_to(each.run.resolve())):
         raise UserError(f"finetuned: {run} began with {start!r}; begin it with {each.run / 'export'}")
     return scores
